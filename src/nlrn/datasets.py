@@ -1,0 +1,198 @@
+"""Folders of pictures as arrays, and a training set that is a pure function of (seed, step).
+
+Nothing here is random by itself: every patch follows from the seed, the step and its place in the global
+batch, so a resumed run and a run spread over several processes see exactly the same patches.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nlrn.errors import InputError
+
+DATA_VARIABLE = "NLRN_DATA"
+DEFAULT_DATA = Path("../shared/data")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+SCORING_SETS = {
+    "set12": "set12",
+    "bsd68": "bsd68",
+    "cbsd68": "cbsd68",
+    "set5": "set5/hr",
+    "set14": "set14/hr",
+    "bsd100": "bsd100/hr",
+}
+_GREY_MODES = frozenset({"1", "L", "LA"})
+_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+
+NamedPicture = tuple[str, np.ndarray]
+
+
+def data_root(explicit: str | Path | None = None) -> Path:
+    """The folder of the data sets: `explicit`, else the variable NLRN_DATA, else ../shared/data.
+
+    The first of the three that is set counts; it is not searched further when that folder is missing.
+    Raises InputError when it is no folder.
+    """
+    root = Path(explicit or os.environ.get(DATA_VARIABLE) or DEFAULT_DATA)
+    if root.is_dir():
+        return root
+    raise InputError(
+        f"no data folder at {root}: name it explicitly (--data), or set {DATA_VARIABLE}, "
+        f"or put it at {DEFAULT_DATA} beside the current directory"
+    )
+
+
+def read_folder(path: str | Path, *, channels: int | None = None) -> list[NamedPicture]:
+    """All 8-bit pictures directly in a folder, as (stem, uint8 array HW or HWC), sorted by file name.
+
+    channels=1 gives HW: grey files as they are, colour by Pillow's convert("L"), which is full-range BT.601
+    luma (299 R + 587 G + 114 B) / 1000 rounded to 8 bits. channels=3 gives HWC, a grey picture three
+    times. channels=None keeps grey HW and colour HWC. Alpha is dropped.
+    Raises InputError for a folder without pictures and for a file that cannot be read or has over 8 bits.
+    """
+    if channels not in (1, 3, None):
+        raise InputError(f"channels is {channels!r}; expected 1, 3 or None (as the files are)")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}")
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
+    if not files:
+        raise InputError(f"no pictures in {folder}; looked for {', '.join(sorted(SUFFIXES))}")
+    return [(file.stem, _read_picture8(file, channels)) for file in files]
+
+
+def scoring_set(root: str | Path, name: str) -> list[NamedPicture]:
+    """The clean pictures of a scoring set (see SCORING_SETS) as (stem, uint8 array HW or HWC) by file name.
+
+    For the super-resolution sets these are the uncropped high-resolution pictures.
+    """
+    if name not in SCORING_SETS:
+        raise InputError(f"no scoring set {name!r}; there are {', '.join(sorted(SCORING_SETS))}")
+    return read_folder(Path(root) / SCORING_SETS[name], channels=None)
+
+
+def _read_picture8(file: Path, channels: int | None) -> np.ndarray:
+    try:
+        with Image.open(file) as picture:
+            mode = picture.mode
+            if mode in _GREY_MODES | _COLOUR_MODES:
+                keep = "L" if mode in _GREY_MODES else "RGB"
+                return np.array(picture.convert({1: "L", 3: "RGB", None: keep}[channels]))
+    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        raise InputError(f"cannot read the picture {file}: {error}") from error
+    raise InputError(f"{file} has pixel mode {mode}; data sets are read from 8-bit pictures only")
+
+
+class PatchSet:
+    """Random square patches of a set of pictures that lie in one flat uint8 tensor on `device`.
+
+    Every position of a patch inside a picture is equally likely over the whole set, so a picture is chosen
+    in proportion to its number of positions; pictures smaller than the patch are never chosen. Each patch
+    is then turned or flipped into one of its 8 orientations, all equally likely (paper.md section 3).
+
+    images: uint8 arrays, all HW or all HWC with the same C. Raises InputError for anything else and when
+    no picture holds a patch.
+    """
+
+    def __init__(
+        self, images: Sequence[np.ndarray], patch: int, *, device: str | torch.device = "cpu"
+    ) -> None:
+        self.channels = _common_channels(images)
+        self.device = torch.device(device)
+        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
+        self._heights, self._widths = sizes[:, 0], sizes[:, 1]
+        ends = np.cumsum(self._heights * self._widths * self.channels)
+        self._starts = np.concatenate(([0], ends[:-1]))
+        flat = np.concatenate([np.ravel(image) for image in images])
+        self._pixels = torch.from_numpy(flat).to(self.device)
+        self._set_patch(patch)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self._starts)
+
+    @property
+    def positions(self) -> int:
+        """Number of places in the whole set where a patch can lie."""
+        return int(self._last_position[-1])
+
+    def with_patch(self, patch: int) -> PatchSet:
+        """The same pictures (the same memory) with another patch size."""
+        other = copy.copy(self)
+        other._set_patch(patch)
+        return other
+
+    def batch(self, seed: int, step: int, size: int, sample: int = 0) -> torch.Tensor:
+        """Patches `sample` to `sample + size - 1` of a step's global batch: uint8 [size, C, patch, patch].
+
+        A pure function of its arguments: rank r of n processes asks for sample = r * size and the n results
+        put together are the batch of one process. seed and step are in 0 .. 2**64 - 1.
+        """
+        starts, down, right = self._draw(seed, step, size, sample)
+        steps = torch.from_numpy(np.stack([starts, down, right])).to(self.device)[..., None, None, None]
+        channel = torch.arange(self.channels, device=self.device)[:, None, None]
+        along = torch.arange(self.patch, device=self.device)
+        index = steps[0] + channel + steps[1] * along[:, None] + steps[2] * along  # [size, C, patch, patch]
+        return self._pixels[index]
+
+    def _set_patch(self, patch: int) -> None:
+        if patch < 1:
+            raise InputError(f"patch is {patch}; expected at least 1 pixel")
+        self.patch = patch
+        columns = np.maximum(self._widths - patch + 1, 0)
+        self._columns = columns
+        self._last_position = np.cumsum(np.maximum(self._heights - patch + 1, 0) * columns)
+        if self.positions == 0:
+            raise InputError(f"no picture holds a patch of {patch} x {patch} pixels")
+
+    def _draw(
+        self, seed: int, step: int, size: int, sample: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Flat index of each patch's first pixel, and what one step down and one to the right add to it."""
+        raw = _random_words(seed, step, size, sample)
+        # The modulo's bias is positions / 2**64, below 1e-9 for any set that fits a memory.
+        position = (raw[:, 0] % np.uint64(self.positions)).astype(np.int64)
+        picture = np.searchsorted(self._last_position, position, side="right")
+        within = position - np.concatenate(([0], self._last_position[:-1]))[picture]
+        top, left = np.divmod(within, self._columns[picture])
+        row = self._widths[picture] * self.channels
+        corner = self._starts[picture] + top * row + left * self.channels
+        return _orient(corner, row, self.channels, self.patch, (raw[:, 1] >> np.uint64(61)).astype(np.int64))
+
+
+def _common_channels(images: Sequence[np.ndarray]) -> int:
+    """C of pictures that are all HW (1) or all HWC."""
+    if not images:
+        raise InputError("a patch set needs at least one picture")
+    shapes = {(image.ndim, image.dtype.name, *image.shape[2:]) for image in images}
+    ndim, dtype, *rest = min(shapes)
+    if len(shapes) > 1 or ndim not in (2, 3) or dtype != "uint8":
+        raise InputError(f"expected uint8 pictures all HW or all HWC with one C; got {sorted(shapes)}")
+    return int(rest[0]) if rest else 1
+
+
+def _random_words(seed: int, step: int, size: int, sample: int) -> np.ndarray:
+    """uint64 [size, 4]: one block of the counter-based Philox4x64 for every place in the global batch."""
+    if min(seed, step, sample) < 0 or max(seed, step) >= 2**64 or size < 1:
+        raise InputError(f"seed {seed}, step {step}, size {size}, sample {sample}: out of range")
+    key = np.array([seed, step], dtype=np.uint64)
+    counter = np.array([sample, 0, 0, 0], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(4 * size).reshape(size, 4)
+
+
+def _orient(
+    corner: np.ndarray, row: np.ndarray, column: int, patch: int, orientation: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start and strides that read a patch in one of 8 orientations: bit 0 flips the rows, bit 1 the columns,
+    bit 2 transposes. No pixel outside the patch is ever addressed."""
+    upward, leftward, transposed = orientation & 1, orientation >> 1 & 1, orientation >> 2 & 1
+    start = corner + (patch - 1) * (upward * row + leftward * column)
+    down, right = row * (1 - 2 * upward), column * (1 - 2 * leftward)
+    return start, np.where(transposed, right, down), np.where(transposed, down, right)

@@ -1,0 +1,110 @@
+"""The degradations that the networks undo: Gaussian noise and MATLAB's bicubic resizing.
+
+Pure functions of a float array HW or HWC; every result is float64 and neither clipped nor rounded, save
+where a function says so.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from nlrn.errors import InputError
+
+Border = Literal["replicate", "symmetric"]
+
+
+def add_gaussian_noise(image: np.ndarray, sigma: float, seed: int = 0) -> np.ndarray:
+    """`image` + normal noise of standard deviation sigma / 255, float64, not clipped (paper.md section 5).
+
+    image: HW or HWC in [0, 1]; sigma in 0-255 units. NumPy's legacy RandomState(seed) starts anew at every
+    call, so pictures of equal shape get equal noise: this is the field's protocol for scoring.
+    """
+    if not (math.isfinite(sigma) and sigma >= 0):
+        raise InputError(f"sigma is {sigma}; expected a number >= 0 in 0-255 units")
+    image = _float_picture(image)
+    return image + np.random.RandomState(seed).normal(0, sigma / 255, image.shape)
+
+
+def resize_bicubic(
+    image: np.ndarray, height: int, width: int, *, antialias: bool = True, border: Border = "replicate"
+) -> np.ndarray:
+    """`image` resized like MATLAB's imresize(..., "bicubic"): Keys' cubic (1981) with a = -0.5.
+
+    image: HW or HWC of any range; the result is float64 [height, width(, C)] and may overshoot the range.
+    antialias widens the kernel when shrinking. Outside the picture the pixels are repeated ("replicate", as
+    in the MATLAB that made the usual test sets) or mirrored with the edge ("symmetric", newer MATLAB).
+    """
+    image = _float_picture(image)
+    rows = _resize_rows(image, height, antialias, border)
+    return _resize_rows(rows.swapaxes(0, 1), width, antialias, border).swapaxes(0, 1)
+
+
+def resize_bicubic8(
+    image: np.ndarray, height: int, width: int, *, border: Border = "replicate"
+) -> np.ndarray:
+    """A uint8 picture resized to uint8 exactly as MATLAB does it, which made the field's LR pictures.
+
+    The vertical axis goes first; after each axis the values are rounded, half up, and clipped to 8 bits.
+    """
+    if image.dtype != np.uint8:
+        raise InputError(f"expected a uint8 picture; got {image.dtype}")
+    rows = _round8(_resize_rows(_float_picture(image.astype(np.float64)), height, True, border))
+    return _round8(_resize_rows(rows.swapaxes(0, 1), width, True, border)).swapaxes(0, 1).astype(np.uint8)
+
+
+def _float_picture(image: np.ndarray) -> np.ndarray:
+    image = np.asarray(image)
+    if image.ndim not in (2, 3) or 0 in image.shape:
+        raise InputError(f"expected a picture HW or HWC; got shape {image.shape}")
+    if not np.issubdtype(image.dtype, np.floating):
+        raise InputError(f"expected a float picture in [0, 1]; got {image.dtype}; divide by 255 or 65535")
+    return image.astype(np.float64, copy=False)
+
+
+def _round8(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.floor(values + 0.5), 0, 255)
+
+
+def _resize_rows(image: np.ndarray, size: int, antialias: bool, border: Border) -> np.ndarray:
+    """The first axis resampled to `size`; one pass over the picture for each of the kernel's few taps."""
+    if size < 1:
+        raise InputError(f"a side of {size} pixels; expected at least 1")
+    index, weight = _taps(image.shape[0], size, antialias, border)
+    shape = (size,) + (1,) * (image.ndim - 1)
+    result = np.zeros((size, *image.shape[1:]))
+    for tap in range(index.shape[1]):
+        result += weight[:, tap].reshape(shape) * image[index[:, tap]]
+    return result
+
+
+def _taps(length: int, size: int, antialias: bool, border: Border) -> tuple[np.ndarray, np.ndarray]:
+    """Source rows and normalised weights of every output row: two arrays [size, taps]."""
+    scale = size / length
+    squeeze = min(scale, 1.0) if antialias else 1.0  # a shrinking kernel is stretched by 1 / scale
+    centre = (np.arange(size) + 0.5) / scale - 0.5
+    reach = 2 / squeeze
+    index = np.floor(centre - reach).astype(np.int64)[:, None] + np.arange(math.ceil(2 * reach) + 2)
+    weight = _cubic((centre[:, None] - index) * squeeze)
+    weight /= weight.sum(axis=1, keepdims=True)
+    return _inside(index, length, border), weight
+
+
+def _inside(index: np.ndarray, length: int, border: Border) -> np.ndarray:
+    """Row numbers beyond the picture brought into it."""
+    if border == "replicate":
+        return np.clip(index, 0, length - 1)
+    if border == "symmetric":
+        turn = index % (2 * length)
+        return np.minimum(turn, 2 * length - 1 - turn)
+    raise InputError(f"border is {border!r}; expected 'replicate' or 'symmetric'")
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys' interpolation kernel with a = -0.5, zero beyond |x| = 2."""
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x**2 + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x <= 1, near, np.where(x <= 2, far, 0.0))

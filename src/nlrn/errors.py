@@ -1,0 +1,50 @@
+"""Every error this package raises on purpose, as one tree.
+
+NLRNError
+├── ConfigError        (ValueError)    a setting, recipe key or argument that makes no sense
+├── InputError         (ValueError)    a picture, array or file that is refused; says what was expected
+├── ModelError         (ValueError)
+│   ├── ModelNotFoundError             no weights of that name; lists the names there are
+│   └── CheckpointError                a weights or training file that is damaged or does not fit
+├── BackendError       (RuntimeError)  a compute backend asked for by name cannot run; says why
+├── MemoryBudgetError  (MemoryError)   the work does not fit the memory it was given
+└── TrainingError      (RuntimeError)  training cannot go on (a loss that is not finite)
+"""
+
+from __future__ import annotations
+
+
+class NLRNError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigError(NLRNError, ValueError):
+    """A setting, recipe key or argument that makes no sense."""
+
+
+class InputError(NLRNError, ValueError):
+    """A picture, array or file that is refused."""
+
+
+class ModelError(NLRNError, ValueError):
+    """Weights that cannot be used."""
+
+
+class ModelNotFoundError(ModelError):
+    """No weights of the name asked for."""
+
+
+class CheckpointError(ModelError):
+    """A weights or training file that is damaged or does not fit."""
+
+
+class BackendError(NLRNError, RuntimeError):
+    """A compute backend was asked for by name and cannot run."""
+
+
+class MemoryBudgetError(NLRNError, MemoryError):
+    """The work does not fit the memory it was given."""
+
+
+class TrainingError(NLRNError, RuntimeError):
+    """Training cannot go on."""

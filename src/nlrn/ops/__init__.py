@@ -1,0 +1,23 @@
+"""The operator NLRN spends its time in: attention of every pixel over its clipped q x q neighbourhood."""
+
+from __future__ import annotations
+
+from nlrn.ops.functional import (
+    BACKENDS,
+    correlation_statistics,
+    correlation_to_dense,
+    neighborhood_attention,
+    select_backend,
+    state_bytes,
+    unsupported,
+)
+
+__all__ = [
+    "BACKENDS",
+    "correlation_statistics",
+    "correlation_to_dense",
+    "neighborhood_attention",
+    "select_backend",
+    "state_bytes",
+    "unsupported",
+]

@@ -1,0 +1,126 @@
+"""neighborhood_attention: the checks, the choice of a backend, and what can be read off a carried correlation."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from nlrn.errors import BackendError, InputError
+from nlrn.ops import reference, tiled
+
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "tiled": tiled}  # each: attend, rows, to_dense, ...
+_PREFERENCE = ("tiled", "reference")
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None,
+    correlation: Tensor | None = None,
+    return_correlation: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention of every pixel over the window x window pixels around it, with carried correlation.
+
+    ``S[i, j] = q_i . k_j + correlation[i, j]`` and ``out_i = sum_j softmax_j(S[i, :]) v_j``, j running over the
+    neighbours of i inside the picture: the window is clipped at the border. There is no scale factor.
+
+    Args:
+        q: queries [B, H, W, Cm], floating point.
+        k: keys [B, H, W, Cm].
+        v: values [B, H, W, C].
+        window: odd side length of the neighbourhood, or None for the whole picture.
+        correlation: the summed logits of the states before, as a call with the same shape, window and backend
+            returned them. Opaque; ``correlation_to_dense`` gives it its meaning.
+        return_correlation: return S as well, to be carried into the next state.
+        backend: a key of ``BACKENDS``, or "auto".
+
+    Returns:
+        out [B, H, W, C], or (out, S).
+
+    Raises:
+        InputError: shapes, dtypes or the window do not fit.
+        BackendError: the backend does not exist or cannot run these tensors.
+
+    Source: paper, section 3 (embedded Gaussian, confined neighbourhood) and section 4 (correlation propagation).
+    """
+    _check(q, k, v, window)
+    chosen = BACKENDS[select_backend(q, window, backend)]
+    expected = chosen.state_bytes(*q.shape[:3], window, 1)
+    if correlation is not None and correlation.numel() != expected:
+        raise InputError(f"this correlation has {correlation.numel()} entries, these tensors need {expected}")
+    with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits
+        wide = torch.promote_types(q.dtype, torch.float32)
+        out, after = chosen.attend(q.to(wide), k.to(wide), v.to(wide), window, correlation, return_correlation)
+    return (out.to(v.dtype), after) if return_correlation else out.to(v.dtype)
+
+
+def unsupported(backend: str, q: Tensor, window: int | None) -> str | None:
+    """Why ``backend`` cannot run queries like q [B, H, W, Cm] with this window; None when it can."""
+    if backend not in BACKENDS:
+        return f"no backend is called {backend!r}; there are {', '.join(sorted(BACKENDS))}"
+    reason: str | None = BACKENDS[backend].unsupported(q, window)
+    return reason
+
+
+def select_backend(q: Tensor, window: int | None, backend: str = "auto") -> str:
+    """The backend that will run: the one named, or the first of the preferred ones that can."""
+    if backend == "auto":
+        return next(name for name in _PREFERENCE if unsupported(name, q, window) is None)
+    reason = unsupported(backend, q, window)
+    if reason is not None:
+        raise BackendError(f"backend {backend!r} cannot run: {reason}")
+    return backend
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4 or min(x.shape) < 1:
+            raise InputError(f"{name} must be a filled [B, H, W, C] tensor, not of shape {tuple(x.shape)}")
+        if not x.is_floating_point() or x.dtype != q.dtype or x.device != q.device:
+            raise InputError(f"{name} is {x.dtype} on {x.device}; q, k, v must share one floating dtype and device")
+    if q.shape != k.shape or q.shape[:3] != v.shape[:3]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise InputError(f"q and k must have one shape and v the same B, H, W; they are {shapes}")
+    if window is not None and (window < 1 or window % 2 == 0):
+        raise InputError(f"window must be odd and positive, or None for the whole picture, not {window}")
+
+
+def correlation_to_dense(
+    correlation: Tensor, *, batch: int, height: int, width: int, window: int | None, backend: str
+) -> Tensor:
+    """A carried correlation as [B, H, W, q, q] (window None: [B, H, W, H, W]), 0 outside the picture.
+
+    Entry (b, y, x, dy, dx) is the summed logit of pixel (y, x) towards (y + dy - q // 2, x + dx - q // 2).
+    """
+    dense: Tensor = BACKENDS[backend].to_dense(correlation, batch, height, width, window)
+    return dense
+
+
+@torch.no_grad()
+def correlation_statistics(
+    correlation: Tensor, *, batch: int, height: int, width: int, window: int | None, backend: str
+) -> tuple[Tensor, float]:
+    """How widely a state looks: the effective number of neighbours [B, H, W], exp(entropy of p), and max |S|."""
+    effective = correlation.new_empty(batch, height, width)
+    largest = 0.0
+    for (b, y, x), logits in BACKENDS[backend].rows(correlation, batch, height, width, window):
+        logits = logits.float()
+        p = logits.softmax(-1)
+        entropy = logits.logsumexp(-1) - (p * logits).sum(-1)
+        block = effective[b, y, x]
+        block.copy_(entropy.exp().view(block.shape))
+        largest = max(largest, float(logits.masked_fill(logits < -1e29, 0).abs().max()))
+    return effective, largest
+
+
+def state_bytes(
+    *, batch: int, height: int, width: int, window: int | None, backend: str = "tiled", itemsize: int = 4
+) -> int:
+    """Bytes of the correlation a backend carries from state to state."""
+    size: int = BACKENDS[backend].state_bytes(batch, height, width, window, itemsize)
+    return size

@@ -1,0 +1,202 @@
+"""A training run as data: frozen dataclasses read from a TOML file, strict about every key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nlrn.errors import ConfigError
+from nlrn.model import NLRNConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """folders: below the data root. validation: a folder that is neither trained on nor a scoring set."""
+
+    folders: tuple[str, ...] = ("bsds500/train", "bsds500/test")
+    validation: str = "t91"
+    validation_pictures: int = 6
+    validation_size: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.folders or self.validation_pictures < 1 or self.validation_size < 8:
+            raise ConfigError("data needs a folder, at least one validation picture, of at least 8 pixels")
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Gaussian noise, sigma uniform in [low, high] on the 0..255 scale; equal bounds mean one fixed level."""
+
+    low: float = 0.0
+    high: float = 75.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 255:
+            raise ConfigError(f"noise wants 0 <= low <= high <= 255, not {self.low} and {self.high}")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """optimizer: "adamw" or "adam". clip: limit of the gradient norm, over all variables or for each alone."""
+
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    clip_per_variable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "adam"):
+            raise ConfigError(f"optimizer must be adamw or adam, not {self.optimizer!r}")
+        if self.lr <= 0 or self.clip <= 0 or self.weight_decay < 0:
+            raise ConfigError("lr and clip must be positive and weight_decay not negative")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """kind "slices": warm-up, constant rate, then a decay branch over the last `decay` of the run, to zero.
+    kind "halving": the paper's; the rate is halved every `halve_every` steps.
+    """
+
+    kind: str = "slices"
+    steps: int = 100_000
+    warmup: int = 300
+    decay: float = 0.2
+    halve_every: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("slices", "halving"):
+            raise ConfigError(f"schedule kind must be slices or halving, not {self.kind!r}")
+        if self.steps < 1 or self.warmup < 0 or not 0 <= self.decay < 1 or self.halve_every < 1:
+            raise ConfigError("schedule wants steps >= 1, warmup >= 0, 0 <= decay < 1, halve_every >= 1")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From step `start` on: patches of `patch` x `patch` pixels, `batch` of them over all processes."""
+
+    start: int
+    patch: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.patch < 1 or self.batch < 1:
+            raise ConfigError(f"a stage wants start >= 0, patch >= 1 and batch >= 1, not {self}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. loss: "rms", the root-mean-square error of each patch, or "mse".
+
+    precision "auto": bf16 autocast on CUDA and on CPUs with bf16 units, else float32. compile: one recurrent
+    state through torch.compile.
+    """
+
+    name: str
+    model: NLRNConfig = field(default_factory=NLRNConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    stages: tuple[Stage, ...] = (Stage(0, 48, 16),)
+    loss: str = "rms"
+    ema: float = 0.999
+    norm_batches: int = 200
+    seed: int = 0
+    precision: str = "auto"
+    compile: bool = False
+    validate_every: int = 500
+    checkpoint_minutes: float = 2.0
+
+    def __post_init__(self) -> None:
+        starts = [stage.start for stage in self.stages]
+        if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
+            raise ConfigError(f"stages must start at step 0 and rise, not {starts}")
+        if self.loss not in ("rms", "mse") or self.precision not in ("auto", "fp32", "bf16"):
+            raise ConfigError("loss must be rms or mse, precision auto, fp32 or bf16")
+        if not 0 <= self.ema < 1 or self.norm_batches < 1 or self.validate_every < 1:
+            raise ConfigError("ema must be in [0, 1), norm_batches and validate_every at least 1")
+        if not self.model.sigma_input and self.noise.low != self.noise.high:
+            raise ConfigError("a range of noise levels needs a model with sigma_input = true")
+
+    def stage(self, step: int) -> Stage:
+        """The stage that `step` belongs to."""
+        return [stage for stage in self.stages if stage.start <= step][-1]
+
+    def lr(self, step: int, decay_start: int, decay_steps: int) -> float:
+        """The learning rate of a step: a pure function of the step and of where the decay branch lies."""
+        s = self.schedule
+        rate = self.optim.lr * min(1.0, (step + 1) / max(1, s.warmup))
+        if s.kind == "halving":
+            return rate * 0.5 ** (step // s.halve_every)
+        left = 1 - (step - decay_start) / decay_steps if decay_steps else 1.0
+        return rate * min(1.0, max(0.0, left))
+
+    def digest(self) -> str:
+        """Identifies what a step computes, so that a run is never resumed under another recipe."""
+        fixed = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("validate_every", "checkpoint_minutes")}
+        fixed["schedule"] = {k: v for k, v in fixed["schedule"].items() if k not in ("steps", "decay")}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_SECTIONS = {
+    "model": NLRNConfig,
+    "data": DataConfig,
+    "noise": NoiseConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+}
+
+
+def build(kind: type, values: dict[str, Any], where: str) -> Any:
+    """A dataclass from a table; an unknown key names the nearest known one, a wrong type both types."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(fields))}"
+            raise ConfigError(f"unknown key {key!r} in {where}{hint}")
+        _check_type(str(fields[key].type), value, f"{where}.{key}")
+    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _check_type(annotation: str, value: Any, where: str) -> None:
+    wanted = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(annotation.split(" | ")[0])
+    if wanted is None or (value is None and "None" in annotation):
+        return
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise ConfigError(f"{where} must be {annotation}, not {value!r}")
+
+
+def read_recipe(path: str | Path) -> TrainConfig:
+    """The TrainConfig in a TOML file. Raises ConfigError for a file that is not one, naming key and place.
+
+    The file's tables are the fields of TrainConfig; [model] window = 0 stands for None (the whole picture), and
+    [[stages]] are listed in order.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
+    values.setdefault("name", Path(path).stem)
+    if values.get("model", {}).get("window") == 0:
+        values["model"]["window"] = None
+    for key, kind in _SECTIONS.items():
+        if key in values:
+            values[key] = build(kind, values[key], key)
+    if "stages" in values:
+        values["stages"] = [build(Stage, stage, "stages") for stage in values["stages"]]
+    recipe: TrainConfig = build(TrainConfig, values, str(Path(path).name))
+    return recipe

@@ -1,0 +1,103 @@
+"""The state of a training run on disk: safetensors that carry their own digest, newest verified one first.
+
+A run folder holds ``state-<step>.safetensors`` (the last few), ``before-decay.safetensors`` (what a later slice
+goes on from) and ``log.jsonl``. No pickle; a file whose digest is wrong is passed over, loudly, for the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from nlrn.checkpoint import read_tensors
+from nlrn.errors import CheckpointError
+from nlrn.publish import publish
+
+BEFORE_DECAY = "before-decay.safetensors"
+KEPT = 2
+
+
+def pack(model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything a step depends on, by name: parameters and statistics, their average, the optimiser's moments."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.items()}
+    for name, p in model.named_parameters():
+        for key, value in optimizer.state[p].items():
+            tensors[f"optim.{name}.{key}"] = torch.as_tensor(value)
+    return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+
+
+def unpack(
+    tensors: dict[str, Tensor], model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    """Put what ``pack`` took back into its places, bit for bit."""
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optim": {}}
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        parts[kind][name] = value
+    model.load_state_dict(parts["model"])
+    for name, p in model.named_parameters():
+        with torch.no_grad():
+            ema[name].copy_(parts["ema"][name])
+        found = {k.rpartition(".")[2]: v for k, v in parts["optim"].items() if k.rpartition(".")[0] == name}
+        optimizer.state[p] = {k: v if k == "step" else torch.empty_like(p).copy_(v) for k, v in found.items()}
+
+
+def _digest(tensors: dict[str, Tensor], meta: str) -> str:
+    digest = hashlib.sha256(meta.encode())
+    for key in sorted(tensors):
+        digest.update(f"{key}{tensors[key].dtype}{tuple(tensors[key].shape)}".encode())
+        digest.update(tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Publish a state atomically, its digest in the header."""
+    text = json.dumps(meta, sort_keys=True)
+    publish(path, save(tensors, {"meta": text, "digest": _digest(tensors, text)}), overwrite=True)
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and meta of a state. Raises CheckpointError when the file is damaged in any bit."""
+    header, tensors = read_tensors(path)
+    if "meta" not in header or header.get("digest") != _digest(tensors, header["meta"]):
+        raise CheckpointError(f"{path.name} is damaged: its contents do not match its digest")
+    return tensors, json.loads(header["meta"])
+
+
+def rolling(folder: Path) -> list[Path]:
+    """The rolling states of a run folder, newest first."""
+    return sorted(folder.glob("state-*.safetensors"), reverse=True)
+
+
+def save_rolling(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write state-<step> and drop all but the last few."""
+    write_state(folder / f"state-{meta['step']:09d}.safetensors", tensors, meta)
+    for old in rolling(folder)[KEPT:]:
+        old.unlink()
+
+
+def newest_verified(candidates: Iterable[Path]) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+    """The first candidate that verifies; None when there are no files at all.
+
+    A damaged one is warned about. Raises CheckpointError when there are files and none verifies: a run never
+    starts again from scratch without being told to.
+    """
+    files, problems = [path for path in candidates if path.exists()], []
+    for path in files:
+        try:
+            return path, *read_state(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            warnings.warn(f"{error}; trying the one before it", RuntimeWarning, stacklevel=2)
+    if files:
+        raise CheckpointError(f"no state of this run can be used: {'; '.join(problems)}")
+    return None
