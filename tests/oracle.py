@@ -1,7 +1,8 @@
-"""The paper in NumPy float64, written from its formulas alone: dense, slow, and sharing nothing with the package.
+"""The paper in NumPy float64, written from its formulas alone: dense, slow, sharing nothing with the package.
 
-Every pair of pixels is formed and masked; no tiles, no gathers, no autograd.  Arrays inside the attention are
-[B, H, W, C]; pictures and feature maps are [B, C, H, W].  "Dense S" is [B, N, N] with N = H * W in row-major order.
+Every pair of pixels is formed and masked; no tiles, no gathers, no autograd. Arrays inside the attention are
+[B, H, W, C]; pictures and feature maps are [B, C, H, W]. "Dense S" is [B, N, N], N = H * W in row-major
+order.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ BN_EPS = 1e-3
 BN_MOMENTUM = 0.01
 
 
-# ---------------------------------------------------------------------------------------------- neighbourhoods
+# --------------------------------------------------------------------------------------------- neighbourhoods
 def neighbours(height: int, width: int, window: int | None) -> Array:
-    """[N, N] bool: may pixel i (row) see pixel j (column)?  A window is clipped at the border, never shifted."""
+    """[N, N] bool: may pixel i (row) see pixel j (column)? Windows are clipped at the border, not shifted."""
     y, x = (axis.reshape(-1) for axis in np.mgrid[:height, :width])
     if window is None:
         return np.ones((height * width, height * width), dtype=bool)
@@ -34,8 +35,10 @@ def masked_softmax(logits: Array, mask: Array) -> Array:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def attention(q: Array, k: Array, v: Array, window: int | None, carried: Array | None = None) -> tuple[Array, Array]:
-    """softmax_j(q_i.k_j + S_prev) v_j and the new S (paper section 2); q, k [B,H,W,Cm], v [B,H,W,C], S [B,N,N]."""
+def attention(
+    q: Array, k: Array, v: Array, window: int | None, carried: Array | None = None
+) -> tuple[Array, Array]:
+    """softmax_j(q_i.k_j + S_prev) v_j and the new S; q, k [B, H, W, Cm], v [B, H, W, C], S [B, N, N]."""
     batch, height, width, _ = q.shape
     flat_q, flat_k, flat_v = (np.asarray(t, np.float64).reshape(batch, height * width, -1) for t in (q, k, v))
     logits = flat_q @ flat_k.transpose(0, 2, 1)
@@ -46,21 +49,21 @@ def attention(q: Array, k: Array, v: Array, window: int | None, carried: Array |
 
 
 def windowed(dense: Array, height: int, width: int, window: int | None) -> Array:
-    """Dense S -> [B,H,W,q,q] (window None: [B,H,W,H,W]), 0 outside the picture, by an explicit loop over offsets."""
+    """Dense S -> [B,H,W,q,q] (None: [B,H,W,H,W]), 0 outside the picture, by an explicit loop over offsets."""
     batch = dense.shape[0]
     pairs = dense.reshape(batch, height, width, height, width)
     if window is None:
         return pairs
     radius = window // 2
     result = np.zeros((batch, height, width, window, window))
-    for y, x, dy, dx in np.ndindex(height, width, window, window):
-        target_y, target_x = y + dy - radius, x + dx - radius
-        if 0 <= target_y < height and 0 <= target_x < width:
-            result[:, y, x, dy, dx] = pairs[:, y, x, target_y, target_x]
+    for dy, dx in np.ndindex(window, window):
+        y = np.array([i for i in range(height) if 0 <= i + dy - radius < height], dtype=int)[:, None]
+        x = np.array([i for i in range(width) if 0 <= i + dx - radius < width], dtype=int)
+        result[:, y, x, dy, dx] = pairs[:, y, x, y + dy - radius, x + dx - radius]
     return result
 
 
-# ------------------------------------------------------------------------------------ the six distances, section 1
+# ------------------------------------------------------------------------------- the six distances, section 1
 def non_local(x: Array, params: Params, distance: str, window: int | None) -> Array:
     """X + Z with Z = diag(delta)^-1 Phi G for x [B,C,H,W]; params as in NonLocal2d's state_dict."""
     batch, channels, height, width = x.shape
@@ -95,10 +98,25 @@ def _linear(pixels: Array, params: Params, name: str) -> Array:
     return pixels @ weight.reshape(weight.shape[0], -1).T + params[f"{name}.bias"]
 
 
-# ------------------------------------------------------------------------------------------ the network, section 2
+# ------------------------------------------------------------------------------------- the network, section 2
+def random_parameters(shapes: dict[str, tuple[int, ...]], seed: int, embedding: float = 1.0) -> Params:
+    """Values for every parameter and statistic, float32-exact; `embedding` scales theta and phi."""
+    random = np.random.default_rng(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> Array:
+        if name.endswith("running_var") or ("norm" in name and name.endswith("weight")):
+            return random.uniform(0.6, 1.6, shape)
+        if name.endswith("weight"):
+            scale = embedding if "theta" in name or "phi" in name else 0.7
+            return random.normal(0, scale / np.sqrt(np.prod(shape[1:])), shape)
+        return random.normal(0, 0.2, shape)
+
+    return {name: draw(name, shape).astype(np.float32).astype(np.float64) for name, shape in shapes.items()}
+
+
 @dataclass
 class Trace:
-    """What happened inside one pass: carried S after every state, and batch statistics (mean, biased var, count)."""
+    """Inside one pass: carried S after every state, and the batch's statistics (mean, biased var, count)."""
 
     correlations: list[Array] = field(default_factory=list)
     statistics: dict[str, tuple[Array, Array, int]] = field(default_factory=dict)
@@ -130,11 +148,13 @@ def batch_norm(x: Array, params: Params, name: str, training: bool, trace: Trace
         mean, variance = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
         trace.statistics[name] = (mean, variance, x.size // x.shape[1])
     scale = params[f"{name}.weight"] / np.sqrt(variance + BN_EPS)
-    return (x - mean[None, :, None, None]) * scale[None, :, None, None] + params[f"{name}.bias"][None, :, None, None]
+    return (x - mean[None, :, None, None]) * scale[None, :, None, None] + params[f"{name}.bias"][
+        None, :, None, None
+    ]
 
 
 def running_after(params: Params, trace: Trace) -> Params:
-    """Running statistics after one training pass: momentum 0.01, variance unbiased (torch's and TensorFlow's rule)."""
+    """Running statistics after one training pass: momentum 0.01, variance unbiased."""
     updated = {}
     for name, (mean, variance, count) in trace.statistics.items():
         for key, fresh in (("running_mean", mean), ("running_var", variance * count / (count - 1))):
@@ -153,7 +173,7 @@ def nlrn(
     training: bool = False,
     attend: bool = True,
 ) -> tuple[Array, Trace]:
-    """The network of section 2 on x [B,C,H,W]; sigma a scalar, [B] or [B,1,H,W]; attend=False drops the softmax term."""
+    """The network on x [B,C,H,W]; sigma a scalar, [B] or [B,1,H,W]; attend=False drops the softmax term."""
     trace = Trace()
 
     def norm(features: Array, name: str) -> Array:
@@ -176,7 +196,9 @@ def nlrn(
 
 
 def _attend(a: Array, params: Params, window: int | None, carried: Array | None) -> tuple[Array, Array]:
-    theta, phi, g = (conv1x1(a, params, f"block.non_local.{n}").transpose(0, 2, 3, 1) for n in ("theta", "phi", "g"))
+    theta, phi, g = (
+        conv1x1(a, params, f"block.non_local.{n}").transpose(0, 2, 3, 1) for n in ("theta", "phi", "g")
+    )
     out, carried = attention(theta, phi, g, window, carried)
     return out.transpose(0, 3, 1, 2), carried
 

@@ -1,7 +1,7 @@
 """Weights on disk: safetensors with the configuration in the header, so that a file rebuilds its own model.
 
-Nothing here runs code from a file: no pickle is ever loaded. A file is refused unless its header is small, its
-keys, shapes and dtypes are exactly the model's and every number is finite.
+Nothing here runs code from a file: no pickle is ever loaded. A file is refused unless its header is small,
+its keys, shapes and dtypes are exactly the model's and every number is finite.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from nlrn.publish import publish
 WEIGHTS = Path(__file__).parent / "weights"
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 4096
+MAX_SIZE = 1024  # channels or states: far beyond any model, far below what fills a memory
+_COUNTERS = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A shipped model: its name, file, task, picture channels, parameter count, sha256 and training metadata."""
+    """A shipped model: name, file, task, picture channels, parameter count, sha256, training metadata."""
 
     name: str
     path: Path
@@ -54,9 +56,18 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu") 
     """
     path = resolve_model(name_or_path)
     metadata, tensors = read_tensors(path)
-    model = NLRN(_config(path, metadata))
-    _fill(path, model, tensors)
-    return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+    config = _config(path, metadata)
+    with torch.device("meta"):  # nothing is allocated for a configuration that the tensors contradict
+        _check(path, NLRN(config), tensors)
+    model = NLRN(config)
+    model.load_state_dict(tensors, strict=False)
+    return to_device(model, torch.device(device)).eval()
+
+
+def to_device(model: NLRN, device: torch.device) -> NLRN:
+    """The model on a device, channels last, which is how every backend wants it."""
+    moved: NLRN = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
 
 
 def model_metadata(name_or_path: str | Path) -> dict[str, str]:
@@ -100,7 +111,9 @@ def read_header(path: Path) -> dict[str, str]:
         with path.open("rb") as file:
             start = file.read(8)
         if len(start) < 8 or struct.unpack("<Q", start)[0] > MAX_HEADER:
-            raise CheckpointError(f"{path.name} is not a safetensors file with a header of at most {MAX_HEADER} bytes")
+            raise CheckpointError(
+                f"{path.name} is not a safetensors file with a header of at most {MAX_HEADER} bytes"
+            )
         with safe_open(path, "pt") as opened:
             if len(opened.keys()) > MAX_TENSORS:
                 raise CheckpointError(f"{path.name} holds more than {MAX_TENSORS} tensors")
@@ -123,32 +136,42 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _state(model: NLRN) -> dict[str, Tensor]:
     """What a weights file holds: parameters and running statistics, not the batch counters."""
-    state = model.state_dict()
-    return {
-        k: v.detach().float().cpu().contiguous() for k, v in state.items() if not k.endswith("num_batches_tracked")
-    }
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith(_COUNTERS)}
+    return {k: v.detach().float().cpu().contiguous() for k, v in state.items()}
 
 
 def _config(path: Path, metadata: dict[str, str]) -> NLRNConfig:
+    """The configuration in a header: every field of NLRNConfig, of its very type, and no other."""
     try:
         values: dict[str, Any] = json.loads(metadata["config"])
-        return NLRNConfig(**values)
-    except (KeyError, ValueError, TypeError, ConfigError) as error:
+        for field in dataclasses.fields(NLRNConfig):
+            value, default = values[field.name], field.default
+            if type(value) is not type(default) and not (field.name == "window" and value is None):
+                raise TypeError(f"{field.name} is {value!r}")
+        config = NLRNConfig(**values)
+    except (KeyError, ValueError, TypeError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{path.name} carries no usable model configuration: {error}") from error
+    if max(config.channels, config.embed_channels, config.states, config.in_channels) > MAX_SIZE:
+        raise CheckpointError(f"{path.name} describes a model of more than {MAX_SIZE} channels or states")
+    return config
 
 
-def _fill(path: Path, model: NLRN, tensors: dict[str, Tensor]) -> None:
+def _check(path: Path, model: NLRN, tensors: dict[str, Tensor]) -> None:
     """Strictly: the same keys, shapes and dtype, every number finite, no negative variance."""
-    wanted = _state(model)
+    wanted = {k: v for k, v in model.state_dict().items() if not k.endswith(_COUNTERS)}
     if wanted.keys() != tensors.keys():
         odd = sorted(wanted.keys() ^ tensors.keys())
-        raise CheckpointError(f"{path.name} does not fit its configuration: {len(odd)} keys differ, such as {odd[0]}")
+        raise CheckpointError(
+            f"{path.name} does not fit its configuration: {len(odd)} keys differ, such as {odd[0]}"
+        )
     for key, value in tensors.items():
         if value.shape != wanted[key].shape or value.dtype != torch.float32:
-            raise CheckpointError(f"{path.name}: {key} is {value.dtype} {tuple(value.shape)}, not {wanted[key].shape}")
+            shapes = f"{tuple(value.shape)}, not float32 {tuple(wanted[key].shape)}"
+            raise CheckpointError(f"{path.name}: {key} is {value.dtype} {shapes}")
         if not bool(value.isfinite().all()) or (key.endswith("running_var") and bool((value < 0).any())):
-            raise CheckpointError(f"{path.name}: {key} holds a number that is not finite, or a negative variance")
-    model.load_state_dict(tensors, strict=False)
+            raise CheckpointError(
+                f"{path.name}: {key} holds a number that is not finite, or a negative variance"
+            )
 
 
 def _describe(path: Path) -> ModelInfo:

@@ -55,7 +55,7 @@ def _zero_conv(channels: int) -> nn.Conv2d:
 
 
 class NonLocal2d(nn.Module):
-    """X + Z with Z = Phi(X) G(X) / delta(X): every pixel averages its look-alikes in a confined neighbourhood.
+    """X + Z, Z = Phi(X) G(X) / delta(X): every pixel averages its look-alikes in a confined neighbourhood.
 
     Args:
         channels: channels of X.
@@ -65,8 +65,8 @@ class NonLocal2d(nn.Module):
         h: start value of the learned bandwidth, used by "euclidean" alone.
         backend: of ``neighborhood_attention``.
 
-    ``forward`` takes and returns [B, C, H, W]. The four exponential distances are a softmax over the neighbours;
-    the two dot products are divided by the number of neighbours inside the picture.
+    ``forward`` takes and returns [B, C, H, W]. The four exponential distances are a softmax over the
+    neighbours; the two dot products are divided by the number of neighbours inside the picture.
     """
 
     def __init__(
@@ -84,10 +84,13 @@ class NonLocal2d(nn.Module):
             raise ConfigError(f"distance must be one of {', '.join(DISTANCES)}, not {distance!r}")
         if window is not None and (window < 1 or window % 2 == 0):
             raise ConfigError(f"window must be odd and positive, or None, not {window}")
-        if not h > 0:
+        if not 0 < h < math.inf:
             raise ConfigError(f"the bandwidth h must be positive, not {h}")
+        for name, value in (("channels", channels), ("embed_channels", embed_channels)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
         self.distance, self.window, self.backend = distance, window, backend
-        embed = embed_channels or max(1, channels // 2)
+        embed = max(1, channels // 2) if embed_channels is None else embed_channels
         if "embedded" in distance:
             self.theta = _conv(channels, embed, 1)
             if distance != "symmetric_embedded_gaussian":
@@ -99,14 +102,14 @@ class NonLocal2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         theta = self.theta(x) if hasattr(self, "theta") else x
         phi = self.phi(x) if hasattr(self, "phi") else theta
-        q, k, v = (t.permute(0, 2, 3, 1) for t in (theta, phi, self.g(x)))  # [B, H, W, C]
-        if self.distance == "euclidean":
-            # -|a - b|^2 / h^2 = (2 a.b - |b|^2) / h^2 - |a|^2 / h^2, whose last term a softmax over b cancels
-            scale = torch.exp(-2 * self.log_h)
-            q = torch.cat([2 * scale * q, -scale.expand(*q.shape[:3], 1)], -1)
-            k = torch.cat([k, k.square().sum(-1, keepdim=True)], -1)
-        z = self._average(q, k, v) if self.distance.endswith("dot_product") else self._softmax(q, k, v)
-        return x + z.permute(0, 3, 1, 2)
+        g = self.g(x)
+        dtype = torch.promote_types(theta.dtype, g.dtype)  # under autocast g is 16 bit and x may not be
+        if self.distance == "euclidean" or self.distance.endswith("dot_product"):
+            dtype = torch.promote_types(dtype, torch.float32)  # differences of large numbers below
+        q, k, v = (t.to(dtype).permute(0, 2, 3, 1) for t in (theta, phi, g))  # [B, H, W, C]
+        with torch.autocast(x.device.type, enabled=False):
+            z = self._average(q, k, v) if self.distance.endswith("dot_product") else self._softmax(q, k, v)
+        return x + z.to(x.dtype).permute(0, 3, 1, 2)
 
     def attend(
         self, x: Tensor, correlation: Tensor | None, keep: bool, window: int | None
@@ -115,7 +118,7 @@ class NonLocal2d(nn.Module):
         maps = (self.theta, self.phi, self.g)
         weight, bias = (torch.cat([getattr(m, name) for m in maps]) for name in ("weight", "bias"))
         qkv = F.conv2d(x, weight, bias).permute(0, 2, 3, 1)  # one 1x1 convolution: [B, H, W, 2 Cm + C]
-        q, k, v = qkv.split([m.out_channels for m in maps], -1)
+        q, k, v = torch.split(qkv, [m.out_channels for m in maps], -1)
         found = neighborhood_attention(
             q, k, v, window=window, correlation=correlation, return_correlation=keep, backend=self.backend
         )
@@ -123,13 +126,21 @@ class NonLocal2d(nn.Module):
         return x + z.permute(0, 3, 1, 2), correlation
 
     def _softmax(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.distance == "euclidean":
+            # -|a - b|^2 / h^2 = (2 a.b - |b|^2) / h^2 - |a|^2 / h^2, whose last term a softmax over b cancels
+            scale = torch.exp(-2 * self.log_h).to(q.dtype)
+            q = torch.cat([2 * scale * q, -scale.expand(*q.shape[:3], 1)], -1)
+            k = torch.cat([k, k.square().sum(-1, keepdim=True)], -1)
         found = neighborhood_attention(q, k, v, window=self.window, backend=self.backend)
         assert isinstance(found, Tensor)
         return found
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """sum_j (q_i . k_j) v_j / number of neighbours: linear in q, so summed before it is projected."""
-        batch, height, width, _ = q.shape
+        """sum_j (q_i . k_j) v_j / number of neighbours: linear in q, so summed before it is projected.
+
+        With a window it holds Cm * C numbers a pixel, whatever the window.
+        """
+        _, height, width, _ = q.shape
         if self.window is None:
             return torch.einsum("bhwm,bmc->bhwc", q, torch.einsum("byxm,byxc->bmc", k, v)) / (height * width)
         r = self.window // 2
@@ -187,7 +198,7 @@ PRESETS = {
 
 
 class RecurrentBlock(nn.Module):
-    """The transition of the recurrent network: one set of convolutions, batch norms of its own for every state."""
+    """The transition of the recurrent network: one set of convolutions, batch norms of its own per state."""
 
     def __init__(self, config: NLRNConfig, backend: str) -> None:
         super().__init__()
@@ -220,7 +231,8 @@ class NLRN(nn.Module):
     ``observer(t, correlation)`` is called after each state with the summed logits S_t, opaque as the operator
     returns them (see ``nlrn.ops.correlation_statistics``).
 
-    Raises InputError when the channels do not fit, or sigma is missing or not wanted. Source: paper, section 4.
+    Raises InputError when the channels do not fit, or sigma is missing or not wanted. Source: paper, section
+    4.
     """
 
     def __init__(self, config: NLRNConfig | None = None, *, backend: str = "auto") -> None:
@@ -238,7 +250,9 @@ class NLRN(nn.Module):
         c = self.config
         return None if c.window is None else c.states * (c.window // 2 + 2) + 2
 
-    def forward(self, x: Tensor, sigma: float | Tensor | None = None, observer: Observer | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, sigma: float | Tensor | None = None, observer: Observer | None = None
+    ) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.config.in_channels:
             raise InputError(f"this model takes [B, {self.config.in_channels}, H, W], not {tuple(x.shape)}")
         first = self.head_norm(x)
@@ -252,19 +266,24 @@ class NLRN(nn.Module):
             correlation = found if self.config.propagation else None
             if observer is not None and found is not None:
                 observer(t, found)
-        return x + self.tail(F.relu(self.tail_norm(s)))
+        out: Tensor = x + self.tail(F.relu(self.tail_norm(s)))
+        return out
 
     def _sigma_plane(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
         """[B, 1, H, W] of x's dtype from a number, [B] or a map."""
         if not self.config.sigma_input:
             raise InputError("this model takes no noise level; leave sigma out")
         if sigma is None:
-            raise InputError("this model needs the noise level: give sigma on the scale of the picture (sigma / 255)")
-        plane = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        plane = plane.view(-1, 1, 1, 1) if plane.dim() < 2 else plane
+            raise InputError(
+                "this model needs the noise level: give sigma on the scale of the picture (sigma / 255)"
+            )
+        given = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        plane = given.view(-1, 1, 1, 1) if given.dim() < 2 else given
         shape = (x.shape[0], 1, *x.shape[2:])
         if plane.dim() != 4 or any(n not in (1, m) for n, m in zip(plane.shape, shape, strict=True)):
-            raise InputError(f"sigma must be a number, [B] or [B, 1, H, W] = {shape}, not {tuple(plane.shape)}")
+            raise InputError(
+                f"sigma must be a number, [B] or [B, 1, H, W] = {shape}, not {tuple(given.shape)}"
+            )
         return plane.expand(shape)
 
     def reconfigured(self, **changes: Any) -> NLRN:

@@ -1,82 +1,208 @@
-"""What a training run shows and keeps: a progress bar, log.jsonl and, on request, TensorBoard."""
+"""What a training run shows and keeps: its pace, a progress bar, log.jsonl and, on request, TensorBoard."""
 
 from __future__ import annotations
 
+import bisect
 import json
-import time
+import math
+import os
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import Any, Protocol
 
 from nlrn.errors import ConfigError
+from nlrn.recipe import TrainConfig
 
 EVERY = 50  # steps between two records of the log
+LOG = "log.jsonl"
+
+
+class Pace:
+    """How long steps take: measured over the last ones, told by their pixels since stages differ in them."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.recent: deque[tuple[float, int]] = deque(maxlen=64)
+        self.aside = 0.0  # seconds of the last validation
+
+    def add(self, start: int, end: int, seconds: float) -> None:
+        """The steps from `start` up to but without `end` took `seconds`."""
+        self.recent.append((seconds, self.config.pixels(start, end)))
+
+    def seconds(self, start: int, end: int) -> float:
+        """What the steps from `start` to `end` will take, validations included."""
+        pixels = sum(n for _, n in self.recent)
+        a_pixel = sum(seconds for seconds, _ in self.recent) / pixels if pixels else 0.0
+        validations = (end - start) / self.config.validate_every
+        return a_pixel * self.config.pixels(start, end) + self.aside * validations
+
+    def fitting(self, start: int, seconds: float, limit: int) -> int:
+        """How many steps from `start` on fit into `seconds`, at most `limit`."""
+        return bisect.bisect_right(range(1, limit + 1), seconds, key=lambda n: self.seconds(start, start + n))
+
+
+class _Display(Protocol):
+    def update(self, step: int, end: int, loss: float, pace: float, left: float) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class TrainingLog:
-    """A context: step() after each step, validation() after each validation."""
+    """A context: steps() every few steps, validation() after each validation.
 
-    def __init__(self, folder: Path, *, enabled: bool, tensorboard: bool) -> None:
-        self.folder, self.enabled = folder, enabled
-        self.loss_sum, self.count, self.since = 0.0, 0, time.monotonic()
+    show: draw a progress bar (plain lines where rich is not installed). keep: write log.jsonl in the run
+    folder.
+    """
+
+    def __init__(
+        self, folder: Path, *, show: bool = True, keep: bool = True, tensorboard: bool = False
+    ) -> None:
+        self.path, self.keep = folder / LOG, keep
+        self.losses: list[tuple[float, int]] = []
+        self.elapsed = 0.0
         self.writer = _summary_writer(folder) if tensorboard else None
-        self.bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]:.5f}  {task.fields[pace]:.3f} s/step"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            disable=not enabled,
-        )
+        self.display: _Display | None = _display() if show else None
 
     def __enter__(self) -> TrainingLog:
-        self.bar.start()
-        self.task = self.bar.add_task("train", total=None, loss=0.0, pace=0.0, note="")
-        self.since = time.monotonic()
+        if self.keep and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            with self.path.open("a") as file:  # a run that was killed in a record: keep the next one whole
+                file.write("\n")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.display is not None:
+            self.display.close()
         if self.writer is not None:
             self.writer.close()
 
-    def step(self, step: int, end: int, loss: float, lr: float, norm: float, minutes: float | None) -> None:
-        """After step number `step` of `end`; minutes is the clock's limit, if any."""
-        self.loss_sum, self.count = self.loss_sum + loss, self.count + 1
-        pace = (time.monotonic() - self.since) / self.count
-        note = f"at most {minutes:g} min" if minutes else ""
-        mean = self.loss_sum / self.count
-        self.bar.update(self.task, completed=step, total=end, loss=mean, pace=pace, note=note)
-        if self.count >= EVERY or step == end:
+    def steps(
+        self,
+        step: int,
+        end: int,
+        *,
+        loss: float,
+        count: int,
+        seconds: float,
+        lr: float,
+        norm: float,
+        left: float,
+    ) -> None:
+        """`count` steps up to number `step` of `end`: their mean loss and seconds, and the seconds left."""
+        self.losses.append((loss, count))
+        self.elapsed += seconds
+        total = sum(n for _, n in self.losses)
+        mean, pace = sum(value * n for value, n in self.losses) / total, self.elapsed / total
+        if self.display is not None:
+            self.display.update(step, end, mean, pace, left)
+        if total >= EVERY or step == end:
             self.record({"step": step, "loss": mean, "lr": lr, "gradient": norm, "seconds_a_step": pace})
-            self.loss_sum, self.count, self.since = 0.0, 0, time.monotonic()
+            self.losses, self.elapsed = [], 0.0
 
-    def validation(self, step: int, result: dict[str, Any]) -> None:
-        """PSNR, effective neighbours and |S|max of one validation."""
-        self.record({"step": step, **result})
-        self.bar.console.print(f"step {step}: " + summary(result)) if self.enabled else None
-        self.since = time.monotonic()
+    def validation(self, step: int, result: dict[str, Any], weights: str = "raw") -> None:
+        """PSNR, effective neighbours and |S|max of one validation, of the "raw" or the "averaged" weights."""
+        self.record({"step": step, "weights": weights, **result})
+        self.say(f"step {step}, {weights} weights: {summary(result)}")
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self.display is not None:
+            self.display.say(text)
 
     def record(self, values: dict[str, Any]) -> None:
-        """One line of log.jsonl, and the same scalars to TensorBoard."""
-        if not self.enabled and self.writer is None:
-            return
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        """One line of log.jsonl, and the same numbers to TensorBoard."""
+        if self.keep:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
         if self.writer is not None:
-            for key, value in values.items():
-                for i, scalar in enumerate(value if isinstance(value, list) else [value]):
-                    tag = f"{key}/{i}" if isinstance(value, list) else key
-                    self.writer.add_scalar(tag, scalar, values["step"])
+            for tag, number in _numbers(values):
+                self.writer.add_scalar(tag, number, values["step"])
+
+
+def read_log(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run's log.jsonl; a line torn by a killed process is left out."""
+    for line in (folder / LOG).read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def summary(result: dict[str, Any]) -> str:
     """One line of a validation: PSNR by sigma, then neighbours and |S|max over the states."""
     parts = []
     for key, value in result.items():
-        parts.append(f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {[round(v, 1) for v in value]}")
+        text = str([round(v, 1) for v in value]) if isinstance(value, list) else f"{value:.2f}"
+        parts.append(f"{key} {text}")
     return ", ".join(parts)
+
+
+def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    suffix = "_averaged" if values.get("weights") == "averaged" else ""
+    for key, value in values.items():
+        if isinstance(value, list):
+            yield from ((f"{key}{suffix}/{i}", number) for i, number in enumerate(value))
+        elif not isinstance(value, str):
+            yield key + suffix, value
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _line(loss: float, pace: float, left: float) -> str:
+    return f"loss {loss:.5f}  {pace:.3f} s/step  {_clock(left)} left"
+
+
+class _Bar:
+    """A progress bar by rich."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = ("step {task.completed}/{task.total}", "{task.fields[text]}")
+        self.progress = Progress(TextColumn(columns[0]), BarColumn(), TextColumn(columns[1]))
+        self.task = self.progress.add_task("train", total=None, text="")
+        self.progress.start()
+
+    def update(self, step: int, end: int, loss: float, pace: float, left: float) -> None:
+        self.progress.update(self.task, completed=step, total=end, text=_line(loss, pace, left))
+
+    def say(self, text: str) -> None:
+        self.progress.console.print(text)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+class _Lines:
+    """Plain lines, where rich is not installed or the output is no terminal."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def update(self, step: int, end: int, loss: float, pace: float, left: float) -> None:
+        if step >= self.next or step == end:
+            self.say(f"step {step}/{end}  {_line(loss, pace, left)}")
+            self.next = step + EVERY
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def _display() -> _Display:
+    try:
+        return _Bar() if os.isatty(1) else _Lines()
+    except ImportError:
+        return _Lines()
 
 
 def _summary_writer(folder: Path) -> Any:
@@ -84,4 +210,4 @@ def _summary_writer(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError("TensorBoard is not installed: pip install 'nlrn[train]'") from error
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

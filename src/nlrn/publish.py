@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from nlrn.errors import InputError
+
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+LEFTOVERS = ".nlrn-*.part"  # what a killed process may leave in the folder; never a file's own name
 
 
 def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
     """Write ``data`` to ``path`` atomically: a temporary file beside it, synced, then linked or renamed.
 
     A reader sees the old file or the new one, never a part; a full disk leaves the old one as it was. Without
-    ``overwrite`` an existing file is refused, also one that appears meanwhile. Raises InputError with the reason.
+    ``overwrite`` an existing file is refused, also one that appears meanwhile. Raises InputError with the
+    reason.
     """
     path = Path(path)
-    temporary: str | None = None
+    temporary = path.parent / f".nlrn-{secrets.token_hex(8)}.part"
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".nlrn-", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        _write(temporary, data)
         if overwrite:
-            os.replace(temporary, path)
-            temporary = None
+            temporary.replace(path)
         else:
-            os.link(temporary, path)  # unlike a rename, refuses to replace
+            _appear(temporary, path)
         _sync_folder(path.parent)
     except FileExistsError as error:
         raise InputError(f"{path} exists already; give another name, or --overwrite") from error
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
 
 
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
+def _write(path: Path, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:  # the umask applies, as to any new file
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _appear(temporary: Path, path: Path) -> None:
+    """Give a finished file its name unless that is taken: a link, unlike a rename, refuses to replace."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):  # a file system without links, such as FAT: nearly as good
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        temporary.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,10 +6,12 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import tomllib
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from nlrn.errors import ConfigError
 from nlrn.model import NLRNConfig
@@ -43,7 +45,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """optimizer: "adamw" or "adam". clip: limit of the gradient norm, over all variables or for each alone."""
+    """optimizer: "adamw" or "adam". clip: limit of the gradient norm, over all or for each variable."""
 
     optimizer: str = "adamw"
     lr: float = 1e-3
@@ -56,8 +58,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "adam"):
             raise ConfigError(f"optimizer must be adamw or adam, not {self.optimizer!r}")
-        if self.lr <= 0 or self.clip <= 0 or self.weight_decay < 0:
-            raise ConfigError("lr and clip must be positive and weight_decay not negative")
+        if min(self.lr, self.clip, self.eps) <= 0 or self.weight_decay < 0:
+            raise ConfigError("lr, clip and eps must be positive and weight_decay not negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas must lie in [0, 1), not {self.betas}")
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,10 @@ class Stage:
 class TrainConfig:
     """One training run. loss: "rms", the root-mean-square error of each patch, or "mse".
 
-    precision "auto": bf16 autocast on CUDA and on CPUs with bf16 units, else float32. compile: one recurrent
-    state through torch.compile.
+    ema: decay of the averaged weights that are scored and shipped, their batch-norm statistics taken anew
+    over norm_batches batches; 0 ships the weights and statistics as they are. precision "auto": bf16 autocast
+    on CUDA and on CPUs with bf16 units, else float32. compile: on CUDA, one recurrent state through
+    torch.compile.
     """
 
     name: str
@@ -124,12 +130,25 @@ class TrainConfig:
             raise ConfigError("loss must be rms or mse, precision auto, fp32 or bf16")
         if not 0 <= self.ema < 1 or self.norm_batches < 1 or self.validate_every < 1:
             raise ConfigError("ema must be in [0, 1), norm_batches and validate_every at least 1")
+        if self.checkpoint_minutes < 0 or not 0 <= self.seed < 2**64:
+            raise ConfigError("checkpoint_minutes must not be negative, seed between 0 and 2^64 - 1")
+        if not self.name or Path(self.name).name != self.name:
+            raise ConfigError(f"name becomes a file's name, which {self.name!r} cannot be")
         if not self.model.sigma_input and self.noise.low != self.noise.high:
             raise ConfigError("a range of noise levels needs a model with sigma_input = true")
 
     def stage(self, step: int) -> Stage:
         """The stage that `step` belongs to."""
         return [stage for stage in self.stages if stage.start <= step][-1]
+
+    def pixels(self, start: int, end: int) -> int:
+        """Pixels that the steps from `start` up to but without `end` train on, over all processes."""
+        total = 0
+        following = [stage.start for stage in self.stages[1:]] + [end]
+        for stage, last in zip(self.stages, following, strict=True):
+            steps = max(0, min(last, end) - max(stage.start, start))
+            total += steps * stage.batch * stage.patch**2
+        return total
 
     def lr(self, step: int, decay_start: int, decay_steps: int) -> float:
         """The learning rate of a step: a pure function of the step and of where the decay branch lies."""
@@ -142,7 +161,11 @@ class TrainConfig:
 
     def digest(self) -> str:
         """Identifies what a step computes, so that a run is never resumed under another recipe."""
-        fixed = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("validate_every", "checkpoint_minutes")}
+        fixed = {
+            k: v
+            for k, v in dataclasses.asdict(self).items()
+            if k not in ("validate_every", "checkpoint_minutes")
+        }
         fixed["schedule"] = {k: v for k, v in fixed["schedule"].items() if k not in ("steps", "decay")}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -156,15 +179,18 @@ _SECTIONS = {
 }
 
 
-def build(kind: type, values: dict[str, Any], where: str) -> Any:
+def build(kind: type, values: Any, where: str) -> Any:
     """A dataclass from a table; an unknown key names the nearest known one, a wrong type both types."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} must be a table, not {values!r}")
+    fields, hints = {f.name: f for f in dataclasses.fields(kind)}, get_type_hints(kind)
     for key, value in values.items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(fields))}"
             raise ConfigError(f"unknown key {key!r} in {where}{hint}")
-        _check_type(str(fields[key].type), value, f"{where}.{key}")
+        if not _fits(hints[key], value):
+            raise ConfigError(f"{where}.{key} must be {fields[key].type}, not {value!r}")
     required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in values]
     if missing:
@@ -172,31 +198,39 @@ def build(kind: type, values: dict[str, Any], where: str) -> Any:
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def _check_type(annotation: str, value: Any, where: str) -> None:
-    wanted = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(annotation.split(" | ")[0])
-    if wanted is None or (value is None and "None" in annotation):
-        return
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"{where} must be {annotation}, not {value!r}")
+def _fits(wanted: Any, value: Any) -> bool:
+    """Whether a TOML value has an annotated type. Integers are floats too; bools and nan are not."""
+    origin, parts = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        return any(_fits(part, value) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        of = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(of) == len(value) and all(map(_fits, of, value))
+    if wanted is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is wanted
 
 
 def read_recipe(path: str | Path) -> TrainConfig:
     """The TrainConfig in a TOML file. Raises ConfigError for a file that is not one, naming key and place.
 
-    The file's tables are the fields of TrainConfig; [model] window = 0 stands for None (the whole picture), and
-    [[stages]] are listed in order.
+    The file's tables are the fields of TrainConfig; [model] window = 0 stands for None (the whole picture),
+    and [[stages]] are listed in order.
     """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the recipe {path}: {error}") from error
     values.setdefault("name", Path(path).stem)
-    if values.get("model", {}).get("window") == 0:
-        values["model"]["window"] = None
+    model = values.get("model")
+    if isinstance(model, dict) and model.get("window") == 0:
+        model["window"] = None
     for key, kind in _SECTIONS.items():
         if key in values:
             values[key] = build(kind, values[key], key)
-    if "stages" in values:
+    if isinstance(values.get("stages"), list):
         values["stages"] = [build(Stage, stage, "stages") for stage in values["stages"]]
     recipe: TrainConfig = build(TrainConfig, values, str(Path(path).name))
     return recipe

@@ -1,7 +1,8 @@
-"""Training: one visible loop over a recipe. Alone, under torchrun, on CPU or CUDA, without a change of recipe.
+"""Training: one visible loop over a recipe, which is the same alone, under torchrun, on CPU and on CUDA.
 
-What a step computes follows from the recipe, the seed and the step alone (the clock only decides when to stop and
-where the decay branch begins, and that is written down), so a resumed run gives the same bytes on a CPU.
+What a step computes follows from the recipe, the seed and the step alone (the clock only decides when to stop
+and where the decay branch begins, and that is written down), so a resumed run gives the same bytes on a CPU.
+On CUDA the noise is drawn on the device: the same sigmas and patches as on a CPU, other noise.
 """
 
 from __future__ import annotations
@@ -9,29 +10,34 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nlrn import trainstate
-from nlrn.checkpoint import save_model
+from nlrn.checkpoint import model_metadata, save_model, to_device
 from nlrn.datasets import PatchSet, data_root, read_folder
-from nlrn.errors import CheckpointError, ConfigError, TrainingError
+from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from nlrn.model import NLRN
-from nlrn.progress import TrainingLog
+from nlrn.optimization import clip_gradients, compile_states, loss_of, make_optimizer
+from nlrn.precision import hardware_bf16
+from nlrn.processes import Processes, joined
+from nlrn.progress import Pace, TrainingLog
+from nlrn.publish import LEFTOVERS
 from nlrn.recipe import TrainConfig, read_recipe
 from nlrn.validation import Validation
 
 NOISE_STREAM = 1  # keeps the noise's counters apart from the patches'
+LOOKS = (
+    10  # steps between two looks at the loss where a look costs: it waits for the device or for the others
+)
+FORWARD = 0.4  # of a training step's time, what a forward pass alone takes, to plan the end of a slice
 
 
 def train_from_recipe(
@@ -45,285 +51,341 @@ def train_from_recipe(
     data: str | Path | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Train as the TOML file says and return the path of the averaged weights it ends with.
+    """Train as the TOML file says and return the path of the weights it ends with.
 
     output: the run folder, by default runs/<recipe name>. resume: go on from the newest verified state; a run
-    that had ended goes on from its state before the decay. minutes: stop by the clock, the last part of them
-    spent on the decay branch. steps: overrules the recipe's number. Raises ConfigError, InputError,
-    CheckpointError, or TrainingError when the loss stops being finite (the last good state is kept).
+    that had ended goes on from its state before the decay when there are more steps to make. minutes: stop by
+    the clock, the last part of them spent on the decay branch (a resumed run that is in its decay already
+    finishes it). steps: overrules the recipe's number. Raises ConfigError, InputError, CheckpointError, or
+    TrainingError when the loss stops being finite (the last good state is kept).
     """
     config = read_recipe(recipe)
     if steps is not None:
         config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=steps))
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f"minutes must be positive, not {minutes}")
     folder = Path(output or Path("runs") / config.name)
     folder.mkdir(parents=True, exist_ok=True)
-    with _processes() as (rank, world, device):
-        trainer = Trainer(config, folder, data_root(data), device=device, rank=rank, world=world)
+    with joined() as processes:
+        trainer = Trainer(config, folder, data_root(data), processes)
         trainer.start(resume)
-        with TrainingLog(folder, enabled=rank == 0 and not quiet, tensorboard=tensorboard and rank == 0) as log:
+        leads = processes.leads
+        with TrainingLog(
+            folder, show=leads and not quiet, keep=leads, tensorboard=leads and tensorboard
+        ) as log:
             trainer.run(log, minutes)
-        return trainer.finish()
-
-
-class _processes:
-    """(rank, world, device) of this process; joins torchrun's group when started by it."""
-
-    def __enter__(self) -> tuple[int, int, torch.device]:
-        self.joined = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        if not self.joined:
-            return 0, 1, device
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return dist.get_rank(), dist.get_world_size(), device
-
-    def __exit__(self, *_: object) -> None:
-        if self.joined:
-            dist.destroy_process_group()
+            return trainer.finish(log)
 
 
 class Trainer:
     """A model on its way: `start` it (fresh or resumed), `run` it, `finish` it."""
 
-    def __init__(
-        self, config: TrainConfig, folder: Path, data: Path, *, device: torch.device, rank: int = 0, world: int = 1
-    ) -> None:
-        if any(stage.batch % world for stage in config.stages):
-            raise ConfigError(f"every stage's batch must divide by the {world} processes")
-        self.config, self.folder, self.device, self.rank, self.world = config, folder, device, rank, world
+    def __init__(self, config: TrainConfig, folder: Path, data: Path, processes: Processes) -> None:
+        if any(stage.batch % processes.world for stage in config.stages):
+            raise ConfigError(f"every stage's batch must divide by the {processes.world} processes")
+        self.began, self.seconds_before = time.monotonic(), 0.0
+        self.config, self.folder, self.processes = config, folder, processes
+        self.device = device = processes.device
         torch.manual_seed(config.seed)
-        self.model = NLRN(config.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if config.compile:
-            self.model.block.compile()
-        self.parallel: nn.Module = DistributedDataParallel(self.model) if world > 1 else self.model
+        self.model = to_device(NLRN(config.model), device)
+        if config.compile and device.type == "cuda":
+            compile_states(self.model.block)
+        self.parallel: nn.Module = self.model
+        if processes.world > 1:  # rank 0's batch-norm statistics count: all get them before every step
+            self.parallel = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.optimizer = _optimizer(config, self.model)
+        self.optimizer = make_optimizer(config.optim, self.model)
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware_bf16(device))
         channels = config.model.in_channels
         images = [image for f in config.data.folders for _, image in read_folder(data / f, channels=channels)]
         self.patches = PatchSet(images, config.stages[0].patch, device=device)
         self.validation = Validation(config, data, device)
-        self.step, self.decay_start, self.decay_steps = 0, config.schedule.steps, 0
-        self._plan_decay()
+        self.pace = Pace(config)
+        self.health = torch.zeros((), device=device)  # the sum of what must be finite, looked at now and then
+        self.step = self.first = 0  # first: where this slice began
+        self._plan()
 
-    # -- state ---------------------------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------------------
 
-    def _plan_decay(self) -> None:
-        """Where the decay branch of a run that ends by steps lies."""
+    def _plan(self) -> None:
+        """Where the decay branch of a slice that ends by steps lies."""
         schedule = self.config.schedule
-        self.end = schedule.steps
+        self.end, self.decay_steps = schedule.steps, 0
+        if self.end < self.step:
+            raise ConfigError(f"this run stands at step {self.step} already, beyond the {self.end} asked for")
         if schedule.kind == "slices":
-            self.decay_steps = int(schedule.decay * max(0, self.end - self.step))
-            self.decay_start = self.end - self.decay_steps
+            self.decay_steps = min(int(schedule.decay * (self.end - self.first)), self.end - self.step)
+        self.decay_start = self.end - self.decay_steps
 
     def meta(self) -> dict[str, Any]:
-        names = ("step", "decay_start", "decay_steps", "end", "world")
-        return {name: getattr(self, name) for name in names} | {"recipe": self.config.digest()}
+        """What a state says beside its tensors. `seconds` is what the way here took; no step uses it."""
+        names = ("step", "first", "decay_start", "decay_steps", "end")
+        return {name: getattr(self, name) for name in names} | {
+            "world": self.processes.world,
+            "steps": self.config.schedule.steps,
+            "recipe": self.config.digest(),
+            "seconds": self.seconds,
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the way to the present step, over all slices."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    @property
+    def weights(self) -> Path:
+        """The file that the run ends with."""
+        return self.folder / f"{self.config.name}.safetensors"
 
     def start(self, resume: bool) -> None:
         """Fresh, or from the newest verified state; after a finished run, from the state before its decay."""
-        files = trainstate.rolling(self.folder)
-        if not resume:
-            if files:
-                raise ConfigError(f"{self.folder} holds a run already: resume it, or give another folder")
-            return
-        before = self.folder / trainstate.BEFORE_DECAY
-        found = trainstate.newest_verified([*files, before])
-        if found is not None and found[2]["step"] >= found[2]["end"]:
-            found = trainstate.newest_verified([before, *files]) if before.exists() else found
+        if not resume and trainstate.holds_a_run(self.folder):
+            raise ConfigError(f"{self.folder} holds a run already: resume it, or give another folder")
+        if resume:
+            self._resume()
+        self.processes.wait()  # nobody writes before all have looked
+        if self.processes.leads:
+            for leftover in self.folder.glob(LEFTOVERS):
+                leftover.unlink()
+
+    def _resume(self) -> None:
+        found = trainstate.newest_verified(self.folder)
         if found is None:
             raise CheckpointError(f"there is nothing to resume in {self.folder}")
-        path, tensors, meta = found
+        step, end = found[2]["step"], found[2]["end"]
+        later = step >= end and end < self.config.schedule.steps and self._shipped(step)
+        if later:
+            files = [self.folder / trainstate.BEFORE_DECAY, *trainstate.rolling(self.folder)]
+            found = trainstate.first_verified(files) or found
+        self._restore(*found, later)
+
+    def _restore(self, path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], later: bool) -> None:
+        """Take a state's place; `later`: as the beginning of another slice."""
         if meta["recipe"] != self.config.digest():
             raise ConfigError(f"{path} belongs to another recipe; only steps and decay may change on the way")
-        if meta["world"] != self.world:
-            raise ConfigError(f"{path} was written by {meta['world']} processes, not {self.world}")
+        if meta["world"] != self.processes.world:
+            raise ConfigError(f"{path} was written by {meta['world']} processes, not {self.processes.world}")
         trainstate.unpack(tensors, self.model, self.ema, self.optimizer)
-        self.step = meta["step"]
-        if path.name != trainstate.BEFORE_DECAY and self.step < meta["end"]:
-            self.decay_start, self.decay_steps, self.end = (meta[k] for k in ("decay_start", "decay_steps", "end"))
-        else:
-            self._plan_decay()
+        self.step, self.seconds_before = meta["step"], meta.get("seconds", 0.0)
+        self.first = self.step if later else meta.get("first", 0)
+        planned = meta.get("steps", meta["end"])
+        if later or (planned != self.config.schedule.steps and self.step < meta["decay_start"]):
+            self._plan()
+        else:  # exactly what was under way
+            self.decay_start, self.decay_steps, self.end = (
+                meta[k] for k in ("decay_start", "decay_steps", "end")
+            )
+
+    def _shipped(self, step: int) -> bool:
+        """Whether the weights of a run that ended at `step` were written."""
+        try:
+            return model_metadata(self.weights).get("steps") == str(step)
+        except ModelError:
+            return False
 
     def save(self) -> None:
         """Rank 0 writes the rolling state, and the one before the decay when that is where we are."""
-        if self.rank == 0:
-            tensors = trainstate.pack(self.model, self.ema, self.optimizer)
-            trainstate.save_rolling(self.folder, tensors, self.meta())
-            if self.step <= self.decay_start:
-                trainstate.write_state(self.folder / trainstate.BEFORE_DECAY, tensors, self.meta())
+        self._check_health()
+        if self.processes.leads:
+            tensors, meta = trainstate.pack(self.model, self.ema, self.optimizer), self.meta()
+            if self.step == self.decay_start:
+                trainstate.write_state(self.folder / trainstate.BEFORE_DECAY, tensors, meta)
+            trainstate.save_rolling(self.folder, tensors, meta)
+        self.saved = time.monotonic()
 
-    # -- the loop ------------------------------------------------------------------------------------------------
+    def _check_health(self) -> None:
+        if not math.isfinite(float(self.health)):
+            last = f"at step {self.step - 1}, or a little before"
+            raise TrainingError(f"the loss or its gradient is not finite {last}; the last good state is kept")
+
+    # -- the loop ------------------------------------------------------------------------------------------
 
     def run(self, log: TrainingLog, minutes: float | None = None) -> None:
         """Until the planned end, or until the clock says so, decay included."""
-        started = saved = time.monotonic()
-        first = self.step
+        if self.step >= self.end:
+            log.say(f"this run ended at step {self.end}; ask for more steps to go on from before its decay")
+            return
+        looks = 1 if self.device.type == "cpu" and self.processes.world == 1 else LOOKS
+        began, self.saved, since = self.step, -math.inf, self.step
+        losses = torch.zeros((), device=self.device)
         self.model.train()
+        mark = time.monotonic()
         while self.step < self.end:
-            now = time.monotonic()
-            self._mind_the_clock(now - started, first, minutes)
-            if self.step == self.decay_start or now - saved > 60 * self.config.checkpoint_minutes:
+            if minutes is not None and self.step > began and (self.step - began) % looks == 0:
+                self._mind_the_clock(60 * minutes)
+            due = time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes
+            if self.step < self.end and (due or self.step == self.decay_start):
                 self.save()
-                saved = time.monotonic()
+            if self.step == self.end:
+                break
             loss, norm = self.train_step()
+            losses += loss
             self.step += 1
-            lr = self.config.lr(self.step - 1, self.decay_start, self.decay_steps)
-            log.step(self.step, self.end, loss, lr, norm, minutes)
-            if self.step % self.config.validate_every == 0 or self.step == self.end:
-                log.validation(self.step, self.validation(self.model))
+            if (self.step - began) % looks == 0 or self.step == self.end:
+                self._report(log, losses, float(norm), since, time.monotonic() - mark, minutes)
+                since, mark = self.step, time.monotonic()
+                losses.zero_()
+            if self.step % self.config.validate_every == 0 and self.step < self.end:
+                self._validate(log, self.model)
+                mark = time.monotonic()
         self.save()
 
-    def _mind_the_clock(self, elapsed: float, first: int, minutes: float | None) -> None:
-        """With a time budget the decay begins when its share is what remains, and lasts as many steps as fit."""
-        if minutes is None or self.step >= self.decay_start or self.step == first:
+    def _report(
+        self, log: TrainingLog, losses: Tensor, norm: float, since: int, seconds: float, minutes: float | None
+    ) -> None:
+        """Show and keep what the steps from `since` on came to."""
+        self._check_health()
+        count = self.step - since
+        self.pace.add(since, self.step, seconds)
+        loss = float(self.processes.sum(losses)) / (count * self.processes.world)
+        left = self.pace.seconds(self.step, self.end)
+        if minutes is not None:
+            left = min(left, max(0.0, 60 * minutes - (time.monotonic() - self.began)))
+        lr = self.config.lr(self.step - 1, self.decay_start, self.decay_steps)
+        log.steps(self.step, self.end, loss=loss, count=count, seconds=seconds, lr=lr, norm=norm, left=left)
+
+    def _validate(self, log: TrainingLog, model: NLRN, weights: str = "raw") -> None:
+        """By rank 0 alone; the others wait for it at the next step."""
+        if self.processes.leads:
+            mark = time.monotonic()
+            log.validation(self.step, self.validation(model), weights)
+            self.pace.aside = time.monotonic() - mark
+
+    def _mind_the_clock(self, budget: float) -> None:
+        """Begin the decay when its share is what remains of `budget` seconds, with as many steps as fit.
+
+        The end of a slice, the averaged weights' statistics and validation, is paid for from the budget too.
+        """
+        if self.step >= self.decay_start:
             return
         share = self.config.schedule.decay if self.config.schedule.kind == "slices" else 0.0
-        if self._agree(elapsed >= 60 * minutes * (1 - share)):
-            self.decay_start = self.step
-            self.decay_steps = math.ceil((self.step - first) * share / (1 - share))
+        elapsed = time.monotonic() - self.began
+        budget -= self._last_seconds()
+        fitting = -1
+        if elapsed >= budget * (1 - share):
+            limit = self.config.schedule.steps - self.step
+            fitting = self.pace.fitting(self.step, budget - elapsed, limit)
+        fitting = self.processes.agree(fitting)
+        if fitting >= 0:
+            self.decay_start, self.decay_steps = self.step, fitting if share else 0
             self.end = self.step + self.decay_steps
 
-    def _agree(self, value: bool) -> bool:
-        """Rank 0's answer, for all."""
-        if self.world == 1:
-            return value
-        answer = torch.tensor(int(value), device=self.device)
-        dist.broadcast(answer, 0)
-        return bool(answer)
+    def _last_seconds(self) -> float:
+        """What finish() will take."""
+        batches = self.config.norm_batches / self.processes.world if self.config.ema else 0.0
+        step = self.pace.seconds(self.step, self.step + 1) - self.pace.aside / self.config.validate_every
+        return batches * FORWARD * step + self.pace.aside
 
-    def train_step(self) -> tuple[float, float]:
-        """One step of the optimiser: returns the loss and the gradient's norm before clipping."""
+    def train_step(self) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser: this process's loss, and the gradient's norm before clipping.
+
+        Both stay on the device, and nothing here waits for it.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr(self.step, self.decay_start, self.decay_steps)
         noisy, clean, sigma = self.batch(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             restored = self.parallel(noisy, sigma)
-        loss = _loss(restored.float(), clean, self.config.loss)
-        loss.backward()
-        norm = self._clip()
-        if not math.isfinite(float(loss.detach())) or not math.isfinite(norm):
-            raise TrainingError(f"the loss or its gradient is not finite at step {self.step}; the last state is kept")
+        loss = loss_of(restored.float(), clean, self.config.loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = clip_gradients(list(self.model.parameters()), self.config.optim)
+        loss = loss.detach()
+        self.health += loss + norm
         self.optimizer.step()
         self._average()
-        return float(loss.detach()), norm
+        return loss, norm
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(noisy, clean, sigma / 255) of this process: a pure function of the recipe's seed and the step."""
+    def batch(self, step: int, *, whole: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(noisy, clean, sigma / 255) of this process, or the whole batch of all processes.
+
+        A pure function of the recipe's seed and the step: the processes' batches put together are one's.
+        """
         stage = self.config.stage(step)
-        size = stage.batch // self.world
+        size = stage.batch if whole else stage.batch // self.processes.world
+        first = 0 if whole else self.processes.rank * size
         if self.patches.patch != stage.patch:
             self.patches = self.patches.with_patch(stage.patch)
-        clean = self.patches.batch(self.config.seed, step, size, self.rank * size).float() / 255
+        clean = self.patches.batch(self.config.seed, step, size, first).float() / 255
         clean = clean.contiguous(memory_format=torch.channels_last)
-        sigmas, noise = np.empty(size, np.float32), np.empty(clean.shape, np.float32)
-        for i in range(size):
-            # a stream for every place in the global batch: Philox counts up its first word alone
-            counter = [0, self.rank * size + i, NOISE_STREAM, 0]
+        sigma, noise = self._noise(step, first, clean.shape)
+        return clean + noise, clean, sigma if self.config.model.sigma_input else None
+
+    def _noise(self, step: int, first: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """(sigma / 255 [B], noise [B, C, H, W]): a stream of its own for every place in the global batch."""
+        low, high = self.config.noise.low, self.config.noise.high
+        sigmas, noise = np.empty(shape[0], np.float32), []
+        for i in range(shape[0]):
+            # Philox counts up its first word alone
+            counter = [0, first + i, NOISE_STREAM, 0]
             random = np.random.Generator(np.random.Philox(key=[self.config.seed, step], counter=counter))
-            sigmas[i] = random.uniform(self.config.noise.low, self.config.noise.high) / 255
-            noise[i] = sigmas[i] * random.standard_normal(noise.shape[1:], dtype=np.float32)
-        noisy = clean + torch.from_numpy(noise).to(self.device)
+            sigmas[i] = random.uniform(low, high) / 255
+            if self.device.type == "cpu":
+                noise.append(torch.from_numpy(random.standard_normal(shape[1:], dtype=np.float32)))
+            else:
+                generator = torch.Generator(self.device).manual_seed(int(random.integers(2**63)))
+                noise.append(torch.randn(shape[1:], generator=generator, device=self.device))
         sigma = torch.from_numpy(sigmas).to(self.device)
-        return noisy, clean, sigma if self.config.model.sigma_input else None
+        return sigma, sigma.view(-1, 1, 1, 1) * torch.stack(noise)
 
     def _autocast(self) -> Any:
-        if _bf16(self.config.precision, self.device):
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
-
-    def _clip(self) -> float:
-        o, parameters = self.config.optim, list(self.model.parameters())
-        if not o.clip_per_variable:
-            return float(nn.utils.clip_grad_norm_(parameters, o.clip))
-        return max(float(nn.utils.clip_grad_norm_([p], o.clip)) for p in parameters)
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     @torch.no_grad()
     def _average(self) -> None:
         """The exponential moving average of the weights, quicker at the start."""
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        for name, p in self.model.named_parameters():
-            self.ema[name].lerp_(p.detach(), 1 - decay)
+        parameters = dict(self.model.named_parameters())
+        torch._foreach_lerp_(list(self.ema.values()), [parameters[name] for name in self.ema], 1 - decay)
 
-    # -- the end -------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------
 
-    def finish(self) -> Path:
-        """The averaged weights with statistics recomputed for them, as <run folder>/<name>.safetensors."""
-        path = self.folder / f"{self.config.name}.safetensors"
+    def finish(self, log: TrainingLog) -> Path:
+        """Write the averaged weights, their statistics recomputed, as <run folder>/<name>.safetensors."""
         averaged = self.averaged_model()
-        if self.rank == 0:
-            save_model(path, averaged, self.provenance())
-        return path
+        self._validate(log, averaged, "averaged")
+        if self.processes.leads:
+            save_model(self.weights, averaged, self.provenance())
+        self.processes.wait()
+        return self.weights
 
     @torch.no_grad()
     def averaged_model(self) -> NLRN:
         """A model of the averaged weights, its batch-norm statistics taken anew over `norm_batches` batches.
 
-        Averaged weights under statistics that other weights left behind lose up to 0.16 dB.
+        Averaged weights under statistics that other weights left behind lose up to 0.16 dB. The processes
+        share the batches, each of which is a whole one, so the statistics do not depend on their number.
+        Without averaging (ema = 0) it is the model itself.
         """
-        model = NLRN(self.config.model).to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = to_device(NLRN(self.config.model), self.device)
+        model.load_state_dict(self.model.state_dict())
+        if self.config.ema == 0:
+            return model.eval()
         model.load_state_dict(self.ema, strict=False)
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # type: ignore[assignment]  # a plain mean over the batches
-        model.train()
-        for i in range(self.config.norm_batches):
-            noisy, _, sigma = self.batch(self.step + i)
+            norm.momentum = None  # a plain mean over the batches
+        mine = range(self.processes.rank, self.config.norm_batches, self.processes.world)
+        for i in mine:
+            noisy, _, sigma = self.batch(self.step + i, whole=True)
             with self._autocast():
                 model(noisy, sigma)
-        result: NLRN = model.eval()
-        return result
+        if self.processes.world > 1:
+            for mean in [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]:
+                self.processes.sum(mean.mul_(len(mine) / self.config.norm_batches))
+        return model.eval()
 
     def provenance(self) -> dict[str, str]:
         """What the weights file says of its origin."""
-        c = self.config
-        pixels = sum(c.stage(s).batch * c.stage(s).patch ** 2 for s in range(self.step))
+        cuda = self.device.type == "cuda"
         return {
-            "name": c.name,
+            "name": self.config.name,
             "steps": str(self.step),
-            "training_pixels": str(pixels),
-            "recipe": json.dumps(dataclasses.asdict(c), sort_keys=True),
+            "training_pixels": str(self.config.pixels(0, self.step)),
+            "hardware": torch.cuda.get_device_name(self.device) if cuda else "CPU",
+            "hardware_seconds": f"{self.seconds:.0f}",
+            "processes": str(self.processes.world),
+            "recipe": json.dumps(dataclasses.asdict(self.config), sort_keys=True),
             "torch": torch.__version__,
         }
-
-
-def _loss(restored: Tensor, clean: Tensor, kind: str) -> Tensor:
-    """"mse", or "rms": the mean over patches of each patch's root-mean-square error."""
-    error = (restored - clean).square().flatten(1).mean(1)  # [B]
-    return error.mean() if kind == "mse" else (error + 1e-8).sqrt().mean()
-
-
-def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW; weight decay on convolution kernels alone, never on biases or batch norms."""
-    o = config.optim
-    kernels = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": kernels, "weight_decay": o.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    kind = torch.optim.AdamW if o.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=o.lr, betas=o.betas, eps=o.eps)
-
-
-def _bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast: as told, or where the hardware multiplies bf16."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return hardware_bf16()
-
-
-def hardware_bf16() -> bool:
-    """Does this CPU multiply bf16 itself (AVX512-BF16 or AMX)?"""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def read_log(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run's log.jsonl; a torn last line is left out."""
-    for line in (folder / "log.jsonl").read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return

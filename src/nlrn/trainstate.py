@@ -1,7 +1,8 @@
 """The state of a training run on disk: safetensors that carry their own digest, newest verified one first.
 
-A run folder holds ``state-<step>.safetensors`` (the last few), ``before-decay.safetensors`` (what a later slice
-goes on from) and ``log.jsonl``. No pickle; a file whose digest is wrong is passed over, loudly, for the one before.
+A run folder holds ``state-<step>.safetensors`` (the last few), ``before-decay.safetensors`` (what a later
+slice goes on from) and ``log.jsonl``. No pickle; a file whose digest is wrong is passed over, loudly, for the
+one before.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from nlrn.errors import CheckpointError
 from nlrn.publish import publish
 
 BEFORE_DECAY = "before-decay.safetensors"
+LATEST = "latest.txt"  # the name of the newest rolling state, so that its loss is noticed
 KEPT = 2
+
+State = tuple[Path, dict[str, Tensor], dict[str, Any]]  # file, tensors, meta
 
 
 def pack(model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything a step depends on, by name: parameters and statistics, their average, the optimiser's moments."""
+    """All that a step depends on, by name: parameters and statistics, their average, the moments."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.items()}
     for name, p in model.named_parameters():
@@ -38,17 +42,26 @@ def pack(model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimi
 def unpack(
     tensors: dict[str, Tensor], model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put what ``pack`` took back into its places, bit for bit."""
+    """Put what ``pack`` took back in its places, bit for bit. Raises CheckpointError if it does not fit."""
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optim": {}}
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
         parts[kind][name] = value
-    model.load_state_dict(parts["model"])
-    for name, p in model.named_parameters():
-        with torch.no_grad():
-            ema[name].copy_(parts["ema"][name])
-        found = {k.rpartition(".")[2]: v for k, v in parts["optim"].items() if k.rpartition(".")[0] == name}
-        optimizer.state[p] = {k: v if k == "step" else torch.empty_like(p).copy_(v) for k, v in found.items()}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in parts["optim"].items():
+        name, _, moment = key.rpartition(".")
+        moments.setdefault(name, {})[moment] = value
+    try:
+        model.load_state_dict(parts["model"])
+        for name, p in model.named_parameters():
+            with torch.no_grad():
+                ema[name].copy_(parts["ema"][name])
+            found = moments.get(name, {})
+            optimizer.state[p] = {
+                k: v.clone() if k == "step" else torch.empty_like(p).copy_(v) for k, v in found.items()
+            }
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"this training state does not fit the recipe's model: {error}") from error
 
 
 def _digest(tensors: dict[str, Tensor], meta: str) -> str:
@@ -67,7 +80,7 @@ def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and meta of a state. Raises CheckpointError when the file is damaged in any bit."""
-    header, tensors = read_tensors(path)
+    header, tensors = read_tensors(path)  # finds a damaged header; the digest finds the rest
     if "meta" not in header or header.get("digest") != _digest(tensors, header["meta"]):
         raise CheckpointError(f"{path.name} is damaged: its contents do not match its digest")
     return tensors, json.loads(header["meta"])
@@ -80,24 +93,46 @@ def rolling(folder: Path) -> list[Path]:
 
 def save_rolling(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write state-<step> and drop all but the last few."""
-    write_state(folder / f"state-{meta['step']:09d}.safetensors", tensors, meta)
-    for old in rolling(folder)[KEPT:]:
-        old.unlink()
+    path = folder / f"state-{meta['step']:09d}.safetensors"
+    write_state(path, tensors, meta)
+    publish(folder / LATEST, path.name.encode(), overwrite=True)
+    # the states of a decay lie above a later slice, which goes on from before it: they are left behind
+    kept = [file for file in rolling(folder) if file.name <= path.name][:KEPT]
+    for other in set(rolling(folder)) - set(kept):
+        other.unlink(missing_ok=True)
 
 
-def newest_verified(candidates: Iterable[Path]) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-    """The first candidate that verifies; None when there are no files at all.
+def holds_a_run(folder: Path) -> bool:
+    """Whether states were ever written here."""
+    return bool(rolling(folder)) or (folder / LATEST).exists() or (folder / BEFORE_DECAY).exists()
 
-    A damaged one is warned about. Raises CheckpointError when there are files and none verifies: a run never
-    starts again from scratch without being told to.
+
+def newest_verified(folder: Path) -> State | None:
+    """The newest rolling state that verifies, else the one before the decay; None when there are no files.
+
+    A damaged or missing one is warned about. Raises CheckpointError when there are files and none verifies: a
+    run never starts again from scratch without being told to.
     """
+    files = rolling(folder)
+    latest = folder / LATEST
+    if latest.exists() and (name := latest.read_text(errors="replace")) not in {file.name for file in files}:
+        _warn(f"the newest state of this run, {name!r}, is missing")
+    return first_verified([*files, folder / BEFORE_DECAY])
+
+
+def first_verified(candidates: Iterable[Path]) -> State | None:
+    """The first of these files that verifies, warning about each that does not; None when there are none."""
     files, problems = [path for path in candidates if path.exists()], []
     for path in files:
         try:
             return path, *read_state(path)
         except CheckpointError as error:
             problems.append(str(error))
-            warnings.warn(f"{error}; trying the one before it", RuntimeWarning, stacklevel=2)
-    if files:
+            _warn(str(error))
+    if problems:
         raise CheckpointError(f"no state of this run can be used: {'; '.join(problems)}")
     return None
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(f"{problem}; trying the one before it", RuntimeWarning, stacklevel=3)

@@ -9,29 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nlrn.attention import AttentionMeter
 from nlrn.datasets import read_folder
 from nlrn.degradations import add_gaussian_noise
 from nlrn.errors import InputError
 from nlrn.metrics import psnr
 from nlrn.model import NLRN
-from nlrn.ops import correlation_statistics
 from nlrn.recipe import TrainConfig
-
-
-class AttentionMeter:
-    """An observer of NLRN.forward: median effective neighbours and max |S| of every state."""
-
-    def __init__(self, model: NLRN, x: Tensor) -> None:
-        batch, _, height, width = x.shape
-        self.window = model.config.window
-        self.place = {"batch": batch, "height": height, "width": width, "backend": model.backend(height, width)}
-        self.neighbours: list[float] = []
-        self.largest: list[float] = []
-
-    def __call__(self, t: int, correlation: Tensor) -> None:
-        effective, largest = correlation_statistics(correlation, window=self.window, **self.place)  # type: ignore[arg-type]
-        self.neighbours.append(float(effective.median()))
-        self.largest.append(largest)
 
 
 class Validation:
@@ -42,7 +26,9 @@ class Validation:
         found = read_folder(data / config.data.validation, channels=config.model.in_channels)
         large = [image for _, image in found if min(image.shape[:2]) >= size]
         if not large:
-            raise InputError(f"no picture of {config.data.validation} has {size} x {size} pixels to validate on")
+            raise InputError(
+                f"no picture of {config.data.validation} has {size} x {size} pixels to validate on"
+            )
         self.clean = [_centre(image, size) / 255.0 for image in large[: config.data.validation_pictures]]
         low, high = config.noise.low, config.noise.high
         self.sigmas = [low] if low == high else [s for s in (15.0, 25.0, 50.0) if low <= s <= high] or [high]
@@ -50,7 +36,11 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, model: NLRN) -> dict[str, Any]:
-        """{"psnr_<sigma>": dB, "neighbours_<sigma>": a median per state, "largest_<sigma>": |S|max per state}."""
+        """{"psnr_<s>": dB, "neighbours_<s>": a median per state, "largest_<s>": |S|max per state} by sigma s.
+
+        The PSNR is the mean over the pictures of the clipped, unrounded output; the attention is that of the
+        first.
+        """
         training = model.training
         model.eval()
         result: dict[str, Any] = {}
@@ -60,9 +50,12 @@ class Validation:
                 x = _tensor(add_gaussian_noise(clean, sigma, seed=i), self.device)
                 meter = AttentionMeter(model, x) if i == 0 else None
                 out = model(x, sigma / 255 if model.config.sigma_input else None, observer=meter)
-                scores.append(psnr(clean, out[0].permute(1, 2, 0).cpu().numpy().clip(0, 1).reshape(clean.shape)))
+                scores.append(
+                    psnr(clean, out[0].permute(1, 2, 0).cpu().numpy().clip(0, 1).reshape(clean.shape))
+                )
                 if meter is not None:
-                    result[f"neighbours_{sigma:g}"], result[f"largest_{sigma:g}"] = meter.neighbours, meter.largest
+                    result[f"neighbours_{sigma:g}"] = meter.medians()
+                    result[f"largest_{sigma:g}"] = meter.largest
             result[f"psnr_{sigma:g}"] = float(np.mean(scores))
         model.train(training)
         return result

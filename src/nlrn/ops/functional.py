@@ -1,4 +1,4 @@
-"""neighborhood_attention: the checks, the choice of a backend, and what can be read off a carried correlation."""
+"""neighborhood_attention: the checks, the choice of a backend, what can be read off a carried correlation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor
 from nlrn.errors import BackendError, InputError
 from nlrn.ops import reference, tiled
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "tiled": tiled}  # each: attend, rows, to_dense, ...
+BACKENDS: dict[str, ModuleType] = {
+    "reference": reference,
+    "tiled": tiled,
+}  # each: attend, rows, to_dense, ...
 _PREFERENCE = ("tiled", "reference")
 
 
@@ -26,8 +29,8 @@ def neighborhood_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention of every pixel over the window x window pixels around it, with carried correlation.
 
-    ``S[i, j] = q_i . k_j + correlation[i, j]`` and ``out_i = sum_j softmax_j(S[i, :]) v_j``, j running over the
-    neighbours of i inside the picture: the window is clipped at the border. There is no scale factor.
+    ``S[i, j] = q_i . k_j + correlation[i, j]`` and ``out_i = sum_j softmax_j(S[i, :]) v_j``, j running over
+    the neighbours of i inside the picture: the window is clipped at the border. There is no scale factor.
 
     Args:
         q: queries [B, H, W, Cm], floating point.
@@ -43,19 +46,24 @@ def neighborhood_attention(
         out [B, H, W, C], or (out, S).
 
     Raises:
-        InputError: shapes, dtypes or the window do not fit.
+        InputError: shapes, dtypes, the window or the correlation do not fit.
         BackendError: the backend does not exist or cannot run these tensors.
 
-    Source: paper, section 3 (embedded Gaussian, confined neighbourhood) and section 4 (correlation propagation).
+    Source: paper, section 3 (embedded Gaussian, confined neighbourhood) and 4 (correlation propagation).
     """
     _check(q, k, v, window)
     chosen = BACKENDS[select_backend(q, window, backend)]
-    expected = chosen.state_bytes(*q.shape[:3], window, 1)
-    if correlation is not None and correlation.numel() != expected:
-        raise InputError(f"this correlation has {correlation.numel()} entries, these tensors need {expected}")
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if correlation is not None:
+        batch, height, width, _ = q.shape
+        _check_correlation(chosen, correlation, batch, height, width, window)
+        if correlation.dtype != wide or correlation.device != q.device:
+            given, needed = f"{correlation.dtype} on {correlation.device}", f"{wide} on {q.device}"
+            raise InputError(f"this correlation is {given}; these tensors carry {needed}")
     with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits
-        wide = torch.promote_types(q.dtype, torch.float32)
-        out, after = chosen.attend(q.to(wide), k.to(wide), v.to(wide), window, correlation, return_correlation)
+        out, after = chosen.attend(
+            q.to(wide), k.to(wide), v.to(wide), window, correlation, return_correlation
+        )
     return (out.to(v.dtype), after) if return_correlation else out.to(v.dtype)
 
 
@@ -77,12 +85,28 @@ def select_backend(q: Tensor, window: int | None, backend: str = "auto") -> str:
     return backend
 
 
+def _backend(name: str) -> ModuleType:
+    if name not in BACKENDS:
+        raise BackendError(f"no backend is called {name!r}; there are {', '.join(sorted(BACKENDS))}")
+    return BACKENDS[name]
+
+
+def _check_correlation(
+    backend: ModuleType, correlation: Tensor, batch: int, height: int, width: int, window: int | None
+) -> None:
+    expected = backend.state_bytes(batch, height, width, window, 1)
+    if correlation.numel() != expected:
+        raise InputError(f"this correlation has {correlation.numel()} entries, these tensors need {expected}")
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4 or min(x.shape) < 1:
             raise InputError(f"{name} must be a filled [B, H, W, C] tensor, not of shape {tuple(x.shape)}")
         if not x.is_floating_point() or x.dtype != q.dtype or x.device != q.device:
-            raise InputError(f"{name} is {x.dtype} on {x.device}; q, k, v must share one floating dtype and device")
+            raise InputError(
+                f"{name} is {x.dtype} on {x.device}; q, k, v must share one floating dtype and device"
+            )
     if q.shape != k.shape or q.shape[:3] != v.shape[:3]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
         raise InputError(f"q and k must have one shape and v the same B, H, W; they are {shapes}")
@@ -97,7 +121,9 @@ def correlation_to_dense(
 
     Entry (b, y, x, dy, dx) is the summed logit of pixel (y, x) towards (y + dy - q // 2, x + dx - q // 2).
     """
-    dense: Tensor = BACKENDS[backend].to_dense(correlation, batch, height, width, window)
+    chosen = _backend(backend)
+    _check_correlation(chosen, correlation, batch, height, width, window)
+    dense: Tensor = chosen.to_dense(correlation, batch, height, width, window)
     return dense
 
 
@@ -105,10 +131,12 @@ def correlation_to_dense(
 def correlation_statistics(
     correlation: Tensor, *, batch: int, height: int, width: int, window: int | None, backend: str
 ) -> tuple[Tensor, float]:
-    """How widely a state looks: the effective number of neighbours [B, H, W], exp(entropy of p), and max |S|."""
+    """How widely a state looks: the effective number of neighbours exp(entropy) [B, H, W], and max |S|."""
+    chosen = _backend(backend)
+    _check_correlation(chosen, correlation, batch, height, width, window)
     effective = correlation.new_empty(batch, height, width)
     largest = 0.0
-    for (b, y, x), logits in BACKENDS[backend].rows(correlation, batch, height, width, window):
+    for (b, y, x), logits in chosen.rows(correlation, batch, height, width, window):
         logits = logits.float()
         p = logits.softmax(-1)
         entropy = logits.logsumexp(-1) - (p * logits).sum(-1)
@@ -122,5 +150,5 @@ def state_bytes(
     *, batch: int, height: int, width: int, window: int | None, backend: str = "tiled", itemsize: int = 4
 ) -> int:
     """Bytes of the correlation a backend carries from state to state."""
-    size: int = BACKENDS[backend].state_bytes(batch, height, width, window, itemsize)
+    size: int = _backend(backend).state_bytes(batch, height, width, window, itemsize)
     return size

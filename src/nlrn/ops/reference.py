@@ -1,7 +1,7 @@
 """The definition of neighbourhood attention in plain torch: the oracle every faster path is held against.
 
-The correlation here is the meaning itself: S [B, H, W, q, q], entry (b, y, x, dy, dx) being the summed logit of
-the query (y, x) towards the pixel (y + dy - r, x + dx - r), r = q // 2, and 0 outside the picture. With
+The correlation here is the meaning itself: S [B, H, W, q, q], entry (b, y, x, dy, dx) being the summed logit
+of the query (y, x) towards the pixel (y + dy - r, x + dx - r), r = q // 2, and 0 outside the picture. With
 window=None it is [B, H, W, H, W], entry (b, y, x, y', x') pointing at the pixel (y', x').
 """
 

@@ -1,19 +1,20 @@
 """Blocked dense torch: neighbourhood attention on any device, with no compiler and with bounded memory.
 
-The picture is cut into tiles of queries. A tile's keys are the tile grown by r on every side and clipped at the
-picture's border, so that one tile is three dense matrix products and a softmax under a mask, [B, Q, K] at a time.
+The picture is cut into tiles of queries. A tile's keys are the tile grown by r on every side and clipped at
+the picture's border, so that one tile is three dense matrix products and a softmax under a mask, [B, Q, K] at
+a time.
 
-The correlation is one flat tensor: tile after tile, each [B, Q, K], with MASKED (-1e30) where a key lies outside
-the query's window. Adding logits to MASKED leaves MASKED, so the mask is paid for once, at the first state.
-The backward pass is written out and computes the probabilities again, tile by tile; the gradient of the
-correlation has the correlation's own dtype, never a narrower one: its entries are far too small for float16.
+The correlation is one flat tensor: tile after tile, each [B, Q, K], with MASKED (-1e30) where a key lies
+outside the query's window. Adding logits to MASKED leaves MASKED, so the mask is paid for once, at the first
+state. The backward pass is written out and computes the probabilities again, tile by tile; the gradient of
+the correlation has the correlation's own dtype, never a narrower one: its entries are too small for float16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def _tile_shape(height: int, width: int, window: int | None) -> tuple[int, int]:
     return min(height, edge), min(width, edge)
 
 
-@cache
+@lru_cache(maxsize=64)
 def tiles(height: int, width: int, window: int | None) -> tuple[Tile, ...]:
     """The tiles of a picture, row by row."""
     r = max(height, width) if window is None else window // 2
@@ -118,8 +119,10 @@ def state_bytes(batch: int, height: int, width: int, window: int | None, itemsiz
     return batch * _state_size(height, width, window) * itemsize
 
 
-def _logits(tile: Tile, q: Tensor, k: Tensor, window: int | None, before: Tensor | None, out: Tensor | None) -> Tensor:
-    """[B, Q, K], into `out` if given: q.k plus the carried logits, or plus the mask when nothing is carried."""
+def _logits(
+    tile: Tile, q: Tensor, k: Tensor, window: int | None, before: Tensor | None, out: Tensor | None
+) -> Tensor:
+    """[B, Q, K], into `out` if given: q.k plus the carried logits, or plus the mask if nothing is carried."""
     n, cm = q.shape[0], q.shape[-1]
     qt, kt = tile.cut_queries(q).reshape(n, -1, cm), tile.cut_keys(k).reshape(n, -1, cm)
     s = torch.bmm(qt, kt.transpose(1, 2), out=out) if out is not None else torch.bmm(qt, kt.transpose(1, 2))
@@ -168,18 +171,32 @@ class _TiledAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, later: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.autocast(
+            ctx.saved_tensors[0].device.type, enabled=False
+        ):  # it may run inside the caller's
+            return _TiledAttention._gradients(ctx, dout, later)
+
+    @staticmethod
+    def _gradients(ctx: Any, dout: Tensor | None, later: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, before, after = ctx.saved_tensors
         batch, height, width, _ = v.shape
         dout = torch.zeros_like(v) if dout is None else dout
         later = None if later is None else later.contiguous()
-        earlier = v.new_empty(batch * _state_size(height, width, ctx.window)) if ctx.needs_input_grad[3] else None
+        earlier = (
+            v.new_empty(batch * _state_size(height, width, ctx.window)) if ctx.needs_input_grad[3] else None
+        )
         dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
         states = (before, after, later, earlier)
         for tile, b, (carried, kept, ds_later, ds) in _blocks(batch, height, width, ctx.window, *states):
             s = _logits(tile, q[b], k[b], ctx.window, carried, None) if kept is None else kept
             qt, kt, vt, do = (
                 x.reshape(s.shape[0], -1, x.shape[-1])
-                for x in (tile.cut_queries(q[b]), tile.cut_keys(k[b]), tile.cut_keys(v[b]), tile.cut_queries(dout[b]))
+                for x in (
+                    tile.cut_queries(q[b]),
+                    tile.cut_keys(k[b]),
+                    tile.cut_keys(v[b]),
+                    tile.cut_queries(dout[b]),
+                )
             )
             p = s.softmax(-1)
             dp = torch.bmm(do, vt.transpose(1, 2))
@@ -198,7 +215,7 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, correlation: Tensor | None, return_correlation: bool
 ) -> tuple[Tensor, Tensor | None]:
     """q, k [B, H, W, Cm], v [B, H, W, C] -> out [B, H, W, C] and, when asked for, the flat correlation."""
-    out, after = _TiledAttention.apply(q, k, v, correlation, window, return_correlation)
+    out, after = _TiledAttention.apply(q, k, v, correlation, window, return_correlation)  # type: ignore[no-untyped-call]
     return out, after
 
 
@@ -219,12 +236,13 @@ def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: i
     for tile in tiles(height, width, window):
         y, x = (torch.arange(a, b, device=device) for a, b in ((tile.y0, tile.y1), (tile.x0, tile.x1)))
         dy, dx = (torch.arange(a, b, device=device) for a, b in ((tile.ky0, tile.ky1), (tile.kx0, tile.kx1)))
-        dy = dy.expand(len(y), -1) if window is None else dy - y[:, None] + window // 2  # [tile rows, key rows]
+        dy = (
+            dy.expand(len(y), -1) if window is None else dy - y[:, None] + window // 2
+        )  # [tile rows, key rows]
         dx = dx.expand(len(x), -1) if window is None else dx - x[:, None] + window // 2
         inside = ((dy >= 0) & (dy < ky))[:, None, :, None] & ((dx >= 0) & (dx < kx))[None, :, None, :]
-        at = torch.broadcast_tensors(
-            y[:, None, None, None], x[None, :, None, None], dy[:, None, :, None], dx[None, :, None, :]
-        )
+        at = (y[:, None, None, None], x[None, :, None, None], dy[:, None, :, None], dx[None, :, None, :])
+        to_y, to_x, to_dy, to_dx = (index.expand(inside.shape)[inside] for index in at)
         part = tile.state(correlation, batch).view(batch, *inside.shape)
-        dense[(slice(None), *(i[inside] for i in at))] = part[:, inside]
+        dense[:, to_y, to_x, to_dy, to_dx] = part[:, inside]
     return dense

@@ -1,0 +1,145 @@
+"""Writes the measured tables of README.md and docs/*.md from results/*.json; --check only compares.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. Published numbers come from results/published.json,
+each with its source; ours from the files that `nlrn evaluate --json` and benchmarks/inference.py wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nlrn
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+PAGES = ("README.md", "docs/models.md")
+SIGMAS = ("15", "25", "50")
+MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def load(name: str) -> dict[str, Any]:
+    """results/<name>.json."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def evaluations() -> list[dict[str, Any]]:
+    """Every result of nlrn evaluate, by file name."""
+    return [load(path.stem) for path in sorted(RESULTS.glob("denoise-*.json"))]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table of strings."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def denoising() -> str:
+    """Grey denoising: ours beside the published ones."""
+    rows = [
+        [f"**{r['model']}**, {r['run']['mode']} mode", *(_scores(r, name) for name in ("set12", "bsd68"))]
+        for r in evaluations()
+    ]
+    for name, method in load("published")["denoise_grey"]["methods"].items():
+        size = f" ({method['params'] / 1e6:.2f}M)" if "params" in method else ""
+        title = "NLRN, the paper" if name == "NLRN" else name
+        rows.append([title + size, *(" / ".join(f"{v:.2f}" for v in method[s]) for s in ("set12", "bsd68"))])
+    table = markdown(["PSNR (dB) at sigma 15 / 25 / 50", "Set12", "BSD68"], rows)
+    notes = [
+        f"{r['model']}, {r['run']['mode']}: {r['run']['date']}, commit {r['run']['commit']},"
+        f" {r['run']['precision']}, weights {r['sha256'][:12]}"
+        for r in evaluations()
+    ]
+    return table + "\nMeasured: " + "; ".join(notes) + ". Published numbers: `results/published.json`.\n"
+
+
+def _scores(result: dict[str, Any], name: str) -> str:
+    scores = result["scores"].get(name)
+    return " / ".join(f"{scores[s]['psnr']:.2f}" for s in SIGMAS) if scores else "not measured"
+
+
+def attention() -> str:
+    """What the attention of every evaluated model is worth."""
+    parts = []
+    for result in evaluations():
+        if "attention" not in result:
+            continue
+        study = result["attention"]
+        variants = list(study[SIGMAS[0]]["psnr"])
+        rows = [[v, *(f"{study[s]['psnr'][v]:.2f}" for s in SIGMAS)] for v in variants]
+        for key, label in (("neighbours", "effective neighbours, states 1.."), ("largest", "largest abs(S)")):
+            rows.append([label, *(" ".join(f"{x:.3g}" for x in study[s][key]) for s in SIGMAS)])
+        parts.append(markdown([f"{result['model']}, Set12", *(f"sigma {s}" for s in SIGMAS)], rows))
+    return "\n".join(parts)
+
+
+def card() -> str:
+    """What the headers of the shipped weights say."""
+    rows = []
+    for model in nlrn.list_models():
+        meta = model.metadata
+        pixels = f"{int(meta['training_pixels']) / 1e9:.2f} billion"
+        hours = f"{float(meta['hardware_seconds']) / 3600:.1f} h, {meta['hardware']}"
+        values = (f"{model.parameters:,}", f"{int(meta['steps']):,}", pixels, hours, f"`{model.sha256}`")
+        rows.append([model.name, *values])
+    return markdown(["model", "parameters", "steps", "pixels seen", "training time", "sha256"], rows)
+
+
+def inference() -> str:
+    """Seconds and memory of one picture."""
+    result = load("inference")
+    rows = [
+        [
+            r["model"],
+            r["mode"],
+            f"{r['size']} x {r['size']}",
+            f"{r['seconds']:.1f}",
+            f"{r['above_idle_mib']:.0f}",
+            "" if r["predicted_mib"] is None else f"{r['predicted_mib']:.0f}",
+        ]
+        for r in result["rows"]
+    ]
+    run = result["run"]
+    header = ["model", "mode", "pixels", "seconds", "peak MiB above idle", "predicted MiB"]
+    note = f"\n{run['date']}, commit {run['commit']}, {run['device']}, {run['threads']} threads, {run['precision']}.\n"
+    return markdown(header, rows) + note
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "attention": attention,
+    "card": card,
+    "denoising": denoising,
+    "inference": inference,
+}
+
+
+def rendered(text: str) -> str:
+    """A page with its tables written anew."""
+    return MARK.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="exit 1 when a page is out of date; write nothing")
+    options = parser.parse_args()
+    stale = []
+    for name in PAGES:
+        page = ROOT / name
+        text = page.read_text()
+        new = rendered(text)
+        if new != text:
+            stale.append(name)
+            if not options.check:
+                page.write_text(new)
+    if options.check and stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run scripts/render_tables.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""nlrn: the Non-Local Recurrent Network for image restoration (Liu, Wen, Fan, Loy, Huang; NeurIPS 2018)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from nlrn.api import denoise, load
+    from nlrn.checkpoint import list_models, load_model, save_model
+    from nlrn.errors import (
+        BackendError,
+        CheckpointError,
+        ConfigError,
+        InputError,
+        MemoryBudgetError,
+        ModelError,
+        ModelNotFoundError,
+        NLRNError,
+        TrainingError,
+    )
+    from nlrn.model import NLRN, PRESETS, NLRNConfig, NonLocal2d
+    from nlrn.noise import estimate_sigma
+    from nlrn.ops import neighborhood_attention
+    from nlrn.restore import Restorer, Settings
+    from nlrn.training import train_from_recipe
+
+_HOMES = {
+    "api": ("denoise", "load"),
+    "checkpoint": ("list_models", "load_model", "save_model"),
+    "errors": (
+        "BackendError",
+        "CheckpointError",
+        "ConfigError",
+        "InputError",
+        "MemoryBudgetError",
+        "ModelError",
+        "ModelNotFoundError",
+        "NLRNError",
+        "TrainingError",
+    ),
+    "model": ("NLRN", "NLRNConfig", "NonLocal2d", "PRESETS"),
+    "noise": ("estimate_sigma",),
+    "ops": ("neighborhood_attention",),
+    "restore": ("Restorer", "Settings"),
+    "training": ("train_from_recipe",),
+}
+
+__all__ = [
+    "NLRN",
+    "PRESETS",
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "InputError",
+    "MemoryBudgetError",
+    "ModelError",
+    "ModelNotFoundError",
+    "NLRNConfig",
+    "NLRNError",
+    "NonLocal2d",
+    "Restorer",
+    "Settings",
+    "TrainingError",
+    "denoise",
+    "estimate_sigma",
+    "list_models",
+    "load",
+    "load_model",
+    "neighborhood_attention",
+    "save_model",
+    "train_from_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Names arrive when they are used, so that `nlrn --help` does not wait for torch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"nlrn.{home}"), name)
+    raise AttributeError(f"module 'nlrn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,130 @@
+"""The outer structure of PNG, GIF and TIFF files, read before Pillow sees them.
+
+Pillow passes over wrong checksums and missing rows in a PNG, and some small files keep it busy for minutes or
+fill the memory. Everything here takes time in proportion to the file and hardly any memory.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Literal
+
+from nlrn.errors import InputError
+
+_MAX_CHUNKS = 1 << 16  # 512 MiB in pieces of 8 KiB, which is what most writers make
+_TAG_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8), start=1))  # by TIFF type
+_POINTERS = frozenset({34665, 34853, 40965})  # tags that hold the place of another directory
+
+
+def gif_frames(data: bytes) -> int:
+    """Number of frames; a comment in very many pieces is refused, Pillow takes the square of their number."""
+    place, frames, comments = 13 + _gif_table(data[10]), 0, 0
+    while place < len(data) and data[place] != 0x3B:
+        comment = data[place : place + 2] == b"\x21\xfe"
+        if data[place] == 0x2C:
+            frames += 1
+            place += 11 + _gif_table(data[place + 9])
+        elif data[place] == 0x21:
+            place += 2
+        else:
+            raise InputError("damaged: no GIF block where one should be")
+        while data[place]:
+            place += 1 + data[place]
+            comments += comment
+            if comments > 1000:
+                raise InputError("damaged: its comment is in over 1,000 pieces")
+        place += 1
+    return frames
+
+
+def _gif_table(flags: int) -> int:
+    """Bytes of a colour table."""
+    return 3 << (flags % 8 + 1) if flags & 0x80 else 0
+
+
+def tiff_pages(data: bytes) -> int:
+    """Number of pages of a TIFF file or EXIF block, at most 10,000.
+
+    Refused when the tags of the first page claim more bytes than there are: Pillow would read them all.
+    """
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    big = b"+" in data[2:4]
+    wide, count_size, entry = (8, 8, 20) if big else (4, 2, 12)
+
+    directories: set[int] = set()
+
+    def number(place: int, size: int) -> int:
+        return int.from_bytes(data[place : place + size], order)
+
+    def claimed(offset: int) -> int:
+        """Bytes of all values of a directory and of those it points to (EXIF, GPS, interoperability)."""
+        first, total = offset + count_size, 0
+        directories.add(offset)
+        for place in range(first, min(first + entry * number(offset, count_size), len(data)), entry):
+            total += number(place + 4, wide) * _TAG_BYTES.get(number(place + 2, 2), 0)
+            inner = number(place + 4 + wide, wide)
+            if number(place, 2) in _POINTERS and inner not in directories and len(directories) < 8:
+                total += claimed(inner)
+        return total
+
+    offset, seen = number(8 if big else 4, wide), set[int]()
+    if claimed(offset) > len(data):
+        raise InputError("damaged: its tags claim more bytes than the file has")
+    while 0 < offset < len(data) and offset not in seen and len(seen) < 10_000:
+        seen.add(offset)
+        offset = number(offset + count_size + entry * number(offset, count_size), wide)
+    return len(seen)
+
+
+def png_parts(data: bytes) -> list[memoryview]:
+    """The pieces of the compressed rows; what Pillow lets pass is refused: wrong checksums, no palette."""
+    place, kinds, parts, view = 8, set(), [], memoryview(data)
+    for _ in range(_MAX_CHUNKS):
+        length = int.from_bytes(data[place : place + 4], "big")
+        kind, checksum = data[place + 4 : place + 8], data[place + 8 + length : place + 12 + length]
+        if len(checksum) < 4:
+            raise InputError("truncated")
+        if zlib.crc32(view[place + 4 : place + 8 + length]) != int.from_bytes(checksum, "big"):
+            raise InputError(f"damaged: wrong checksum of chunk {kind!r}")
+        kinds.add(kind)
+        if kind == b"IDAT":
+            parts.append(view[place + 8 : place + 8 + length])
+        place += 12 + length
+        if kind == b"IEND":
+            break
+    else:
+        raise InputError(f"damaged: over {_MAX_CHUNKS:,} chunks")
+    if data[25] == 3 and b"PLTE" not in kinds:
+        raise InputError("damaged: the palette is missing")
+    return parts
+
+
+def png_size(data: bytes) -> int:
+    """Bytes of the filtered rows of a PNG, from its header."""
+    width, height = (int.from_bytes(data[k : k + 4], "big") for k in (16, 20))
+    pixel = data[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[data[25]]
+    passes = [(0, 0, 1, 1)]
+    if data[28]:  # Adam7: first column and row, steps
+        passes = [
+            (0, 0, 8, 8),
+            (4, 0, 8, 8),
+            (0, 4, 4, 8),
+            (2, 0, 4, 4),
+            (0, 2, 2, 4),
+            (1, 0, 2, 2),
+            (0, 1, 1, 2),
+        ]
+    sizes = [(-((x - width) // dx), -((y - height) // dy)) for x, y, dx, dy in passes]
+    return sum(rows * (1 + -(-columns * pixel // 8)) for columns, rows in sizes if columns > 0)
+
+
+def inflated_size(parts: Iterable[memoryview], enough: int) -> int:
+    """Bytes that a zlib stream holds, counted until there are enough; never more than 1 MiB in memory."""
+    stream, size = zlib.decompressobj(), 0
+    for part in parts:
+        rest: bytes | memoryview = part
+        while rest and size < enough and not stream.eof:
+            size += len(stream.decompress(rest, 1 << 20))
+            rest = stream.unconsumed_tail
+    return size if size >= enough else size + len(stream.flush())

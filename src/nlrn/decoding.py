@@ -1,0 +1,164 @@
+"""The bytes of one picture file -> its samples, exactly, or InputError with the reason.
+
+Pillow decodes. What it would cut or misread without a word is found here and refused.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from nlrn.containers import gif_frames, inflated_size, png_parts, png_size, tiff_pages
+from nlrn.errors import InputError
+
+# The readers are called by name: Image.open has a limit of its own, global to the process.
+_READERS: dict[bytes, type[ImageFile]] = {
+    b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd8\xff": JpegImageFile, b"BM": BmpImageFile,
+    b"GIF8": GifImageFile, b"RIFF": WebPImageFile, b"II*\0": TiffImageFile, b"MM\0*": TiffImageFile,
+    b"II+\0": TiffImageFile, b"MM\0+": TiffImageFile,
+    **{b"P%d" % digit: PpmImageFile for digit in range(1, 7)},
+}  # fmt: skip
+_GREY16 = frozenset({"I;16", "I;16B"})
+_MODES = _GREY16 | {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+# Not carried over: how a TIFF stores its pixels, orientation, position, other blocks of metadata.
+_DROPPED_TAGS = frozenset(
+    {*range(254, 260), 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, *range(322, 326), 330, 338, 339, 347}
+    | {*range(512, 522), 529, 530, 532, 700, 33723, 34377, 34675, ExifTags.IFD.GPSInfo, ExifTags.IFD.Exif}
+)
+
+
+class Decoded(NamedTuple):
+    """Samples HW or HW3 (uint8; uint16 for depth 16), alpha HW uint8 or None, and what else the file said."""
+
+    colour: np.ndarray
+    alpha: np.ndarray | None
+    depth: int
+    format: str
+    icc: bytes | None
+    exif: bytes | None
+
+
+def decode(data: bytes, max_pixels: int) -> Decoded:
+    """Decode one picture, upright; its size and kind are checked before any pixel is decoded.
+
+    Raises InputError for a picture that is refused, and whatever Pillow raises for one that is damaged.
+    """
+    reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
+    if reader is None or (reader is WebPImageFile and data[8:12] != b"WEBP"):
+        raise InputError("not a picture of a known format (BMP, GIF, JPEG, PNG, PPM, TIFF, WebP)")
+    frames, rows = 1, []
+    if reader is PngImageFile:
+        rows = png_parts(data)
+    elif reader is GifImageFile:
+        frames = gif_frames(data)
+    elif reader is TiffImageFile:
+        frames = tiff_pages(data)
+    with reader(io.BytesIO(data)) as picture:
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise InputError(
+                f"{width} x {height} is {width * height:,} pixels; "
+                f"the limit is {max_pixels:,}, raised by max_pixels"
+            )
+        frames = max(frames, int(getattr(picture, "n_frames", 1))) if frames == 1 else frames
+        if frames > 1:
+            raise InputError(f"{frames} frames or pages; expected a single picture")
+        depth = _depth(picture, data)
+        if reader is PngImageFile and inflated_size(rows, png_size(data)) < png_size(data):
+            raise InputError("truncated: rows are missing")
+        picture.load()
+        exif = _exif(picture)
+        _apply_orientation(picture)
+        colour, alpha = _planes(picture, data)
+        icc = picture.info.get("icc_profile") or None
+        return Decoded(colour, alpha, depth, str(picture.format), icc, exif)
+
+
+def _depth(picture: ImageFile, data: bytes) -> int:
+    """The depth, 8 or 16, of a picture that Pillow reads as it is; InputError for any other."""
+    bits, mode = _bits(picture, data), picture.mode
+    tags = getattr(picture, "tag_v2", {})
+    if mode not in _MODES or any(kind != 1 for kind in tags.get(_SAMPLE_FORMAT, (1,))):
+        raise InputError(f"pixels of mode {mode} ({bits} bits); expected unsigned integers, grey or colour")
+    plain = tags.get(_PHOTOMETRIC, 1) == 1 and "transparency" not in picture.info  # 1: black is zero
+    if mode in _GREY16 and bits == 16 and plain:
+        return 16
+    if bits > 8:
+        raise InputError(
+            f"{bits}-bit samples are read for plain grey only, here they would be cut or misread "
+            f"(as mode {mode}); save the picture with 8 bits a sample"
+        )
+    return 8
+
+
+def _bits(picture: ImageFile, data: bytes) -> int:
+    """Bits a sample in the file, where Pillow's mode does not tell."""
+    if isinstance(picture, PngImageFile):
+        return data[24]
+    if isinstance(picture, TiffImageFile):
+        return int(max(picture.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
+    arguments = picture.tile[0][3] if isinstance(picture, PpmImageFile) else None
+    largest = arguments[1] if isinstance(arguments, tuple) else 0
+    return 16 if isinstance(largest, int) and largest > 255 else 8
+
+
+def _check_exif(picture: Image.Image) -> None:
+    """Raises for EXIF that would fill the memory, also in the text form that ImageMagick wrote into PNGs."""
+    text = str(picture.info.get("Raw profile type exif", ""))
+    block = picture.info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:]))
+    tiff_pages(block.removeprefix(b"Exif\0\0"))
+
+
+def _apply_orientation(picture: ImageFile) -> None:
+    try:
+        _check_exif(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
+    except Exception:  # EXIF that cannot be read says nothing about the orientation
+        return
+
+
+def _planes(picture: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colour HW or HW3 (uint8 or uint16) and alpha HW (uint8) or None."""
+    key = picture.info.get("transparency")
+    if picture.mode in ("P", "PA"):
+        picture = picture.convert("RGB" if key is None and picture.mode == "P" else "RGBA")
+    elif picture.mode in ("1", "CMYK", "YCbCr"):
+        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    values = np.asarray(picture)
+    if picture.mode in ("LA", "RGBA"):
+        return values[..., 0] if picture.mode == "LA" else values[..., :3], values[..., -1].copy()
+    if key is None:
+        return values, None
+    levels = 2 ** data[24] - 1 if isinstance(picture, PngImageFile) else 255
+    wanted = (np.array(key) & levels) * (255 // levels)  # the file's own sample value, one a channel
+    same = values == wanted
+    opaque = ~(same.all(axis=2) if values.ndim == 3 else same)
+    return values, opaque.astype(np.uint8) * np.uint8(255)
+
+
+def _exif(picture: Image.Image) -> bytes | None:
+    """EXIF that still holds: without orientation, GPS, and how the pixels were stored; None for none."""
+    try:
+        _check_exif(picture)
+        source, kept = picture.getexif(), Image.Exif()
+        for tag, value in source.items():
+            if tag not in _DROPPED_TAGS:
+                kept[tag] = value
+        details = source.get_ifd(ExifTags.IFD.Exif)
+        if details:
+            kept[ExifTags.IFD.Exif] = dict(details)
+        return kept.tobytes() if len(kept) else None
+    except Exception:  # unreadable EXIF is left out
+        return None

@@ -1,0 +1,246 @@
+"""Picture files <-> float arrays in [0, 1]: exactly what the file says, or a refusal that gives the reason.
+
+Read: BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey, and 16-bit grey PNG and TIFF keep 16 bits.
+Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind becomes a separate
+alpha plane, the EXIF orientation is applied. Of a multi-picture JPEG the main picture is read.
+Refused: what Pillow would cut or misread without a word (16-bit colour, 16 bits with alpha, float, signed or
+32-bit samples), animations, several pages, truncated files, PNGs whose checksums or amount of data are wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from nlrn.decoding import decode
+from nlrn.errors import ConfigError, InputError
+from nlrn.publish import publish
+
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 512 << 20
+SUFFIXES = {
+    ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM", ".png": "PNG", ".pnm": "PPM",
+    ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
+}  # fmt: skip
+_WITH_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
+_WITH_16_BITS = frozenset({"PNG", "TIFF"})
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"subsampling": 0},  # 4:4:4
+    "WEBP": {"lossless": True, "exact": True},  # exact: colours under full transparency too
+}
+_DECODING = threading.Lock()  # warning filters belong to the whole process
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what its file said besides.
+
+    array: float32 HW (grey) or HWC with 3 channels, in [0, 1]; a restored one may exceed the range.
+    alpha: HW uint8 or None, kept as it was. depth: bits a sample of the file, 8 or 16. format: Pillow's name.
+    icc: colour profile. exif: without orientation (it has been applied) and without GPS.
+    """
+
+    array: np.ndarray
+    alpha: np.ndarray | None = None
+    depth: int = 8
+    format: str = "PNG"
+    icc: bytes | None = None
+    exif: bytes | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.array.shape
+        if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or 0 in shape:
+            raise InputError(f"expected an array HW, or HWC with 3 channels; got shape {shape}")
+        if not np.issubdtype(self.array.dtype, np.floating):
+            raise InputError(f"expected a float array in [0, 1]; got {self.array.dtype}")
+        if self.depth not in (8, 16):
+            raise InputError(f"depth is {self.depth}; expected 8 or 16 bits")
+        if self.alpha is not None and (self.alpha.shape != shape[:2] or self.alpha.dtype != np.uint8):
+            raise InputError(
+                f"alpha is {self.alpha.dtype} {self.alpha.shape}; expected uint8 {shape[:2]} as the picture"
+            )
+
+    def with_array(self, array: np.ndarray) -> Picture:
+        """The same with another colour array: HW, HW1 or HW3. With alpha its size must stay the same."""
+        return replace(self, array=array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def read_picture(
+    source: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> Picture:
+    """Read one picture from a path, or from the bytes of a file.
+
+    The limits are checked before anything is decoded. Raises InputError, and nothing else, for whatever
+    cannot be read exactly (see the module); the message names the file and the reason.
+    """
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    data = _file_bytes(source, max_bytes)
+    if len(data) > max_bytes:
+        raise InputError(f"{name}: over {max_bytes:,} bytes; max_bytes raises this limit")
+    try:
+        with _DECODING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            decoded = decode(data, max_pixels)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        raise InputError(f"{name}: damaged or truncated ({error or type(error).__name__})") from error
+    array = np.divide(decoded.colour, 2**decoded.depth - 1, dtype=np.float32)
+    return Picture(array, *decoded[1:])
+
+
+def write_picture(
+    path: str | os.PathLike[str],
+    picture: Picture,
+    *,
+    format: str | None = None,  # noqa: A002 - Pillow's word
+    overwrite: bool = False,
+    quality: int = 95,
+) -> Path:
+    """Write a picture so that the file appears whole or not at all; returns its path.
+
+    The suffix decides the format; a name without one takes `format`, else the picture's own. Raises
+    InputError as `encode_picture` and `nlrn.publish.publish` do, and for an unknown suffix.
+    """
+    kind = _output_format(Path(path), format or picture.format)
+    try:
+        data = encode_picture(picture, kind, quality=quality)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return publish(Path(path), data, overwrite=overwrite)
+
+
+def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes:  # noqa: A002 - Pillow's word
+    """The bytes of a file of one of the formats BMP, JPEG, PNG, PPM, TIFF, WEBP.
+
+    The array is clipped to [0, 1] and rounded, halves to even, to the picture's depth; BMP, JPEG, PPM and
+    WebP hold 8 bits. All but JPEG (4:4:4 at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
+    Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels.
+    Raises InputError for values that are not finite, and for what the format cannot hold.
+    """
+    if format not in SUFFIXES.values():
+        raise InputError(f"cannot write {format!r}; formats are {', '.join(sorted(set(SUFFIXES.values())))}")
+    if not 1 <= quality <= 100:
+        raise ConfigError(f"quality is {quality}; expected 1 to 100")
+    _check_holds(picture, format)
+    values = _integers(picture.array, picture.depth if format in _WITH_16_BITS else 8)
+    if picture.alpha is not None:
+        values = np.dstack((values, picture.alpha))
+    options = _OPTIONS.get(format, {}) | _metadata(picture, format)
+    if format == "JPEG":
+        options["quality"] = quality
+    return _save(values, format, options)
+
+
+def check_output(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    picture: Picture | None = None,
+) -> None:
+    """Find out before any work whether `path` can be written. Raises InputError with the reason.
+
+    Checked: a known suffix, an existing folder, no file of that name (with `overwrite`: nothing but a file),
+    that it is none of `inputs`, which are never written whatever `overwrite` says, and that the format holds
+    `picture` (its alpha and depth).
+    """
+    path = Path(path)
+    kind = _output_format(path, None)
+    if picture is not None:
+        _check_holds(picture, kind)
+    try:
+        if not path.parent.is_dir():
+            raise InputError(f"no folder {path.parent} to write {path.name} in")
+        for source in map(Path, inputs):
+            if path.resolve() == source.resolve() or (
+                path.exists() and source.exists() and path.samefile(source)
+            ):
+                raise InputError(f"{path} is an input; an original is never overwritten, give another name")
+        if os.path.lexists(path):
+            if not overwrite:
+                raise InputError(f"{path} exists already; give another name, or --overwrite")
+            if not path.is_file():
+                raise InputError(f"{path} exists and is no file; give another name")
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        raise InputError(f"cannot write {path}: {error}") from error
+
+
+def _check_holds(picture: Picture, format: str) -> None:  # noqa: A002
+    if picture.alpha is not None and format not in _WITH_ALPHA:
+        raise InputError(f"{format} files hold no transparency; write PNG, TIFF or WebP instead")
+    if (
+        picture.depth == 16
+        and format in _WITH_16_BITS
+        and (picture.array.ndim == 3 or picture.alpha is not None)
+    ):
+        raise InputError("16 bits are written for grey without alpha only; set depth=8 for the rest")
+
+
+def _output_format(path: Path, otherwise: str | None) -> str:
+    suffix = path.suffix.lower()
+    kind = SUFFIXES.get(suffix) if suffix else otherwise
+    if kind is None:
+        what = f"suffix {suffix!r} is unknown" if suffix else "no suffix"
+        raise InputError(f"{path}: {what}; known are {', '.join(SUFFIXES)}")
+    return kind
+
+
+def _file_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
+    """At most one byte more than the limit; neither a pipe nor a device is ever opened."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        if not stat.S_ISREG(Path(source).stat().st_mode):
+            raise InputError(f"{source} is no regular file (a folder, pipe or device)")
+        with Path(source).open("rb") as file:
+            return file.read(max_bytes + 1)
+    except FileNotFoundError as error:
+        raise InputError(f"no file {source}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"cannot read {source}: {error}") from error
+
+
+def _integers(array: np.ndarray, depth: int) -> np.ndarray:
+    """uint8 or uint16 of the same shape; in float64 as nlrn.metrics.quantize8 rounds, block by block."""
+    if not np.isfinite(array).all():
+        raise InputError("the picture has values that are not finite; nothing was written")
+    levels = 2**depth - 1
+    out = np.empty(array.shape, dtype=np.uint16 if depth == 16 else np.uint8)
+    for start in range(0, len(array), 256):
+        block = np.clip(array[start : start + 256].astype(np.float64), 0, 1)
+        out[start : start + 256] = np.rint(block * levels)
+    return out
+
+
+def _metadata(picture: Picture, format: str) -> dict[str, bytes]:  # noqa: A002
+    space = b"GRAY" if picture.array.ndim == 2 and format != "WEBP" else b"RGB "
+    found: dict[str, bytes] = {}
+    if picture.icc is not None and picture.icc[16:20] == space:
+        found["icc_profile"] = picture.icc
+    if picture.exif is not None and (format != "JPEG" or len(picture.exif) <= 65533):  # one JPEG segment
+        found["exif"] = picture.exif
+    return {} if format in ("BMP", "PPM") else found
+
+
+def _save(values: np.ndarray, format: str, options: dict[str, Any]) -> bytes:  # noqa: A002
+    file = io.BytesIO()
+    try:
+        Image.fromarray(values).save(file, format, **options)
+    except Exception as error:  # a side that is too long, for example
+        raise InputError(f"cannot be written as {format}: {error}") from error
+    return file.getvalue()

@@ -1,0 +1,271 @@
+"""Restorer: a model, where it runs and how. The single way from a picture to the restored picture.
+
+Pictures here are NumPy float arrays HW or HWC on the 0..1 scale; they may exceed it (noise does) and results are
+not clipped. Files, other array types and user interfaces are converted by the modules above this one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlrn.checkpoint import default_model, load_model
+from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
+from nlrn.model import NLRN
+from nlrn.noise import estimate_sigma
+from nlrn.ops import state_bytes
+from nlrn.precision import hardware_bf16
+from nlrn.tiling import PATCH, Average, Blend, patch_size, patches, plan
+
+MODES = ("window", "patch")
+PRECISIONS = ("auto", "fp32", "bf16")
+MAX_SIGMA = 75.0
+TILES = (1024, 512, 256, 128)  # tried in turn when the whole picture is too large
+MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles everywhere
+_ACTIVATIONS = {False: 42, True: 24}  # bytes a pixel and channel at the peak of a state, in float32 and bf16
+_BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
+Progress = Callable[[int, int], None]
+Part = tuple[int, tuple[slice, slice]]  # picture of the batch, rows and columns
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a picture is run. mode: "window" (over the whole picture) or "patch" (the authors' protocol).
+
+    precision: "bf16", "fp32" or "auto", bf16 where the hardware multiplies it. tile: None chooses by `memory`
+    (bytes the computation may take), 0 forces the whole picture, else the side of a tile in pixels; tiles overlap
+    by `overlap` pixels, the inner quarter of which is blended; an overlap of 8/3 of NLRN.receptive_radius makes
+    the tiles equal to the whole picture.
+    """
+
+    mode: str = "window"
+    precision: str = "auto"
+    tile: int | None = None
+    overlap: int = 32
+    memory: int = MEMORY
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"mode must be {' or '.join(MODES)}, not {self.mode!r}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision must be {', '.join(PRECISIONS)}, not {self.precision!r}")
+        if self.tile is not None and self.tile < 0:
+            raise ConfigError(f"tile must be a number of pixels, or 0 for the whole picture, not {self.tile}")
+        if self.overlap < 0 or self.memory < 1:
+            raise ConfigError("overlap must not be negative and memory at least one byte")
+
+
+class Restorer:
+    """A model on a device under fixed settings; it holds nothing of any picture.
+
+    model: a loaded NLRN, a shipped name, a weights file, or None for the default grey denoiser.
+    device: "auto", or anything torch takes. Raises ModelNotFoundError, CheckpointError, BackendError.
+    """
+
+    def __init__(
+        self,
+        model: NLRN | str | Path | None = None,
+        *,
+        device: str = "auto",
+        settings: Settings | None = None,
+    ) -> None:
+        self.device = _device(device)
+        self.settings = settings or Settings()
+        if not isinstance(model, NLRN):
+            model = load_model(model or default_model("denoise", 1))
+        self.model = model.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def denoise(
+        self, image: np.ndarray, sigma: float | str | np.ndarray = "auto", *, progress: Progress | None = None
+    ) -> np.ndarray:
+        """The denoised picture, float32 of the same shape, not clipped.
+
+        image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour picture goes through a grey model channel
+        by channel. sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, or "auto"
+        to estimate it. progress(done, total) is called after each tile or batch of patches.
+        Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
+        """
+        image = checked_picture(image)
+        noise = self.noise_level(image, sigma)
+        planes = _planes(image, self.model.config.in_channels)
+        if self.settings.mode == "patch":
+            restored = self._patchwise(planes, noise, progress)
+        else:
+            restored = self._tilewise(planes, noise, progress)
+        return _unplanes(restored, image.shape)
+
+    def noise_level(self, image: np.ndarray, sigma: float | str | np.ndarray) -> float | np.ndarray:
+        """The noise level that will be used, in 0-255 units: as given, or estimated and held to 0..75."""
+        if isinstance(sigma, str):
+            if sigma != "auto":
+                raise InputError(f"sigma must be a number, a map or 'auto', not {sigma!r}")
+            return min(estimate_sigma(image), MAX_SIGMA)
+        level = np.asarray(sigma, dtype=np.float32)
+        if level.ndim not in (0, 2) or (level.ndim == 2 and level.shape != image.shape[:2]):
+            raise InputError(
+                f"sigma must be a number or a map of {image.shape[:2]}; this has shape {level.shape}"
+            )
+        if not bool(np.all((level >= 0) & (level <= MAX_SIGMA))):
+            raise InputError(f"sigma must lie in 0..{MAX_SIGMA:g} (0-255 units); got {_range(level)}")
+        return float(level) if level.ndim == 0 else level
+
+    def memory_per_pixel(self, height: int, width: int) -> float:
+        """Bytes a pixel that a picture of this size takes at the peak of one pass, measured to within 20 %."""
+        c = self.model.config
+        backend = self.model.backend(height, width)
+        carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=backend)
+        states = 2 if c.propagation and c.states > 1 else 0  # the one before and the one after
+        return states * carried / (height * width) + _ACTIVATIONS[self._bf16()] * c.channels
+
+    def tile_for(self, height: int, width: int, pictures: int = 1) -> int | None:
+        """The side of the tiles a picture is cut into, None for the whole picture at once."""
+        s = self.settings
+        if s.tile is not None:
+            return None if s.tile == 0 or s.tile >= max(height, width) else s.tile
+        for side in (max(height, width), *TILES):
+            h, w = min(side, height), min(side, width)
+            if side <= max(height, width) and pictures * h * w * self.memory_per_pixel(h, w) <= s.memory:
+                return None if side == max(height, width) else side
+        need = pictures * min(height, TILES[-1]) * min(width, TILES[-1]) * self.memory_per_pixel(*TILES[-2:])
+        raise MemoryBudgetError(
+            f"a tile of {TILES[-1]} pixels needs about {need / 2**20:.0f} MiB, and memory allows"
+            f" {s.memory / 2**20:.0f}: raise the memory, or use a smaller model"
+        )
+
+    # -- two ways over a picture -----------------------------------------------------------------------------
+
+    def _tilewise(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
+        """planes [B, C, H, W]; each picture of the batch is run by itself, so memory does not grow with B."""
+        height, width = planes.shape[2:]
+        side = self.tile_for(height, width) or max(height, width)
+        overlap = min(self.settings.overlap, side // 2)
+        tiles = plan(height, width, side, overlap, ramp=overlap // 4)  # the rest is context for both
+        restored = np.empty_like(planes)
+        done, total = 0, len(planes) * len(tiles)
+        for b, picture in enumerate(planes):
+            blend = Blend(height, width, picture.shape[0])
+            for tile in tiles:
+                x = picture[:, *tile.region]
+                out = self._run(self.model, x[None], _part(noise, tile.region))
+                blend.add(tile, out[0].transpose(1, 2, 0))
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            restored[b] = blend.result().transpose(2, 0, 1)
+        return restored
+
+    def _patchwise(
+        self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None
+    ) -> np.ndarray:
+        """The authors' protocol: overlapping patches, every prediction of a pixel averaged."""
+        height, width = planes.shape[2:]
+        window = self.model.config.window
+        model = self.model.reconfigured(window=None) if window is None or window >= PATCH else self.model
+        rows, columns = patch_size(height, width)
+        parts = [
+            (b, (slice(y, y + rows), slice(x, x + columns)))
+            for b in range(len(planes))
+            for y, x in patches(height, width)
+        ]
+        averages = [Average(height, width, planes.shape[1]) for _ in planes]
+        for group, done in _groups(parts, max(1, _BATCH_PIXELS // (rows * columns))):
+            x = np.stack([planes[b][:, *region] for b, region in group])
+            level = noise if isinstance(noise, float) else np.stack([noise[region] for _, region in group])
+            for (b, (down, right)), out in zip(group, self._run(model, x, level), strict=True):
+                averages[b].add(down.start, right.start, out.transpose(1, 2, 0))
+            if progress is not None:
+                progress(done, len(parts))
+        return np.stack([average.result().transpose(2, 0, 1) for average in averages])
+
+    # -- one pass --------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _run(self, model: NLRN, x: np.ndarray, noise: float | np.ndarray) -> np.ndarray:
+        """[B, C, H, W] through the model; a result that is not finite is tried again in float32, then refused."""
+        batch = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
+        sigma: float | Tensor | None = None
+        if model.config.sigma_input:
+            level = noise if isinstance(noise, float) else torch.from_numpy(np.ascontiguousarray(noise))
+            sigma = level / 255
+            if isinstance(sigma, Tensor):
+                sigma = sigma.to(self.device).reshape(-1, 1, *x.shape[2:])
+        for bf16 in (True, False) if self._bf16() else (False,):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                out: np.ndarray = model(batch, sigma).float().cpu().numpy()
+            if np.isfinite(out).all():
+                return out
+        raise InputError("the model gave numbers that are not finite; nothing is written")
+
+    def _bf16(self) -> bool:
+        if self.settings.precision != "auto":
+            return self.settings.precision == "bf16"
+        return hardware_bf16(self.device)
+
+
+def checked_picture(image: np.ndarray) -> np.ndarray:
+    """The picture as float32 HW or HWC. Raises InputError naming what was found and what is expected."""
+    image = np.asarray(image)
+    if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        raise InputError(
+            f"expected a picture HW or HWC with 1 or 3 channels; got shape {tuple(image.shape)}"
+        )
+    if not np.issubdtype(image.dtype, np.floating):
+        raise InputError(
+            f"expected a float picture on the 0..1 scale; got {image.dtype}; divide by 255 or 65535"
+        )
+    if not np.isfinite(image).all():
+        raise InputError("the picture holds numbers that are not finite (NaN or infinity)")
+    low, high = float(image.min()), float(image.max())
+    if low < -4 or high > 5:
+        raise InputError(
+            f"the picture's values span {low:g}..{high:g}, far from 0..1; divide by 255 or 65535"
+        )
+    return image.astype(np.float32, copy=False)
+
+
+def _planes(image: np.ndarray, channels: int) -> np.ndarray:
+    """HW or HWC -> [B, channels, H, W]: a colour picture becomes a batch of three for a grey model."""
+    chw = np.atleast_3d(image).transpose(2, 0, 1)
+    if channels == 1:
+        return chw[:, None]
+    if chw.shape[0] != channels:
+        raise InputError("this model restores colour pictures; the picture is grey: use a grey model")
+    return chw[None]
+
+
+def _unplanes(planes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.ascontiguousarray(planes.reshape(-1, *shape[:2]).transpose(1, 2, 0).reshape(shape))
+
+
+def _part(noise: float | np.ndarray, part: tuple[slice, slice]) -> float | np.ndarray:
+    return noise if isinstance(noise, float) else noise[part]
+
+
+def _groups(items: list[Part], size: int) -> Iterator[tuple[list[Part], int]]:
+    """The items in groups, each with the number of items up to its end."""
+    for start in range(0, len(items), size):
+        group = items[start : start + size]
+        yield group, start + len(group)
+
+
+def _range(level: np.ndarray) -> str:
+    return f"{float(level):g}" if level.ndim == 0 else f"{level.min():g}..{level.max():g}"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"the device {name!r} cannot be used here: {reason}") from error
+    return device

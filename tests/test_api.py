@@ -1,0 +1,151 @@
+"""nlrn.denoise: the same kind, dtype, shape and device comes back; and the public surface."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import nlrn
+import nlrn.api
+from nlrn.errors import InputError, ModelNotFoundError, NLRNError
+from test_restore import FP32, picture, random_model
+
+SOURCE = Path(nlrn.__file__).parent
+ORDER = [  # imports go down this list only
+    {"errors"},
+    {"precision", "publish", "ops", "metrics", "degradations", "noise", "tiling"},
+    {"model", "datasets", "images"},
+    {"attention", "checkpoint", "recipe"},
+    {"restore", "trainstate", "validation", "progress"},
+    {"training", "evaluation", "api"},
+    {"cli"},
+    {"__main__"},
+]
+
+
+def test_floats_come_back_as_floats_and_integers_as_integers() -> None:
+    model, image = random_model(), picture(20, 24, 3)
+    expected = nlrn.Restorer(model, settings=nlrn.Settings()).denoise(image, 25)
+    for dtype in (np.float32, np.float64):
+        out = nlrn.denoise(image.astype(dtype), 25, model)
+        assert out.dtype == dtype
+        np.testing.assert_allclose(out, expected, atol=1e-6)
+    for dtype, levels in ((np.uint8, 255), (np.uint16, 65535)):
+        stored = np.rint(image * levels).astype(dtype)
+        exact = nlrn.Restorer(model).denoise(stored / np.float32(levels), 25)
+        out = nlrn.denoise(stored, 25, model)
+        assert out.dtype == dtype
+        np.testing.assert_array_equal(out, np.rint(np.clip(exact, 0, 1) * levels).astype(dtype))
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (1, 20, 24), (3, 20, 24), (2, 3, 20, 24)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])
+def test_tensors_come_back_as_tensors(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    random = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    x = (random * 255).to(dtype) if dtype == torch.uint8 else random.to(dtype)
+    out = nlrn.denoise(x, 25, random_model())
+    assert (out.shape, out.dtype, out.device) == (x.shape, x.dtype, x.device)
+    last = x[-1] if len(shape) == 4 else x
+    image = last.float().numpy() / (255 if dtype == torch.uint8 else 1)
+    hwc = image if image.ndim == 2 else np.moveaxis(image, 0, -1)
+    expected = nlrn.Restorer(random_model()).denoise(hwc, 25)
+    found = (out[-1] if len(shape) == 4 else out).float().numpy() / (255 if dtype == torch.uint8 else 1)
+    found = found if found.ndim == 2 else np.moveaxis(found, 0, -1)
+    expected = np.clip(expected, 0, 1) if dtype == torch.uint8 else expected
+    tolerance = {torch.uint8: 0.5 / 255 + 1e-6, torch.bfloat16: 0.02}.get(dtype, 1e-6)
+    assert np.abs(found - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
+def test_pil_pictures_keep_mode_size_and_alpha(mode: str) -> None:
+    random = np.random.RandomState(0)
+    shape = (20, 24, len(mode)) if mode != "I;16" and len(mode) > 1 else (20, 24)
+    top = 65536 if mode == "I;16" else 256
+    given = Image.fromarray(random.randint(0, top, shape).astype(np.uint16 if mode == "I;16" else np.uint8))
+    assert given.mode == mode
+    out = nlrn.denoise(given, 25, random_model())
+    assert (out.mode, out.size) == (given.mode, given.size)
+    if mode.endswith("A"):
+        assert np.array_equal(out.getchannel("A"), given.getchannel("A"))
+    if mode == "L":
+        assert np.array_equal(out, nlrn.denoise(np.asarray(given), 25, random_model()))
+
+
+def test_what_is_not_a_picture_is_refused() -> None:
+    for thing in ("noisy.png", [[0.5]], None):
+        with pytest.raises(InputError, match="expected a PIL image"):
+            nlrn.denoise(thing, 25)  # type: ignore[type-var]
+    with pytest.raises(InputError, match="mode P"):
+        nlrn.denoise(Image.new("P", (20, 20)), 25)
+    with pytest.raises(ModelNotFoundError, match="shipped models"):
+        nlrn.denoise(picture(8, 8), 25, "denoise-grey")
+
+
+def test_settings_reach_the_restorer() -> None:
+    restorer = nlrn.load(random_model(), mode="patch", precision="fp32")
+    assert (restorer.settings.mode, restorer.settings.precision) == ("patch", FP32.precision)
+
+
+def test_every_public_name_is_there_and_the_list_is_sorted() -> None:
+    assert nlrn.__all__ == sorted(nlrn.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    for name in nlrn.__all__:
+        assert getattr(nlrn, name).__doc__ or name == "PRESETS"
+    with pytest.raises(AttributeError, match="no attribute 'denoize'"):
+        nlrn.denoize  # noqa: B018
+    assert all(issubclass(getattr(nlrn, n), NLRNError) for n in nlrn.__all__ if n.endswith("Error"))
+
+
+def test_docstring_examples_hold() -> None:
+    result = doctest.testmod(nlrn.api)
+    assert result.attempted >= 3
+    assert result.failed == 0
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, nlrn, nlrn.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'rich')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _imports(file: Path) -> set[str]:
+    """Modules of this package that a file imports, wherever in the file; not those for type checkers only."""
+    found = set()
+    tree = ast.parse(file.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "nlrn":
+            found |= {a.name for a in node.names if not a.name.startswith("_")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nlrn."):
+            found.add(str(node.module).split(".")[1])
+    return found
+
+
+def test_imports_go_one_way() -> None:
+    rank = {name: i for i, names in enumerate(ORDER) for name in names}
+    files = [f for f in SOURCE.glob("*.py") if f.name != "__init__.py"]
+    assert {f.stem for f in files} | {"ops"} == set(rank)
+    for file in files:
+        for other in _imports(file):
+            assert rank[other] < rank[file.stem], f"{file.name} imports {other}"
+    for file in (SOURCE / "ops").glob("*.py"):
+        assert _imports(file) <= {"errors", "ops"}, file.name
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    lengths = {f.name: len(f.read_text().splitlines()) for f in SOURCE.rglob("*.py")}
+    assert max(lengths.values()) <= 400, max(lengths, key=lambda name: lengths[name])
+    assert sorted(lengths.values())[len(lengths) // 2] <= 170

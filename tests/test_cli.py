@@ -1,0 +1,175 @@
+"""The command line: what a person types, what comes back, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_restore import random_model
+
+from nlrn.checkpoint import save_model
+from nlrn.cli import run
+from nlrn.degradations import add_gaussian_noise
+from nlrn.restore import Restorer, Settings
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_model(path, random_model(), {"steps": "0"})
+    return path
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Path:
+    image = np.clip(add_gaussian_noise(np.full((40, 50), 0.5), 20), 0, 1)
+    Image.fromarray(np.rint(image * 255).astype(np.uint8)).save(tmp_path / "noisy.png")
+    return tmp_path / "noisy.png"
+
+
+def restored(path: Path, weights: Path, sigma: float | str, **settings: object) -> np.ndarray:
+    restorer = Restorer(weights, settings=Settings(**settings))  # type: ignore[arg-type]
+    image = np.asarray(Image.open(path)) / np.float32(255)
+    return np.rint(np.clip(restorer.denoise(image, sigma), 0, 1) * 255)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ((), {}),
+        (("--mode", "patch"), {"mode": "patch"}),
+        (("-t", "32", "--overlap", "8"), {"tile": 32, "overlap": 8}),
+        (("--precision", "fp32"), {"precision": "fp32"}),
+    ],
+)
+def test_denoise_writes_what_the_restorer_gives(
+    noisy: Path, weights: Path, arguments: tuple[str, ...], settings: dict[str, object]
+) -> None:
+    out = noisy.with_name("clean.png")
+    assert run(["denoise", str(noisy), "-o", str(out), "--sigma", "20", "--model", str(weights), *arguments]) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), restored(noisy, weights, 20.0, **settings))
+
+
+def test_sigma_is_estimated_by_default_and_said(
+    noisy: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = noisy.with_name("clean.png")
+    assert run(["denoise", str(noisy), "-o", str(out), "--model", str(weights)]) == 0
+    printed = capsys.readouterr().out
+    level = float(printed.split("sigma ")[1].split()[0])
+    assert level == pytest.approx(20, rel=0.2)
+    assert f"wrote {out}" in printed
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), restored(noisy, weights, "auto"))
+    assert run(["denoise", str(noisy), "-o", str(out), "--model", str(weights), "-q", "--overwrite"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_colour_and_tiles_are_said(noisy: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.open(noisy).convert("RGB").save(noisy)
+    out = noisy.with_name("clean.png")
+    command = ["denoise", str(noisy), "-o", str(out), "--sigma", "20", "--model", str(weights), "-t", "32"]
+    assert run(command) == 0
+    printed = capsys.readouterr().out
+    assert "channel by channel" in printed
+    assert "tiles of 32" in printed
+    with Image.open(out) as written:
+        assert written.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["denoise", "{missing}", "-o", "{out}"], 1, "missing.png"),
+        (["denoise", "{noisy}", "-o", "{noisy}", "--overwrite"], 1, "noisy.png"),
+        (["denoise", "{noisy}", "-o", "{noisy}.xyz"], 1, "xyz"),
+        (["denoise", "{noisy}", "-o", "{out}", "--sigma", "76"], 2, "0..75"),
+        (["denoise", "{noisy}", "-o", "{out}", "--sigma", "much"], 2, "neither a number nor auto"),
+        (["denoise", "{noisy}", "-o", "{out}", "--tile", "-3"], 2, "tile"),
+        (["denoise", "{noisy}", "-o", "{out}", "--model", "denoise-grey"], 3, "denoise-grey"),
+        (["denoise", "{noisy}", "-o", "{out}", "--model", "{noisy}"], 3, "safetensors"),
+        (["denoise", "{noisy}", "-o", "{out}", "--model", "{weights}", "-d", "tpu3"], 3, "tpu3"),
+        (["denoise", "{noisy}"], 2, "--output"),
+        (["denoize", "{noisy}"], 2, "denoize"),
+        (["train", "{missing}"], 2, "missing.png"),
+        (["evaluate", "--data", "{missing}", "--model", "{weights}"], 1, "missing.png"),
+    ],
+)
+def test_mistakes_get_one_sentence_a_code_and_no_output(
+    noisy: Path, weights: Path, arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = noisy.read_bytes()
+    names = {"noisy": noisy, "out": noisy.with_name("out.png"), "weights": weights}
+    names["missing"] = noisy.with_name("missing.png")
+    assert run([a.format(**names) for a in arguments]) == code
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    assert sorted(p.name for p in noisy.parent.iterdir()) == ["noisy.png"]
+    assert noisy.read_bytes() == before
+
+
+def test_evaluate_scores_a_folder_with_a_table_and_json(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(2):
+        pixels = np.random.RandomState(i).randint(0, 256, (20, 24)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    out = tmp_path / "scores.json"
+    command = ["evaluate", "--data", str(tmp_path), "--task", "denoise", "--sigma", "15", "50", "--attention"]
+    assert run([*command, "--model", str(weights), "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["model"] == "random"
+    assert result["run"]["precision"] == "fp32"
+    scores = result["scores"][tmp_path.name]
+    assert list(scores) == ["15", "50"]
+    assert len(result["attention"]["50"]["neighbours"]) == 2
+    printed = capsys.readouterr().out
+    assert f"{scores['15']['psnr']:.2f}" in printed
+    assert "propagation off" in printed
+
+
+def test_models_lists_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models"]) == 0
+    assert "denoise-gray-small: denoise, grey" in capsys.readouterr().out
+    assert run(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert all(len(row["sha256"]) == 64 for row in rows)
+
+
+def test_alone_it_helps_and_version_and_module_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "nlrn denoise noisy.png -o clean.png" in capsys.readouterr().out
+    done = subprocess.run([sys.executable, "-m", "nlrn", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("nlrn 0.")
+
+
+def test_ctrl_c_stops_with_130_and_leaves_nothing(tmp_path: Path, weights: Path) -> None:
+    pixels = np.random.RandomState(0).randint(0, 256, (2000, 2000)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    command = [sys.executable, "-m", "nlrn", "denoise", "large.png", "-o", "out.png", "--sigma", "20"]
+    process = subprocess.Popen(
+        [*command, "--model", str(weights), "-t", "64"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # it has begun: the tiles are announced
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert [p.name for p in tmp_path.iterdir()] == ["large.png"]

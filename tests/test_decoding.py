@@ -1,0 +1,262 @@
+"""What is read is exact, whatever the bytes; the rest is refused, at once and without memory."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import struct
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from picturefiles import FORMATS, WITH_ALPHA, chunk, file_of, levels, outcome, picture_of, png, samples, tiff
+from PIL import ExifTags, Image
+
+from nlrn.errors import InputError
+from nlrn.images import encode_picture, read_picture
+
+Count = Callable[[int], int]
+
+
+def test_pngsuite_is_exact_or_refused_for_its_depth(data_root: Path) -> None:
+    exact, refused = 0, []
+    for file in sorted((data_root / "pngsuite" / "png").glob("[!x]*.png")):
+        header = file.read_bytes()[24:26]
+        if header[0] == 16 and (header[1] != 0 or b"tRNS" in file.read_bytes()):
+            with pytest.raises(InputError, match="16-bit samples are read for plain grey only"):
+                read_picture(file)
+            refused.append((file.stem, header[1]))
+            continue
+        picture = read_picture(file)
+        colour, top = levels(picture), 2**picture.depth - 1
+        assert picture.depth == max(8, header[0])
+        assert (picture.array.ndim == 2) == (header[1] in (0, 4))
+        alpha = np.full(colour.shape[:2], top) if picture.alpha is None else picture.alpha
+        colour = np.stack([colour] * 3, axis=-1) if colour.ndim == 2 else colour
+        expected = json.loads((data_root / "pngsuite" / "json" / f"{file.stem}.json").read_text())
+        np.testing.assert_array_equal(np.dstack([colour, alpha]).ravel(), expected, err_msg=file.stem)
+        exact += 1
+    assert (exact, len(refused)) == (140, 21)
+    assert [name for name, colour in refused if colour == 0] == ["tbwn0g16"]  # grey with transparency
+
+
+def test_pngsuite_corrupt_files_are_refused(data_root: Path) -> None:
+    files = sorted((data_root / "pngsuite" / "png").glob("x*.png"))
+    assert len(files) == 14
+    for file in files:
+        with pytest.raises(InputError, match=file.stem):
+            read_picture(file)
+
+
+@pytest.mark.parametrize(
+    ("image", "form"),
+    [
+        (Image.new("F", (4, 4)), "TIFF"),
+        (Image.new("I", (4, 4)), "TIFF"),
+        (Image.new("LAB", (4, 4)), "TIFF"),
+        (Image.new("I", (4, 4)), "PPM"),
+    ],
+)
+def test_float_wide_and_lab_samples_are_refused(image: Image.Image, form: str) -> None:
+    with pytest.raises(InputError, match="expected unsigned integers"):
+        read_picture(file_of(image, form))
+
+
+def test_16_bit_colour_is_refused_in_every_format() -> None:
+    rows = b"".join(b"\0" + bytes(4 * 6) for _ in range(3))
+    for data in (
+        png(4, 3, 16, 2, rows),
+        b"P6\n4 3\n65535\n" + bytes(72),
+        b"P3\n1 1\n# note\n1000\n1 2 3\n",
+        tiff(4, 3, (16, 16, 16), 2, bytes(72)),
+        tiff(4, 3, (16,), 0, bytes(24)),  # white is zero: not inverted by Pillow
+        tiff(4, 3, (12,), 1, bytes(18)),  # not scaled by Pillow
+    ):
+        with pytest.raises(InputError, match=r"1[26]-bit samples"):
+            read_picture(data)
+
+
+def test_16_bit_grey_keeps_16_bits() -> None:
+    values = samples((5, 7), top=65535)
+    for data in (
+        tiff(7, 5, (16,), 1, values.astype("<u2").tobytes()),
+        file_of(Image.fromarray(values), "PNG"),
+        file_of(Image.fromarray(values), "TIFF"),
+        file_of(Image.fromarray(values), "TIFF", compression="tiff_lzw"),
+    ):
+        picture = read_picture(data)
+        assert picture.depth == 16
+        np.testing.assert_array_equal(levels(picture), values)
+
+
+def test_transparent_colours_of_grey_and_colour_become_alpha() -> None:
+    grey = np.array([[0, 1, 2, 3]])
+    for bits in (1, 2, 4, 8):  # the key is a sample of the file, Pillow scales the pixels but not the key
+        packed = 0
+        for value in grey[0] % 2**bits:
+            packed = packed << bits | int(value)
+        rows = b"\0" + (packed << max(8 - 4 * bits, 0)).to_bytes(-(-bits * 4 // 8), "big")
+        key = chunk(b"tRNS", struct.pack(">H", 1))
+        picture = read_picture(png(4, 1, bits, 0, rows, key))
+        assert picture.array.ndim == 2
+        np.testing.assert_array_equal(picture.alpha == 0, grey % 2**bits == 1)
+    rows = b"\0" + bytes([1, 2, 3, 1, 2, 4])
+    picture = read_picture(png(2, 1, 8, 2, rows, chunk(b"tRNS", struct.pack(">3H", 1, 2, 3))))
+    np.testing.assert_array_equal(picture.alpha, [[0, 255]])
+    np.testing.assert_array_equal(levels(picture), [[[1, 2, 3], [1, 2, 4]]])
+
+
+def test_palettes_and_cmyk_are_converted_by_pillows_rule() -> None:
+    image = Image.fromarray(samples((9, 8, 3))).quantize(16)
+    for form in ("PNG", "GIF", "BMP", "TIFF"):
+        np.testing.assert_array_equal(levels(read_picture(file_of(image, form))), image.convert("RGB"))
+    picture = read_picture(file_of(image, "PNG", transparency=3))
+    np.testing.assert_array_equal(picture.alpha == 0, np.asarray(image) == 3)
+    for form in ("JPEG", "TIFF"):
+        inks = Image.merge("CMYK", [Image.fromarray(samples((9, 8), seed)) for seed in range(4)])
+        data = file_of(inks, form)
+        expected = Image.open(io.BytesIO(data)).convert("RGB")
+        np.testing.assert_array_equal(levels(read_picture(data)), expected)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("shape", [(20, 31), (20, 31, 3)])
+def test_truncated_files_are_refused_or_the_same(form: str, shape: tuple[int, ...]) -> None:
+    data = encode_picture(picture_of(samples(shape)), form)
+    whole = read_picture(data).array
+    cuts = {*np.linspace(0, len(data) - 1, 40, dtype=int), *range(len(data) - 10, len(data))}
+    for cut in cuts:
+        picture = outcome(data[: int(cut)])
+        assert picture is None or np.array_equal(picture.array, whole), f"cut at {cut} of {len(data)}"
+
+
+def test_a_png_with_rows_missing_is_refused() -> None:
+    """Pillow leaves them black when the compressed data ends between two rows."""
+    row = b"\0" + bytes([200] * 30)
+    assert (read_picture(png(30, 20, 8, 0, row * 20)).array > 0).all()
+    for rows in (0, 1, 10, 19):
+        with pytest.raises(InputError, match="rows are missing"):
+            read_picture(png(30, 20, 8, 0, row * rows))
+    with pytest.raises(InputError, match="palette is missing"):
+        read_picture(png(30, 20, 8, 3, row * 20))
+
+
+def seeds() -> list[bytes]:
+    """One small file of every kind that is read."""
+    grey, colour = samples((7, 9)), samples((7, 9, 3))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    full = picture_of(colour, grey, exif=exif.tobytes())
+    files = [encode_picture(picture_of(values), form) for values in (grey, colour) for form in FORMATS]
+    files += [encode_picture(full, form) for form in WITH_ALPHA]
+    files += [file_of(Image.fromarray(colour).quantize(8), form) for form in ("GIF", "PNG", "BMP", "TIFF")]
+    files += [file_of(Image.fromarray(colour), "JPEG", progressive=True, exif=exif.tobytes())]
+    files += [file_of(Image.fromarray(colour), "TIFF", compression=name) for name in ("tiff_lzw", "jpeg")]
+    return [*files, file_of(Image.fromarray(colour).convert("CMYK"), "JPEG"), b"P3\n2 1\n9\n1 2 3 4 5 6\n"]
+
+
+def mended(data: bytes) -> bytes:
+    """A PNG with the checksums of its chunks put right, so that damage reaches the decoder."""
+    out, place = data[:8], 8
+    while place + 12 <= len(data):
+        length = int.from_bytes(data[place : place + 4], "big")
+        if place + 12 + length > len(data):
+            break
+        out += chunk(data[place + 4 : place + 8], data[place + 8 : place + 8 + length])
+        place += 12 + length
+    return out + data[place:]
+
+
+def test_mutated_files_never_raise_anything_else(count: Count) -> None:
+    files = seeds()
+    edit = st.tuples(
+        st.floats(0, 1, exclude_max=True), st.sampled_from("sid"), st.binary(min_size=1, max_size=4)
+    )
+
+    @settings(max_examples=count(2000), deadline=5000)
+    @given(st.sampled_from(files), st.lists(edit, min_size=1, max_size=6), st.booleans())
+    def law(data: bytes, edits: list[tuple[float, str, bytes]], mend: bool) -> None:
+        for where, kind, new in edits:
+            place = int(where * len(data))
+            rest = {"s": place + len(new), "i": place, "d": place + 8 * len(new)}[kind]
+            data = data[:place] + (b"" if kind == "d" else new) + data[rest:]
+        if mend and data.startswith(b"\x89PNG"):
+            data = mended(data)
+        picture = outcome(data, max_pixels=1_000_000)
+        if picture is None:
+            return
+        assert np.isfinite(picture.array).all()
+        assert picture.array.min() >= 0
+        assert picture.array.max() <= 1
+
+    law()
+
+
+def ifd_bomb() -> bytes:
+    """20,000 tags that each claim the whole file, which Pillow would copy 20,000 times."""
+    tags = b"".join(struct.pack("<HHII", 1000 + k, 1, 200_000, 8) for k in range(20_000))
+    return b"II*\0" + struct.pack("<IH", 8, 20_000) + tags + bytes(4)
+
+
+def gif_bomb() -> bytes:
+    """A comment in a million pieces, whose time in Pillow grows with the square of their number."""
+    data = file_of(Image.new("L", (4, 4)), "GIF")
+    place = data.index(b"\x2c")
+    return data[:place] + b"\x21\xfe" + b"\x01a" * 1_000_000 + b"\0" + data[place:]
+
+
+@functools.cache
+def bombs() -> dict[str, tuple[bytes, str]]:
+    """Small files that would cost much, and what the refusal says."""
+    text = zlib.compress(bytes(60 << 20), 9)
+    row = b"\0\0"
+    return {
+        "png size": (png(60_000, 60_000, 8, 2, b""), "3,600,000,000 pixels; the limit is 100,000,000"),
+        "bmp size": (
+            b"BM" + struct.pack("<IIIIiiHHIIIIII", 0, 0, 54, 40, 60_000, 60_000, 1, 24, *[0] * 6),
+            "pixels",
+        ),
+        "ppm size": (b"P6 60000 60000 255\n", "raised by max_pixels"),
+        "tiff size": (tiff(60_000, 60_000, (8,), 1, b""), "raised by max_pixels"),
+        "gif size": (b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\0;", "pixels"),
+        "zTXt": (png(1, 1, 8, 0, row, chunk(b"zTXt", b"k\0\0" + text)), "Decompressed data too large"),
+        "iCCP": (png(1, 1, 8, 0, row, chunk(b"iCCP", b"k\0\0" + text)), "Decompressed data too large"),
+        "iTXt": (png(1, 1, 8, 0, row, chunk(b"iTXt", b"k\0\1\0\0\0" + text)), "ecompressed"),
+        "chunks": (png(1, 1, 8, 0, row, chunk(b"abCd") * 70_000), "over 65,536 chunks"),
+        "tags": (ifd_bomb(), "more bytes than the file has"),
+        "comment": (gif_bomb(), "comment is in over 1,000 pieces"),
+    }
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_bombs_are_refused_at_once_without_memory(name: str) -> None:
+    data, reason = bombs()[name]
+    before = time.process_time()
+    with pytest.raises(InputError, match=reason):
+        read_picture(data)
+    assert time.process_time() - before < 1
+    tracemalloc.start()
+    outcome(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 << 20
+
+
+def test_animations_and_pages_are_refused_with_their_number() -> None:
+    frames = [Image.fromarray(samples((9, 8, 3), seed)) for seed in range(7)]
+    for form in ("GIF", "PNG", "WEBP", "TIFF"):
+        with pytest.raises(InputError, match="7 frames or pages"):
+            read_picture(file_of(frames[0], form, save_all=True, append_images=frames[1:]))
+
+
+def test_of_a_multi_picture_jpeg_the_main_picture_is_read() -> None:
+    frames = [Image.new("L", (8, 8), 50), Image.new("L", (8, 8), 200)]
+    picture = read_picture(file_of(frames[0], "MPO", save_all=True, append_images=frames[1:]))
+    assert (levels(picture) == 50).all()

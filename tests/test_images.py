@@ -1,0 +1,266 @@
+"""Picture files: round trips of every mode and format, metadata, paths, limits."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from picturefiles import FORMATS, WITH_ALPHA, file_of, levels, picture_of, samples
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+
+from nlrn.errors import ConfigError, InputError, NLRNError
+from nlrn.images import SUFFIXES, Picture, check_output, encode_picture, read_picture, write_picture
+from nlrn.metrics import quantize8
+
+Count = Callable[[int], int]
+ORIENTATION = ExifTags.Base.Orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_the_orientation_is_applied_and_reset_and_gps_dropped(form: str, orientation: int) -> None:
+    upright = np.zeros((16, 24), dtype=np.uint8)
+    upright[:8, :8], upright[:8, 16:], upright[8:, :8] = 255, 160, 80
+    turned = {  # what a camera stores for this picture
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T,
+        6: np.rot90(upright, 1), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[ExifTags.Base.Make] = orientation, "a camera"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FNumber] = 2.5
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    options = {"lossless": True} if form == "WEBP" else {}
+    picture = read_picture(file_of(Image.fromarray(turned), form, exif=exif.tobytes(), **options))
+    grey = picture.array if picture.array.ndim == 2 else picture.array[..., 0]
+    np.testing.assert_allclose(grey, upright / 255, atol=0.01)
+
+    for suffix in (".png", ".jpg", ".webp", ".tif"):
+        again = read_picture(encode_picture(picture, SUFFIXES[suffix]))
+        assert again.array.shape[:2] == upright.shape
+        found = Image.Exif()
+        found.load(again.exif)
+        assert found[ExifTags.Base.Make] == "a camera"
+        assert found.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FNumber] == 2.5
+        assert not found.get_ifd(ExifTags.IFD.GPSInfo)
+        assert found.get(ORIENTATION, 1) == 1
+
+
+def test_exif_that_is_unreadable_or_would_fill_the_memory_is_left_out() -> None:
+    values = samples((4, 5))
+    tags = b"".join(struct.pack("<HHII", 1000 + k, 1, 100_000, 8) for k in range(9000))
+    for block in (b"II*\0rubbish", b"II*\0" + struct.pack("<IH", 8, 9000) + tags + bytes(4)):
+        picture = read_picture(file_of(Image.fromarray(values), "PNG", exif=b"Exif\0\0" + block))
+        assert picture.exif is None
+        np.testing.assert_array_equal(levels(picture), values)
+
+
+def test_exif_in_the_text_form_of_imagemagick_is_read() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    block = exif.tobytes()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n", zip=True)
+    assert read_picture(file_of(Image.fromarray(samples((4, 5))), "PNG", pnginfo=text)).array.shape == (5, 4)
+
+
+# -- round trips
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("shape", [(5, 9), (5, 9, 3)])
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_round_trips(tmp_path: Path, suffix: str, shape: tuple[int, ...], alpha: bool) -> None:
+    values = samples(shape)
+    opacity = samples(shape[:2], seed=1) if alpha else None
+    if opacity is not None:
+        opacity[0] = 0  # colours under full transparency are kept too
+    file = tmp_path / f"picture{suffix}"
+    picture = picture_of(values, opacity)
+    if alpha and SUFFIXES[suffix] not in WITH_ALPHA:
+        with pytest.raises(InputError, match="hold no transparency; write PNG"):
+            write_picture(file, picture)
+        assert not list(tmp_path.iterdir())
+        return
+    assert write_picture(file, picture) == file
+    again = read_picture(file)
+    assert again.format == SUFFIXES[suffix]
+    found = levels(again)
+    if suffix == ".webp" and len(shape) == 2:
+        assert (found == found[..., :1]).all()
+        found = found[..., 0]
+    if SUFFIXES[suffix] == "JPEG":
+        assert found.shape == values.shape
+        assert np.abs(found - values.astype(int)).mean() < 8
+    else:
+        np.testing.assert_array_equal(found, values)
+    np.testing.assert_equal(again.alpha, opacity)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_small_size_round_trips(form: str, count: Count) -> None:
+    sizes = [(h, w) for h in range(1, 34) for w in range(1, 34)]
+    for height, width in sizes[:: len(sizes) // count(len(sizes))]:
+        values = samples((height, width, 3), seed=height)
+        found = levels(read_picture(encode_picture(picture_of(values), form)))
+        assert found.shape == values.shape
+        if form != "JPEG":
+            np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_long_and_thin_pictures(form: str) -> None:
+    picture = picture_of(samples((65535, 1, 3)))
+    if form in ("WEBP", "JPEG"):  # their own limits
+        with pytest.raises(InputError, match=f"cannot be written as {form}"):
+            encode_picture(picture, form)
+        return
+    np.testing.assert_array_equal(read_picture(encode_picture(picture, form)).array, picture.array)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_16_bits_are_written_exactly(form: str) -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    again = read_picture(encode_picture(picture_of(values), form))
+    assert again.depth == 16
+    np.testing.assert_array_equal(levels(again), values)
+    assert read_picture(encode_picture(picture_of(values), "BMP")).depth == 8
+    for bad in (
+        picture_of(samples((4, 4, 3), top=65535)),
+        picture_of(values, np.zeros((256, 256), np.uint8)),
+    ):
+        with pytest.raises(InputError, match="16 bits are written for grey"):
+            encode_picture(bad, form)
+
+
+def test_values_are_clipped_and_rounded_as_they_are_scored() -> None:
+    array = np.float32([[-1, -0.001, 0.5, 0.999, 2, 0.1234]])
+    found = levels(read_picture(encode_picture(Picture(array), "PNG")))
+    np.testing.assert_array_equal(found[0], quantize8(array)[0] * 255)
+    assert found[0, 2] == 128  # 127.5, to even
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_before_anything_is_written(tmp_path: Path, value: float) -> None:
+    array = np.zeros((4, 4), dtype=np.float32)
+    array[2, 3] = value
+    with pytest.raises(InputError, match="not finite"):
+        write_picture(tmp_path / "a.png", Picture(array))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_is_kept_where_it_fits() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = picture_of(samples((4, 5, 3)), icc=profile)
+    for form in FORMATS:
+        kept = read_picture(encode_picture(picture, form)).icc
+        assert kept == (None if form in ("BMP", "PPM") else profile)
+    grey = picture.with_array(picture.array[..., 0])
+    assert read_picture(encode_picture(grey, "PNG")).icc is None
+
+
+def test_exif_too_long_for_jpeg_is_left_out() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "x" * 70_000
+    picture = picture_of(samples((4, 5)), exif=exif.tobytes())
+    assert read_picture(encode_picture(picture, "JPEG")).exif is None
+    assert len(read_picture(encode_picture(picture, "PNG")).exif) > 70_000
+
+
+# -- paths and limits
+
+
+def test_limits_name_the_value_and_what_raises_them(tmp_path: Path) -> None:
+    file = write_picture(tmp_path / "a.png", picture_of(samples((10, 20))))
+    with pytest.raises(InputError, match="20 x 10 is 200 pixels; the limit is 199, raised by max_pixels"):
+        read_picture(file, max_pixels=199)
+    read_picture(file, max_pixels=200, max_bytes=file.stat().st_size)
+    for source in (file, file.read_bytes()):
+        with pytest.raises(InputError, match="max_bytes"):
+            read_picture(source, max_bytes=file.stat().st_size - 1)
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for name, reason in {
+        "pipe.png": "no regular file",
+        ".": "no regular file",
+        "none.png": "no file",
+        "empty.png": "not a picture",
+        "text.png": "not a picture",
+        "loop.png": "cannot read",
+        "a\0b.png": "cannot read",
+        "n" * 300: "cannot read",
+    }.items():
+        with pytest.raises(InputError, match=reason):
+            read_picture(tmp_path / name)
+
+
+def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
+    source = write_picture(tmp_path / "in.png", picture_of(samples((4, 4))))
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").hardlink_to(source)
+    for name, overwrite, reason in (
+        ("a.xyz", False, "suffix '.xyz' is unknown; known are .bmp, .jpeg"),
+        ("a", False, "no suffix"),
+        ("none/a.png", False, "no folder"),
+        ("in.png", False, "is an input"),
+        ("in.png", True, "is an input"),
+        ("../" + tmp_path.name + "/in.png", True, "is an input"),
+        ("link.png", True, "is an input"),
+        ("folder.png", True, "is no file"),
+        ("folder.png", False, "exists already"),
+        ("n" * 300 + ".png", False, "cannot write"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            check_output(tmp_path / name, overwrite=overwrite, inputs=(source,))
+    check_output(tmp_path / "new.JPG", overwrite=False, inputs=(source,))
+    check_output(source, overwrite=True)
+    with pytest.raises(InputError, match="hold no transparency"):
+        check_output(
+            tmp_path / "new.jpg", overwrite=False, picture=picture_of(samples((4, 4)), samples((4, 4)))
+        )
+
+
+def test_files_are_replaced_only_when_asked(tmp_path: Path) -> None:
+    first, second = (picture_of(samples((4, 4), seed)) for seed in range(2))
+    file = write_picture(tmp_path / "a.png", first)
+    with pytest.raises(InputError, match="exists already"):
+        write_picture(file, second)
+    np.testing.assert_array_equal(read_picture(file).array, first.array)
+    write_picture(file, second, overwrite=True)
+    np.testing.assert_array_equal(read_picture(file).array, second.array)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_name_without_suffix_takes_the_format_given_or_the_pictures_own(tmp_path: Path) -> None:
+    picture = picture_of(samples((4, 4)), format="TIFF")
+    assert read_picture(write_picture(tmp_path / "a", picture)).format == "TIFF"
+    assert read_picture(write_picture(tmp_path / "b", picture, format="BMP")).format == "BMP"
+    with pytest.raises(InputError, match="cannot write 'GIF'"):
+        write_picture(tmp_path / "c", picture, format="GIF")
+    with pytest.raises(ConfigError, match="quality"):
+        write_picture(tmp_path / "d.jpg", picture, quality=101)
+
+
+def test_pictures_are_checked_where_they_are_made() -> None:
+    good = np.zeros((4, 5), dtype=np.float32)
+    for array in (good[0], good[:0], np.zeros((4, 5, 2), np.float32), good.astype(np.uint8)):
+        with pytest.raises(NLRNError):
+            Picture(array)
+    for alpha in (np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint16)):
+        with pytest.raises(InputError, match="alpha"):
+            Picture(good, alpha)
+    with pytest.raises(InputError, match="depth"):
+        Picture(good, depth=12)
+    picture = Picture(good, np.zeros((4, 5), np.uint8), exif=b"e")
+    other = picture.with_array(np.ones((4, 5, 1), np.float32))
+    assert (other.array.shape, other.exif) == ((4, 5), b"e")
+    with pytest.raises(InputError, match="alpha"):
+        picture.with_array(np.ones((8, 10), np.float32))

@@ -1,0 +1,70 @@
+"""What is published is true: rendered tables, README's commands and snippets, the demo."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nlrn import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_tables_are_what_the_results_say() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "render_tables.py"), "--check"]
+    subprocess.run(command, check=True)
+
+
+def test_the_commands_of_the_readme_parse() -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("nlrn ")]
+    assert len(commands) >= 5
+    for command in commands:
+        options = cli._parser().parse_args(command)
+        assert callable(options.run)
+    targets = {line.split()[1] for line in lines if line.startswith("make ")}
+    rules = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert targets == {"demo", "test"}
+    assert targets <= set(rules)
+
+
+def test_the_snippets_of_the_readme_run() -> None:
+    import torch
+
+    random = np.random.default_rng(0)
+    names = {
+        "picture": Image.fromarray(random.integers(0, 256, (20, 24)).astype(np.uint8)),
+        "array": random.random((20, 24)),
+        "features": torch.rand(1, 64, 8, 8),
+    }
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(snippet, names)
+    assert names["features"].shape == (1, 64, 8, 8)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_demo_restores_the_photograph(tmp_path: Path) -> None:
+    """The real thing on the real weights: at least 8 dB better, and a sheet of the three pictures."""
+    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--output", str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    before, after = (float(v) for v in re.findall(r"(\d+\.\d+) dB", printed)[:2])
+    assert before == pytest.approx(20.19, abs=0.01)
+    assert after > before + 8
+    with Image.open(tmp_path / "demo.png") as sheet:
+        assert sheet.size == (3 * 512 + 16, 24 + 2 * 512 + 8)

@@ -1,0 +1,195 @@
+"""The one inference path: tiles, patches, memory, precision and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
+from nlrn.model import NLRN, NLRNConfig
+from nlrn.restore import MAX_SIGMA, Restorer, Settings
+from nlrn.tiling import patch_size, patches
+
+FP32 = Settings(precision="fp32")
+
+
+def random_model(seed: int = 0, **changes: object) -> NLRN:
+    """A small network whose every parameter and statistic is random, so that no part of it is idle."""
+    settings = {"channels": 8, "embed_channels": 4, "states": 2, "window": 5, "sigma_input": True} | changes
+    model = NLRN(NLRNConfig(**settings))  # type: ignore[arg-type]
+    random = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            values = torch.randn(tensor.shape, generator=random) * 0.3
+            tensor.copy_(values.abs() + 0.5 if "running_var" in name else values)
+    return model
+
+
+def picture(*shape: int) -> np.ndarray:
+    return np.random.RandomState(1).rand(*shape).astype(np.float32)
+
+
+def direct(model: NLRN, image: np.ndarray, sigma: float) -> np.ndarray:
+    """The network itself on an HW picture."""
+    with torch.no_grad():
+        out: np.ndarray = model.eval()(torch.from_numpy(image)[None, None], sigma / 255)[0, 0].numpy()
+    return out
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 50), (37, 41)])
+def test_a_whole_picture_is_the_network_itself(shape: tuple[int, int]) -> None:
+    model, image = random_model(), picture(*shape)
+    restored = Restorer(model, settings=FP32).denoise(image, 25)
+    assert restored.dtype == np.float32
+    np.testing.assert_allclose(restored, direct(model, image, 25), atol=1e-6)
+
+
+def test_tiles_with_a_wide_overlap_equal_the_whole_picture_and_narrow_ones_come_near() -> None:
+    model, image = random_model(), picture(40, 160)
+    assert model.receptive_radius == 10
+    whole = Restorer(model, settings=FP32).denoise(image, 25)
+
+    def error(overlap: int) -> np.ndarray:
+        settings = Settings(precision="fp32", tile=64, overlap=overlap)
+        return np.abs(Restorer(model, settings=settings).denoise(image, 25) - whole)
+
+    assert error(28).max() <= 2e-6  # a quarter fades, 10 pixels and more on either side are context
+    assert 1e-5 < error(16).max() < 0.01 * whole.std()  # 6 pixels of context: a cut that is seen, hardly
+
+
+def test_a_map_of_one_level_is_that_level_and_halves_keep_to_themselves() -> None:
+    model, image = random_model(), picture(40, 64)
+    restorer = Restorer(model, settings=FP32)
+    np.testing.assert_allclose(
+        restorer.denoise(image, np.full((40, 64), 30.0)), restorer.denoise(image, 30), atol=1e-6
+    )
+    halves = np.repeat([[15.0, 50.0]], 40, axis=0).repeat(32, axis=1)
+    restored, radius = restorer.denoise(image, halves), model.receptive_radius
+    assert radius is not None
+    np.testing.assert_allclose(
+        restored[:, : 32 - radius], restorer.denoise(image, 15)[:, : 32 - radius], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        restored[:, 32 + radius :], restorer.denoise(image, 50)[:, 32 + radius :], atol=1e-5
+    )
+    tiled = Restorer(model, settings=Settings(precision="fp32", tile=30, overlap=28)).denoise(image, halves)
+    assert np.abs(tiled - restored).mean() < 0.05 * restored.std()
+
+
+@pytest.mark.parametrize("window", [5, 45, None])
+@pytest.mark.parametrize("sigma", [25.0, "map"])
+def test_patch_mode_is_the_average_of_overlapping_patches(window: int | None, sigma: object) -> None:
+    """Written again with plain loops; a window of 45 or more becomes the whole patch (authors' protocol)."""
+    model, image = random_model(window=window), picture(50, 57)
+    level = np.linspace(5, 70, image.size).reshape(image.shape) if sigma == "map" else np.full(image.shape, 25.0)
+    total, count = np.zeros(image.shape), np.zeros(image.shape)
+    rows, columns = patch_size(50, 57)
+    inside = model if window == 5 else model.reconfigured(window=None)
+    inside.eval()
+    for y, x in patches(50, 57):
+        part = (slice(y, y + rows), slice(x, x + columns))
+        plane = torch.from_numpy(level[part].astype(np.float32) / 255)[None, None]
+        with torch.no_grad():
+            out = inside(torch.from_numpy(image[part])[None, None], plane)[0, 0].numpy()
+        total[part] += out
+        count[part] += 1
+    assert count.max() == 6
+    restorer = Restorer(model, settings=Settings(mode="patch", precision="fp32"))
+    restored = restorer.denoise(image, level if sigma == "map" else 25.0)
+    np.testing.assert_allclose(restored, total / count, atol=2e-6)
+
+
+def test_colour_through_a_grey_model_is_every_channel_by_itself() -> None:
+    image = picture(20, 24, 3)
+    for settings in (FP32, Settings(mode="patch", precision="fp32")):
+        restorer = Restorer(random_model(), settings=settings)
+        restored = restorer.denoise(image, 25)
+        for c in range(3):
+            np.testing.assert_allclose(restored[..., c], restorer.denoise(image[..., c], 25), atol=1e-6)
+
+
+def test_a_colour_model_takes_colour_and_refuses_grey() -> None:
+    model = random_model(in_channels=3)
+    restorer, image = Restorer(model, settings=FP32), picture(20, 24, 3)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(image).permute(2, 0, 1)[None], 25 / 255)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(restorer.denoise(image, 25), expected, atol=1e-6)
+    with pytest.raises(InputError, match="grey"):
+        restorer.denoise(image[..., 0], 25)
+
+
+def test_bf16_stays_near_float32_and_overflow_is_tried_again() -> None:
+    model, image = random_model(), picture(32, 32)
+    near = Restorer(model, settings=Settings(precision="bf16")).denoise(image, 25)
+    exact = Restorer(model, settings=FP32).denoise(image, 25)
+    assert 0 < np.abs(near - exact).max() < 0.05 * np.abs(exact).max()
+    with torch.no_grad():
+        model.tail.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        Restorer(model, settings=Settings(precision="bf16")).denoise(image, 25)
+
+
+def test_the_tile_follows_from_the_memory_allowed_and_nothing_else() -> None:
+    model = random_model()
+    for memory, expected in ((1 << 40, None), (100 << 20, 256), (30 << 20, 128)):
+        restorer = Restorer(model, settings=Settings(precision="fp32", memory=memory))
+        side = restorer.tile_for(600, 800)
+        assert side == expected
+        if side is not None:
+            assert side * side * restorer.memory_per_pixel(side, side) <= memory
+    with pytest.raises(MemoryBudgetError, match="MiB"):
+        Restorer(model, settings=Settings(memory=1 << 20)).denoise(picture(200, 200), 25)
+    tiny = Restorer(model, settings=Settings(precision="fp32", memory=1 << 20))
+    np.testing.assert_allclose(tiny.denoise(picture(16, 16), 25), direct(model, picture(16, 16), 25), atol=1e-6)
+
+
+def test_progress_counts_to_its_end() -> None:
+    for settings in (Settings(tile=32, overlap=8), Settings(mode="patch")):
+        seen: list[tuple[int, int]] = []
+        Restorer(random_model(), settings=settings).denoise(
+            picture(60, 60, 3), 25, progress=lambda done, total: seen.append((done, total))  # noqa: B023
+        )
+        assert seen[-1][0] == seen[-1][1] > 1
+        assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+def test_auto_is_the_estimate_held_to_the_models_range() -> None:
+    restorer = Restorer(random_model())
+    noise = np.random.RandomState(0).normal(0.5, 1, (64, 64))
+    assert restorer.noise_level(noise * 0.1 + 0.45, "auto") == pytest.approx(25.5, rel=0.1)
+    assert restorer.noise_level(noise, "auto") == MAX_SIGMA
+    model = random_model()
+    level = restorer.noise_level(picture(32, 32), "auto")
+    np.testing.assert_array_equal(
+        Restorer(model).denoise(picture(32, 32), "auto"), Restorer(model).denoise(picture(32, 32), level)
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "sigma", "words"),
+    [
+        (np.zeros((4, 4, 2), np.float32), 25, "1 or 3 channels"),
+        (np.zeros((0, 4), np.float32), 25, "shape"),
+        (np.zeros((4, 4), np.uint8), 25, "divide by 255"),
+        (np.full((4, 4), np.nan), 25, "not finite"),
+        (np.full((4, 4), 200.0), 25, "divide by 255"),
+        (np.zeros((4, 4)), 76, "0..75"),
+        (np.zeros((4, 4)), -1, "0..75"),
+        (np.zeros((4, 4)), float("nan"), "0..75"),
+        (np.zeros((4, 4)), "best", "auto"),
+        (np.zeros((4, 4)), np.zeros((4, 5)), "shape"),
+        (np.zeros((4, 4)), "auto", "too few"),
+    ],
+)
+def test_bad_input_gets_one_clear_error(image: np.ndarray, sigma: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Restorer(random_model()).denoise(image, sigma)  # type: ignore[arg-type]
+
+
+def test_bad_settings_and_devices_are_refused() -> None:
+    for change in ({"mode": "tile"}, {"precision": "fp64"}, {"tile": -1}, {"overlap": -1}, {"memory": 0}):
+        with pytest.raises(ConfigError):
+            Settings(**change)  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match="'tpu3'"):
+        Restorer(random_model(), device="tpu3")

@@ -1,0 +1,193 @@
+"""Laws of a training step: what it sees, what it computes, alone and in several processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import CPU, make, start, trainer
+
+from nlrn.checkpoint import load_model
+from nlrn.errors import ConfigError
+from nlrn.model import NLRN, NLRNConfig
+from nlrn.optimization import clip_gradients, compile_states, loss_of
+from nlrn.processes import Processes
+from nlrn.progress import read_log
+from nlrn.recipe import OptimConfig, Stage
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("data"))
+
+
+# -- what a step sees ----------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step(recipe: Path, tmp_path: Path) -> None:
+    one, two = trainer(recipe, tmp_path), trainer(recipe, tmp_path)
+    first = one.batch(7)
+    for step in (40, 3):
+        one.batch(step)
+    for again in (one.batch(7), two.batch(7)):
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
+    for other in (one.batch(8), trainer(recipe, tmp_path, seed=1).batch(7)):
+        assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_processes_see_the_batch_of_one(recipe: Path, tmp_path: Path, world: int) -> None:
+    single = trainer(recipe, tmp_path)
+    whole, shares = single.batch(33), []
+    for rank in range(world):
+        single.processes = Processes(CPU, rank, world)
+        shares.append(single.batch(33))
+        assert torch.equal(single.batch(33, whole=True)[0], whole[0])
+    for i, part in enumerate(whole):
+        assert part is not None
+        assert torch.equal(torch.cat([share[i] for share in shares]), part)  # type: ignore[misc]
+
+
+def test_the_noise_has_the_level_that_the_model_is_told(recipe: Path, tmp_path: Path) -> None:
+    subject = trainer(recipe, tmp_path, stages=(Stage(0, 40, 200),))
+    noisy, clean, sigma = subject.batch(0)
+    assert sigma is not None
+    noise = (noisy - clean).flatten(1).double()  # 1,600 numbers for each of 200 levels
+    assert float(((noise.std(1) / sigma - 1).abs()).max()) < 5 / math.sqrt(2 * 1600)
+    assert float((noise.mean(1) / sigma).abs().max()) < 5 / math.sqrt(1600)
+    normal = noise / sigma[:, None]
+    assert float((normal**4).mean()) == pytest.approx(3, abs=5 * math.sqrt(96 / normal.numel()))
+    assert float(torch.corrcoef(normal).fill_diagonal_(0).abs().max()) < 6 / math.sqrt(1600)
+    levels = np.sort(sigma.numpy() * 255)
+    assert levels[0] > 10
+    assert levels[-1] < 50
+    assert np.abs((levels - 10) / 40 - np.arange(200) / 200).max() < 1.95 / math.sqrt(
+        200
+    )  # Kolmogorov, 0.1 %
+    assert float(clean.min()) >= 0
+    assert torch.equal(clean * 255, (clean * 255).round())
+
+
+def test_losses_by_hand() -> None:
+    clean = torch.zeros(2, 1, 2, 2)
+    restored = torch.stack([torch.full((1, 2, 2), 3.0), torch.full((1, 2, 2), 1.0)])
+    assert float(loss_of(restored, clean, "mse")) == pytest.approx((9 + 1) / 2)
+    assert float(loss_of(restored, clean, "rms")) == pytest.approx((3 + 1) / 2)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_gradients_are_clipped_as_by_hand(each: bool) -> None:
+    gradients = [np.array([3.0, 4.0]), np.array([0.6, 0.8]), np.array([[12.0]])]
+    parameters = [nn.Parameter(torch.zeros(g.shape, dtype=torch.float64)) for g in gradients]
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = torch.from_numpy(g.copy())
+    norm = clip_gradients(parameters, OptimConfig(clip=2.5, clip_per_variable=each))
+    norms = [5.0, 1.0, 12.0]
+    together = math.sqrt(25 + 1 + 144)
+    scales = [min(1.0, 2.5 / n) for n in norms] if each else [2.5 / together] * 3
+    assert float(norm) == pytest.approx(12.0 if each else together)
+    for p, g, scale in zip(parameters, gradients, scales, strict=True):
+        assert p.grad is not None
+        np.testing.assert_allclose(p.grad.numpy(), g * scale, rtol=1e-6)
+
+
+def test_the_average_and_its_statistics_are_means_by_hand(recipe: Path, tmp_path: Path) -> None:
+    subject = trainer(recipe, tmp_path)
+    average = {k: p.detach().clone() for k, p in subject.model.named_parameters()}
+    for step in range(12):
+        subject.train_step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        for k, p in subject.model.named_parameters():
+            average[k] = decay * average[k] + (1 - decay) * p.detach()
+        subject.step += 1
+    model = subject.averaged_model()
+    for k, p in model.named_parameters():
+        assert torch.allclose(p, average[k], atol=1e-6)
+    assert not model.training
+
+    seen: dict[str, list[Tensor]] = {}
+    copy = NLRN(subject.config.model)
+    copy.load_state_dict(model.state_dict())
+    norms = {name: m for name, m in copy.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        norm.register_forward_pre_hook(
+            lambda _, x, name=name: seen.setdefault(name, []).append(x[0].detach())
+        )
+    for i in range(4):
+        noisy, _, sigma = subject.batch(12 + i)
+        copy.train()(noisy, sigma)
+    assert len(norms) == 2 + 3 * 2
+    for name, inputs in seen.items():
+        state = model.state_dict()
+        mean = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+        variance = torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in inputs]).mean(0)
+        assert torch.allclose(state[f"{name}.running_mean"], mean, atol=1e-5)
+        assert torch.allclose(state[f"{name}.running_var"], variance, rtol=1e-4, atol=1e-6)
+
+
+def test_without_averaging_the_weights_are_shipped_as_they_are(recipe: Path, tmp_path: Path) -> None:
+    subject = trainer(recipe, tmp_path, ema=0.0)
+    for _ in range(3):
+        subject.train_step()
+        subject.step += 1
+    shipped, trained = subject.averaged_model().state_dict(), subject.model.state_dict()
+    assert all(torch.equal(shipped[k], v) for k, v in trained.items())
+    assert all(torch.equal(subject.ema[k], p) for k, p in subject.model.named_parameters())
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
+def test_a_compiled_state_computes_what_the_eager_one_does(count: Callable[[int], int]) -> None:
+    torch.manual_seed(0)
+    eager = NLRN(NLRNConfig(channels=8, embed_channels=4, states=10, window=5))
+    nn.init.normal_(eager.block.non_local.g.weight, std=0.1)
+    compiled = NLRN(eager.config)
+    compiled.load_state_dict(eager.state_dict())
+    compile_states(compiled.block, "inductor" if count(10) == 10 else "aot_eager")
+    x = torch.rand(2, 1, 12, 12)
+    torch._dynamo.utils.counters.clear()
+    for model in (eager, compiled):
+        model(x).square().mean().backward()
+    for a, b in zip(eager.parameters(), compiled.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
+    for c, d in zip(eager.state_dict().values(), compiled.state_dict().values(), strict=True):
+        assert torch.allclose(c.float(), d.float(), atol=1e-5)  # ten states, each with statistics of its own
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    assert torch.equal(compiled.eval()(x), compiled(x))
+
+
+def test_two_processes_take_one_step_together(recipe: Path, tmp_path: Path) -> None:
+    """Equal to one process: patches, noise, weights at the start, and how the statistics are recomputed.
+
+    Not equal: each process normalises its own share by that share's statistics, so the loss is the mean of the
+    two shares' losses, which is near the loss of the batch taken whole, not the same.
+    """
+    folder = tmp_path / "run"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert start(recipe, folder, 1, False, *launcher).wait(120) == 0
+    (record,) = (r for r in read_log(folder) if "loss" in r)
+
+    single = trainer(recipe, tmp_path)
+    noisy, clean, sigma = single.batch(0)
+    assert sigma is not None
+    shares = [slice(0, 2), slice(2, 4)]
+    losses = [float(loss_of(single.model(noisy[s], sigma[s]), clean[s], "rms")) for s in shares]
+    assert record["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    whole = float(loss_of(single.model(noisy, sigma), clean, "rms"))
+    assert record["loss"] == pytest.approx(whole, rel=0.1)
+
+    shipped = load_model(folder / "tiny.safetensors")
+    single.step, single.ema = 1, {name: p.detach() for name, p in shipped.named_parameters()}
+    again = single.averaged_model().state_dict()
+    for name, value in shipped.state_dict().items():
+        if "running" in name:
+            assert torch.allclose(value, again[name], rtol=1e-4, atol=1e-6)
+    with pytest.raises(ConfigError, match="by 2 processes, not 1"):
+        trainer(recipe, folder).start(resume=True)
