@@ -35,9 +35,7 @@ def masked_softmax(logits: Array, mask: Array) -> Array:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def attention(
-    q: Array, k: Array, v: Array, window: int | None, carried: Array | None = None
-) -> tuple[Array, Array]:
+def attention(q: Array, k: Array, v: Array, window: int | None, carried: Array | None = None) -> tuple[Array, Array]:
     """softmax_j(q_i.k_j + S_prev) v_j and the new S; q, k [B, H, W, Cm], v [B, H, W, C], S [B, N, N]."""
     batch, height, width, _ = q.shape
     flat_q, flat_k, flat_v = (np.asarray(t, np.float64).reshape(batch, height * width, -1) for t in (q, k, v))
@@ -148,9 +146,7 @@ def batch_norm(x: Array, params: Params, name: str, training: bool, trace: Trace
         mean, variance = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
         trace.statistics[name] = (mean, variance, x.size // x.shape[1])
     scale = params[f"{name}.weight"] / np.sqrt(variance + BN_EPS)
-    return (x - mean[None, :, None, None]) * scale[None, :, None, None] + params[f"{name}.bias"][
-        None, :, None, None
-    ]
+    return (x - mean[None, :, None, None]) * scale[None, :, None, None] + params[f"{name}.bias"][None, :, None, None]
 
 
 def running_after(params: Params, trace: Trace) -> Params:
@@ -196,9 +192,7 @@ def nlrn(
 
 
 def _attend(a: Array, params: Params, window: int | None, carried: Array | None) -> tuple[Array, Array]:
-    theta, phi, g = (
-        conv1x1(a, params, f"block.non_local.{n}").transpose(0, 2, 3, 1) for n in ("theta", "phi", "g")
-    )
+    theta, phi, g = (conv1x1(a, params, f"block.non_local.{n}").transpose(0, 2, 3, 1) for n in ("theta", "phi", "g"))
     out, carried = attention(theta, phi, g, window, carried)
     return out.transpose(0, 3, 1, 2), carried
 

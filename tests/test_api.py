@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_restore import FP32, picture, random_model
 
 import nlrn
 import nlrn.api
 from nlrn.errors import InputError, ModelNotFoundError, NLRNError
-from test_restore import FP32, picture, random_model
 
 SOURCE = Path(nlrn.__file__).parent
 ORDER = [  # imports go down this list only
     {"errors"},
-    {"precision", "publish", "ops", "metrics", "degradations", "noise", "tiling"},
-    {"model", "datasets", "images"},
-    {"attention", "checkpoint", "recipe"},
-    {"restore", "trainstate", "validation", "progress"},
+    {"precision", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers"},
+    {"model", "datasets", "decoding", "processes"},
+    {"attention", "checkpoint", "images", "recipe"},
+    {"restore", "trainstate", "validation", "progress", "optimization"},
     {"training", "evaluation", "api"},
     {"cli"},
     {"__main__"},

@@ -58,9 +58,7 @@ def test_denoise_writes_what_the_restorer_gives(
     np.testing.assert_array_equal(np.asarray(Image.open(out)), restored(noisy, weights, 20.0, **settings))
 
 
-def test_sigma_is_estimated_by_default_and_said(
-    noisy: Path, weights: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sigma_is_estimated_by_default_and_said(noisy: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = noisy.with_name("clean.png")
     assert run(["denoise", str(noisy), "-o", str(out), "--model", str(weights)]) == 0
     printed = capsys.readouterr().out

@@ -200,9 +200,9 @@ def test_mutated_files_never_raise_anything_else(count: Count) -> None:
 
 
 def ifd_bomb() -> bytes:
-    """20,000 tags that each claim the whole file, which Pillow would copy 20,000 times."""
-    tags = b"".join(struct.pack("<HHII", 1000 + k, 1, 200_000, 8) for k in range(20_000))
-    return b"II*\0" + struct.pack("<IH", 8, 20_000) + tags + bytes(4)
+    """5,000 tags that each claim nearly the whole file, which Pillow would copy 5,000 times."""
+    tags = b"".join(struct.pack("<HHII", 1000 + k, 1, 60_000, 8) for k in range(5_000))
+    return b"II*\0" + struct.pack("<IH", 8, 5_000) + tags + bytes(4)
 
 
 def gif_bomb() -> bytes:
@@ -242,6 +242,8 @@ def test_bombs_are_refused_at_once_without_memory(name: str) -> None:
     with pytest.raises(InputError, match=reason):
         read_picture(data)
     assert time.process_time() - before < 1
+    if name == "chunks":  # costs time only, and watching its many small objects costs far more
+        return
     tracemalloc.start()
     outcome(data)
     _, peak = tracemalloc.get_traced_memory()

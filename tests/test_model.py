@@ -129,9 +129,7 @@ def hot_embedding(config: NLRNConfig, x: Tensor, sigma: Tensor | float | None, t
     return embedding
 
 
-def check_against_the_oracle(
-    config: NLRNConfig, x: Tensor, sigma: Tensor | float | None, training: bool
-) -> None:
+def check_against_the_oracle(config: NLRNConfig, x: Tensor, sigma: Tensor | float | None, training: bool) -> None:
     embedding = hot_embedding(config, x, sigma, training)
     model, params = random_model(config, embedding)
     expected, trace, largest = expect(config, params, x, sigma, training)
@@ -219,9 +217,7 @@ def test_the_observer_sees_the_correlations_of_all_states(window: int | None, pr
     _, trace = oracle.nlrn(x.numpy(), params, states=4, window=window, propagation=propagation)
     assert [t for t, _ in seen] == [0, 1, 2, 3]
     for (_, state), expected in zip(seen, trace.correlations, strict=True):
-        found = correlation_to_dense(
-            state, batch=2, height=9, width=11, window=window, backend=model.backend(9, 11)
-        )
+        found = correlation_to_dense(state, batch=2, height=9, width=11, window=window, backend=model.backend(9, 11))
         assert difference(found, oracle.windowed(expected, 9, 11, window)) <= 1e-12
 
 
@@ -271,9 +267,7 @@ def test_pictures_of_a_batch_do_not_see_each_other() -> None:
 def test_channels_last_input_gives_the_same() -> None:
     model, _ = random_model(NLRNConfig(3, states=3, window=5, **NARROW))
     x = picture(2, 3, 10, 9)
-    torch.testing.assert_close(
-        model(x.contiguous(memory_format=torch.channels_last)), model(x), rtol=0, atol=1e-13
-    )
+    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), model(x), rtol=0, atol=1e-13)
 
 
 def test_the_output_is_not_clipped() -> None:
@@ -358,9 +352,7 @@ def test_training_under_autocast_follows_float32() -> None:
         ({"task": "deblur"}, "'deblur'"),
     ],
 )
-def test_configurations_that_make_no_sense_are_refused_by_value(
-    setting: dict[str, object], message: str
-) -> None:
+def test_configurations_that_make_no_sense_are_refused_by_value(setting: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         NLRNConfig(**setting)
 

@@ -110,9 +110,7 @@ def small_network(module: NonLocal2d | None = None) -> nn.Sequential:
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_inserting_the_module_changes_nothing_before_training(distance: str, window: int | None) -> None:
     x = features((2, 1, 9, 14)).float()
-    assert torch.equal(
-        small_network(NonLocal2d(CHANNELS, distance=distance, window=window))(x), small_network()(x)
-    )
+    assert torch.equal(small_network(NonLocal2d(CHANNELS, distance=distance, window=window))(x), small_network()(x))
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -166,6 +164,16 @@ def test_autocast_and_16_bit_modules_work_forward_and_backward(distance: str, wi
         assert float((out.detach() - exact).abs().max()) <= 0.05 * float(exact.abs().max())
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "dot_product", "embedded_dot_product"])
+def test_a_16_bit_module_keeps_its_sums_and_squares_wide(distance: str) -> None:
+    """Far from zero the squares of the Euclidean distance cancel, and running sums outgrow 8 bits."""
+    narrow = random_module(distance, 3).bfloat16()
+    x = (8 + 2 * features((1, CHANNELS, 7, 40))).bfloat16()
+    out = narrow(x).detach().double()
+    exact = narrow.double()(x.double()).detach()
+    assert float((out - exact).abs().max()) <= 2**-6 * float(exact.abs().max())
 
 
 # ---------------------------------------------------------------------------------------------- refusals

@@ -61,18 +61,12 @@ def test_tiles_with_a_wide_overlap_equal_the_whole_picture_and_narrow_ones_come_
 def test_a_map_of_one_level_is_that_level_and_halves_keep_to_themselves() -> None:
     model, image = random_model(), picture(40, 64)
     restorer = Restorer(model, settings=FP32)
-    np.testing.assert_allclose(
-        restorer.denoise(image, np.full((40, 64), 30.0)), restorer.denoise(image, 30), atol=1e-6
-    )
+    np.testing.assert_allclose(restorer.denoise(image, np.full((40, 64), 30.0)), restorer.denoise(image, 30), atol=1e-6)
     halves = np.repeat([[15.0, 50.0]], 40, axis=0).repeat(32, axis=1)
     restored, radius = restorer.denoise(image, halves), model.receptive_radius
     assert radius is not None
-    np.testing.assert_allclose(
-        restored[:, : 32 - radius], restorer.denoise(image, 15)[:, : 32 - radius], atol=1e-5
-    )
-    np.testing.assert_allclose(
-        restored[:, 32 + radius :], restorer.denoise(image, 50)[:, 32 + radius :], atol=1e-5
-    )
+    np.testing.assert_allclose(restored[:, : 32 - radius], restorer.denoise(image, 15)[:, : 32 - radius], atol=1e-5)
+    np.testing.assert_allclose(restored[:, 32 + radius :], restorer.denoise(image, 50)[:, 32 + radius :], atol=1e-5)
     tiled = Restorer(model, settings=Settings(precision="fp32", tile=30, overlap=28)).denoise(image, halves)
     assert np.abs(tiled - restored).mean() < 0.05 * restored.std()
 
@@ -148,7 +142,9 @@ def test_progress_counts_to_its_end() -> None:
     for settings in (Settings(tile=32, overlap=8), Settings(mode="patch")):
         seen: list[tuple[int, int]] = []
         Restorer(random_model(), settings=settings).denoise(
-            picture(60, 60, 3), 25, progress=lambda done, total: seen.append((done, total))  # noqa: B023
+            picture(60, 60, 3),
+            25,
+            progress=lambda done, total: seen.append((done, total)),  # noqa: B023
         )
         assert seen[-1][0] == seen[-1][1] > 1
         assert [done for done, _ in seen] == sorted({done for done, _ in seen})

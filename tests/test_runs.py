@@ -6,10 +6,7 @@ import dataclasses
 import math
 import random
 import shutil
-import signal
-import subprocess
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy import RECIPE, make, sha256_of_tensors, start, trainer
+from toy import KILLED_RUN, RECIPE, make, run_script, sha256_of_tensors, trainer
 
 from nlrn import trainstate
 from nlrn.checkpoint import load_model, model_metadata
@@ -60,14 +57,15 @@ def test_the_log_tells_how_the_run_went(whole_run: Path) -> None:
     assert [(v["step"], v["weights"]) for v in validations] == [(20, "raw"), (40, "raw"), (60, "averaged")]
     for record in validations:
         for sigma in (15, 25, 50):
-            noisy = 20 * math.log10(255 / sigma)
-            assert noisy - 6 < record[f"psnr_{sigma}"] < noisy + 15
+            assert 8 < record[f"psnr_{sigma}"] < 20 * math.log10(255 / sigma) + 15
             assert len(record[f"neighbours_{sigma}"]) == len(record[f"largest_{sigma}"]) == 2
             assert all(1 <= n <= 25 for n in record[f"neighbours_{sigma}"])
             assert all(0 < s < 1e3 for s in record[f"largest_{sigma}"])
     steps = [record for record in records if "loss" in record]
     assert [record["step"] for record in steps] == [50, 60]
     assert 0 < steps[1]["loss"] < steps[0]["loss"] < 1
+    errors = [10 ** (-validations[-1][f"psnr_{sigma}"] / 20) for sigma in (15, 25, 50)]
+    assert 0.7 < np.mean(errors) / steps[1]["loss"] < 1.4  # what is shipped does what was trained
     assert all(record["gradient"] > 0 and record["seconds_a_step"] > 0 for record in steps)
 
 
@@ -151,11 +149,11 @@ def test_the_clock_stops_a_run_with_its_decay(train: Callable[..., Path], tmp_pa
     train(steps=1_000_000, minutes=0.08)  # 4.8 seconds; patches grow on the way
     spent = time.monotonic() - began
     _, meta = trainstate.read_state(trainstate.rolling(tmp_path / "run")[0])
-    assert 3.5 < spent < 6.5
+    assert 3 < spent < 8  # the pace of so short a run on a busy machine is rough; its arithmetic is tested above
     assert meta["step"] == meta["end"] == meta["decay_start"] + meta["decay_steps"]
     before = trainstate.read_state(tmp_path / "run" / trainstate.BEFORE_DECAY)[1]
     assert before["step"] == meta["decay_start"]
-    assert 0.5 < (meta["seconds"] - before["seconds"]) / (0.2 * 4.8) < 1.5
+    assert 0.2 < (meta["seconds"] - before["seconds"]) / (0.2 * 4.8) < 3
     last = [record for record in read_log(tmp_path / "run") if "lr" in record][-1]
     assert last["lr"] == pytest.approx(1e-3 / meta["decay_steps"])
     weights = train(steps=1_000_000, minutes=0.02, resume=True)
@@ -179,9 +177,7 @@ def test_tensorboard_gets_the_same_numbers_when_asked(train: Callable[..., Path]
     train(steps=21, tensorboard=True)
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
-    assert {"loss", "lr", "gradient", "psnr_25", "neighbours_50/1", "largest_15/0"} <= set(
-        events.Tags()["scalars"]
-    )
+    assert {"loss", "lr", "gradient", "psnr_25", "neighbours_50/1", "largest_15/0"} <= set(events.Tags()["scalars"])
     for record in read_log(tmp_path / "run"):
         for key, value in record.items():
             if isinstance(value, float) and record.get("weights") != "averaged":
@@ -204,37 +200,17 @@ def test_the_display_shows_loss_pace_and_time_left(
     train(steps=21, quiet=False)
     shown = capsys.readouterr().out
     assert "step 21/21" in shown
-    assert all(
-        word in shown for word in ("loss 0.", "s/step", "left", "psnr_25", "neighbours_25", "averaged")
-    )
+    assert all(word in shown for word in ("loss 0.", "s/step", "left", "psnr_25", "neighbours_25", "averaged"))
 
 
 # -- a resumed run is the same run ---------------------------------------------------------------------------
 
 
-def kill_at(process: subprocess.Popen[bytes], folder: Path, step: int, chance: random.Random) -> None:
-    """SIGKILL when the state of a step beyond `step` appears, and a random moment later."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        newest = trainstate.rolling(folder)[:1]
-        if newest and int(newest[0].stem.removeprefix("state-")) >= step:
-            time.sleep(chance.random() * 0.02)
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    assert process.wait(60) in (-signal.SIGKILL, 0)
-
-
 def test_a_run_killed_at_random_steps_and_resumed_ends_with_the_same_bytes(
     whole_run: Path, recipe: Path, tmp_path: Path, count: Callable[[int], int]
 ) -> None:
-    chance, folder = random.Random(3), tmp_path / "run"
-    kills = max(2, count(8))
-    for number, step in enumerate(sorted(chance.sample(range(1, 58), kills))):
-        process = start(recipe, folder, 60, number > 0)
-        kill_at(process, folder, step, chance)
-        assert process.returncode == -signal.SIGKILL
-    assert start(recipe, folder, 60, True).wait(120) == 0
+    folder, kills = tmp_path / "run", max(2, count(8))
+    run_script(KILLED_RUN, recipe, folder, *sorted(random.Random(3).sample(range(1, 58), kills)))
     assert sha256_of_tensors(folder / "tiny.safetensors") == sha256_of_tensors(whole_run)
     states = [trainstate.read_state(trainstate.rolling(path)[0])[0] for path in (folder, whole_run.parent)]
     assert states[0].keys() == states[1].keys()
@@ -282,8 +258,9 @@ def test_a_damaged_newest_state_falls_back_loudly_to_the_one_before(
         newest.write_bytes(good)
     for path in (newest, before, tmp_path / "run" / trainstate.BEFORE_DECAY):
         path.write_bytes(path.read_bytes()[:-1])
-    with warnings.catch_warnings(record=True) as heard, pytest.raises(CheckpointError, match="no state"):
-        trainer(recipe, tmp_path / "run", schedule=schedule).start(resume=True)
-    assert len(heard) in (0, 3)
+    subject = trainer(recipe, tmp_path / "run", schedule=schedule)
+    with pytest.warns(RuntimeWarning) as heard, pytest.raises(CheckpointError, match="no state"):
+        subject.start(resume=True)
+    assert len(heard) == 3
     with pytest.raises(ConfigError, match="holds a run already"):  # nor does it start from scratch unasked
         trainer(recipe, tmp_path / "run", schedule=schedule).start(resume=False)

@@ -62,7 +62,7 @@ batch = 4
 
 
 def make(root: Path) -> Path:
-    """Fill a data folder with textures to train on and others held back; the recipe's file, in the same folder."""
+    """Fill a folder with textures to train on, others held back, and the recipe, whose path is returned."""
     chance = np.random.RandomState(0)
     for name, number in (("pictures", 4), ("held", 2)):
         (root / name).mkdir()
@@ -75,7 +75,7 @@ def make(root: Path) -> Path:
 
 
 def trainer(recipe: Path, folder: Path, **changes: Any) -> Trainer:
-    """A trainer of the recipe, some of whose fields are changed, into `folder`; the data lie beside the recipe."""
+    """A trainer into `folder` of the recipe with some fields changed; the data lie beside the recipe."""
     return Trainer(dataclasses.replace(read_recipe(recipe), **changes), folder, recipe.parent, Processes(CPU))
 
 
@@ -86,24 +86,49 @@ def sha256_of_tensors(path: Path) -> str:
     return digest.hexdigest()
 
 
-SCRIPT = """
+KILLED_RUN = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from nlrn import trainstate
+from nlrn.training import train_from_recipe
+
+recipe, data, folder, *kills = sys.argv[1:]
+torch.set_num_threads(1)
+torch.optim.Adam([torch.zeros(1)]).zero_grad()  # what this imports, every process below has at once
+chance = random.Random(0)
+
+def train(number):
+    process = os.fork()
+    if process == 0:
+        train_from_recipe(recipe, data=data, output=folder, resume=number > 0, quiet=True)
+        os._exit(0)
+    return process
+
+for number, step in enumerate(map(int, kills)):
+    process = train(number)
+    while int((["0"] + sorted(f.stem[6:] for f in Path(folder).glob("state-*.safetensors")))[-1]) < step:
+        assert os.waitpid(process, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    time.sleep(chance.random() * 0.03)
+    os.kill(process, signal.SIGKILL)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+assert os.waitpid(train(len(kills)), 0)[1] == 0
+"""
+
+ONE_RUN = """
 import sys, torch
 from nlrn.training import train_from_recipe
 torch.set_num_threads(1)
-recipe, data, output, steps, resume = sys.argv[1:]
-train_from_recipe(
-    recipe, data=data, output=output, steps=int(steps), resume=resume == "resume", quiet=True
-)
+recipe, data, folder, steps = sys.argv[1:]
+train_from_recipe(recipe, data=data, output=folder, steps=int(steps), quiet=True)
 """
 
 
-def start(recipe: Path, output: Path, steps: int, resume: bool, *launcher: str) -> subprocess.Popen[bytes]:
-    """The recipe in a process of its own, or by a launcher."""
-    source = Path(__file__).resolve().parents[1] / "src"
-    script = recipe.with_name("script.py")
-    script.write_text(SCRIPT)
-    arguments = [
-        str(a) for a in (script, recipe, recipe.parent, output, steps, "resume" if resume else "fresh")
-    ]
+def run_script(text: str, recipe: Path, folder: Path, *arguments: int, launcher: tuple[str, ...] = ()) -> None:
+    """A script in a Python of its own, or by a launcher, for `recipe` into `folder`."""
+    source, script = Path(__file__).resolve().parents[1] / "src", recipe.with_name("script.py")
+    script.write_text(text)
+    words = [str(word) for word in (script, recipe, recipe.parent, folder, *arguments)]
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *launcher, *arguments], env=environment)
+    subprocess.run([sys.executable, *launcher, *words], env=environment, check=True, timeout=300)

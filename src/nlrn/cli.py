@@ -17,7 +17,7 @@ from nlrn import __version__
 from nlrn.errors import ConfigError, InputError, NLRNError
 
 if TYPE_CHECKING:
-    from nlrn.restore import Restorer, Settings
+    from nlrn.restore import Restorer
 
 MODES = ("window", "patch")
 
@@ -92,6 +92,7 @@ def _denoise(options: argparse.Namespace) -> int:
 
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
     picture = read_picture(options.input)
+    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)
     restorer = _restorer(options, channels=1 if picture.array.ndim == 2 else 3)
     say = _sayer(options)
     level = restorer.noise_level(picture.array, options.sigma)
@@ -103,7 +104,7 @@ def _denoise(options: argparse.Namespace) -> int:
     side = restorer.tile_for(height, width) if options.mode == "window" else None
     if side is not None:
         say(f"{width} x {height} pixels in tiles of {side}, overlapping by {restorer.settings.overlap}")
-    with _progress(options, "denoising") as tick:
+    with _Progress(options, "denoising") as tick:
         restored = restorer.denoise(picture.array, level, progress=tick)
     write_picture(options.output, picture.with_array(restored), overwrite=options.overwrite)
     say(f"wrote {options.output}")
@@ -264,7 +265,7 @@ def _sayer(options: argparse.Namespace) -> Any:
     return (lambda line: None) if options.quiet else lambda line: print(line, flush=True)
 
 
-class _progress:
+class _Progress:
     """A bar on a terminal while tiles or patches are worked on; nothing elsewhere."""
 
     def __init__(self, options: argparse.Namespace, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import platform
 import subprocess
 import time
@@ -103,9 +103,7 @@ def attention_study(
             changed = Restorer(
                 restorer.model.reconfigured(**change), device=str(restorer.device), settings=restorer.settings
             )
-            row["psnr"][variant] = float(
-                np.mean([_score(changed, image, sigma, seed=0)[0] for _, image in pictures])
-            )
+            row["psnr"][variant] = float(np.mean([_score(changed, image, sigma, seed=0)[0] for _, image in pictures]))
         row |= _spread(restorer.model, pictures, sigma, restorer.device)
         study[f"{sigma:g}"] = row
         say(f"sigma {sigma:g}: " + ", ".join(f"{k} {v:.2f}" for k, v in row["psnr"].items()))
@@ -126,9 +124,7 @@ def _spread(
         meters.append(meter)
     states = range(model.config.states)
     return {
-        "neighbours": [
-            float(torch.cat([m.neighbours[t].flatten() for m in meters]).median()) for t in states
-        ],
+        "neighbours": [float(torch.cat([m.neighbours[t].flatten() for m in meters]).median()) for t in states],
         "largest": [max(m.largest[t] for m in meters) for t in states],
     }
 
@@ -136,7 +132,7 @@ def _spread(
 def provenance(settings: Settings, device: torch.device) -> dict[str, Any]:
     """What a result file says of how it came about: date, commit, versions, machine, settings."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "commit": _commit(),
         "nlrn": nlrn.__version__,
         "torch": torch.__version__,

@@ -250,9 +250,7 @@ class NLRN(nn.Module):
         c = self.config
         return None if c.window is None else c.states * (c.window // 2 + 2) + 2
 
-    def forward(
-        self, x: Tensor, sigma: float | Tensor | None = None, observer: Observer | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, sigma: float | Tensor | None = None, observer: Observer | None = None) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.config.in_channels:
             raise InputError(f"this model takes [B, {self.config.in_channels}, H, W], not {tuple(x.shape)}")
         first = self.head_norm(x)
@@ -274,16 +272,12 @@ class NLRN(nn.Module):
         if not self.config.sigma_input:
             raise InputError("this model takes no noise level; leave sigma out")
         if sigma is None:
-            raise InputError(
-                "this model needs the noise level: give sigma on the scale of the picture (sigma / 255)"
-            )
+            raise InputError("this model needs the noise level: give sigma on the scale of the picture (sigma / 255)")
         given = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
         plane = given.view(-1, 1, 1, 1) if given.dim() < 2 else given
         shape = (x.shape[0], 1, *x.shape[2:])
         if plane.dim() != 4 or any(n not in (1, m) for n, m in zip(plane.shape, shape, strict=True)):
-            raise InputError(
-                f"sigma must be a number, [B] or [B, 1, H, W] = {shape}, not {tuple(given.shape)}"
-            )
+            raise InputError(f"sigma must be a number, [B] or [B, 1, H, W] = {shape}, not {tuple(given.shape)}")
         return plane.expand(shape)
 
     def reconfigured(self, **changes: Any) -> NLRN:

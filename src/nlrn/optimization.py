@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from nlrn.model import RecurrentBlock
-from nlrn.recipe import OptimConfig
+from nlrn.model import NLRN, RecurrentBlock
+from nlrn.recipe import OptimConfig, TrainConfig
 
 
 def loss_of(restored: Tensor, clean: Tensor, kind: str) -> Tensor:
@@ -17,13 +17,27 @@ def loss_of(restored: Tensor, clean: Tensor, kind: str) -> Tensor:
     return error.mean() if kind == "mse" else (error + 1e-8).sqrt().mean()
 
 
-def make_optimizer(o: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW; weight decay on convolution kernels alone, never on biases or batch norms."""
-    kernels = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": kernels, "weight_decay": o.weight_decay}, {"params": others, "weight_decay": 0.0}]
+def make_optimizer(config: TrainConfig, model: NLRN) -> torch.optim.Optimizer:
+    """Adam or AdamW; weight decay on convolution kernels alone, never on biases or batch norms.
+
+    Every group has a `factor` on the learning rate: that of theta and phi is the recipe's embedding_lr.
+    """
+    o, block = config.optim, model.block.non_local
+    embeddings = {id(p) for part in (block.theta, block.phi) for p in part.parameters()}
+    groups = []
+    for factor, inside in ((1.0, False), (config.embedding_lr, True)):
+        own = [p for p in model.parameters() if (id(p) in embeddings) == inside]
+        groups.append({"params": [p for p in own if p.dim() > 1], "weight_decay": o.weight_decay, "factor": factor})
+        groups.append({"params": [p for p in own if p.dim() <= 1], "weight_decay": 0.0, "factor": factor})
     kind = torch.optim.AdamW if o.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=o.lr, betas=o.betas, eps=o.eps)
+
+
+@torch.no_grad()
+def scale_embeddings(model: NLRN, gain: float) -> None:
+    """The kernels of theta and phi times `gain`, so that the logits start gain squared times as large."""
+    for part in (model.block.non_local.theta, model.block.non_local.phi):
+        part.weight.mul_(gain)
 
 
 @torch.no_grad()
@@ -53,9 +67,7 @@ def compile_states(block: RecurrentBlock, backend: str = "inductor") -> None:
         states.append(state)
     compiled, eager = torch.compile(RecurrentBlock.forward, dynamic=False, backend=backend), block.forward
 
-    def forward(
-        s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool) -> tuple[Tensor, Tensor | None]:
         if not block.training:
             return eager(s, s0, correlation, t, keep)
         found: tuple[Tensor, Tensor | None] = compiled(states[t], s, s0, correlation, 0, keep)

@@ -101,7 +101,10 @@ class TrainConfig:
     """One training run. loss: "rms", the root-mean-square error of each patch, or "mse".
 
     ema: decay of the averaged weights that are scored and shipped, their batch-norm statistics taken anew
-    over norm_batches batches; 0 ships the weights and statistics as they are. precision "auto": bf16 autocast
+    over norm_batches batches; 0 ships the weights and statistics as they are. embedding_gain: the factor on the
+    kernels of theta and phi at the start, embedding_lr: on their learning rate; 1 is the paper. A model for many
+    noise levels wants less: its features grow with the noise and the logits with their square, are summed over
+    the states, and a softmax that is saturated from the start never learns. precision "auto": bf16 autocast
     on CUDA and on CPUs with bf16 units, else float32. compile: on CUDA, one recurrent state through
     torch.compile.
     """
@@ -114,6 +117,8 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stages: tuple[Stage, ...] = (Stage(0, 48, 16),)
     loss: str = "rms"
+    embedding_gain: float = 1.0
+    embedding_lr: float = 1.0
     ema: float = 0.999
     norm_batches: int = 200
     seed: int = 0
@@ -130,6 +135,8 @@ class TrainConfig:
             raise ConfigError("loss must be rms or mse, precision auto, fp32 or bf16")
         if not 0 <= self.ema < 1 or self.norm_batches < 1 or self.validate_every < 1:
             raise ConfigError("ema must be in [0, 1), norm_batches and validate_every at least 1")
+        if self.embedding_gain <= 0 or self.embedding_lr < 0:
+            raise ConfigError("embedding_gain must be positive and embedding_lr not negative")
         if self.checkpoint_minutes < 0 or not 0 <= self.seed < 2**64:
             raise ConfigError("checkpoint_minutes must not be negative, seed between 0 and 2^64 - 1")
         if not self.name or Path(self.name).name != self.name:
@@ -161,11 +168,7 @@ class TrainConfig:
 
     def digest(self) -> str:
         """Identifies what a step computes, so that a run is never resumed under another recipe."""
-        fixed = {
-            k: v
-            for k, v in dataclasses.asdict(self).items()
-            if k not in ("validate_every", "checkpoint_minutes")
-        }
+        fixed = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("validate_every", "checkpoint_minutes")}
         fixed["schedule"] = {k: v for k, v in fixed["schedule"].items() if k not in ("steps", "decay")}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -6,8 +6,6 @@ not clipped. Files, other array types and user interfaces are converted by the m
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +107,7 @@ class Restorer:
             return min(estimate_sigma(image), MAX_SIGMA)
         level = np.asarray(sigma, dtype=np.float32)
         if level.ndim not in (0, 2) or (level.ndim == 2 and level.shape != image.shape[:2]):
-            raise InputError(
-                f"sigma must be a number or a map of {image.shape[:2]}; this has shape {level.shape}"
-            )
+            raise InputError(f"sigma must be a number or a map of {image.shape[:2]}; this has shape {level.shape}")
         if not bool(np.all((level >= 0) & (level <= MAX_SIGMA))):
             raise InputError(f"sigma must lie in 0..{MAX_SIGMA:g} (0-255 units); got {_range(level)}")
         return float(level) if level.ndim == 0 else level
@@ -161,9 +157,7 @@ class Restorer:
             restored[b] = blend.result().transpose(2, 0, 1)
         return restored
 
-    def _patchwise(
-        self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None
-    ) -> np.ndarray:
+    def _patchwise(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
         """The authors' protocol: overlapping patches, every prediction of a pixel averaged."""
         height, width = planes.shape[2:]
         window = self.model.config.window
@@ -213,20 +207,14 @@ def checked_picture(image: np.ndarray) -> np.ndarray:
     """The picture as float32 HW or HWC. Raises InputError naming what was found and what is expected."""
     image = np.asarray(image)
     if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3)):
-        raise InputError(
-            f"expected a picture HW or HWC with 1 or 3 channels; got shape {tuple(image.shape)}"
-        )
+        raise InputError(f"expected a picture HW or HWC with 1 or 3 channels; got shape {tuple(image.shape)}")
     if not np.issubdtype(image.dtype, np.floating):
-        raise InputError(
-            f"expected a float picture on the 0..1 scale; got {image.dtype}; divide by 255 or 65535"
-        )
+        raise InputError(f"expected a float picture on the 0..1 scale; got {image.dtype}; divide by 255 or 65535")
     if not np.isfinite(image).all():
         raise InputError("the picture holds numbers that are not finite (NaN or infinity)")
     low, high = float(image.min()), float(image.max())
     if low < -4 or high > 5:
-        raise InputError(
-            f"the picture's values span {low:g}..{high:g}, far from 0..1; divide by 255 or 65535"
-        )
+        raise InputError(f"the picture's values span {low:g}..{high:g}, far from 0..1; divide by 255 or 65535")
     return image.astype(np.float32, copy=False)
 
 

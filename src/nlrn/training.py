@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from nlrn.checkpoint import model_metadata, save_model, to_device
 from nlrn.datasets import PatchSet, data_root, read_folder
 from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from nlrn.model import NLRN
-from nlrn.optimization import clip_gradients, compile_states, loss_of, make_optimizer
+from nlrn.optimization import clip_gradients, compile_states, loss_of, make_optimizer, scale_embeddings
 from nlrn.precision import hardware_bf16
 from nlrn.processes import Processes, joined
 from nlrn.progress import Pace, TrainingLog
@@ -34,9 +35,7 @@ from nlrn.recipe import TrainConfig, read_recipe
 from nlrn.validation import Validation
 
 NOISE_STREAM = 1  # keeps the noise's counters apart from the patches'
-LOOKS = (
-    10  # steps between two looks at the loss where a look costs: it waits for the device or for the others
-)
+LOOKS = 10  # steps between two looks at the loss where a look costs: it waits for the device or for the others
 FORWARD = 0.4  # of a training step's time, what a forward pass alone takes, to plan the end of a slice
 
 
@@ -70,9 +69,7 @@ def train_from_recipe(
         trainer = Trainer(config, folder, data_root(data), processes)
         trainer.start(resume)
         leads = processes.leads
-        with TrainingLog(
-            folder, show=leads and not quiet, keep=leads, tensorboard=leads and tensorboard
-        ) as log:
+        with TrainingLog(folder, show=leads and not quiet, keep=leads, tensorboard=leads and tensorboard) as log:
             trainer.run(log, minutes)
             return trainer.finish(log)
 
@@ -88,13 +85,15 @@ class Trainer:
         self.device = device = processes.device
         torch.manual_seed(config.seed)
         self.model = to_device(NLRN(config.model), device)
+        scale_embeddings(self.model, config.embedding_gain)
         if config.compile and device.type == "cuda":
             compile_states(self.model.block)
         self.parallel: nn.Module = self.model
         if processes.world > 1:  # rank 0's batch-norm statistics count: all get them before every step
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1 x 1 kernels: harmless
             self.parallel = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.optimizer = make_optimizer(config.optim, self.model)
+        self.optimizer = make_optimizer(config, self.model)
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware_bf16(device))
         channels = config.model.in_channels
         images = [image for f in config.data.folders for _, image in read_folder(data / f, channels=channels)]
@@ -169,12 +168,10 @@ class Trainer:
         self.step, self.seconds_before = meta["step"], meta.get("seconds", 0.0)
         self.first = self.step if later else meta.get("first", 0)
         planned = meta.get("steps", meta["end"])
-        if later or (planned != self.config.schedule.steps and self.step < meta["decay_start"]):
+        if later or (planned != self.config.schedule.steps and self.step <= meta["decay_start"]):
             self._plan()
         else:  # exactly what was under way
-            self.decay_start, self.decay_steps, self.end = (
-                meta[k] for k in ("decay_start", "decay_steps", "end")
-            )
+            self.decay_start, self.decay_steps, self.end = (meta[k] for k in ("decay_start", "decay_steps", "end"))
 
     def _shipped(self, step: int) -> bool:
         """Whether the weights of a run that ended at `step` were written."""
@@ -282,7 +279,7 @@ class Trainer:
         Both stay on the device, and nothing here waits for it.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr(self.step, self.decay_start, self.decay_steps)
+            group["lr"] = group["factor"] * self.config.lr(self.step, self.decay_start, self.decay_steps)
         noisy, clean, sigma = self.batch(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():

@@ -61,9 +61,7 @@ def neighborhood_attention(
             given, needed = f"{correlation.dtype} on {correlation.device}", f"{wide} on {q.device}"
             raise InputError(f"this correlation is {given}; these tensors carry {needed}")
     with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits
-        out, after = chosen.attend(
-            q.to(wide), k.to(wide), v.to(wide), window, correlation, return_correlation
-        )
+        out, after = chosen.attend(q.to(wide), k.to(wide), v.to(wide), window, correlation, return_correlation)
     return (out.to(v.dtype), after) if return_correlation else out.to(v.dtype)
 
 
@@ -104,9 +102,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:
         if x.dim() != 4 or min(x.shape) < 1:
             raise InputError(f"{name} must be a filled [B, H, W, C] tensor, not of shape {tuple(x.shape)}")
         if not x.is_floating_point() or x.dtype != q.dtype or x.device != q.device:
-            raise InputError(
-                f"{name} is {x.dtype} on {x.device}; q, k, v must share one floating dtype and device"
-            )
+            raise InputError(f"{name} is {x.dtype} on {x.device}; q, k, v must share one floating dtype and device")
     if q.shape != k.shape or q.shape[:3] != v.shape[:3]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
         raise InputError(f"q and k must have one shape and v the same B, H, W; they are {shapes}")

@@ -119,9 +119,7 @@ def state_bytes(batch: int, height: int, width: int, window: int | None, itemsiz
     return batch * _state_size(height, width, window) * itemsize
 
 
-def _logits(
-    tile: Tile, q: Tensor, k: Tensor, window: int | None, before: Tensor | None, out: Tensor | None
-) -> Tensor:
+def _logits(tile: Tile, q: Tensor, k: Tensor, window: int | None, before: Tensor | None, out: Tensor | None) -> Tensor:
     """[B, Q, K], into `out` if given: q.k plus the carried logits, or plus the mask if nothing is carried."""
     n, cm = q.shape[0], q.shape[-1]
     qt, kt = tile.cut_queries(q).reshape(n, -1, cm), tile.cut_keys(k).reshape(n, -1, cm)
@@ -171,9 +169,7 @@ class _TiledAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, later: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch.autocast(
-            ctx.saved_tensors[0].device.type, enabled=False
-        ):  # it may run inside the caller's
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):  # it may run inside the caller's
             return _TiledAttention._gradients(ctx, dout, later)
 
     @staticmethod
@@ -182,9 +178,7 @@ class _TiledAttention(torch.autograd.Function):
         batch, height, width, _ = v.shape
         dout = torch.zeros_like(v) if dout is None else dout
         later = None if later is None else later.contiguous()
-        earlier = (
-            v.new_empty(batch * _state_size(height, width, ctx.window)) if ctx.needs_input_grad[3] else None
-        )
+        earlier = v.new_empty(batch * _state_size(height, width, ctx.window)) if ctx.needs_input_grad[3] else None
         dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
         states = (before, after, later, earlier)
         for tile, b, (carried, kept, ds_later, ds) in _blocks(batch, height, width, ctx.window, *states):
@@ -236,9 +230,7 @@ def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: i
     for tile in tiles(height, width, window):
         y, x = (torch.arange(a, b, device=device) for a, b in ((tile.y0, tile.y1), (tile.x0, tile.x1)))
         dy, dx = (torch.arange(a, b, device=device) for a, b in ((tile.ky0, tile.ky1), (tile.kx0, tile.kx1)))
-        dy = (
-            dy.expand(len(y), -1) if window is None else dy - y[:, None] + window // 2
-        )  # [tile rows, key rows]
+        dy = dy.expand(len(y), -1) if window is None else dy - y[:, None] + window // 2  # [tile rows, key rows]
         dx = dx.expand(len(x), -1) if window is None else dx - x[:, None] + window // 2
         inside = ((dy >= 0) & (dy < ky))[:, None, :, None] & ((dx >= 0) & (dx < kx))[None, :, None, :]
         at = (y[:, None, None, None], x[None, :, None, None], dy[:, None, :, None], dx[None, :, None, :])
