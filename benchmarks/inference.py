@@ -1,7 +1,7 @@
 """Seconds and peak memory of one square picture, small and base, window against patch mode, in one run.
 
-Each measurement is a process of its own, so that its peak memory is its own. The base model has random weights
-unless it is shipped: time and memory do not depend on them.
+On the CPU, each measurement in a process of its own, so that its peak memory is its own; of --repeats runs the median
+time counts. The models are the presets with the sigma plane and random weights: time and memory do not depend on them.
 
     python benchmarks/inference.py --size 512 -o results/inference.json
 """
@@ -9,8 +9,10 @@ unless it is shipped: time and memory do not depend on them.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -26,25 +28,30 @@ from nlrn.restore import Restorer, Settings
 MODES = ("window", "patch")
 
 
-def measure(preset: str, mode: str, size: int, precision: str) -> dict[str, object]:
+def measure(preset: str, mode: str, size: int, precision: str, repeats: int) -> dict[str, object]:
     """One picture of noise through one model."""
     torch.manual_seed(0)
-    restorer = Restorer(NLRN(PRESETS[preset]), settings=Settings(mode=mode, precision=precision, tile=0))
+    model = NLRN(dataclasses.replace(PRESETS[preset], sigma_input=True))
+    restorer = Restorer(model, device="cpu", settings=Settings(mode=mode, precision=precision, tile=0))
     noise = np.random.RandomState(0)
     restorer.denoise(noise.rand(64, 64).astype(np.float32), 25)  # warm up
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     picture = noise.rand(size, size).astype(np.float32)
-    started = time.perf_counter()
-    restorer.denoise(picture, 25)
-    seconds = time.perf_counter() - started
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        restorer.denoise(picture, 25)
+        seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     predicted = restorer.memory_per_pixel(size, size) * size * size if mode == "window" else None
     return {
         "model": preset,
         "mode": mode,
         "size": size,
-        "precision": precision,
-        "seconds": seconds,
+        "precision": "bf16" if restorer.bf16 else "fp32",
+        "threads": torch.get_num_threads(),
+        "seconds": statistics.median(seconds),
+        "repeats": repeats,
         "peak_mib": peak / 1024,
         "above_idle_mib": (peak - before) / 1024,
         "predicted_mib": predicted and predicted / 2**20,
@@ -57,21 +64,26 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(PRESETS))
     parser.add_argument("--modes", nargs="+", default=list(MODES))
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.models[0], options.modes[0], options.size, options.precision)))
+        print(
+            json.dumps(measure(options.models[0], options.modes[0], options.size, options.precision, options.repeats))
+        )
         return
     rows = []
     for model in options.models:
         for mode in options.modes:
             command = [sys.executable, __file__, "--one", "--models", model, "--modes", mode]
             command += ["--size", str(options.size), "--precision", options.precision]
+            command += ["--repeats", str(options.repeats)]
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(f"{model} {mode}: {row['seconds']:.1f} s, {row['above_idle_mib']:.0f} MiB above idle", flush=True)
             rows.append(row)
-    result = {"run": provenance(Settings(precision=options.precision), torch.device("cpu")), "rows": rows}
+    run = provenance(Restorer(NLRN(PRESETS["small"]), device="cpu"))
+    result = {"run": {k: v for k, v in run.items() if k not in ("mode", "precision", "tile")}, "rows": rows}
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -107,7 +107,8 @@ def inference() -> str:
     ]
     run = result["run"]
     header = ["model", "mode", "pixels", "seconds", "peak MiB above idle", "predicted MiB"]
-    note = f"\n{run['date']}, commit {run['commit']}, {run['device']}, {run['threads']} threads, {run['precision']}.\n"
+    precision = ", ".join(sorted({r["precision"] for r in result["rows"]}))
+    note = f"\n{run['date']}, commit {run['commit']}, {run['device']}, {run['threads']} threads, {precision}.\n"
     return markdown(header, rows) + note
 
 

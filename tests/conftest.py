@@ -1,19 +1,30 @@
-"""What the tests share: the data folder, the long counts, one thread a worker."""
+"""What the tests share: the data folder, the long counts, generated cases, one thread a worker."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import pytest
-import torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, their child processes too
 
-torch.set_num_threads(1)  # two workers on two cores
+import pytest
+import torch  # reads the variable when it is imported
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+SLOW_IS_FINE = [HealthCheck.too_slow]  # nothing depends on how busy the machine is, so no deadline either
+settings.register_profile("fixed", derandomize=True, deadline=None, suppress_health_check=SLOW_IS_FINE)
+settings.register_profile("random", derandomize=False, deadline=None, suppress_health_check=SLOW_IS_FINE)
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the long counts whole instead of a tenth")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The same generated cases every time; under --slow new ones, before any test module is imported."""
+    settings.load_profile("random" if config.getoption("--slow") else "fixed")
 
 
 @pytest.fixture(scope="session")

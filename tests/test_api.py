@@ -21,7 +21,7 @@ from nlrn.errors import InputError, ModelNotFoundError, NLRNError
 SOURCE = Path(nlrn.__file__).parent
 ORDER = [  # imports go down this list only
     {"errors"},
-    {"precision", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers"},
+    {"precision", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "alpha"},
     {"model", "datasets", "decoding", "processes"},
     {"attention", "checkpoint", "images", "recipe"},
     {"restore", "trainstate", "validation", "progress", "optimization"},
@@ -75,6 +75,8 @@ def test_pil_pictures_keep_mode_size_and_alpha(mode: str) -> None:
     assert (out.mode, out.size) == (given.mode, given.size)
     if mode.endswith("A"):
         assert np.array_equal(out.getchannel("A"), given.getchannel("A"))
+    given.info["icc_profile"] = b"a profile"
+    assert nlrn.denoise(given, 25, random_model()).info == given.info
     if mode == "L":
         assert np.array_equal(out, nlrn.denoise(np.asarray(given), 25, random_model()))
 
@@ -83,6 +85,8 @@ def test_what_is_not_a_picture_is_refused() -> None:
     for thing in ("noisy.png", [[0.5]], None):
         with pytest.raises(InputError, match="expected a PIL image"):
             nlrn.denoise(thing, 25)  # type: ignore[type-var]
+    with pytest.raises(InputError, match="empty"):
+        nlrn.denoise(torch.zeros(0, 1, 8, 8), 25)
     with pytest.raises(InputError, match="mode P"):
         nlrn.denoise(Image.new("P", (20, 20)), 25)
     with pytest.raises(ModelNotFoundError, match="shipped models"):

@@ -89,7 +89,7 @@ def test_colour_and_tiles_are_said(noisy: Path, weights: Path, capsys: pytest.Ca
         (["denoise", "{noisy}", "-o", "{noisy}", "--overwrite"], 1, "noisy.png"),
         (["denoise", "{noisy}", "-o", "{noisy}.xyz"], 1, "xyz"),
         (["denoise", "{noisy}", "-o", "{out}", "--sigma", "76"], 2, "0..75"),
-        (["denoise", "{noisy}", "-o", "{out}", "--sigma", "much"], 2, "neither a number nor auto"),
+        (["denoise", "{noisy}", "-o", "{out}", "--sigma", "much"], 2, "not a noise level"),
         (["denoise", "{noisy}", "-o", "{out}", "--tile", "-3"], 2, "tile"),
         (["denoise", "{noisy}", "-o", "{out}", "--model", "denoise-grey"], 3, "denoise-grey"),
         (["denoise", "{noisy}", "-o", "{out}", "--model", "{noisy}"], 3, "safetensors"),
@@ -97,7 +97,11 @@ def test_colour_and_tiles_are_said(noisy: Path, weights: Path, capsys: pytest.Ca
         (["denoise", "{noisy}"], 2, "--output"),
         (["denoize", "{noisy}"], 2, "denoize"),
         (["train", "{missing}"], 2, "missing.png"),
+        (["denoise", "{noisy}", "-o", "{out}", "--model", "{weights}", "-d", "meta"], 3, "meta"),
+        (["denoise", "{noisy}", "-o", "{out}", "--model", "{weights}", "-t", "40", "--overlap", "21"], 2, "overlap"),
         (["evaluate", "--data", "{missing}", "--model", "{weights}"], 1, "missing.png"),
+        (["evaluate", "--data", "{folder}", "--model", "{weights}", "--json", "{missing}/x.json"], 1, "no folder"),
+        (["evaluate", "--data", "{folder}", "--model", "{weights}", "--sigma", "80"], 2, "0..75"),
     ],
 )
 def test_mistakes_get_one_sentence_a_code_and_no_output(
@@ -105,6 +109,7 @@ def test_mistakes_get_one_sentence_a_code_and_no_output(
 ) -> None:
     before = noisy.read_bytes()
     names = {"noisy": noisy, "out": noisy.with_name("out.png"), "weights": weights}
+    names["folder"] = noisy.parent
     names["missing"] = noisy.with_name("missing.png")
     assert run([a.format(**names) for a in arguments]) == code
     printed = capsys.readouterr()

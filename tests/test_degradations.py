@@ -1,4 +1,4 @@
-"""Noise and bicubic resizing: the check values of the field's protocols (paper.md section 5) and oracles."""
+"""Noise and bicubic resizing: the check values of the field's protocols (docs/reproduce.md) and oracles."""
 
 from __future__ import annotations
 
@@ -76,9 +76,7 @@ def test_bicubic_meets_the_published_scores_under_float_lr(data_root: Path, name
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("name", ["set5", "set14"])
-def test_low_resolution_pictures_made_by_matlab_are_reproduced_exactly(
-    data_root: Path, name: str, scale: int
-) -> None:
+def test_low_resolution_pictures_made_by_matlab_are_reproduced_exactly(data_root: Path, name: str, scale: int) -> None:
     for stem, image in scoring_set(data_root, name):
         expected = np.array(Image.open(data_root / name / f"lr_x{scale}" / f"{stem}.png"))
         made = resize_bicubic8(crop(image, scale), *expected.shape[:2])
@@ -112,9 +110,7 @@ def test_resizing_keeps_constants_channels_and_the_identity(size: tuple[int, int
     whole = resize_bicubic(image, *size)
     assert whole.shape == (*size, 3)
     for channel in range(3):
-        np.testing.assert_allclose(
-            whole[..., channel], resize_bicubic(image[..., channel], *size), atol=1e-12
-        )
+        np.testing.assert_allclose(whole[..., channel], resize_bicubic(image[..., channel], *size), atol=1e-12)
 
 
 def test_without_antialiasing_every_other_pixel_is_a_plain_cubic() -> None:

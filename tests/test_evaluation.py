@@ -12,7 +12,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_restore import FP32, random_model
 
-from nlrn.errors import InputError
+from nlrn.errors import ConfigError, InputError
 from nlrn.evaluation import VARIANTS, attention_study, evaluate_denoising, find_sets, provenance
 from nlrn.restore import Restorer
 
@@ -73,20 +73,28 @@ def test_the_attention_study_says_what_its_words_mean() -> None:
 def test_sets_are_found_by_name_or_the_folder_is_one(tmp_path: Path, data_root: Path) -> None:
     assert {name: len(found) for name, found in find_sets(data_root).items()} == {"set12": 12, "bsd68": 68}
     assert list(find_sets(data_root, channels=3)) == ["cbsd68"]
-    grey = find_sets(data_root, ["set5"])["set5"]
-    assert len(grey) == 5
-    assert all(image.ndim == 2 for _, image in grey)
+    found = find_sets(data_root, ["cbsd68"])["cbsd68"]
+    assert len(found) == 68
+    assert all(image.ndim == 3 for _, image in found)  # also for a grey model: the set's name is kept honest
     folder = tmp_path / "mine"
     folder.mkdir()
     Image.fromarray(np.zeros((12, 12), np.uint8)).save(folder / "a.png")
     assert list(find_sets(folder)) == ["mine"]
+    Image.fromarray(np.zeros((10, 30), np.uint8)).save(folder / "tiny.png")
+    with pytest.raises(InputError, match="tiny of mine"):
+        find_sets(folder)
     for bad in (lambda: find_sets(tmp_path / "none"), lambda: find_sets(data_root, ["set13"])):
         with pytest.raises(InputError):
             bad()
 
 
+def test_a_model_without_a_window_has_no_attention_study() -> None:
+    with pytest.raises(ConfigError, match="window"):
+        attention_study(Restorer(random_model(window=None), settings=FP32), pictures((12, 13)), [25.0])
+
+
 def test_results_say_where_they_come_from() -> None:
-    run = provenance(FP32, torch.device("cpu"))
+    run = provenance(Restorer(random_model(), settings=FP32))
     assert run["precision"] == "fp32"
     assert run["torch"] == torch.__version__
     assert len(run["date"]) == 10

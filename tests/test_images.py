@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
 from collections.abc import Callable
@@ -121,19 +122,30 @@ def test_long_and_thin_pictures(form: str) -> None:
     np.testing.assert_array_equal(read_picture(encode_picture(picture, form)).array, picture.array)
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("form", ["PNG", "PPM", "TIFF"])
 def test_16_bits_are_written_exactly(form: str) -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     again = read_picture(encode_picture(picture_of(values), form))
     assert again.depth == 16
     np.testing.assert_array_equal(levels(again), values)
-    assert read_picture(encode_picture(picture_of(values), "BMP")).depth == 8
     for bad in (
         picture_of(samples((4, 4, 3), top=65535)),
         picture_of(values, np.zeros((256, 256), np.uint8)),
     ):
-        with pytest.raises(InputError, match="16 bits are written for grey"):
+        with pytest.raises(InputError, match="16 bits are written for grey|hold no transparency"):
             encode_picture(bad, form)
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".webp"])
+def test_16_bits_are_not_cut_to_8_without_a_word(tmp_path: Path, suffix: str) -> None:
+    picture = picture_of(samples((4, 5), top=65535))
+    reason = r"would cut the picture's 16 bits to 8; these suffixes keep them: \.pgm, \.png, .*\.tiff"
+    with pytest.raises(InputError, match=reason):
+        check_output(tmp_path / f"a{suffix}", overwrite=False, picture=picture)
+    with pytest.raises(InputError, match=reason):
+        write_picture(tmp_path / f"a{suffix}", picture)
+    assert not list(tmp_path.iterdir())
+    write_picture(tmp_path / f"a{suffix}", dataclasses.replace(picture, depth=8))  # asked for, it is written
 
 
 def test_values_are_clipped_and_rounded_as_they_are_scored() -> None:
@@ -223,9 +235,7 @@ def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
     check_output(tmp_path / "new.JPG", overwrite=False, inputs=(source,))
     check_output(source, overwrite=True)
     with pytest.raises(InputError, match="hold no transparency"):
-        check_output(
-            tmp_path / "new.jpg", overwrite=False, picture=picture_of(samples((4, 4)), samples((4, 4)))
-        )
+        check_output(tmp_path / "new.jpg", overwrite=False, picture=picture_of(samples((4, 4)), samples((4, 4))))
 
 
 def test_files_are_replaced_only_when_asked(tmp_path: Path) -> None:

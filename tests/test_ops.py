@@ -24,7 +24,7 @@ from nlrn.ops import (
     state_bytes,
     unsupported,
 )
-from nlrn.ops.tiled import BLOCK, tiles
+from nlrn.ops.tiled import BLOCK, strips
 
 NAMES = sorted(BACKENDS)
 SHAPES = [(1, 1, 1), (2, 1, 19), (1, 31, 1), (3, 7, 5), (1, 17, 8), (2, 9, 16), (1, 23, 41)]  # B, H, W
@@ -212,8 +212,9 @@ def test_tiled_gradients_are_those_of_the_definition(window: int | None, layout:
 
 def test_a_map_of_several_blocks_and_a_batch_taken_apart() -> None:
     shape = (2, 29, 51)
-    assert len(tiles(*shape[1:], None)) > 1
-    assert tiles(*shape[1:], None)[0].queries * 29 * 51 * 2 > BLOCK
+    blocks = list(strips(*shape[1:], None))
+    assert len(blocks) > 1
+    assert blocks[0].queries * 29 * 51 * 2 > BLOCK
     inputs = [draw(shape, 2, 2, step) for step in range(2)]
     found = gradients(inputs, None, "tiled")
     for a, b in zip(found, gradients(inputs, None, "reference"), strict=True):
@@ -405,3 +406,14 @@ def test_a_correlation_of_another_backend_is_refused() -> None:
         _, (state,) = run([(q, k, v)], 5, other)
         with pytest.raises(InputError, match=f"{state.numel()} entries"):
             neighborhood_attention(q, k, v, window=5, correlation=state, backend=backend)
+
+
+@pytest.mark.parametrize("block", [1, 3000, 7000, 1 << 20])
+def test_how_many_tiles_are_worked_on_together_changes_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """From one tile of one picture at a time to whole strips of the batch."""
+    shape, inputs = (3, 11, 61), [draw((3, 11, 61), 3, 4, step) for step in range(STEPS)]
+    monkeypatch.setattr("nlrn.ops.tiled.BLOCK", block)
+    assert max(strip.count for strip in strips(*shape[1:], 5)) >= 5
+    found = gradients(inputs, 5, "tiled")
+    for a, b in zip(found, gradients(inputs, 5, "reference"), strict=True):
+        assert distance(a, b) <= 1e-12

@@ -38,7 +38,7 @@ def along(tiles: tuple[Tile, ...], side: str) -> list[tuple[int, int, int, int]]
 
 
 def test_the_laws_of_a_plan(count: Count) -> None:
-    @settings(max_examples=count(1500), deadline=None)
+    @settings(max_examples=count(1500))
     @given(plans())
     def law(case: tuple[Size, int, int, tuple[Tile, ...]]) -> None:
         size, tile, overlap, tiles = case
@@ -58,7 +58,7 @@ def test_the_laws_of_a_plan(count: Count) -> None:
 
 
 def test_the_cores_partition_the_picture_with_half_the_overlap_around_them(count: Count) -> None:
-    @settings(max_examples=count(1000), deadline=None)
+    @settings(max_examples=count(1000))
     @given(plans())
     def law(case: tuple[Size, int, int, tuple[Tile, ...]]) -> None:
         size, _, overlap, tiles = case
@@ -75,7 +75,7 @@ def test_the_cores_partition_the_picture_with_half_the_overlap_around_them(count
 
 
 def test_the_weights_of_every_pixel_sum_to_one(count: Count) -> None:
-    @settings(max_examples=count(1000), deadline=None)
+    @settings(max_examples=count(1000))
     @given(plans())
     def law(case: tuple[Size, int, int, tuple[Tile, ...]]) -> None:
         size, _, _, tiles = case
@@ -92,7 +92,7 @@ def test_the_weights_of_every_pixel_sum_to_one(count: Count) -> None:
 
 
 def test_blending_what_was_cut_gives_the_picture_back_in_any_order(count: Count) -> None:
-    @settings(max_examples=count(300), deadline=None)
+    @settings(max_examples=count(300))
     @given(plans(largest=80), st.sampled_from([(np.float64, 1e-12), (np.float32, 1e-6)]), st.randoms())
     def law(case: tuple, kind: tuple[type, float], random: object) -> None:
         size, _, _, tiles = case
@@ -111,7 +111,7 @@ def test_blending_what_was_cut_gives_the_picture_back_in_any_order(count: Count)
 def test_with_an_overlap_of_two_halos_and_the_ramp_tiles_are_exact(count: Count) -> None:
     """A pixel whose surroundings were cut off counts nothing: poison it and nothing changes."""
 
-    @settings(max_examples=count(300), deadline=None)
+    @settings(max_examples=count(300))
     @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 6), st.integers(0, 7), st.integers(1, 20))
     def law(height: int, width: int, halo: int, ramp: int, more: int) -> None:
         overlap = 2 * halo + ramp
@@ -178,7 +178,7 @@ def test_a_blend_wants_every_tile_once_in_its_shape() -> None:
 
 
 def test_the_laws_of_patches(count: Count) -> None:
-    @settings(max_examples=count(1500), deadline=None)
+    @settings(max_examples=count(1500))
     @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 50), st.data())
     def law(height: int, width: int, patch: int, data: st.DataObject) -> None:
         stride = data.draw(st.integers(1, patch))
@@ -198,7 +198,7 @@ def test_the_laws_of_patches(count: Count) -> None:
 
 
 def test_averaged_patches_give_the_picture_back(count: Count) -> None:
-    @settings(max_examples=count(200), deadline=None)
+    @settings(max_examples=count(200))
     @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())
     def law(height: int, width: int, patch: int, data: st.DataObject) -> None:
         picture = picture_of((height, width))

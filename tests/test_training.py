@@ -157,6 +157,10 @@ def test_a_compiled_state_computes_what_the_eager_one_does(count: Callable[[int]
         assert torch.allclose(c.float(), d.float(), atol=1e-5)  # nine states, each with statistics of its own
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
     assert torch.equal(compiled.eval()(x), compiled(x))
+    other = compiled.reconfigured(window=1)  # its block is its own, not what was compiled
+    assert "forward" not in vars(other.block)
+    assert torch.allclose(other(x), eager.eval().reconfigured(window=1)(x), atol=1e-4)
+    assert not torch.allclose(other(x), compiled(x), atol=1e-3)
 
 
 def test_two_processes_take_one_step_together(recipe: Path, tmp_path: Path) -> None:

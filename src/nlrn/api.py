@@ -63,17 +63,21 @@ def denoise(
     raise InputError(f"expected a PIL image, a NumPy array or a torch tensor, not {type(picture).__name__}")
 
 
-def _denoise_array(picture: np.ndarray, sigma: Any, model: Any, mode: str) -> np.ndarray:
+def _denoise_array(
+    picture: np.ndarray, sigma: Any, model: Any, mode: str, alpha: np.ndarray | None = None
+) -> np.ndarray:
     levels = _LEVELS.get(picture.dtype.name)
     image = picture / np.float32(levels) if levels else picture
     channels = picture.shape[2] if picture.ndim == 3 else 1
-    restored = _restorer(model, channels, mode).denoise(image, sigma)
+    restored = _restorer(model, channels, mode).denoise(image, sigma, alpha=alpha)
     if levels:
         restored = np.rint(np.clip(restored, 0, 1) * levels)
     return restored.astype(picture.dtype)
 
 
 def _denoise_tensor(picture: Tensor, sigma: Any, model: Any, mode: str) -> Tensor:
+    if 0 in picture.shape:
+        raise InputError(f"the tensor is empty: {tuple(picture.shape)}")
     if picture.dim() == 4:
         return torch.stack([_denoise_tensor(p, sigma, model, mode) for p in picture])
     array = picture.detach().cpu()
@@ -88,11 +92,13 @@ def _denoise_pil(picture: Image.Image, sigma: Any, model: Any, mode: str) -> Ima
         modes = ", ".join(_PIL_MODES)
         raise InputError(f"pictures of mode {picture.mode} are not taken, only {modes}: convert it first")
     array = np.asarray(picture)
-    if not picture.mode.endswith("A"):
-        return Image.fromarray(_denoise_array(array, sigma, model, mode))
-    colour = array[..., 0] if picture.mode == "LA" else array[..., :3]
-    restored = Image.fromarray(_denoise_array(colour, sigma, model, mode))
-    restored.putalpha(picture.getchannel("A"))
+    if picture.mode.endswith("A"):
+        colour, alpha = (array[..., 0] if picture.mode == "LA" else array[..., :3]), array[..., -1]
+        restored = Image.fromarray(_denoise_array(colour, sigma, model, mode, alpha))
+        restored.putalpha(picture.getchannel("A"))
+    else:
+        restored = Image.fromarray(_denoise_array(array, sigma, model, mode))
+    restored.info = dict(picture.info)  # the colour profile and EXIF that Pillow writes again
     return restored
 
 

@@ -52,9 +52,11 @@ def save_model(path: str | Path, model: NLRN, metadata: dict[str, str] | None = 
 def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> NLRN:
     """The model of a shipped name or of a file, in eval mode, float32.
 
-    Raises ModelNotFoundError or CheckpointError.
+    A shipped file must have the digest that it was released with. Raises ModelNotFoundError or CheckpointError.
     """
     path = resolve_model(name_or_path)
+    if path.parent == WEIGHTS and released().get(path.name) != sha256(path):
+        raise CheckpointError(f"{path.name} is not the file that was released: install the package again")
     metadata, tensors = read_tensors(path)
     config = _config(path, metadata)
     with torch.device("meta"):  # nothing is allocated for a configuration that the tensors contradict
@@ -100,6 +102,12 @@ def default_model(task: str, channels: int) -> str:
     raise ModelNotFoundError(f"no model for the task {task!r} is shipped yet; train one and give its file")
 
 
+def released() -> dict[str, str]:
+    """sha256 of every shipped file, by file name, from weights/SHA256SUMS (what sha256sum -c reads)."""
+    lines = (WEIGHTS / "SHA256SUMS").read_text().splitlines()
+    return {name: digest for digest, name in (line.split() for line in lines)}
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -111,9 +119,7 @@ def read_header(path: Path) -> dict[str, str]:
         with path.open("rb") as file:
             start = file.read(8)
         if len(start) < 8 or struct.unpack("<Q", start)[0] > MAX_HEADER:
-            raise CheckpointError(
-                f"{path.name} is not a safetensors file with a header of at most {MAX_HEADER} bytes"
-            )
+            raise CheckpointError(f"{path.name} is not a safetensors file with a header of at most {MAX_HEADER} bytes")
         with safe_open(path, "pt") as opened:
             if len(opened.keys()) > MAX_TENSORS:
                 raise CheckpointError(f"{path.name} holds more than {MAX_TENSORS} tensors")
@@ -161,17 +167,13 @@ def _check(path: Path, model: NLRN, tensors: dict[str, Tensor]) -> None:
     wanted = {k: v for k, v in model.state_dict().items() if not k.endswith(_COUNTERS)}
     if wanted.keys() != tensors.keys():
         odd = sorted(wanted.keys() ^ tensors.keys())
-        raise CheckpointError(
-            f"{path.name} does not fit its configuration: {len(odd)} keys differ, such as {odd[0]}"
-        )
+        raise CheckpointError(f"{path.name} does not fit its configuration: {len(odd)} keys differ, such as {odd[0]}")
     for key, value in tensors.items():
         if value.shape != wanted[key].shape or value.dtype != torch.float32:
             shapes = f"{tuple(value.shape)}, not float32 {tuple(wanted[key].shape)}"
             raise CheckpointError(f"{path.name}: {key} is {value.dtype} {shapes}")
         if not bool(value.isfinite().all()) or (key.endswith("running_var") and bool((value < 0).any())):
-            raise CheckpointError(
-                f"{path.name}: {key} holds a number that is not finite, or a negative variance"
-            )
+            raise CheckpointError(f"{path.name}: {key} holds a number that is not finite, or a negative variance")
 
 
 def _describe(path: Path) -> ModelInfo:

@@ -7,7 +7,9 @@ before torch is imported.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +21,13 @@ from nlrn.errors import ConfigError, InputError, NLRNError
 if TYPE_CHECKING:
     from nlrn.restore import Restorer
 
-MODES = ("window", "patch")
-
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; nothing but the code and the printed lines comes back."""
     parser = _parser()
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         options = parser.parse_args(arguments)
         if options.command is None:
@@ -37,9 +40,15 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("nlrn: interrupted; nothing was left half written", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our lines went away; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 3
     except NLRNError as error:
         print(f"nlrn: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1 if isinstance(error, InputError) else 3
+    except (OSError, MemoryError) as error:
+        print(f"nlrn: {error or 'out of memory'}", file=sys.stderr)
+        return 3
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME|FILE", help="a shipped model (see: nlrn models) or a weights file")
     parser.add_argument(
-        "--mode", choices=MODES, default="window", help="over the whole picture, or the authors' slow patches"
+        "--mode",
+        choices=("window", "patch"),
+        default="window",
+        help="over the whole picture, or the authors' slow patches",
     )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument(
@@ -81,13 +93,14 @@ def _add_denoise(commands: Any) -> None:
     )
     _add_model_options(parser)
     parser.add_argument("-t", "--tile", type=_count, metavar="PIXELS", help="side of a tile; 0: the whole picture")
-    parser.add_argument("--overlap", type=_count, default=32, metavar="PIXELS", help="shared by tiles (default: 32)")
+    parser.add_argument("--overlap", type=_count, metavar="PIXELS", help="shared by tiles (default: 32)")
     parser.add_argument("--memory", type=_mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.set_defaults(run=_denoise)
 
 
 def _denoise(options: argparse.Namespace) -> int:
+    from nlrn.alpha import fill_hidden
     from nlrn.images import check_output, read_picture, write_picture
 
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
@@ -95,17 +108,20 @@ def _denoise(options: argparse.Namespace) -> int:
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)
     restorer = _restorer(options, channels=1 if picture.array.ndim == 2 else 3)
     say = _sayer(options)
-    level = restorer.noise_level(picture.array, options.sigma)
-    if options.sigma == "auto":
-        say(f"estimated noise: sigma {level:.1f}")
+    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+    level = restorer.noise_level(seen, options.sigma)
+    if not restorer.model.config.sigma_input:
+        say("this model was trained for one noise level and takes none")
+    elif options.sigma == "auto":
+        say(f"estimated noise: sigma {level:.1f}" + (" or more, this model's limit" if level == 75 else ""))
     if picture.array.ndim == 3 and restorer.model.config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
     height, width = picture.array.shape[:2]
     side = restorer.tile_for(height, width) if options.mode == "window" else None
     if side is not None:
-        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {restorer.settings.overlap}")
+        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {restorer.settings.overlap_of(side)}")
     with _Progress(options, "denoising") as tick:
-        restored = restorer.denoise(picture.array, level, progress=tick)
+        restored = restorer.denoise(picture.array, level, alpha=picture.alpha, progress=tick)
     write_picture(options.output, picture.with_array(restored), overwrite=options.overwrite)
     say(f"wrote {options.output}")
     return 0
@@ -119,7 +135,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--data", type=Path, help="folder of the data sets, or of pictures (default: $NLRN_DATA)")
     parser.add_argument("--set", dest="sets", nargs="+", default=[], metavar="NAME", help="set12, bsd68, cbsd68 ...")
     parser.add_argument("--task", choices=("denoise",), default="denoise")
-    parser.add_argument("--sigma", type=float, nargs="+", default=[15.0, 25.0, 50.0], help="default: 15 25 50")
+    parser.add_argument("--sigma", type=_level, nargs="+", default=[15.0, 25.0, 50.0], help="default: 15 25 50")
     parser.add_argument("--attention", action="store_true", help="also what the attention is worth (first set)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     _add_model_options(parser)
@@ -133,7 +149,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.precision == "auto":
         options.precision = "fp32"  # scores are reproducible numbers
+    if options.json is not None and not options.json.parent.is_dir():
+        raise InputError(f"there is no folder {options.json.parent} to write {options.json.name} into")
     restorer = _restorer(options, channels=1, tile=0)
+    if restorer.model.config.window is None and options.mode == "window":
+        raise ConfigError("this model looks at the whole picture, more than a memory holds: use --mode patch")
     sets = find_sets(data_root(options.data), options.sets, channels=restorer.model.config.in_channels)
     say = _sayer(options)
     path = resolve_model(_model_name(options, 1))
@@ -143,7 +163,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         "steps": model_metadata(path).get("steps"),
         "task": options.task,
         "protocol": PROTOCOL,
-        "run": provenance(restorer.settings, restorer.device),
+        "run": provenance(restorer),
         "scores": evaluate_denoising(restorer, sets, options.sigma, say=say),
     }
     if options.attention:
@@ -212,7 +232,8 @@ def _train(options: argparse.Namespace) -> int:
         data=options.data,
         quiet=options.quiet,
     )
-    _sayer(options)(f"wrote {path}")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
+        _sayer(options)(f"wrote {path}")
     return 0
 
 
@@ -255,7 +276,7 @@ def _restorer(options: argparse.Namespace, channels: int, tile: int | None = Non
         mode=options.mode,
         precision=options.precision,
         tile=getattr(options, "tile", tile),
-        overlap=getattr(options, "overlap", 32),
+        overlap=getattr(options, "overlap", None),
         memory=getattr(options, "memory", None) or MEMORY,
     )
     return Restorer(_model_name(options, channels), device=options.device, settings=settings)
@@ -269,9 +290,12 @@ class _Progress:
     """A bar on a terminal while tiles or patches are worked on; nothing elsewhere."""
 
     def __init__(self, options: argparse.Namespace, what: str) -> None:
+        from rich.console import Console
         from rich.progress import Progress
 
-        self.bar = Progress(transient=True, disable=options.quiet or not sys.stderr.isatty())
+        self.bar = Progress(
+            console=Console(stderr=True), transient=True, disable=options.quiet or not sys.stderr.isatty()
+        )
         self.task = self.bar.add_task(what, total=None)
 
     def __enter__(self) -> Any:
@@ -283,12 +307,14 @@ class _Progress:
 
 
 def _sigma(text: str) -> float | str:
-    if text == "auto":
-        return text
+    return text if text == "auto" else _level(text)
+
+
+def _level(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a noise level") from None
     if not 0 <= value <= 75:
         raise argparse.ArgumentTypeError(f"{text} is outside 0..75 (0-255 units)")
     return value

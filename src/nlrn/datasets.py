@@ -95,15 +95,13 @@ class PatchSet:
 
     Every position of a patch inside a picture is equally likely over the whole set, so a picture is chosen
     in proportion to its number of positions; pictures smaller than the patch are never chosen. Each patch
-    is then turned or flipped into one of its 8 orientations, all equally likely (paper.md section 3).
+    is then turned or flipped into one of its 8 orientations, all equally likely (as in the paper).
 
     images: uint8 arrays, all HW or all HWC with the same C. Raises InputError for anything else and when
     no picture holds a patch.
     """
 
-    def __init__(
-        self, images: Sequence[np.ndarray], patch: int, *, device: str | torch.device = "cpu"
-    ) -> None:
+    def __init__(self, images: Sequence[np.ndarray], patch: int, *, device: str | torch.device = "cpu") -> None:
         self.channels = _common_channels(images)
         self.device = torch.device(device)
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
@@ -152,9 +150,7 @@ class PatchSet:
         if self.positions == 0:
             raise InputError(f"no picture holds a patch of {patch} x {patch} pixels")
 
-    def _draw(
-        self, seed: int, step: int, size: int, sample: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _draw(self, seed: int, step: int, size: int, sample: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Flat index of each patch's first pixel, and what one step down and one to the right add to it."""
         raw = _random_words(seed, step, size, sample)
         # The modulo's bias is positions / 2**64, below 1e-9 for any set that fits a memory.

@@ -69,8 +69,7 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
         width, height = picture.size
         if width * height > max_pixels:
             raise InputError(
-                f"{width} x {height} is {width * height:,} pixels; "
-                f"the limit is {max_pixels:,}, raised by max_pixels"
+                f"{width} x {height} is {width * height:,} pixels; the limit is {max_pixels:,}, raised by max_pixels"
             )
         frames = max(frames, int(getattr(picture, "n_frames", 1))) if frames == 1 else frames
         if frames > 1:
@@ -90,6 +89,8 @@ def _depth(picture: ImageFile, data: bytes) -> int:
     """The depth, 8 or 16, of a picture that Pillow reads as it is; InputError for any other."""
     bits, mode = _bits(picture, data), picture.mode
     tags = getattr(picture, "tag_v2", {})
+    if isinstance(picture, PpmImageFile) and mode == "I":  # grey with a maximum over 255, scaled to 65535
+        return 16
     if mode not in _MODES or any(kind != 1 for kind in tags.get(_SAMPLE_FORMAT, (1,))):
         raise InputError(f"pixels of mode {mode} ({bits} bits); expected unsigned integers, grey or colour")
     plain = tags.get(_PHOTOMETRIC, 1) == 1 and "transparency" not in picture.info  # 1: black is zero
@@ -137,6 +138,8 @@ def _planes(picture: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray |
     elif picture.mode in ("1", "CMYK", "YCbCr"):
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     values = np.asarray(picture)
+    if picture.mode == "I":  # a PGM of 16 bits, see _depth
+        values = values.astype(np.uint16)
     if picture.mode in ("LA", "RGBA"):
         return values[..., 0] if picture.mode == "LA" else values[..., :3], values[..., -1].copy()
     if key is None:

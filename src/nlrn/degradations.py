@@ -17,7 +17,7 @@ Border = Literal["replicate", "symmetric"]
 
 
 def add_gaussian_noise(image: np.ndarray, sigma: float, seed: int = 0) -> np.ndarray:
-    """`image` + normal noise of standard deviation sigma / 255, float64, not clipped (paper.md section 5).
+    """`image` + normal noise of standard deviation sigma / 255, float64, not clipped (docs/reproduce.md).
 
     image: HW or HWC in [0, 1]; sigma in 0-255 units. NumPy's legacy RandomState(seed) starts anew at every
     call, so pictures of equal shape get equal noise: this is the field's protocol for scoring.
@@ -42,9 +42,7 @@ def resize_bicubic(
     return _resize_rows(rows.swapaxes(0, 1), width, antialias, border).swapaxes(0, 1)
 
 
-def resize_bicubic8(
-    image: np.ndarray, height: int, width: int, *, border: Border = "replicate"
-) -> np.ndarray:
+def resize_bicubic8(image: np.ndarray, height: int, width: int, *, border: Border = "replicate") -> np.ndarray:
     """A uint8 picture resized to uint8 exactly as MATLAB does it, which made the field's LR pictures.
 
     The vertical axis goes first; after each axis the values are rounded, half up, and clipped to 8 bits.

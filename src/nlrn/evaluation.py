@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-import nlrn
+from nlrn import __version__
 from nlrn.attention import AttentionMeter
 from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder
 from nlrn.degradations import add_gaussian_noise
-from nlrn.errors import InputError
-from nlrn.metrics import psnr, quantize8, ssim
+from nlrn.errors import ConfigError, InputError
+from nlrn.metrics import SSIM_RADIUS, psnr, quantize8, ssim
 from nlrn.model import NLRN
-from nlrn.restore import Restorer, Settings
+from nlrn.restore import Restorer
 
 PROTOCOL = (
     "picture in [0,1]; normal noise of numpy RandomState(0) restarted for every picture, neither clipped nor"
@@ -33,14 +33,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "window 5": {"window": 5},
     "self only": {"window": 1},
 }
+LEAST_SIDE = 2 * SSIM_RADIUS + 1
 Say = Callable[[str], None]
 
 
 def find_sets(data: str | Path, names: Sequence[str] = (), *, channels: int = 1) -> dict[str, list[NamedPicture]]:
     """The pictures to score on: the named scoring sets below `data`, or `data` itself as one set.
 
-    With no names: set12 and bsd68 for a grey model, cbsd68 for a colour one, those that are there. `channels`
-    brings every picture to the model's. Raises InputError when there is nothing to score on.
+    With no names: set12 and bsd68 for a grey model, cbsd68 for a colour one, those that are there. A grey model
+    takes pictures as they are, colour channel by channel; for a colour model grey ones are made colour. Raises
+    InputError when there is nothing to score on, or a picture is too small for SSIM.
     """
     root = Path(data)
     if not root.is_dir():
@@ -50,9 +52,15 @@ def find_sets(data: str | Path, names: Sequence[str] = (), *, channels: int = 1)
     unknown = [name for name in wanted if name not in SCORING_SETS]
     if unknown:
         raise InputError(f"no scoring set {unknown[0]!r}; there are {', '.join(sorted(SCORING_SETS))}")
-    if not wanted:
-        return {root.name: read_folder(root, channels=channels)}
-    return {name: read_folder(root / SCORING_SETS[name], channels=channels) for name in wanted}
+    places = {name: root / SCORING_SETS[name] for name in wanted} or {root.name: root}
+    sets = {name: read_folder(place, channels=3 if channels == 3 else None) for name, place in places.items()}
+    for name, pictures in sets.items():
+        small = [stem for stem, image in pictures if min(image.shape[:2]) < LEAST_SIDE]
+        if small:
+            raise InputError(
+                f"{small[0]} of {name} is too small to score: SSIM wants {LEAST_SIDE} x {LEAST_SIDE} pixels"
+            )
+    return sets
 
 
 def evaluate_denoising(
@@ -96,6 +104,8 @@ def attention_study(
     "self only" is a 1 x 1 window: every pixel averages itself alone. Nothing is trained again, so a loss says
     how much this model leans on the part taken away, not how well a network without it could do.
     """
+    if restorer.model.config.window is None:
+        raise ConfigError("the attention study narrows a window, and this model has none: it sees the whole picture")
     study: dict[str, Any] = {}
     for sigma in sigmas:
         row: dict[str, Any] = {"psnr": {}}
@@ -129,19 +139,20 @@ def _spread(
     }
 
 
-def provenance(settings: Settings, device: torch.device) -> dict[str, Any]:
+def provenance(restorer: Restorer) -> dict[str, Any]:
     """What a result file says of how it came about: date, commit, versions, machine, settings."""
+    settings, device = restorer.settings, restorer.device
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "commit": _commit(),
-        "nlrn": nlrn.__version__,
+        "nlrn": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "mode": settings.mode,
-        "precision": settings.precision,
+        "precision": "bf16" if restorer.bf16 else "fp32",
         "tile": settings.tile,
     }
 

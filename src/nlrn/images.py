@@ -1,6 +1,6 @@
 """Picture files <-> float arrays in [0, 1]: exactly what the file says, or a refusal that gives the reason.
 
-Read: BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey, and 16-bit grey PNG and TIFF keep 16 bits.
+Read: BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey, and 16-bit grey PNG, PGM and TIFF keep 16 bits.
 Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind becomes a separate
 alpha plane, the EXIF orientation is applied. Of a multi-picture JPEG the main picture is read.
 Refused: what Pillow would cut or misread without a word (16-bit colour, 16 bits with alpha, float, signed or
@@ -33,7 +33,7 @@ SUFFIXES = {
     ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
 _WITH_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
-_WITH_16_BITS = frozenset({"PNG", "TIFF"})
+_WITH_16_BITS = frozenset({"PNG", "PPM", "TIFF"})
 _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": 0},  # 4:4:4
     "WEBP": {"lossless": True, "exact": True},  # exact: colours under full transparency too
@@ -123,8 +123,8 @@ def write_picture(
 def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes:  # noqa: A002 - Pillow's word
     """The bytes of a file of one of the formats BMP, JPEG, PNG, PPM, TIFF, WEBP.
 
-    The array is clipped to [0, 1] and rounded, halves to even, to the picture's depth; BMP, JPEG, PPM and
-    WebP hold 8 bits. All but JPEG (4:4:4 at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
+    The array is clipped to [0, 1] and rounded, halves to even, to the picture's depth; BMP, JPEG and WebP
+    refuse 16 bits. All but JPEG (4:4:4 at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
     Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels.
     Raises InputError for values that are not finite, and for what the format cannot hold.
     """
@@ -133,7 +133,7 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
     if not 1 <= quality <= 100:
         raise ConfigError(f"quality is {quality}; expected 1 to 100")
     _check_holds(picture, format)
-    values = _integers(picture.array, picture.depth if format in _WITH_16_BITS else 8)
+    values = _integers(picture.array, picture.depth)
     if picture.alpha is not None:
         values = np.dstack((values, picture.alpha))
     options = _OPTIONS.get(format, {}) | _metadata(picture, format)
@@ -163,9 +163,7 @@ def check_output(
         if not path.parent.is_dir():
             raise InputError(f"no folder {path.parent} to write {path.name} in")
         for source in map(Path, inputs):
-            if path.resolve() == source.resolve() or (
-                path.exists() and source.exists() and path.samefile(source)
-            ):
+            if path.resolve() == source.resolve() or (path.exists() and source.exists() and path.samefile(source)):
                 raise InputError(f"{path} is an input; an original is never overwritten, give another name")
         if os.path.lexists(path):
             if not overwrite:
@@ -181,12 +179,13 @@ def check_output(
 def _check_holds(picture: Picture, format: str) -> None:  # noqa: A002
     if picture.alpha is not None and format not in _WITH_ALPHA:
         raise InputError(f"{format} files hold no transparency; write PNG, TIFF or WebP instead")
-    if (
-        picture.depth == 16
-        and format in _WITH_16_BITS
-        and (picture.array.ndim == 3 or picture.alpha is not None)
-    ):
+    if picture.depth == 8:
+        return
+    if picture.array.ndim == 3 or picture.alpha is not None:
         raise InputError("16 bits are written for grey without alpha only; set depth=8 for the rest")
+    if format not in _WITH_16_BITS:
+        keep = ", ".join(suffix for suffix, kind in SUFFIXES.items() if kind in _WITH_16_BITS)
+        raise InputError(f"{format} files would cut the picture's 16 bits to 8; these suffixes keep them: {keep}")
 
 
 def _output_format(path: Path, otherwise: str | None) -> str:

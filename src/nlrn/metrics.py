@@ -1,4 +1,4 @@
-"""PSNR and SSIM as the field scores them (paper.md section 5): pure functions of two arrays in [0, 1].
+"""PSNR and SSIM as the field scores them (docs/reproduce.md): pure functions of two arrays in [0, 1].
 
 Nothing is rounded or clipped unless asked: score `psnr(clean, quantize8(output))` for a restored picture;
 a noisy input is scored as it is, neither clipped nor rounded.

@@ -291,6 +291,7 @@ class NLRN(nn.Module):
         other.config = config
         block = copy.copy(self.block)
         block._modules = dict(self.block._modules)
+        block.__dict__.pop("forward", None)  # of a compiled block: it would run the old one
         block.window, block.propagation = config.window, config.propagation
         other.block = block
         return other

@@ -6,6 +6,7 @@ not clipped. Files, other array types and user interfaces are converted by the m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlrn.checkpoint import default_model, load_model
+from nlrn.alpha import fill_hidden, hidden
+from nlrn.checkpoint import default_model, load_model, to_device
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
@@ -26,6 +28,7 @@ MODES = ("window", "patch")
 PRECISIONS = ("auto", "fp32", "bf16")
 MAX_SIGMA = 75.0
 TILES = (1024, 512, 256, 128)  # tried in turn when the whole picture is too large
+OVERLAP = 32
 MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles everywhere
 _ACTIVATIONS = {False: 42, True: 24}  # bytes a pixel and channel at the peak of a state, in float32 and bf16
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
@@ -39,14 +42,14 @@ class Settings:
 
     precision: "bf16", "fp32" or "auto", bf16 where the hardware multiplies it. tile: None chooses by `memory`
     (bytes the computation may take), 0 forces the whole picture, else the side of a tile in pixels; tiles overlap
-    by `overlap` pixels, the inner quarter of which is blended; an overlap of 8/3 of NLRN.receptive_radius makes
-    the tiles equal to the whole picture.
+    by `overlap` pixels (None: 32, or half of a smaller tile), the inner quarter of which is blended; an overlap of
+    8/3 of NLRN.receptive_radius makes the tiles equal to the whole picture.
     """
 
     mode: str = "window"
     precision: str = "auto"
     tile: int | None = None
-    overlap: int = 32
+    overlap: int | None = None
     memory: int = MEMORY
 
     def __post_init__(self) -> None:
@@ -56,12 +59,20 @@ class Settings:
             raise ConfigError(f"precision must be {', '.join(PRECISIONS)}, not {self.precision!r}")
         if self.tile is not None and self.tile < 0:
             raise ConfigError(f"tile must be a number of pixels, or 0 for the whole picture, not {self.tile}")
-        if self.overlap < 0 or self.memory < 1:
-            raise ConfigError("overlap must not be negative and memory at least one byte")
+        if self.memory < 1:
+            raise ConfigError("memory must be at least one byte")
+        if self.overlap is not None and (self.overlap < 0 or (self.tile and self.overlap > self.tile // 2)):
+            raise ConfigError(f"overlap must lie between 0 and half of the tile, not be {self.overlap}")
+
+    def overlap_of(self, side: int) -> int:
+        """The overlap of tiles of this side."""
+        return min(OVERLAP if self.overlap is None else self.overlap, side // 2)
 
 
 class Restorer:
     """A model on a device under fixed settings; it holds nothing of any picture.
+
+    An NLRN given as the model is copied, in float32 and eval mode; the caller's stays as it is.
 
     model: a loaded NLRN, a shipped name, a weights file, or None for the default grey denoiser.
     device: "auto", or anything torch takes. Raises ModelNotFoundError, CheckpointError, BackendError.
@@ -76,36 +87,49 @@ class Restorer:
     ) -> None:
         self.device = _device(device)
         self.settings = settings or Settings()
-        if not isinstance(model, NLRN):
-            model = load_model(model or default_model("denoise", 1))
-        self.model = model.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        own = copy.deepcopy(model) if isinstance(model, NLRN) else load_model(model or default_model("denoise", 1))
+        self.model = to_device(own.float(), self.device).eval()
 
     def denoise(
-        self, image: np.ndarray, sigma: float | str | np.ndarray = "auto", *, progress: Progress | None = None
+        self,
+        image: np.ndarray,
+        sigma: float | str | np.ndarray = "auto",
+        *,
+        alpha: np.ndarray | None = None,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """The denoised picture, float32 of the same shape, not clipped.
 
         image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour picture goes through a grey model channel
         by channel. sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, or "auto"
-        to estimate it. progress(done, total) is called after each tile or batch of patches.
+        to estimate it. alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes
+        back as it was. progress(done, total) is called after each tile or batch of patches.
         Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
         """
         image = checked_picture(image)
-        noise = self.noise_level(image, sigma)
-        planes = _planes(image, self.model.config.in_channels)
+        seen = image if alpha is None else fill_hidden(image, alpha)
+        noise = self.noise_level(seen, sigma)
+        planes = _planes(seen, self.model.config.in_channels)
         if self.settings.mode == "patch":
             restored = self._patchwise(planes, noise, progress)
         else:
             restored = self._tilewise(planes, noise, progress)
-        return _unplanes(restored, image.shape)
+        result = _unplanes(restored, image.shape)
+        return result if alpha is None else np.where(hidden(image, alpha), image, result)
 
     def noise_level(self, image: np.ndarray, sigma: float | str | np.ndarray) -> float | np.ndarray:
-        """The noise level that will be used, in 0-255 units: as given, or estimated and held to 0..75."""
+        """The noise level that will be used, in 0-255 units: as given, or estimated and held to 0..75.
+
+        A model trained for one level takes none: for it "auto" is not estimated, and 0 comes back.
+        """
         if isinstance(sigma, str):
             if sigma != "auto":
                 raise InputError(f"sigma must be a number, a map or 'auto', not {sigma!r}")
-            return min(estimate_sigma(image), MAX_SIGMA)
-        level = np.asarray(sigma, dtype=np.float32)
+            return min(estimate_sigma(image), MAX_SIGMA) if self.model.config.sigma_input else 0.0
+        try:
+            level = np.asarray(sigma, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"sigma must be a number, a map or 'auto': {error}") from error
         if level.ndim not in (0, 2) or (level.ndim == 2 and level.shape != image.shape[:2]):
             raise InputError(f"sigma must be a number or a map of {image.shape[:2]}; this has shape {level.shape}")
         if not bool(np.all((level >= 0) & (level <= MAX_SIGMA))):
@@ -113,27 +137,33 @@ class Restorer:
         return float(level) if level.ndim == 0 else level
 
     def memory_per_pixel(self, height: int, width: int) -> float:
-        """Bytes a pixel that a picture of this size takes at the peak of one pass, measured to within 20 %."""
-        c = self.model.config
-        backend = self.model.backend(height, width)
-        carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=backend)
-        states = 2 if c.propagation and c.states > 1 else 0  # the one before and the one after
-        return states * carried / (height * width) + _ACTIVATIONS[self._bf16()] * c.channels
+        """Bytes a pixel that a picture of this size takes at the peak of one pass.
 
-    def tile_for(self, height: int, width: int, pictures: int = 1) -> int | None:
-        """The side of the tiles a picture is cut into, None for the whole picture at once."""
-        s = self.settings
+        Fitted to the presets at 160 to 512 pixels on a CPU; benchmarks/inference.py sets it beside the peak.
+        """
+        return _memory_per_pixel(self.model, height, width, self.bf16)
+
+    def tile_for(self, height: int, width: int) -> int | None:
+        """The side of the tiles a picture is cut into, None for the whole picture at once.
+
+        Raises MemoryBudgetError when not even the smallest tile fits.
+        """
+        s, longest = self.settings, max(height, width)
         if s.tile is not None:
-            return None if s.tile == 0 or s.tile >= max(height, width) else s.tile
-        for side in (max(height, width), *TILES):
-            h, w = min(side, height), min(side, width)
-            if side <= max(height, width) and pictures * h * w * self.memory_per_pixel(h, w) <= s.memory:
-                return None if side == max(height, width) else side
-        need = pictures * min(height, TILES[-1]) * min(width, TILES[-1]) * self.memory_per_pixel(*TILES[-2:])
+            return None if s.tile == 0 or s.tile >= longest else s.tile
+        if self._bytes(height, width) <= s.memory:
+            return None
+        for side in TILES:
+            if side < longest and self._bytes(min(side, height), min(side, width)) <= s.memory:
+                return side
+        need = self._bytes(min(TILES[-1], height), min(TILES[-1], width))
         raise MemoryBudgetError(
             f"a tile of {TILES[-1]} pixels needs about {need / 2**20:.0f} MiB, and memory allows"
             f" {s.memory / 2**20:.0f}: raise the memory, or use a smaller model"
         )
+
+    def _bytes(self, height: int, width: int) -> float:
+        return height * width * self.memory_per_pixel(height, width)
 
     # -- two ways over a picture -----------------------------------------------------------------------------
 
@@ -141,7 +171,7 @@ class Restorer:
         """planes [B, C, H, W]; each picture of the batch is run by itself, so memory does not grow with B."""
         height, width = planes.shape[2:]
         side = self.tile_for(height, width) or max(height, width)
-        overlap = min(self.settings.overlap, side // 2)
+        overlap = self.settings.overlap_of(side)
         tiles = plan(height, width, side, overlap, ramp=overlap // 4)  # the rest is context for both
         restored = np.empty_like(planes)
         done, total = 0, len(planes) * len(tiles)
@@ -169,7 +199,8 @@ class Restorer:
             for y, x in patches(height, width)
         ]
         averages = [Average(height, width, planes.shape[1]) for _ in planes]
-        for group, done in _groups(parts, max(1, _BATCH_PIXELS // (rows * columns))):
+        room = self.settings.memory / _memory_per_pixel(model, rows, columns, self.bf16)  # pixels together
+        for group, done in _groups(parts, max(1, int(min(room, _BATCH_PIXELS)) // (rows * columns))):
             x = np.stack([planes[b][:, *region] for b, region in group])
             level = noise if isinstance(noise, float) else np.stack([noise[region] for _, region in group])
             for (b, (down, right)), out in zip(group, self._run(model, x, level), strict=True):
@@ -190,17 +221,38 @@ class Restorer:
             sigma = level / 255
             if isinstance(sigma, Tensor):
                 sigma = sigma.to(self.device).reshape(-1, 1, *x.shape[2:])
-        for bf16 in (True, False) if self._bf16() else (False,):
+        for bf16 in (True, False) if self.bf16 else (False,):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                out: np.ndarray = model(batch, sigma).float().cpu().numpy()
+                out: np.ndarray = _within_memory(model, batch, sigma).float().cpu().numpy()
             if np.isfinite(out).all():
                 return out
         raise InputError("the model gave numbers that are not finite; nothing is written")
 
-    def _bf16(self) -> bool:
+    @property
+    def bf16(self) -> bool:
+        """Whether convolutions run in bf16 here, whatever "auto" stands for."""
         if self.settings.precision != "auto":
             return self.settings.precision == "bf16"
         return hardware_bf16(self.device)
+
+
+def _within_memory(model: NLRN, x: Tensor, sigma: float | Tensor | None) -> Tensor:
+    """The model's answer; an allocator's refusal becomes MemoryBudgetError."""
+    try:
+        out: Tensor = model(x, sigma)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it bare
+        if "allocate" not in str(error) and "memory" not in str(error):
+            raise
+        height, width = x.shape[2:]
+        raise MemoryBudgetError(f"no memory for {width} x {height} pixels at once: use (smaller) tiles") from error
+    return out
+
+
+def _memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:
+    c = model.config
+    carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=model.backend(height, width))
+    states = 2 if c.propagation and c.states > 1 else 0  # the one before and the one after
+    return states * carried / (height * width) + _ACTIVATIONS[bf16] * c.channels
 
 
 def checked_picture(image: np.ndarray) -> np.ndarray:
@@ -252,8 +304,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise BackendError(f"the device {name!r} cannot be used here: {reason}") from error
     return device

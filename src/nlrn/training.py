@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tempfile
 import time
 import warnings
 from contextlib import nullcontext
@@ -63,15 +64,26 @@ def train_from_recipe(
         config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=steps))
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"minutes must be positive, not {minutes}")
-    folder = Path(output or Path("runs") / config.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, root = Path(output or Path("runs") / config.name), data_root(data)
     with joined() as processes:
-        trainer = Trainer(config, folder, data_root(data), processes)
+        trainer = Trainer(config, folder, root, processes)
+        _prepare(folder, create=not resume)
         trainer.start(resume)
         leads = processes.leads
         with TrainingLog(folder, show=leads and not quiet, keep=leads, tensorboard=leads and tensorboard) as log:
             trainer.run(log, minutes)
             return trainer.finish(log)
+
+
+def _prepare(folder: Path, *, create: bool) -> None:
+    """Make the run folder and find out whether files can be written there; ConfigError if not."""
+    try:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"cannot write a run into {folder}: {error.strerror or error}") from error
 
 
 class Trainer:

@@ -1,20 +1,21 @@
 """Blocked dense torch: neighbourhood attention on any device, with no compiler and with bounded memory.
 
 The picture is cut into tiles of queries. A tile's keys are the tile grown by r on every side and clipped at
-the picture's border, so that one tile is three dense matrix products and a softmax under a mask, [B, Q, K] at
-a time.
+the picture's border, so that a tile is three dense matrix products and a softmax under a mask, [Q, K]. Tiles of
+one shape that lie side by side make a strip, and as many of them as fit a block are worked on together.
 
 The correlation is one flat tensor: tile after tile, each [B, Q, K], with MASKED (-1e30) where a key lies
 outside the query's window. Adding logits to MASKED leaves MASKED, so the mask is paid for once, at the first
-state. The backward pass is written out and computes the probabilities again, tile by tile; the gradient of
+state. The backward pass is written out and computes the probabilities again, block by block; the gradient of
 the correlation has the correlation's own dtype, never a narrower one: its entries are too small for float16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 MASKED = -1e30
-BLOCK = 1 << 21  # logits worked on at once: 8 MiB in float32, about what a last-level cache holds
+BLOCK = 1 << 20  # logits worked on at once: 4 MiB in float32, some part of a last-level cache
+
+_Cut = tuple[int, int, int, int]  # first query, end of the queries, first key, end of the keys along one side
 
 
 def unsupported(q: Tensor, window: int | None) -> str | None:
@@ -31,45 +34,56 @@ def unsupported(q: Tensor, window: int | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A block of queries [y0:y1, x0:x1] and the clipped block of keys [ky0:ky1, kx0:kx1] they may look at."""
+class Strip:
+    """`count` tiles of th x tw queries side by side, the first at (y, x); each sees kh x kw keys, the first of
+    which for the first tile is (ky, kx). A tile further right, everything moves by tw."""
 
-    y0: int
-    y1: int
-    x0: int
-    x1: int
-    ky0: int
-    ky1: int
-    kx0: int
-    kx1: int
-    offset: int  # logits before this tile, in one picture's correlation
+    count: int
+    y: int
+    x: int
+    th: int
+    tw: int
+    ky: int
+    kx: int
+    kh: int
+    kw: int
+    offset: int  # logits before this strip, in one picture's correlation
 
     @property
     def queries(self) -> int:
-        return (self.y1 - self.y0) * (self.x1 - self.x0)
+        return self.th * self.tw
 
     @property
     def keys(self) -> int:
-        return (self.ky1 - self.ky0) * (self.kx1 - self.kx0)
+        return self.kh * self.kw
+
+    def part(self, start: int, count: int) -> Strip:
+        """Some of the tiles."""
+        moved = {"x": self.x + start * self.tw, "kx": self.kx + start * self.tw}
+        return replace(self, count=count, offset=self.offset + start * self.queries * self.keys, **moved)
 
     def cut_queries(self, x: Tensor) -> Tensor:
-        return x[:, self.y0 : self.y1, self.x0 : self.x1]
+        """[B, H, W, C] -> a view [count, B, th, tw, C]."""
+        rows = x[:, self.y : self.y + self.th, self.x : self.x + self.count * self.tw]
+        return rows.view(*rows.shape[:2], self.count, self.tw, -1).permute(2, 0, 1, 3, 4)
 
     def cut_keys(self, x: Tensor) -> Tensor:
-        return x[:, self.ky0 : self.ky1, self.kx0 : self.kx1]
+        """[B, H, W, C] -> an overlapping view [count, B, kh, kw, C]."""
+        width = (self.count - 1) * self.tw + self.kw
+        rows = x[:, self.ky : self.ky + self.kh, self.kx : self.kx + width]
+        return rows.unfold(2, self.kw, self.tw).permute(2, 0, 1, 4, 3)
 
     def state(self, correlation: Tensor, batch: int) -> Tensor:
-        """This tile's part of the flat correlation, [B, Q, K]."""
-        size = self.queries * self.keys
-        return correlation[batch * self.offset :][: batch * size].view(batch, self.queries, self.keys)
+        """These tiles' part of the flat correlation, [count, B, Q, K]."""
+        size = self.count * batch * self.queries * self.keys
+        return correlation[batch * self.offset :][:size].view(self.count, batch, self.queries, self.keys)
 
     def mask(self, window: int | None, like: Tensor) -> Tensor | None:
         """[Q, K], 0 inside the window and MASKED outside; None when every key is inside."""
         if window is None:
             return None
-        spans = (self.y1 - self.y0, self.x1 - self.x0, self.ky1 - self.ky0, self.kx1 - self.kx0)
-        shift = (self.y0 - self.ky0, self.x0 - self.kx0)
-        return _mask(*spans, *shift, window // 2, like.dtype, like.device)
+        spans = (self.th, self.tw, self.kh, self.kw, self.y - self.ky, self.x - self.kx)
+        return _mask(*spans, window // 2, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
@@ -85,33 +99,38 @@ def _mask(
     return mask.masked_fill_(~inside.reshape(th * tw, kh * kw), MASKED)
 
 
-def _tile_shape(height: int, width: int, window: int | None) -> tuple[int, int]:
-    """Queries a tile: small enough to waste few keys, large enough for the matrix products."""
+def _cuts(height: int, width: int, window: int | None) -> tuple[list[_Cut], list[_Cut]]:
+    """Rows and columns of the tiles: small enough to waste few keys, large enough for the matrix products."""
     if window is None:
-        return max(1, min(height, BLOCK // (height * width * width))), width
-    edge = 8 if window <= 17 else 16
-    return min(height, edge), min(width, edge)
+        tall, wide, r = max(1, min(height, BLOCK // (height * width * width))), width, max(height, width)
+    else:
+        tall = wide = 8 if window <= 17 else 16
+        r = window // 2
+
+    def cut(length: int, edge: int) -> list[_Cut]:
+        ends = [(a, min(length, a + edge)) for a in range(0, length, edge)]
+        return [(a, b, max(0, a - r), min(length, b + r)) for a, b in ends]
+
+    return cut(height, tall), cut(width, wide)
 
 
-@lru_cache(maxsize=64)
-def tiles(height: int, width: int, window: int | None) -> tuple[Tile, ...]:
-    """The tiles of a picture, row by row."""
-    r = max(height, width) if window is None else window // 2
-    th, tw = _tile_shape(height, width, window)
-    found, offset = [], 0
-    for y in range(0, height, th):
-        for x in range(0, width, tw):
-            y1, x1 = min(height, y + th), min(width, x + tw)
-            keys = (max(0, y - r), min(height, y1 + r), max(0, x - r), min(width, x1 + r))
-            tile = Tile(y, y1, x, x1, *keys, offset)
-            found.append(tile)
-            offset += tile.queries * tile.keys
-    return tuple(found)
+def strips(height: int, width: int, window: int | None) -> Iterator[Strip]:
+    """The tiles of a picture, row by row, those of one shape together."""
+    rows, columns = _cuts(height, width, window)
+    groups = [list(g) for _, g in groupby(columns, key=lambda c: (c[1] - c[0], c[3] - c[2], c[0] - c[2]))]
+    offset = 0
+    for y0, y1, ky0, ky1 in rows:
+        for group in groups:
+            x0, x1, kx0, kx1 = group[0]
+            strip = Strip(len(group), y0, x0, y1 - y0, x1 - x0, ky0, kx0, ky1 - ky0, kx1 - kx0, offset)
+            yield strip
+            offset += strip.count * strip.queries * strip.keys
 
 
 def _state_size(height: int, width: int, window: int | None) -> int:
-    last = tiles(height, width, window)[-1]
-    return last.offset + last.queries * last.keys
+    """Logits of one picture: sum over the tiles of queries x keys, which is a product over the two sides."""
+    rows, columns = (sum((b - a) * (kb - ka) for a, b, ka, kb in side) for side in _cuts(height, width, window))
+    return rows * columns
 
 
 def state_bytes(batch: int, height: int, width: int, window: int | None, itemsize: int) -> int:
@@ -119,34 +138,42 @@ def state_bytes(batch: int, height: int, width: int, window: int | None, itemsiz
     return batch * _state_size(height, width, window) * itemsize
 
 
-def _logits(tile: Tile, q: Tensor, k: Tensor, window: int | None, before: Tensor | None, out: Tensor | None) -> Tensor:
-    """[B, Q, K], into `out` if given: q.k plus the carried logits, or plus the mask if nothing is carried."""
-    n, cm = q.shape[0], q.shape[-1]
-    qt, kt = tile.cut_queries(q).reshape(n, -1, cm), tile.cut_keys(k).reshape(n, -1, cm)
+def _blocks(
+    batch: int, height: int, width: int, window: int | None, *states: Tensor | None
+) -> Iterator[tuple[Strip, slice, list[Tensor | None]]]:
+    """Every (tiles, pictures of the batch, the states' parts there [count * B, Q, K]): blocks near BLOCK."""
+    for strip in strips(height, width, window):
+        room = max(1, BLOCK // (strip.queries * strip.keys))
+        together = max(1, min(strip.count, room // batch))
+        pictures = min(batch, room)
+        for start in range(0, strip.count, together):
+            part = strip.part(start, min(together, strip.count - start))
+            for b in range(0, batch, pictures):
+                chosen = slice(b, min(batch, b + pictures))
+                cut = [None if s is None else part.state(s, batch)[:, chosen].flatten(0, 1) for s in states]
+                yield part, chosen, cut
+
+
+def _flat(cut: Tensor) -> Tensor:
+    """[count, B, rows, columns, C] -> [count * B, rows * columns, C], copied where the view is no matrix."""
+    return cut.reshape(cut.shape[0] * cut.shape[1], -1, cut.shape[-1])
+
+
+def _logits(
+    tiles: Strip, q: Tensor, k: Tensor, window: int | None, before: Tensor | None, out: Tensor | None
+) -> Tensor:
+    """[count * B, Q, K], into `out` if given: q.k plus the carried logits, or the mask if nothing is carried."""
+    qt, kt = _flat(tiles.cut_queries(q)), _flat(tiles.cut_keys(k))
     s = torch.bmm(qt, kt.transpose(1, 2), out=out) if out is not None else torch.bmm(qt, kt.transpose(1, 2))
-    added = tile.mask(window, s) if before is None else before
+    added = tiles.mask(window, s) if before is None else before
     return s if added is None else s.add_(added)
 
 
-def _chunks(tile: Tile, batch: int) -> Iterator[slice]:
-    """Pictures of the batch taken together, so that one block of logits stays near BLOCK."""
-    step = max(1, BLOCK // (tile.queries * tile.keys))
-    for start in range(0, batch, step):
-        yield slice(start, min(batch, start + step))
-
-
-def _blocks(
-    batch: int, height: int, width: int, window: int | None, *states: Tensor | None
-) -> Iterator[tuple[Tile, slice, list[Tensor | None]]]:
-    """Every (tile, pictures of the batch, the states' parts there)."""
-    for tile in tiles(height, width, window):
-        parts = [None if s is None else tile.state(s, batch) for s in states]
-        for b in _chunks(tile, batch):
-            yield tile, b, [None if part is None else part[b] for part in parts]
-
-
-def _add(block: Tensor, part: Tensor) -> None:
-    block.add_(part.view(block.shape))
+def _add_to_keys(tiles: Strip, target: Tensor, part: Tensor) -> None:
+    """Add [count * B, K, C] to the overlapping keys of the tiles in target [B, H, W, C]."""
+    parts = part.view(tiles.count, target.shape[0], tiles.kh, tiles.kw, -1)
+    for i in range(tiles.count):
+        tiles.part(i, 1).cut_keys(target)[0].add_(parts[i])
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -154,13 +181,13 @@ class _TiledAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool
     ) -> tuple[Tensor, Tensor | None]:
-        batch, height, width, channels = v.shape
+        batch, height, width, _ = v.shape
         after = v.new_empty(batch * _state_size(height, width, window)) if carry else None
         out = v.new_empty(v.shape)
-        for tile, b, (carried, kept) in _blocks(batch, height, width, window, before, after):
-            p = _logits(tile, q[b], k[b], window, carried, kept).softmax(-1)
-            block = tile.cut_queries(out[b])
-            block.copy_(torch.bmm(p, tile.cut_keys(v[b]).reshape(p.shape[0], -1, channels)).view(block.shape))
+        for tiles, b, (carried, kept) in _blocks(batch, height, width, window, before, after):
+            p = _logits(tiles, q[b], k[b], window, carried, kept).softmax(-1)
+            block = tiles.cut_queries(out[b])
+            block.copy_(torch.bmm(p, _flat(tiles.cut_keys(v[b]))).view(block.shape))
         ctx.window = window
         ctx.save_for_backward(q, k, v, before if after is None else None, after)
         ctx.set_materialize_grads(False)
@@ -181,27 +208,21 @@ class _TiledAttention(torch.autograd.Function):
         earlier = v.new_empty(batch * _state_size(height, width, ctx.window)) if ctx.needs_input_grad[3] else None
         dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
         states = (before, after, later, earlier)
-        for tile, b, (carried, kept, ds_later, ds) in _blocks(batch, height, width, ctx.window, *states):
-            s = _logits(tile, q[b], k[b], ctx.window, carried, None) if kept is None else kept
-            qt, kt, vt, do = (
-                x.reshape(s.shape[0], -1, x.shape[-1])
-                for x in (
-                    tile.cut_queries(q[b]),
-                    tile.cut_keys(k[b]),
-                    tile.cut_keys(v[b]),
-                    tile.cut_queries(dout[b]),
-                )
-            )
+        for tiles, b, (carried, kept, ds_later, ds) in _blocks(batch, height, width, ctx.window, *states):
+            s = _logits(tiles, q[b], k[b], ctx.window, carried, None) if kept is None else kept
+            qt, do = (_flat(tiles.cut_queries(x[b])) for x in (q, dout))
+            kt, vt = (_flat(tiles.cut_keys(x[b])) for x in (k, v))
             p = s.softmax(-1)
             dp = torch.bmm(do, vt.transpose(1, 2))
-            _add(tile.cut_keys(dv[b]), torch.bmm(p.transpose(1, 2), do))
+            _add_to_keys(tiles, dv[b], torch.bmm(p.transpose(1, 2), do))
             ds_here = torch._softmax_backward_data(dp, p, -1, p.dtype)  # p * (dp - sum(p * dp))
             if ds_later is not None:
                 ds_here = ds_here.add_(ds_later)
             if ds is not None:
                 ds.copy_(ds_here)
-            _add(tile.cut_queries(dq[b]), torch.bmm(ds_here, kt))
-            _add(tile.cut_keys(dk[b]), torch.bmm(ds_here.transpose(1, 2), qt))
+            block = tiles.cut_queries(dq[b])
+            block.copy_(torch.bmm(ds_here, kt).view(block.shape))
+            _add_to_keys(tiles, dk[b], torch.bmm(ds_here.transpose(1, 2), qt))
         return dq, dk, dv, earlier, None, None
 
 
@@ -213,13 +234,20 @@ def attend(
     return out, after
 
 
+def _single(height: int, width: int, window: int | None) -> Iterator[Strip]:
+    """Tile by tile."""
+    for strip in strips(height, width, window):
+        for i in range(strip.count):
+            yield strip.part(i, 1)
+
+
 def rows(
     correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
     """Blocks ((batch, rows, columns), logits [B, Q, K] with MASKED at keys outside the window)."""
-    for tile in tiles(height, width, window):
-        block = (slice(0, batch), slice(tile.y0, tile.y1), slice(tile.x0, tile.x1))
-        yield block, tile.state(correlation, batch)
+    for tile in _single(height, width, window):
+        block = (slice(0, batch), slice(tile.y, tile.y + tile.th), slice(tile.x, tile.x + tile.tw))
+        yield block, tile.state(correlation, batch)[0]
 
 
 def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
@@ -227,14 +255,16 @@ def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: i
     device = correlation.device
     ky, kx = (height, width) if window is None else (window, window)
     dense = correlation.new_zeros(batch, height, width, ky, kx)
-    for tile in tiles(height, width, window):
-        y, x = (torch.arange(a, b, device=device) for a, b in ((tile.y0, tile.y1), (tile.x0, tile.x1)))
-        dy, dx = (torch.arange(a, b, device=device) for a, b in ((tile.ky0, tile.ky1), (tile.kx0, tile.kx1)))
-        dy = dy.expand(len(y), -1) if window is None else dy - y[:, None] + window // 2  # [tile rows, key rows]
-        dx = dx.expand(len(x), -1) if window is None else dx - x[:, None] + window // 2
+    for tile in _single(height, width, window):
+        y, x = (torch.arange(a, a + n, device=device) for a, n in ((tile.y, tile.th), (tile.x, tile.tw)))
+        dy, dx = (torch.arange(a, a + n, device=device) for a, n in ((tile.ky, tile.kh), (tile.kx, tile.kw)))
+        if window is None:
+            dy, dx = dy.expand(len(y), -1), dx.expand(len(x), -1)
+        else:
+            dy, dx = (keys - queries[:, None] + window // 2 for keys, queries in ((dy, y), (dx, x)))
         inside = ((dy >= 0) & (dy < ky))[:, None, :, None] & ((dx >= 0) & (dx < kx))[None, :, None, :]
         at = (y[:, None, None, None], x[None, :, None, None], dy[:, None, :, None], dx[None, :, None, :])
         to_y, to_x, to_dy, to_dx = (index.expand(inside.shape)[inside] for index in at)
-        part = tile.state(correlation, batch).view(batch, *inside.shape)
+        part = tile.state(correlation, batch)[0].view(batch, *inside.shape)
         dense[:, to_y, to_x, to_dy, to_dx] = part[:, inside]
     return dense

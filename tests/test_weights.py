@@ -1,0 +1,90 @@
+"""The released weights: the files that were scored, whole, inside the wheel, and as good as the results say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nlrn import checkpoint
+from nlrn.checkpoint import list_models, load_model
+from nlrn.datasets import scoring_set
+from nlrn.errors import CheckpointError
+from nlrn.evaluation import evaluate_denoising
+from nlrn.restore import Restorer, Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+EXACT = Settings(precision="fp32", tile=0)
+
+
+def result(name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    return found
+
+
+def test_every_shipped_file_is_the_one_that_was_released_and_scored() -> None:
+    models = list_models()
+    assert {m.path.name: m.sha256 for m in models} == checkpoint.released()
+    for model in models:
+        assert result(model.name)["sha256"] == model.sha256
+
+
+def test_a_file_changed_after_its_release_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in checkpoint.WEIGHTS.iterdir():
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)
+    load_model("denoise-gray-small")
+    path = tmp_path / "denoise-gray-small.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="not the file that was released"):
+        load_model("denoise-gray-small")
+
+
+@pytest.mark.parametrize("name", ["02", "05"])
+def test_the_scores_come_out_again(data_root: Path, name: str) -> None:
+    """Two pictures of Set12 at every level, to 0.001 dB in float32 and 0.01 dB in bf16."""
+    pictures = [(stem, image) for stem, image in scoring_set(data_root, "set12") if stem == name]
+    published = result("denoise-gray-small")["scores"]["set12"]  # type: ignore[index]
+    for settings, tolerance in ((EXACT, 0.001), (Settings(precision="bf16", tile=0), 0.01)):
+        restorer = Restorer("denoise-gray-small", device="cpu", settings=settings)
+        found = evaluate_denoising(restorer, {"set12": pictures}, [15.0, 25.0, 50.0])["set12"]
+        for sigma in ("15", "25", "50"):
+            again, then = (scores[sigma]["pictures"][name] for scores in (found, published))
+            assert again[0] == pytest.approx(then[0], abs=tolerance)
+            assert again[1] == pytest.approx(then[1], abs=tolerance / 10)
+
+
+def test_a_clean_picture_stays_as_it_is_and_half_maps_are_their_halves(data_root: Path) -> None:
+    """sigma = 0 keeps at least 40 dB; a map that is half 15, half 50 is within 0.1 dB of each half alone."""
+    clean = dict(scoring_set(data_root, "set12"))["02"] / 255.0
+    restorer = Restorer("denoise-gray-small", device="cpu", settings=EXACT)
+    error = np.mean((restorer.denoise(clean, 0) - clean) ** 2)
+    assert -10 * np.log10(error) >= 40
+    half, noise = clean.shape[1] // 2, np.random.RandomState(0).normal(0, 1 / 255, clean.shape)
+    level = np.where(np.arange(clean.shape[1]) < half, 15.0, 50.0)[None].repeat(clean.shape[0], axis=0)
+    mixed = restorer.denoise(clean + noise * level, level)
+    for sigma, side in ((15, slice(0, half)), (50, slice(half, None))):
+        alone = restorer.denoise(clean + noise * sigma, sigma)
+        one, two = (-10 * np.log10(np.mean((x - clean)[:, side] ** 2)) for x in (mixed, alone))
+        assert abs(one - two) <= 0.1
+
+
+def test_the_wheel_holds_weights_digests_and_types(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("src", "pyproject.toml", "README.md", "LICENSE"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(tmp_path), str(source)], check=True)
+    with zipfile.ZipFile(next(tmp_path.glob("nlrn-*.whl"))) as wheel:
+        names = set(wheel.namelist())
+    wanted = {f"nlrn/weights/{f.name}" for f in checkpoint.WEIGHTS.iterdir()} | {"nlrn/py.typed", "nlrn/ops/tiled.py"}
+    assert wanted <= names
