@@ -132,7 +132,7 @@ def test_16_bits_are_written_exactly(form: str) -> None:
         picture_of(samples((4, 4, 3), top=65535)),
         picture_of(values, np.zeros((256, 256), np.uint8)),
     ):
-        with pytest.raises(InputError, match="16 bits are written for grey|hold no transparency"):
+        with pytest.raises(InputError, match=r"16 bits are written for grey|hold no transparency"):
             encode_picture(bad, form)
 
 
