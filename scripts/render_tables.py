@@ -29,9 +29,9 @@ def load(name: str) -> dict[str, Any]:
     return found
 
 
-def evaluations() -> list[dict[str, Any]]:
-    """Every result of nlrn evaluate, by file name."""
-    return [load(path.stem) for path in sorted(RESULTS.glob("denoise-*.json"))]
+def evaluations(kind: str) -> list[dict[str, Any]]:
+    """The results of nlrn evaluate whose file names begin with `kind`."""
+    return [load(path.stem) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -44,7 +44,7 @@ def denoising() -> str:
     """Grey denoising: ours beside the published ones."""
     rows = [
         [f"**{r['model']}**, {r['run']['mode']} mode", *(_scores(r, name) for name in ("set12", "bsd68"))]
-        for r in evaluations()
+        for r in evaluations("denoise")
     ]
     for name, method in load("published")["denoise_grey"]["methods"].items():
         size = f" ({method['params'] / 1e6:.2f}M)" if "params" in method else ""
@@ -54,7 +54,7 @@ def denoising() -> str:
     notes = [
         f"{r['model']}, {r['run']['mode']}: {r['run']['date']}, commit {r['run']['commit']},"
         f" {r['run']['precision']}, weights {r['sha256'][:12]}"
-        for r in evaluations()
+        for r in evaluations("denoise")
     ]
     return table + "\nMeasured: " + "; ".join(notes) + ". Published numbers: `results/published.json`.\n"
 
@@ -67,9 +67,7 @@ def _scores(result: dict[str, Any], name: str) -> str:
 def attention() -> str:
     """What the attention of every evaluated model is worth."""
     parts = []
-    for result in evaluations():
-        if "attention" not in result:
-            continue
+    for result in evaluations("attention"):
         study = result["attention"]
         variants = list(study[SIGMAS[0]]["psnr"])
         rows = [[v, *(f"{study[s]['psnr'][v]:.2f}" for s in SIGMAS)] for v in variants]

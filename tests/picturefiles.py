@@ -69,6 +69,4 @@ def tiff(width: int, height: int, bits: tuple[int, ...], photometric: int, pixel
     ]  # fmt: skip
     body = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     start = 8 + len(pixels) + len(depth)
-    return (
-        b"II*\0" + struct.pack("<I", start) + pixels + depth + struct.pack("<H", len(tags)) + body + bytes(4)
-    )
+    return b"II*\0" + struct.pack("<I", start) + pixels + depth + struct.pack("<H", len(tags)) + body + bytes(4)

@@ -146,9 +146,7 @@ def damage_header(path: Path, chance: random.Random) -> None:
     elif kind == 3:
         assemble(path, {**header, "__metadata__": {"config": "[" * 100_000}}, body)
     elif kind == 4:
-        assemble(
-            path, {**header, "__metadata__": chance.choice([{}, {"config": "[]"}, {"config": "null"}])}, body
-        )
+        assemble(path, {**header, "__metadata__": chance.choice([{}, {"config": "[]"}, {"config": "null"}])}, body)
     else:
         text = bytearray(data)
         text[8] ^= 1 << chance.randrange(8)  # the header's first byte, "{"

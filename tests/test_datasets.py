@@ -165,9 +165,7 @@ def test_missing_folders_and_names_are_refused(tmp_path: Path) -> None:
         read_folder(tmp_path, channels=2)
 
 
-def test_the_data_folder_is_found_in_the_documented_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_data_folder_is_found_in_the_documented_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one/two", "shared/data", "named"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "one")

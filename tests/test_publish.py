@@ -71,9 +71,7 @@ def test_a_place_that_cannot_be_written_is_refused_with_the_reason(tmp_path: Pat
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
-def test_a_file_system_without_links_serves_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_a_file_system_without_links_serves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def link(source: object, target: object) -> None:
         raise OSError(code, os.strerror(code))  # what FAT and some network file systems answer
 

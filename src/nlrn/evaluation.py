@@ -25,7 +25,7 @@ from nlrn.restore import Restorer
 PROTOCOL = (
     "picture in [0,1]; normal noise of numpy RandomState(0) restarted for every picture, neither clipped nor"
     " rounded; output clipped and rounded to 8 bit; PSNR over the whole picture, mean of the dB values; SSIM of"
-    " Wang et al. (11 x 11 Gaussian, 1.5, valid area)"
+    " Wang et al. (11 x 11 Gaussian, 1.5, valid area); colour goes channel by channel through a grey model"
 )
 VARIANTS: dict[str, dict[str, Any]] = {
     "as is": {},

@@ -57,9 +57,7 @@ class TrainingLog:
     folder.
     """
 
-    def __init__(
-        self, folder: Path, *, show: bool = True, keep: bool = True, tensorboard: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, *, show: bool = True, keep: bool = True, tensorboard: bool = False) -> None:
         self.path, self.keep = folder / LOG, keep
         self.losses: list[tuple[float, int]] = []
         self.elapsed = 0.0

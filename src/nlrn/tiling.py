@@ -116,9 +116,7 @@ def weight(tile: Tile) -> np.ndarray:
 class Blend:
     """Puts the results of the tiles of one plan together, in any order; holds one picture of memory."""
 
-    def __init__(
-        self, height: int, width: int, channels: int, *, dtype: type[np.floating[Any]] = np.float32
-    ) -> None:
+    def __init__(self, height: int, width: int, channels: int, *, dtype: type[np.floating[Any]] = np.float32) -> None:
         self._sum = _canvas(height, width, channels, dtype)
         self._done: set[Tile] = set()
 
@@ -143,9 +141,7 @@ class Blend:
 class Average:
     """Puts overlapping patches together with equal weights: the mean of all patches at every pixel."""
 
-    def __init__(
-        self, height: int, width: int, channels: int, *, dtype: type[np.floating[Any]] = np.float32
-    ) -> None:
+    def __init__(self, height: int, width: int, channels: int, *, dtype: type[np.floating[Any]] = np.float32) -> None:
         self._sum = _canvas(height, width, channels, dtype)
         self._count = np.zeros((height, width, 1), dtype=np.int32)
 
@@ -156,9 +152,7 @@ class Average:
             raise InputError(f"a patch of shape {array.shape}; expected [rows, columns, {channels}]")
         rows, columns = array.shape[:2]
         if y < 0 or x < 0 or y + rows > height or x + columns > width:
-            raise InputError(
-                f"a patch of {rows} x {columns} at ({y}, {x}) leaves the {height} x {width} picture"
-            )
+            raise InputError(f"a patch of {rows} x {columns} at ({y}, {x}) leaves the {height} x {width} picture")
         inside = (slice(y, y + rows), slice(x, x + columns))
         self._sum[inside] += array
         self._count[inside] += 1

@@ -26,9 +26,7 @@ class Validation:
         found = read_folder(data / config.data.validation, channels=config.model.in_channels)
         large = [image for _, image in found if min(image.shape[:2]) >= size]
         if not large:
-            raise InputError(
-                f"no picture of {config.data.validation} has {size} x {size} pixels to validate on"
-            )
+            raise InputError(f"no picture of {config.data.validation} has {size} x {size} pixels to validate on")
         self.clean = [_centre(image, size) / 255.0 for image in large[: config.data.validation_pictures]]
         low, high = config.noise.low, config.noise.high
         self.sigmas = [low] if low == high else [s for s in (15.0, 25.0, 50.0) if low <= s <= high] or [high]
@@ -50,9 +48,7 @@ class Validation:
                 x = _tensor(add_gaussian_noise(clean, sigma, seed=i), self.device)
                 meter = AttentionMeter(model, x) if i == 0 else None
                 out = model(x, sigma / 255 if model.config.sigma_input else None, observer=meter)
-                scores.append(
-                    psnr(clean, out[0].permute(1, 2, 0).cpu().numpy().clip(0, 1).reshape(clean.shape))
-                )
+                scores.append(psnr(clean, out[0].permute(1, 2, 0).cpu().numpy().clip(0, 1).reshape(clean.shape)))
                 if meter is not None:
                     result[f"neighbours_{sigma:g}"] = meter.medians()
                     result[f"largest_{sigma:g}"] = meter.largest
