@@ -166,6 +166,7 @@ def test_ctrl_c_stops_with_130_and_leaves_nothing(tmp_path: Path, weights: Path)
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
     )
     assert process.stdout is not None
     process.stdout.readline()  # it has begun: the tiles are announced
