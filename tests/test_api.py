@@ -100,6 +100,7 @@ def test_settings_reach_the_restorer() -> None:
 
 def test_every_public_name_is_there_and_the_list_is_sorted() -> None:
     assert nlrn.__all__ == sorted(nlrn.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert sorted(name for names in nlrn._HOMES.values() for name in names) == sorted(nlrn.__all__)
     for name in nlrn.__all__:
         assert getattr(nlrn, name).__doc__ or name == "PRESETS"
     with pytest.raises(AttributeError, match="no attribute 'denoize'"):

@@ -305,7 +305,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:  # meta raises NotImplementedError, a RuntimeError
         reason = str(error).splitlines()[0]
         raise BackendError(f"the device {name!r} cannot be used here: {reason}") from error
     return device
