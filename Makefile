@@ -1,4 +1,4 @@
-# Each target works alone on a bare machine with Python 3.11 or newer, gcc and pip.
+# Each target works alone on a bare machine with Python 3.11 or newer, g++ and pip.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt setup.py $(wildcard src/nlrn/ops/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
@@ -27,4 +27,4 @@ test-slow: check
 	$(BIN)/python -m pytest -n 2 --slow
 
 clean:
-	rm -rf $(VENV) build dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) build dist src/nlrn/ops/*.so demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

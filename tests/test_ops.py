@@ -26,7 +26,7 @@ from nlrn.ops import (
 )
 from nlrn.ops.tiled import BLOCK, strips
 
-NAMES = sorted(BACKENDS)
+NAMES = ["reference", "tiled"]  # the ones in plain torch, float64-capable; the fused kernel has tests of its own
 SHAPES = [(1, 1, 1), (2, 1, 19), (1, 31, 1), (3, 7, 5), (1, 17, 8), (2, 9, 16), (1, 23, 41)]  # B, H, W
 WINDOWS = [1, 3, 5, 7, 15, 45, None]
 STEPS = 3
@@ -342,7 +342,7 @@ def test_backends_are_chosen_by_name_or_by_preference() -> None:
         assert select_backend(q, 3, name) == name
     assert select_backend(q, None) == "tiled"
     assert "'fast'" in str(unsupported("fast", q, 3))
-    assert all(name in str(unsupported("fast", q, 3)) for name in NAMES)
+    assert all(name in str(unsupported("fast", q, 3)) for name in BACKENDS)
 
 
 def test_a_backend_that_does_not_exist_is_refused_everywhere() -> None:

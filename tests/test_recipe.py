@@ -162,6 +162,22 @@ def test_stages_and_their_pixels() -> None:
             assert config.pixels(start, end) == sum(each[start:end])
 
 
+def test_a_stage_has_its_share_of_the_rate_and_may_freeze_the_batch_norms() -> None:
+    stages = (
+        Stage(0, 3, 2),
+        Stage(10, 5, 4, lr=0.5),
+        Stage(20, 5, 4, lr=0.25, frozen=True),
+        Stage(30, 7, 1, frozen=True),
+    )
+    config = dataclasses.replace(fixed(warmup=0), stages=stages)
+    rates = [config.lr(step, 100, 10) / config.optim.lr for step in (9, 10, 19, 20, 30, 105)]
+    assert rates == pytest.approx([1, 0.5, 0.5, 0.25, 1, 0.5])
+    assert config.freeze == 20
+    assert fixed().freeze is None
+    with pytest.raises(ConfigError, match="after a frozen one"):
+        dataclasses.replace(config, stages=(*stages, Stage(40, 7, 1)))
+
+
 def test_the_digest_tells_recipes_apart_by_what_a_step_computes() -> None:
     config = fixed()
     schedule = dataclasses.replace(config.schedule, steps=7, decay=0.5)

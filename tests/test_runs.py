@@ -147,8 +147,8 @@ def test_the_pace_counts_pixels_and_fits_steps_into_seconds() -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
-    """The trainer's clock, which work alone moves: a step by 1 second per 1,024 pixels, a validation by 8, the
-    averaged model by 1.6.
+    """The trainer's clock, which work alone moves: a step by 1 second per 1,024 pixels, a validation by 8,
+    batch-norm statistics by 1.6.
     """
     now = 0.0
 
@@ -163,7 +163,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
         monkeypatch.setattr(kind, name, timed)
 
     takes(Trainer, "train_step", lambda trainer: trainer.config.pixels(trainer.step, trainer.step + 1) / 1024)
-    takes(Trainer, "averaged_model", lambda trainer: FORWARD * trainer.config.norm_batches)
+    takes(Trainer, "measure_statistics", lambda trainer: FORWARD * trainer.config.norm_batches)
     takes(Validation, "__call__", lambda validation: 8.0)
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now))
     return lambda: now
@@ -173,25 +173,26 @@ def test_the_clock_stops_a_run_with_its_decay(
     train: Callable[..., Path], clock: Callable[[], float], tmp_path: Path
 ) -> None:
     weights = train(steps=1_000_000, minutes=2)
-    # 30 steps of 9/16 seconds, then of 1, and 8 after every 20th. The end takes 9.6, so 110.4 of the 120 are left,
-    # four fifths of which, 88.32, are over after step 78. At 1.4 seconds a step 15 more fit into the rest.
+    # 30 steps of 9/16 seconds, then of 1, 8 after every 20th, and 1.6 where the batch norms are frozen. The end
+    # takes 8, so 112 of the 120 are left, four fifths of which, 89.6, are over after step 78. At 1.4 seconds a
+    # step 15 more fit into the rest.
     before = trainstate.read_state(tmp_path / "run" / trainstate.BEFORE_DECAY)[1]
-    assert (before["step"], before["seconds"]) == (78, 30 * 9 / 16 + 48 + 3 * 8)
+    assert (before["step"], before["seconds"]) == (78, 30 * 9 / 16 + 48 + 3 * 8 + 1.6)
     _, meta = trainstate.read_state(trainstate.rolling(tmp_path / "run")[0])
     assert [meta[key] for key in ("step", "decay_start", "decay_steps", "end")] == [93, 78, 15, 93]
     assert meta["seconds"] == before["seconds"] + 15 + 8
-    assert clock() == pytest.approx(meta["seconds"] + 9.6)
+    assert clock() == pytest.approx(meta["seconds"] + 8)
     assert clock() < 120 + 8  # at worst a validation late: its share is planned, and it comes whole
     assert model_metadata(weights)["hardware_seconds"] == f"{clock():.0f}"
     last = [record for record in read_log(tmp_path / "run") if "lr" in record][-1]
-    assert last["lr"] == pytest.approx(1e-3 / 15)
-    assert last["seconds_a_step"] == 1
+    assert last["lr"] == pytest.approx(1e-3 / 2 / 15)
+    assert last["seconds_a_step"] == pytest.approx(1)
 
     began = clock()
-    weights = train(steps=1_000_000, minutes=1, resume=True)  # from step 78: 25 seconds and 2 validations to 103
+    weights = train(steps=1_000_000, minutes=1, resume=True)  # from step 78: 26 seconds and 2 validations to 104
     _, meta = trainstate.read_state(trainstate.rolling(tmp_path / "run")[0])
-    assert [meta[key] for key in ("step", "first", "decay_start", "end")] == [109, 78, 103, 109]
-    assert clock() - began == pytest.approx(31 + 2 * 8 + 9.6)
+    assert [meta[key] for key in ("step", "first", "decay_start", "end")] == [111, 78, 104, 111]
+    assert clock() - began == pytest.approx(33 + 2 * 8 + 8)
     seconds = before["seconds"] + clock() - began  # of the way to these weights; the first decay is not on it
     assert model_metadata(weights)["hardware_seconds"] == f"{seconds:.0f}"
 

@@ -17,7 +17,7 @@ from nlrn.errors import ConfigError
 from nlrn.model import NLRN, NLRNConfig
 from nlrn.optimization import clip_gradients, compile_states, loss_of
 from nlrn.processes import Processes
-from nlrn.progress import read_log
+from nlrn.progress import TrainingLog, read_log
 from nlrn.recipe import OptimConfig, Stage
 
 
@@ -31,23 +31,23 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(recipe: Path, tmp_path: Path) -> None:
     one, two = trainer(recipe, tmp_path), trainer(recipe, tmp_path)
-    first = one.batch(7)
+    first = one.batches(7)
     for step in (40, 3):
-        one.batch(step)
-    for again in (one.batch(7), two.batch(7)):
+        one.batches(step)
+    for again in (one.batches(7), two.batches(7)):
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
-    for other in (one.batch(8), trainer(recipe, tmp_path, seed=1).batch(7)):
+    for other in (one.batches(8), trainer(recipe, tmp_path, seed=1).batches(7)):
         assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_several_processes_see_the_batch_of_one(recipe: Path, tmp_path: Path, world: int) -> None:
     single = trainer(recipe, tmp_path)
-    whole, shares = single.batch(33), []
+    whole, shares = single.batches(33), []
     for rank in range(world):
-        single.processes = Processes(CPU, rank, world)
-        shares.append(single.batch(33))
-        assert torch.equal(single.batch(33, whole=True)[0], whole[0])
+        single.batches.processes = Processes(CPU, rank, world)
+        shares.append(single.batches(33))
+        assert torch.equal(single.batches(33, whole=True)[0], whole[0])
     for i, part in enumerate(whole):
         assert part is not None
         assert torch.equal(torch.cat([share[i] for share in shares]), part)  # type: ignore[misc]
@@ -55,7 +55,7 @@ def test_several_processes_see_the_batch_of_one(recipe: Path, tmp_path: Path, wo
 
 def test_the_noise_has_the_level_that_the_model_is_told(recipe: Path, tmp_path: Path) -> None:
     subject = trainer(recipe, tmp_path, stages=(Stage(0, 40, 200),))
-    noisy, clean, sigma = subject.batch(0)
+    noisy, clean, sigma = subject.batches(0)
     assert sigma is not None
     noise = (noisy - clean).flatten(1).double()  # 1,600 numbers for each of 200 levels
     assert float(((noise.std(1) / sigma - 1).abs()).max()) < 5 / math.sqrt(2 * 1600)
@@ -115,7 +115,7 @@ def test_the_average_and_its_statistics_are_means_by_hand(recipe: Path, tmp_path
     for name, norm in norms.items():
         norm.register_forward_pre_hook(lambda _, x, name=name: seen.setdefault(name, []).append(x[0].detach()))
     for i in range(4):
-        noisy, _, sigma = subject.batch(12 + i)
+        noisy, _, sigma = subject.batches(12 + i)
         copy.train()(noisy, sigma)
     assert len(norms) == 2 + 3 * 2
     for name, inputs in seen.items():
@@ -134,6 +134,40 @@ def test_without_averaging_the_weights_are_shipped_as_they_are(recipe: Path, tmp
     shipped, trained = subject.averaged_model().state_dict(), subject.model.state_dict()
     assert all(torch.equal(shipped[k], v) for k, v in trained.items())
     assert all(torch.equal(subject.ema[k], p) for k, p in subject.model.named_parameters())
+
+
+def test_frozen_batch_norms_keep_the_averages_statistics_and_steps_compute_what_inference_does(
+    recipe: Path, tmp_path: Path
+) -> None:
+    subject = trainer(recipe, tmp_path, stages=(Stage(0, 12, 4), Stage(3, 12, 4, frozen=True)))
+    with TrainingLog(tmp_path, show=False) as log:
+        while subject.step < 3:
+            subject.train_step()
+            subject.step += 1
+        averaged = subject.averaged_model().state_dict()
+        subject.end = 4
+        subject.run(log)  # one step
+    parameters = dict(subject.model.named_parameters())
+    for name, value in subject.model.state_dict().items():
+        assert torch.equal(value, averaged[name]) == (name not in parameters), name
+
+    subject.validation(subject.model.train())  # leaves the model in training mode, as it found it
+    twin = NLRN(subject.config.model).eval()
+    twin.load_state_dict(subject.model.state_dict())
+    noisy, clean, sigma = subject.batches(4)
+    expected = loss_of(twin(noisy, sigma), clean, "rms")
+    expected.backward()
+    loss, _ = subject.train_step()
+    assert torch.equal(loss, expected.detach())
+    scale = math.sqrt(sum(float(p.grad.square().sum()) for p in twin.parameters() if p.grad is not None))
+    for p, q in zip(subject.model.parameters(), twin.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None and q.grad is not None:
+            assert torch.allclose(p.grad, q.grad / max(1.0, scale), rtol=1e-4, atol=1e-7)
+    subject.step += 1
+    shipped = subject.averaged_model().state_dict()
+    assert all(torch.equal(shipped[k], v) for k, v in averaged.items() if k not in parameters)
+    assert all(torch.equal(shipped[k], v) for k, v in subject.ema.items())
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
@@ -175,7 +209,7 @@ def test_two_processes_take_one_step_together(recipe: Path, tmp_path: Path) -> N
     (record,) = (r for r in read_log(folder) if "loss" in r)
 
     single = trainer(recipe, tmp_path)
-    noisy, clean, sigma = single.batch(0)
+    noisy, clean, sigma = single.batches(0)
     assert sigma is not None
     shares = [slice(0, 2), slice(2, 4)]
     with torch.no_grad():

@@ -77,6 +77,18 @@ def test_a_clean_picture_stays_as_it_is_and_half_maps_are_their_halves(data_root
         assert abs(one - two) <= 0.1
 
 
+@pytest.mark.parametrize("model", [info.name for info in list_models()])
+@pytest.mark.parametrize("sigma", [25, 50, 75])
+def test_flat_pictures_come_back_flat(model: str, sigma: int) -> None:
+    """Within 5 of 255 of every grey: recurrent states that feed themselves once turned bright ones to white."""
+    restorer = Restorer(model, device="cpu", settings=EXACT)
+    for grey in (0.0, 0.15, 0.5, 0.85, 1.0):
+        noise = np.random.RandomState(sigma).normal(0, sigma / 255, (96, 96))
+        restored = restorer.denoise(grey + noise, sigma)
+        assert abs(restored.mean() - grey) < 2 / 255
+        assert np.abs(restored[8:-8, 8:-8] - grey).mean() < 5 / 255
+
+
 def test_the_wheel_holds_weights_digests_and_types(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -58,6 +58,13 @@ batch = 4
 start = 30
 patch = 16
 batch = 4
+
+[[stages]]
+start = 45
+patch = 16
+batch = 4
+lr = 0.5
+frozen = true
 """
 
 

@@ -120,7 +120,14 @@ class NonLocal2d(nn.Module):
         qkv = F.conv2d(x, weight, bias).permute(0, 2, 3, 1)  # one 1x1 convolution: [B, H, W, 2 Cm + C]
         q, k, v = torch.split(qkv, [m.out_channels for m in maps], -1)
         found = neighborhood_attention(
-            q, k, v, window=window, correlation=correlation, return_correlation=keep, backend=self.backend
+            q,
+            k,
+            v,
+            window=window,
+            correlation=correlation,
+            return_correlation=keep,
+            overwrite=True,  # nobody but the next state reads it
+            backend=self.backend,
         )
         z, correlation = found if isinstance(found, tuple) else (found, None)
         return x + z.permute(0, 3, 1, 2), correlation
@@ -229,7 +236,7 @@ class NLRN(nn.Module):
     bypasses the first batch norm, which would erase it. The output is not clipped.
 
     ``observer(t, correlation)`` is called after each state with the summed logits S_t, opaque as the operator
-    returns them (see ``nlrn.ops.correlation_statistics``).
+    returns them (see ``nlrn.ops.correlation_statistics``); the next state may overwrite them.
 
     Raises InputError when the channels do not fit, or sigma is missing or not wanted. Source: paper, section
     4.

@@ -85,15 +85,23 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """From step `start` on: patches of `patch` x `patch` pixels, `batch` of them over all processes."""
+    """From step `start` on: patches of `patch` x `patch` pixels, `batch` of them over all processes.
+
+    lr: a factor on the schedule's learning rate. frozen: when the first such stage begins, the averaged weights
+    take over with statistics of their own, and from there on the batch norms keep these: a step computes what
+    inference does. The recurrent states feed themselves; the statistics of a batch hide where that runs away,
+    and add their own chance to every gradient.
+    """
 
     start: int
     patch: int
     batch: int
+    lr: float = 1.0
+    frozen: bool = False
 
     def __post_init__(self) -> None:
-        if self.start < 0 or self.patch < 1 or self.batch < 1:
-            raise ConfigError(f"a stage wants start >= 0, patch >= 1 and batch >= 1, not {self}")
+        if self.start < 0 or self.patch < 1 or self.batch < 1 or self.lr <= 0:
+            raise ConfigError(f"a stage wants start >= 0, patch >= 1, batch >= 1 and lr > 0, not {self}")
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,8 @@ class TrainConfig:
         starts = [stage.start for stage in self.stages]
         if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
             raise ConfigError(f"stages must start at step 0 and rise, not {starts}")
+        if sorted(stage.frozen for stage in self.stages) != [stage.frozen for stage in self.stages]:
+            raise ConfigError("a stage after a frozen one must be frozen too")
         if self.loss not in ("rms", "mse") or self.precision not in ("auto", "fp32", "bf16"):
             raise ConfigError("loss must be rms or mse, precision auto, fp32 or bf16")
         if not 0 <= self.ema < 1 or self.norm_batches < 1 or self.validate_every < 1:
@@ -148,6 +158,11 @@ class TrainConfig:
         """The stage that `step` belongs to."""
         return [stage for stage in self.stages if stage.start <= step][-1]
 
+    @property
+    def freeze(self) -> int | None:
+        """The step at which the batch norms are frozen, or None."""
+        return next((stage.start for stage in self.stages if stage.frozen), None)
+
     def pixels(self, start: int, end: int) -> int:
         """Pixels that the steps from `start` up to but without `end` train on, over all processes."""
         total = 0
@@ -160,7 +175,7 @@ class TrainConfig:
     def lr(self, step: int, decay_start: int, decay_steps: int) -> float:
         """The learning rate of a step: a pure function of the step and of where the decay branch lies."""
         s = self.schedule
-        rate = self.optim.lr * min(1.0, (step + 1) / max(1, s.warmup))
+        rate = self.optim.lr * self.stage(step).lr * min(1.0, (step + 1) / max(1, s.warmup))
         if s.kind == "halving":
             return rate * 0.5 ** (step // s.halve_every)
         left = 1 - (step - decay_start) / decay_steps if decay_steps else 1.0

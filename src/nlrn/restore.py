@@ -20,7 +20,7 @@ from nlrn.checkpoint import default_model, load_model, to_device
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
-from nlrn.ops import state_bytes
+from nlrn.ops import KERNELS, state_bytes
 from nlrn.precision import hardware_bf16
 from nlrn.tiling import PATCH, Average, Blend, patch_size, patches, plan
 
@@ -30,7 +30,8 @@ MAX_SIGMA = 75.0
 TILES = (1024, 512, 256, 128)  # tried in turn when the whole picture is too large
 OVERLAP = 32
 MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles everywhere
-_ACTIVATIONS = {False: 42, True: 24}  # bytes a pixel and channel at the peak of a state, in float32 and bf16
+_ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 42, (True, True): 24}
+# bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
 Progress = Callable[[int, int], None]
 Part = tuple[int, tuple[slice, slice]]  # picture of the batch, rows and columns
@@ -249,10 +250,12 @@ def _within_memory(model: NLRN, x: Tensor, sigma: float | Tensor | None) -> Tens
 
 
 def _memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:
-    c = model.config
-    carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=model.backend(height, width))
-    states = 2 if c.propagation and c.states > 1 else 0  # the one before and the one after
-    return states * carried / (height * width) + _ACTIVATIONS[bf16] * c.channels
+    c, backend = model.config, model.backend(height, width)
+    fused = backend in KERNELS
+    size = 2 if fused and bf16 else 4
+    carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=backend, itemsize=size)
+    states = (1 if fused else 2) if c.propagation and c.states > 1 else 0  # the one before and the one after
+    return states * carried / (height * width) + _ACTIVATIONS[fused, bf16] * c.channels
 
 
 def checked_picture(image: np.ndarray) -> np.ndarray:

@@ -17,17 +17,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nlrn import trainstate
+from nlrn.batches import Batches
 from nlrn.checkpoint import model_metadata, save_model, to_device
-from nlrn.datasets import PatchSet, data_root, read_folder
+from nlrn.datasets import data_root
 from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from nlrn.model import NLRN
-from nlrn.optimization import clip_gradients, compile_states, loss_of, make_optimizer, scale_embeddings
+from nlrn.optimization import clip_gradients, compile_states, freeze_norms, loss_of, make_optimizer, scale_embeddings
 from nlrn.precision import hardware_bf16
 from nlrn.processes import Processes, joined
 from nlrn.progress import Pace, TrainingLog
@@ -35,7 +35,6 @@ from nlrn.publish import LEFTOVERS
 from nlrn.recipe import TrainConfig, read_recipe
 from nlrn.validation import Validation
 
-NOISE_STREAM = 1  # keeps the noise's counters apart from the patches'
 LOOKS = 10  # steps between two looks at the loss where a look costs: it waits for the device or for the others
 FORWARD = 0.4  # of a training step's time, what a forward pass alone takes, to plan the end of a slice
 
@@ -107,9 +106,7 @@ class Trainer:
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.optimizer = make_optimizer(config, self.model)
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware_bf16(device))
-        channels = config.model.in_channels
-        images = [image for f in config.data.folders for _, image in read_folder(data / f, channels=channels)]
-        self.patches = PatchSet(images, config.stages[0].patch, device=device)
+        self.batches = Batches(config, data, processes)
         self.validation = Validation(config, data, device)
         self.pace = Pace(config)
         self.health = torch.zeros((), device=device)  # the sum of what must be finite, looked at now and then
@@ -227,6 +224,9 @@ class Trainer:
                 self.save()
             if self.step == self.end:
                 break
+            if self.step == self.config.freeze:
+                self._freeze(log)
+                mark = time.monotonic()
             loss, norm = self.train_step()
             losses += loss
             self.step += 1
@@ -260,6 +260,16 @@ class Trainer:
             log.validation(self.step, self.validation(model), weights)
             self.pace.aside = time.monotonic() - mark
 
+    def _freeze(self, log: TrainingLog) -> None:
+        """The averaged weights and their statistics take over; the statistics stay from here on."""
+        self.model.load_state_dict(self.averaged_model().state_dict())
+        log.say(f"step {self.step}: the batch norms are frozen")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weights were trained under the statistics that they have."""
+        return self.config.freeze is not None and self.step > self.config.freeze
+
     def _mind_the_clock(self, budget: float) -> None:
         """Begin the decay when its share is what remains of `budget` seconds, with as many steps as fit.
 
@@ -281,7 +291,8 @@ class Trainer:
 
     def _last_seconds(self) -> float:
         """What finish() will take."""
-        batches = self.config.norm_batches / self.processes.world if self.config.ema else 0.0
+        recomputed = self.config.ema > 0 and not self.frozen
+        batches = self.config.norm_batches / self.processes.world if recomputed else 0.0
         step = self.pace.seconds(self.step, self.step + 1) - self.pace.aside / self.config.validate_every
         return batches * FORWARD * step + self.pace.aside
 
@@ -292,7 +303,9 @@ class Trainer:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * self.config.lr(self.step, self.decay_start, self.decay_steps)
-        noisy, clean, sigma = self.batch(self.step)
+        if self.config.stage(self.step).frozen:
+            freeze_norms(self.model)
+        noisy, clean, sigma = self.batches(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             restored = self.parallel(noisy, sigma)
@@ -304,38 +317,6 @@ class Trainer:
         self.optimizer.step()
         self._average()
         return loss, norm
-
-    def batch(self, step: int, *, whole: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(noisy, clean, sigma / 255) of this process, or the whole batch of all processes.
-
-        A pure function of the recipe's seed and the step: the processes' batches put together are one's.
-        """
-        stage = self.config.stage(step)
-        size = stage.batch if whole else stage.batch // self.processes.world
-        first = 0 if whole else self.processes.rank * size
-        if self.patches.patch != stage.patch:
-            self.patches = self.patches.with_patch(stage.patch)
-        clean = self.patches.batch(self.config.seed, step, size, first).float() / 255
-        clean = clean.contiguous(memory_format=torch.channels_last)
-        sigma, noise = self._noise(step, first, clean.shape)
-        return clean + noise, clean, sigma if self.config.model.sigma_input else None
-
-    def _noise(self, step: int, first: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """(sigma / 255 [B], noise [B, C, H, W]): a stream of its own for every place in the global batch."""
-        low, high = self.config.noise.low, self.config.noise.high
-        sigmas, noise = np.empty(shape[0], np.float32), []
-        for i in range(shape[0]):
-            # Philox counts up its first word alone
-            counter = [0, first + i, NOISE_STREAM, 0]
-            random = np.random.Generator(np.random.Philox(key=[self.config.seed, step], counter=counter))
-            sigmas[i] = random.uniform(low, high) / 255
-            if self.device.type == "cpu":
-                noise.append(torch.from_numpy(random.standard_normal(shape[1:], dtype=np.float32)))
-            else:
-                generator = torch.Generator(self.device).manual_seed(int(random.integers(2**63)))
-                noise.append(torch.randn(shape[1:], generator=generator, device=self.device))
-        sigma = torch.from_numpy(sigmas).to(self.device)
-        return sigma, sigma.view(-1, 1, 1, 1) * torch.stack(noise)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
@@ -358,32 +339,39 @@ class Trainer:
         self.processes.wait()
         return self.weights
 
-    @torch.no_grad()
     def averaged_model(self) -> NLRN:
-        """A model of the averaged weights, its batch-norm statistics taken anew over `norm_batches` batches.
+        """A model of the averaged weights, under batch-norm statistics that were measured with them.
 
-        Averaged weights under statistics that other weights left behind lose up to 0.16 dB. The processes
-        share the batches, each of which is a whole one, so the statistics do not depend on their number.
-        Without averaging (ema = 0) it is the model itself.
+        Averaged weights under statistics that other weights left behind lose up to 0.16 dB. Frozen batch norms
+        keep the statistics that the weights were trained under. Without averaging (ema = 0) it is the model as
+        it is.
         """
         model = to_device(NLRN(self.config.model), self.device)
         model.load_state_dict(self.model.state_dict())
-        if self.config.ema == 0:
-            return model.eval()
-        model.load_state_dict(self.ema, strict=False)
+        if self.config.ema > 0:
+            model.load_state_dict(self.ema, strict=False)
+            if not self.frozen:
+                self.measure_statistics(model)
+        return model.eval()
+
+    @torch.no_grad()
+    def measure_statistics(self, model: NLRN) -> None:
+        """Batch-norm statistics of a model in training mode: the mean of those of `norm_batches` batches.
+
+        The processes share the batches, each of which is a whole one, so they do not depend on their number.
+        """
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
         mine = range(self.processes.rank, self.config.norm_batches, self.processes.world)
         for i in mine:
-            noisy, _, sigma = self.batch(self.step + i, whole=True)
+            noisy, _, sigma = self.batches(self.step + i, whole=True)
             with self._autocast():
                 model(noisy, sigma)
         if self.processes.world > 1:
             for mean in [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]:
                 self.processes.sum(mean.mul_(len(mine) / self.config.norm_batches))
-        return model.eval()
 
     def provenance(self) -> dict[str, str]:
         """What the weights file says of its origin."""

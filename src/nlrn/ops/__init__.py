@@ -11,9 +11,11 @@ from nlrn.ops.functional import (
     state_bytes,
     unsupported,
 )
+from nlrn.ops.fused import KERNELS
 
 __all__ = [
     "BACKENDS",
+    "KERNELS",
     "correlation_statistics",
     "correlation_to_dense",
     "neighborhood_attention",

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import BackendError, InputError
-from nlrn.ops import reference, tiled
+from nlrn.ops import fused, reference, tiled
 
-BACKENDS: dict[str, ModuleType] = {
+BACKENDS: dict[str, ModuleType] = {  # each: unsupported, rows, to_dense, state_bytes
+    **fused.KERNELS,
     "reference": reference,
     "tiled": tiled,
-}  # each: attend, rows, to_dense, ...
-_PREFERENCE = ("tiled", "reference")
+}
+_PREFERENCE = (*fused.KERNELS, "tiled")
 
 
 def neighborhood_attention(
@@ -25,6 +26,7 @@ def neighborhood_attention(
     window: int | None,
     correlation: Tensor | None = None,
     return_correlation: bool = False,
+    overwrite: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention of every pixel over the window x window pixels around it, with carried correlation.
@@ -40,6 +42,8 @@ def neighborhood_attention(
         correlation: the summed logits of the states before, as a call with the same shape, window and backend
             returned them. Opaque; ``correlation_to_dense`` gives it its meaning.
         return_correlation: return S as well, to be carried into the next state.
+        overwrite: the new S may take the place of ``correlation``, where the backend can do so and no gradient
+            is wanted: one S is held instead of two.
         backend: a key of ``BACKENDS``, or "auto".
 
     Returns:
@@ -52,17 +56,31 @@ def neighborhood_attention(
     Source: paper, section 3 (embedded Gaussian, confined neighbourhood) and 4 (correlation propagation).
     """
     _check(q, k, v, window)
-    chosen = BACKENDS[select_backend(q, window, backend)]
-    wide = torch.promote_types(q.dtype, torch.float32)
+    name = select_backend(q, window, backend)
     if correlation is not None:
         batch, height, width, _ = q.shape
-        _check_correlation(chosen, correlation, batch, height, width, window)
-        if correlation.dtype != wide or correlation.device != q.device:
-            given, needed = f"{correlation.dtype} on {correlation.device}", f"{wide} on {q.device}"
-            raise InputError(f"this correlation is {given}; these tensors carry {needed}")
-    with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits
-        out, after = chosen.attend(q.to(wide), k.to(wide), v.to(wide), window, correlation, return_correlation)
-    return (out.to(v.dtype), after) if return_correlation else out.to(v.dtype)
+        _check_correlation(BACKENDS[name], correlation, batch, height, width, window)
+        _check_carried(name, correlation, q)
+    after: Tensor | None
+    if name in fused.KERNELS:
+        assert window is not None
+        out, after = fused.attend(name, q, k, v, window, correlation, return_correlation, overwrite)
+    else:
+        with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits
+            wide = torch.promote_types(q.dtype, torch.float32)
+            widened = (x.to(wide) for x in (q, k, v))
+            out, after = BACKENDS[name].attend(*widened, window, correlation, return_correlation)
+    out = out.to(v.dtype)
+    return out if after is None else (out, after)
+
+
+def _check_carried(name: str, correlation: Tensor, q: Tensor) -> None:
+    """The fused kernels carry float32, or float16 where they chose so; the others float32 or wider."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    allowed = (wide, torch.float16) if name in fused.KERNELS else (wide,)
+    if correlation.dtype not in allowed or correlation.device != q.device:
+        given, needed = f"{correlation.dtype} on {correlation.device}", f"{wide} on {q.device}"
+        raise InputError(f"this correlation is {given}; these tensors carry {needed}")
 
 
 def unsupported(backend: str, q: Tensor, window: int | None) -> str | None:

@@ -1,0 +1,230 @@
+"""The fused kernel of csrc/ on CPU tensors: what a call looks like from Python.
+
+The library is built with the package where there is a C++ compiler, and loaded at the first use: after torch,
+so that both share one OpenMP. It holds one kernel for every instruction set and runs the best that this
+processor has; NLRN_CPU_SET in the environment names another one.
+
+The correlation is one flat tensor, float32 or float16, as csrc/layout.h lays it out: [B][y][block of x][dy][dx]
+[lane], and some spare numbers at both ends. Every entry is defined, 0 outside the picture.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nlrn.errors import BackendError
+
+LIBRARY = Path(__file__).with_name("libnlrn_cpu.so")
+_ELEMENTS = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+_Shape = tuple[int, int, int, int]  # batch, height, width, effective window
+
+
+class _Problem(ctypes.Structure):
+    """struct Problem of csrc/problem.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("batch", "height", "width", "embed", "channels", "radius", "threads")),
+        *((name, ctypes.c_int32) for name in ("element", "state", "state_gradient")),
+        *((name, ctypes.c_int64) for name in ("q_stride", "k_stride", "v_stride")),
+    ]
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | str:
+    """The loaded library, or why there is none."""
+    if not LIBRARY.exists():
+        return "the fused CPU kernel was not built: there was no C++ compiler when nlrn was installed"
+    try:
+        found = ctypes.CDLL(str(LIBRARY))
+        found.nlrn_set_name.restype = ctypes.c_char_p
+        found.nlrn_workspace_bytes.restype = ctypes.c_int64
+        found.nlrn_forward.restype = found.nlrn_backward.restype = None
+    except (OSError, AttributeError) as error:
+        return f"the fused CPU kernel cannot be loaded: {error}"
+    return found
+
+
+def _loaded() -> ctypes.CDLL:
+    found = _library()
+    if isinstance(found, str):
+        raise BackendError(found)
+    return found
+
+
+@lru_cache(maxsize=1)
+def instruction_sets() -> dict[str, int]:
+    """The instruction sets that this processor has and their numbers in the library, the best first."""
+    library = _loaded()
+    names: list[str] = []
+    while (name := library.nlrn_set_name(len(names))) is not None:
+        names.append(name.decode())
+    return {name: number for number, name in enumerate(names) if name}
+
+
+def instruction_set() -> str:
+    """The one that runs: the best, or the one that NLRN_CPU_SET names."""
+    sets, wanted = instruction_sets(), os.environ.get("NLRN_CPU_SET")
+    if wanted and wanted not in sets:
+        raise BackendError(f"NLRN_CPU_SET is {wanted!r}; this processor has {', '.join(sets)}")
+    return wanted or next(iter(sets))
+
+
+def unsupported(q: Tensor, window: int | None) -> str | None:
+    """Why queries like q [B, H, W, Cm] cannot be handled here, or None."""
+    if q.device.type != "cpu":
+        return f"these tensors are on {q.device}, not on the CPU"
+    if q.dtype not in (torch.float32, torch.bfloat16):
+        return f"it takes float32 and bfloat16, not {str(q.dtype).removeprefix('torch.')}"
+    if window is None:
+        return "it needs a window; None, the whole picture, is a dense product"
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+def _effective(height: int, width: int, window: int) -> int:
+    """The window, but no wider than any pixel can see."""
+    return min(window, 2 * max(height, width) - 1)
+
+
+def _problem(q: Tensor, v: Tensor, window: int) -> _Problem:
+    batch, height, width, embed = q.shape
+    radius = _effective(height, width, window) // 2
+    return _Problem(batch, height, width, embed, v.shape[-1], radius, torch.get_num_threads(), _ELEMENTS[q.dtype], 0, 1)
+
+
+def _set_number() -> int:
+    return instruction_sets()[instruction_set()]
+
+
+def _lanes() -> int:
+    """Neighbouring pixels in a vector."""
+    found: int = _loaded().nlrn_set_lanes(_set_number())
+    return found
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x itself where only its pixels may be apart, so that a slice of channels is taken as it lies."""
+    _, height, width, _ = x.shape
+    apart = x.stride(2)
+    fits = x.stride(3) == 1 and x.stride(1) == width * apart and x.stride(0) == height * width * apart
+    return x if fits and apart >= x.shape[3] else x.contiguous()
+
+
+def _pointer(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
+def _run(name: str, problem: _Problem, tensors: list[Tensor | None], backward: bool) -> None:
+    library, number = _loaded(), _set_number()
+    size = library.nlrn_workspace_bytes(number, ctypes.byref(problem), int(backward))
+    workspace = torch.empty(size + 64, dtype=torch.uint8)
+    start = ctypes.c_void_p((workspace.data_ptr() + 63) // 64 * 64)
+    arrays = (ctypes.c_void_p * len(tensors))(*(_pointer(x) for x in tensors))
+    getattr(library, name)(number, ctypes.byref(problem), ctypes.byref(arrays), start)
+
+
+def state_elements(batch: int, height: int, width: int, window: int) -> int:
+    """Numbers of a correlation (Plan::state_elements of csrc/layout.h)."""
+    lanes, effective = _lanes(), _effective(height, width, window)
+    return batch * height * -(-width // lanes) * effective**2 * lanes + 2 * lanes
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    before: Tensor | None,
+    after: Tensor | None,
+    lse: Tensor | None = None,
+    exact: Tensor | None = None,
+) -> Tensor:
+    """out [B, H, W, C] of v's dtype.
+
+    after: where to put the correlation; may be `before`. For the backward pass, in float32: lse [B, H, W], where to
+    put the log-sum-exp of the logits, and exact [B, H, W, C], where to put out before it is rounded.
+    """
+    q, k, v = (_dense(x) for x in (q, k, v))
+    problem = _problem(q, v, window)
+    state = before if before is not None else after
+    problem.state = _ELEMENTS[None if state is None else state.dtype]
+    problem.q_stride, problem.k_stride, problem.v_stride = (x.stride(2) for x in (q, k, v))
+    out = v.new_empty(v.shape)
+    _run("nlrn_forward", problem, [q, k, v, before, after, lse, out, exact], backward=False)
+    return out
+
+
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    exact: Tensor,
+    out_gradient: Tensor,
+    lse: Tensor,
+    window: int,
+    after: Tensor | None,
+    after_gradient: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v in their dtype, and of `before`, in float32, when a correlation `after` was kept."""
+    q, k, v = (_dense(x) for x in (q, k, v))
+    problem = _problem(q, v, window)
+    problem.state = _ELEMENTS[None if after is None else after.dtype]
+    problem.q_stride, problem.k_stride, problem.v_stride = (x.stride(2) for x in (q, k, v))
+    out_gradient = out_gradient.contiguous()
+    before_gradient = None if after is None else torch.empty(after.shape, dtype=torch.float32)
+    if after_gradient is not None:
+        after_gradient = after_gradient.to(torch.float32).contiguous()
+    gradients = [x.new_empty(x.shape) for x in (q, k, v)]
+    tensors = [q, k, v, exact, out_gradient, lse, after, after_gradient, before_gradient, *gradients]
+    _run("nlrn_backward", problem, tensors, backward=True)
+    return gradients[0], gradients[1], gradients[2], before_gradient
+
+
+def _blocks(correlation: Tensor, batch: int, height: int, width: int, window: int) -> Tensor:
+    """A view [B, H, blocks, q, q, lanes] of the effective window."""
+    lanes, effective = _lanes(), _effective(height, width, window)
+    blocks = -(-width // lanes)
+    return correlation[lanes:-lanes].view(batch, height, blocks, effective, effective, lanes)
+
+
+def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
+    """[B, H, W, q, q], 0 outside the picture."""
+    assert window is not None
+    state = _blocks(correlation, batch, height, width, window).permute(0, 1, 2, 5, 3, 4)
+    effective = state.shape[-1]
+    inner = state.reshape(batch, height, -1, effective, effective)[:, :, :width]
+    dense = correlation.new_zeros(batch, height, width, window, window)
+    pad = (window - effective) // 2
+    dense[..., pad : pad + effective, pad : pad + effective] = inner
+    return dense
+
+
+def rows(
+    correlation: Tensor, batch: int, height: int, width: int, window: int | None
+) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
+    """Row by row of the pictures: ((batch, rows, columns), logits [1, W, keys], -1e30 outside the picture)."""
+    assert window is not None
+    state = _blocks(correlation, batch, height, width, window)
+    effective = state.shape[-2]
+    offset = torch.arange(effective) - effective // 2
+    column_inside = ((torch.arange(width)[:, None] + offset) >= 0) & ((torch.arange(width)[:, None] + offset) < width)
+    for b in range(batch):
+        for y in range(height):
+            row = state[b, y].permute(0, 3, 1, 2).reshape(-1, effective, effective)[:width]
+            row_inside = (y + offset >= 0) & (y + offset < height)
+            inside = row_inside[:, None] & column_inside[:, None, :]
+            logits = row.float().masked_fill(~inside, -1e30).reshape(1, width, -1)
+            yield (slice(b, b + 1), slice(y, y + 1), slice(0, width)), logits
+
+
+def state_bytes(batch: int, height: int, width: int, window: int | None, itemsize: int) -> int:
+    """Bytes of the carried correlation."""
+    assert window is not None
+    return state_elements(batch, height, width, window) * itemsize

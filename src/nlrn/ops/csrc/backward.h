@@ -1,0 +1,311 @@
+// The gradients, in two passes that only gather, so that every number is summed by one thread in one order.
+//
+// With p = exp(S - lse), D_i = out_i . out_gradient_i and
+//     dS_ij = p_ij (out_gradient_i . v_j - D_i) + after_gradient_ij:
+//   query pass, rows are queries:  q_gradient_i = sum_j dS_ij k_j, and dS is the gradient of `before`
+//   key pass, rows are keys:       k_gradient_j = sum_i dS_ij q_i,  v_gradient_j = sum_i p_ij out_gradient_i
+// S comes from the stored correlation, or, where none was carried, again from q . k. In the key pass with a
+// correlation, S and dS are read as the query pass left them, along queries instead of keys: queries that see the
+// LANES keys of a block at offset dx lie beside each other too, in at most two blocks.
+#pragma once
+#include "tile.h"
+
+namespace NLRN_SET {
+
+struct BackwardPlanes {
+    word *q, *k, *v, *o;           // by channel; o: the gradient of out
+    word *q_rows, *k_rows, *o_rows;  // by row
+    word *rows;
+    float *lse, *d;  // plane rows: lse in units of log 2, a huge one outside the picture, so that p is 0; D
+    float *sums;     // per thread, as below: [TILE_ROWS][embed + channels][LANES]
+    float *first, *second;
+    ints *inside;
+
+    BackwardPlanes(const Plan &g, const Buffer &buffer, bool state, Arena &memory) {
+        v = memory.take<word>(g.by_channel(g.channels));
+        o = memory.take<word>(g.by_channel(g.channels));
+        q = k = q_rows = k_rows = nullptr;
+        if (!state || g.pair == 1) {
+            q = memory.take<word>(g.by_channel(g.embed));
+            k = memory.take<word>(g.by_channel(g.embed));
+        }
+        if (g.pair == 2) {
+            q_rows = memory.take<word>(g.by_row(g.embed));
+            k_rows = memory.take<word>(g.by_row(g.embed));
+            o_rows = memory.take<word>(g.by_row(g.channels));
+        } else {
+            q_rows = q, k_rows = k, o_rows = o;
+        }
+        rows = memory.take<word>(row_room(g) * g.threads);
+        lse = memory.take<float>((int64_t)g.batch * g.height * g.pitch);
+        d = memory.take<float>((int64_t)g.batch * g.height * g.pitch);
+        const int64_t n = g.threads;
+        sums = memory.take<float>(n * TILE_ROWS * (g.embed + g.channels) * LANES);
+        first = memory.take<float>(n * buffer.size());
+        second = memory.take<float>(n * buffer.size());
+        inside = memory.take<ints>(n * g.window);
+    }
+};
+
+// What both passes share: PASS is QUERIES or KEYS, which says what the rows of a tile are.
+enum Pass { QUERIES, KEYS };
+
+template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
+    const Plan &g;
+    const Buffer &buffer;
+    const BackwardArrays &a;
+    const BackwardPlanes &m;
+    const bool bf16;
+    const Tile tile;
+    float *sums, *more_sums;    // of q_gradient; or of k_gradient and v_gradient
+    float *scores, *products;   // S, later p; out_gradient . v, later dS
+    const ints *inside;
+
+    Backward(const Plan &g, const Buffer &buffer, const BackwardArrays &a, const BackwardPlanes &m, bool bf16,
+             int number, int thread)
+        : g(g), buffer(buffer), a(a), m(m), bf16(bf16), tile(g, number) {
+        sums = m.sums + (int64_t)thread * TILE_ROWS * (g.embed + g.channels) * LANES;
+        more_sums = sums + (int64_t)TILE_ROWS * g.embed * LANES;
+        scores = m.first + thread * buffer.size();
+        products = m.second + thread * buffer.size();
+        inside = PASS == QUERIES ? tile.inside(g, m.inside + thread * g.window) : nullptr;
+    }
+
+    void run() {
+        memset(sums, 0, (int64_t)TILE_ROWS * (g.embed + (PASS == KEYS ? g.channels : 0)) * LANES * 4);
+        if (PASS == QUERIES && STATE) clear_outside();
+        const Span groups = tile.groups(g);
+        for (int g0 = groups.first; g0 < groups.end; g0 += buffer.at_once) {
+            const int g1 = least(groups.end, g0 + buffer.at_once);
+            for (int y = tile.y0; y < tile.y1; y += ROWS) {
+                fetch_next(g1, least(groups.end, g1 + buffer.at_once), (y - tile.y0) / ROWS);
+                const Span rows{y, least(tile.y1, y + ROWS)};
+                for (int group = g0; group < g1;) {
+                    const Span met = meeting_group(g, rows, group);
+                    int end = group + 1;
+                    while (end < g1 && meeting_group(g, rows, end) == met) end++;
+                    if (!met.empty()) work_on(met, group, end);
+                    group = end;
+                }
+            }
+        }
+        for (int y = tile.y0; y < tile.y1; y++) {
+            const int x = tile.block * LANES, count = least(LANES, g.width - x);
+            const int64_t pixel = ((int64_t)tile.b * g.height + y) * g.width + x;
+            const float *sum = sums + (int64_t)(y - tile.y0) * g.embed * LANES;
+            store_pixels(sum, g.embed, PASS == QUERIES ? a.q_gradient : a.k_gradient, bf16, pixel, count);
+            if (PASS == KEYS)
+                store_pixels(more_sums + (int64_t)(y - tile.y0) * g.channels * LANES, g.channels, a.v_gradient, bf16,
+                             pixel, count);
+        }
+    }
+
+    void work_on(Span met, int first, int end) {
+        for (int group = first; group < end; group++)
+            for (int half = 0; half < PAIR; half++) correlate_row(met, group * PAIR + half, group - first, half);
+        for (int y = met.first; y < met.end; y++)
+            for (int group = first; group < end; group++) weigh(y, y - met.first, group, group - first);
+        const int64_t group_row = (int64_t)tile.b * g.groups + first;
+        const int rows = met.end - met.first, skip = met.first - tile.y0;
+        auto gather = [&](float *to, int channels, const float *weights, const word *values) {
+            average<PAIR>(rows, to + (int64_t)skip * channels * LANES, channels, (const word *)weights, buffer.row,
+                          buffer.group, values + group_row * channels * g.pitch + tile.there(g),
+                          (int64_t)channels * g.pitch, g.pitch, end - first, tile.offsets);
+        };
+        gather(sums, g.embed, products, PASS == QUERIES ? m.k_rows : m.q_rows);
+        if (PASS == KEYS) gather(more_sums, g.channels, scores, m.o_rows);
+    }
+
+    int64_t place(int row, int group, int half) const {
+        return row * buffer.row + group * buffer.group + half * buffer.offset_row;
+    }
+
+    // q . k where it is not stored, and out_gradient . v, of the rows `met` and the partner row py.
+    void correlate_row(Span met, int py, int group, int half) const {
+        if (STATE && PASS == KEYS) return;
+        const Span rows = meeting(g, met, py);
+        if (rows.empty()) return;
+        const int64_t to = place(rows.first - met.first, group, half), picture = (int64_t)tile.b * g.height;
+        auto product = [&](const word *left, const word *right, int channels, float *result) {
+            const int64_t row = (int64_t)g.words(channels) * g.pitch;
+            correlate<PAIR, NONE>(rows.end - rows.first, left + (picture + rows.first) * row + tile.here(g), row,
+                                  right + (picture + py) * row + tile.there(g), g.pitch, g.words(channels),
+                                  tile.offsets, result + to, buffer.row, Ends<NONE>());
+        };
+        if (!STATE) PASS == QUERIES ? product(m.q, m.k, g.embed, scores) : product(m.k, m.q, g.embed, scores);
+        PASS == QUERIES ? product(m.o, m.v, g.channels, products) : product(m.v, m.o, g.channels, products);
+    }
+
+    // p and dS of row y and a group, in place.
+    void weigh(int y, int row, int group, int slot) const {
+        float *p = scores + place(row, slot, 0), *ds = products + place(row, slot, 0);
+        bool met[PAIR];
+        for (int half = 0; half < PAIR; half++) {
+            const int py = group * PAIR + half;
+            met[half] = py < g.height && py - y <= g.radius && y - py <= g.radius;
+        }
+        if (PASS == KEYS && STATE) return weigh_stored_keys(y, group, met, p, ds);
+        for (int half = 0; half < PAIR; half++)
+            if (met[half]) PASS == QUERIES ? weigh_query(y, group * PAIR + half, p, ds, half) : weigh_key(group * PAIR + half, p, ds, half);
+        if (PAIR == 1) return;
+        for (int d = 0; d < tile.offsets; d++) {  // two rows of floats to one of pairs
+            pack(ds + d * LANES, met[0], met[PAIR - 1]);
+            if (PASS == KEYS) pack(p + d * LANES, met[0], met[PAIR - 1]);
+        }
+    }
+    void pack(float *p, bool even, bool odd) const {
+        store_words((word *)p, paired<PAIR>(even ? load(p) : floats{}, odd ? load(p + buffer.offset_row) : floats{}));
+    }
+
+    int64_t plane_row(int y) const { return ((int64_t)tile.b * g.height + y) * g.pitch; }
+
+    void weigh_query(int y, int ky, float *p, float *ds, int half) const {
+        const floats lse = load(m.lse + plane_row(y) + tile.here(g)), dd = load(m.d + plane_row(y) + tile.here(g));
+        const int64_t stored = STATE ? g.logits(tile.b, y, tile.block, ky - y + g.radius) + (int64_t)tile.first * LANES : 0;
+        const char *s = (const char *)a.after + stored * bytes_of<STATE>();
+        const char *later = a.after_gradient ? (const char *)a.after_gradient + stored * bytes_of<GRADIENT>() : nullptr;
+        char *before = (char *)a.before_gradient + stored * bytes_of<GRADIENT>();
+        p += half * buffer.offset_row, ds += half * buffer.offset_row;
+        for (int d = 0; d < tile.offsets; d++) {
+            const floats logit = STATE ? load_as<STATE>(s + d * LANES * bytes_of<STATE>()) : load(p + d * LANES);
+            floats gradient = exp2_of<PAIR == 2>(logit * LOG2_E - lse) * (load(ds + d * LANES) - dd);
+            if (STATE && later) gradient += load_as<GRADIENT>(later + d * LANES * bytes_of<GRADIENT>());
+            if (inside) gradient = (floats)((ints)gradient & inside[d]);
+            if (STATE) store_as<GRADIENT>(before + d * LANES * bytes_of<GRADIENT>(), gradient);
+            store(ds + d * LANES, gradient);
+        }
+    }
+
+    void weigh_key(int qy, float *p, float *ds, int half) const {
+        const float *lse = m.lse + plane_row(qy) + tile.there(g), *dd = m.d + plane_row(qy) + tile.there(g);
+        p += half * buffer.offset_row, ds += half * buffer.offset_row;
+        for (int d = 0; d < tile.offsets; d++) {
+            const floats weight = exp2_of<PAIR == 2>(load(p + d * LANES) * LOG2_E - load(lse + d));
+            store(ds + d * LANES, weight * (load(ds + d * LANES) - load(dd + d)));
+            store(p + d * LANES, weight);
+        }
+    }
+
+    // Numbers of LANES neighbouring queries, of which the first is number `shift` of its block: from there on of
+    // one block, the rest from the start of the next. Null stands for a block outside the picture.
+    template <int TYPE> static floats load_across(const char *one, const char *next, int shift) {
+        constexpr int SIZE = bytes_of<TYPE>();
+        const floats low = one ? load_as<TYPE>(one + shift * SIZE) : floats{};
+        if (!shift) return low;
+        const floats high = next ? load_as<TYPE>(next + (shift - LANES) * SIZE) : floats{};
+        ints lane;
+        for (int i = 0; i < LANES; i++) lane[i] = i;
+        return where(lane < every_int(LANES - shift), low, high);
+    }
+    static ints every_int(int x) { return x - ints{}; }
+
+    // p and dS of the keys of row y towards the queries of a group, from what the query pass left.
+    void weigh_stored_keys(int y, int group, const bool *met, float *p, float *ds) const {
+        const int64_t next = (int64_t)g.window * g.window * LANES;  // numbers from block to block
+        for (int d = 0; d < tile.offsets; d++) {
+            const int x = tile.block * LANES + tile.first + d - g.radius;
+            const int block = x >= 0 ? x / LANES : -1, shift = x - block * LANES;
+            const int dx = g.window - 1 - (tile.first + d);
+            floats weight[2] = {floats{}, floats{}}, gradient[2] = {floats{}, floats{}};
+            for (int half = 0; half < PAIR; half++) {
+                if (!met[half]) continue;
+                const int qy = group * PAIR + half;
+                const int64_t stored = g.logits(tile.b, qy, block, y - qy + g.radius) + (int64_t)dx * LANES;
+                const bool one = block >= 0, other = block + 1 < g.blocks;
+                auto across = [&](auto type, const void *data) __attribute__((always_inline)) {
+                    constexpr int TYPE = decltype(type)::value;
+                    const char *at = (const char *)data + stored * bytes_of<TYPE>();
+                    return load_across<TYPE>(one ? at : nullptr, other ? at + next * bytes_of<TYPE>() : nullptr, shift);
+                };
+                const floats lse = load(m.lse + plane_row(qy) + tile.there(g) + d);
+                weight[half] = exp2_of<PAIR == 2>(across(Type<STATE>(), a.after) * LOG2_E - lse);
+                gradient[half] = across(Type<GRADIENT>(), a.before_gradient);
+            }
+            store_words((word *)(p + d * LANES), paired<PAIR>(weight[0], weight[1]));
+            store_words((word *)(ds + d * LANES), paired<PAIR>(gradient[0], gradient[1]));
+        }
+    }
+    template <int TYPE> struct Type { static constexpr int value = TYPE; };
+
+    // Offsets that this tile never computes are 0 in the gradient it leaves behind.
+    void clear_outside() const {
+        for (int y = tile.y0; y < tile.y1; y++)
+            for (int dy = 0; dy < g.window; dy++) {
+                const int ky = y + dy - g.radius;
+                const bool outside = ky < 0 || ky >= g.height;
+                clear(y, dy, 0, outside ? g.window : tile.first);
+                if (!outside) clear(y, dy, tile.first + tile.offsets, g.window);
+            }
+    }
+    void clear(int y, int dy, int from, int to) const {
+        constexpr int SIZE = LANES * bytes_of<GRADIENT>();
+        char *row = (char *)a.before_gradient + g.logits(tile.b, y, tile.block, dy) * bytes_of<GRADIENT>();
+        if (from < to) memset(row + (int64_t)from * SIZE, 0, (int64_t)(to - from) * SIZE);
+    }
+
+    void fetch_next(int first, int end, int part) const {
+        const int parts = ceil_div(tile.y1 - tile.y0, ROWS), words = tile.offsets + LANES;
+        const int64_t picture = (int64_t)tile.b * g.height, group_row = (int64_t)tile.b * g.groups;
+        auto fetch = [&](const word *rows, int64_t row, int from, int to, int planes) {
+            prefetch(rows + row * planes * g.pitch + tile.there(g), g.pitch, from * planes, to * planes, part, parts, words);
+        };
+        const int y = first * PAIR, y_end = least(end * PAIR, g.height);
+        if (!STATE) fetch(PASS == QUERIES ? m.k : m.q, picture, y, y_end, g.words(g.embed));
+        if (!STATE || PASS == QUERIES) fetch(PASS == QUERIES ? m.v : m.o, picture, y, y_end, g.words(g.channels));
+        if (PAIR == 2) fetch(PASS == QUERIES ? m.k_rows : m.q_rows, group_row, first, end, g.embed);
+        if (PAIR == 2 && PASS == KEYS) fetch(m.o_rows, group_row, first, end, g.channels);
+    }
+};
+
+// lse and D = out . out_gradient of every pixel, as plane rows.
+static void pack_statistics(const Plan &g, const BackwardArrays &a, bool bf16, const BackwardPlanes &m) {
+    const Pixels gradient{(const char *)a.out_gradient, g.channels, bf16};
+#pragma omp parallel for schedule(static) num_threads(g.threads)
+    for (int row = 0; row < g.batch * g.height; row++) {
+        float *lse = m.lse + (int64_t)row * g.pitch, *d = m.d + (int64_t)row * g.pitch;
+        for (int x = 0; x < g.pitch; x++) lse[x] = 1e30f, d[x] = 0;
+        for (int x = 0; x < g.width; x++) {
+            const int64_t pixel = (int64_t)row * g.width + x;
+            lse[g.left + x] = a.lse[pixel] * LOG2_E;
+            const float *out = a.exact + pixel * g.channels;
+            floats sum{};
+            int c = 0;
+            for (; c + LANES <= g.channels; c += LANES) {
+                const char *of = gradient.at(pixel, c);
+                sum += load(out + c) * (bf16 ? load_as<BFLOAT16>(of) : load_as<FLOAT32>(of));
+            }
+            float total = 0;
+            for (int i = 0; i < LANES; i++) total += sum[i];
+            for (; c < g.channels; c++) total += out[c] * gradient.number(pixel, c);
+            d[g.left + x] = total;
+        }
+    }
+}
+
+template <int PAIR, int STATE, int GRADIENT>
+static void backward(const Plan &g, const Problem &p, const BackwardArrays &a, void *workspace) {
+    const Buffer buffer(g, 2);
+    Arena memory{(char *)workspace};
+    const BackwardPlanes m(g, buffer, STATE != NONE, memory);
+    const bool bf16 = p.element == BFLOAT16;
+    const Pixels q{(const char *)a.q, p.q_stride, bf16}, k{(const char *)a.k, p.k_stride, bf16};
+    const Pixels v{(const char *)a.v, p.v_stride, bf16}, o{(const char *)a.out_gradient, g.channels, bf16};
+    if (m.q) pack_by_channel<PAIR>(g, q, g.embed, m.q), pack_by_channel<PAIR>(g, k, g.embed, m.k);
+    pack_by_channel<PAIR>(g, v, g.channels, m.v);
+    pack_by_channel<PAIR>(g, o, g.channels, m.o);
+    if (PAIR == 2) {
+        pack_by_row<PAIR>(g, q, g.embed, m.q_rows, m.rows);
+        pack_by_row<PAIR>(g, k, g.embed, m.k_rows, m.rows);
+        pack_by_row<PAIR>(g, o, g.channels, m.o_rows, m.rows);
+    }
+    pack_statistics(g, a, bf16, m);
+    g.clear_ends(a.before_gradient, bytes_of<GRADIENT>());
+#pragma omp parallel for schedule(dynamic, 1) num_threads(g.threads)
+    for (int number = 0; number < Tile::count(g); number++)
+        Backward<QUERIES, PAIR, STATE, GRADIENT>(g, buffer, a, m, bf16, number, omp_get_thread_num()).run();
+#pragma omp parallel for schedule(dynamic, 1) num_threads(g.threads)
+    for (int number = 0; number < Tile::count(g); number++)
+        Backward<KEYS, PAIR, STATE, GRADIENT>(g, buffer, a, m, bf16, number, omp_get_thread_num()).run();
+}
+
+}  // namespace NLRN_SET

@@ -1,0 +1,45 @@
+// What crosses the C boundary: one call's shapes, types and arrays. Mirrored by ops/cpu.py, field by field.
+#pragma once
+#include <stdint.h>
+
+enum Element : int32_t { NONE = 0, FLOAT32 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
+
+struct Problem {
+    int32_t batch, height, width;
+    int32_t embed, channels;  // of q and k, of v
+    int32_t radius;           // of the window: 2 * radius + 1 offsets each way
+    int32_t threads;
+    int32_t element;          // of q, k, v, out and their gradients: FLOAT32 or BFLOAT16
+    int32_t state;            // of the correlation: NONE, FLOAT32 or FLOAT16
+    int32_t state_gradient;   // of its gradient: FLOAT32 or BFLOAT16
+    int64_t q_stride, k_stride, v_stride;  // elements from one pixel to the next; rows and pictures are dense
+};
+
+struct ForwardArrays {
+    const void *q, *k, *v;
+    const void *before;  // the correlation of the states before, or null
+    void *after;         // where to put this state's correlation, or null; may be `before`
+    float *lse;          // log-sum-exp of every query's logits, or null
+    void *out;
+    float *exact;        // out before it is rounded to 16 bits, or null
+};
+
+struct BackwardArrays {
+    const void *q, *k, *v;
+    const float *exact;  // out in float32: a rounded one would spoil the differences that make up dS
+    const void *out_gradient;
+    const float *lse;
+    const void *after;           // this state's correlation, or null if none was carried
+    const void *after_gradient;  // from the states behind, or null
+    void *before_gradient;       // needed when `after` is there; may be `after_gradient`
+    void *q_gradient, *k_gradient, *v_gradient;
+};
+
+// What one instruction set offers.
+struct Kernel {
+    const char *name;
+    int32_t lanes;
+    int64_t (*workspace_bytes)(const Problem &, bool backward);
+    void (*forward)(const Problem &, const ForwardArrays &, void *workspace);
+    void (*backward)(const Problem &, const BackwardArrays &, void *workspace);
+};

@@ -1,0 +1,88 @@
+// A tile: up to TILE_ROWS rows of LANES pixels of one picture, which one thread works on by itself. What it meets
+// comes in groups of PAIR rows, a few groups at a time, so that their logits stay in the first-level cache.
+#pragma once
+#include "micro.h"
+
+namespace NLRN_SET {
+
+constexpr int TILE_ROWS = ROWS * 4;
+constexpr int LOGIT_BYTES = 36 << 10;  // of ROWS rows of logits for the groups worked on at once
+constexpr int MOST_GROUPS = 16;
+
+struct Span {
+    int first, end;
+    bool empty() const { return first >= end; }
+    bool operator==(const Span &o) const { return first == o.first && end == o.end; }
+    bool holds(int i) const { return first <= i && i < end; }
+};
+
+struct Tile {
+    int b, block, y0, y1;
+    int first, offsets;  // horizontal offsets at which some lane meets the picture
+    bool border;         // some lane of some of these does not
+
+    Tile(const Plan &g, int number) {
+        const int down = ceil_div(g.height, TILE_ROWS);
+        const int strip = number / down;
+        y0 = number % down * TILE_ROWS;
+        y1 = least(g.height, y0 + TILE_ROWS);
+        block = strip % g.blocks;
+        b = strip / g.blocks;
+        const int x = block * LANES;
+        first = most(0, g.radius - (x + LANES - 1));
+        offsets = least(g.window, g.width - x + g.radius) - first;
+        border = x < g.radius || x + LANES + g.radius > g.width;
+    }
+    static int count(const Plan &g) { return g.batch * g.blocks * ceil_div(g.height, TILE_ROWS); }
+    // word of a plane row at the first lane, and at the first lane's first offset
+    int64_t here(const Plan &g) const { return g.left + block * LANES; }
+    int64_t there(const Plan &g) const { return here(g) - g.radius + first; }
+    // groups that some row of the tile meets
+    Span groups(const Plan &g) const {
+        return {most(0, y0 - g.radius) / g.pair, least(g.height - 1, y1 - 1 + g.radius) / g.pair + 1};
+    }
+    // lanes whose partner at an offset lies in the picture, [offsets]; null when all do
+    const ints *inside(const Plan &g, ints *room) const {
+        if (!border) return nullptr;
+        for (int d = 0; d < offsets; d++)
+            for (int i = 0; i < LANES; i++) {
+                const int x = block * LANES + i + first + d - g.radius;
+                room[d][i] = x >= 0 && x < g.width ? -1 : 0;
+            }
+        return room;
+    }
+};
+
+// Of `rows`, those that meet row y, if there is such a row; and those that meet some row of a group.
+NLRN_INLINE Span meeting(const Plan &g, Span rows, int y) {
+    if (y >= g.height) return {0, 0};
+    return {most(rows.first, y - g.radius), least(rows.end, y + g.radius + 1)};
+}
+NLRN_INLINE Span meeting_group(const Plan &g, Span rows, int group) {
+    const int y = group * g.pair, last = least(y + g.pair, g.height) - 1;
+    return {most(rows.first, y - g.radius), least(rows.end, last + g.radius + 1)};
+}
+
+// Buffers of logits or weights: [row][group][row of the group][offset][LANES]
+struct Buffer {
+    int64_t offset_row, group, row;  // floats from one to the next
+    int at_once;                     // groups
+
+    Buffer(const Plan &g, int buffers) {
+        offset_row = (int64_t)g.window * LANES;
+        group = offset_row * g.pair;
+        at_once = least(MOST_GROUPS, most(1, (int)(LOGIT_BYTES / (ROWS * group * 4 * buffers))));
+        row = group * at_once;
+    }
+    int64_t size() const { return row * ROWS; }
+};
+
+// Asks for a `part` of `parts` of the plane rows [first, end) to come into the second-level cache.
+static void prefetch(const word *plane_rows, int64_t pitch, int first, int end, int part, int parts, int words) {
+    const int count = most(0, end - first);
+    const int from = first + (int)((int64_t)count * part / parts), to = first + (int)((int64_t)count * (part + 1) / parts);
+    for (int i = from; i < to; i++)
+        for (int w = 0; w < words + 16; w += 16) __builtin_prefetch(plane_rows + i * pitch + w, 0, 2);
+}
+
+}  // namespace NLRN_SET

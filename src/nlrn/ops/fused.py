@@ -1,0 +1,149 @@
+"""The fused kernels as PyTorch operators: autograd, fake tensors, and one that works in place.
+
+A kernel is a module with ``forward``, ``backward``, ``state_elements`` (see cpu.py). Two operators make it part of
+PyTorch: ``nlrn::attention``, which computes gradients and keeps the correlation of every state, in float32, and
+``nlrn::attention_``, which overwrites one correlation from state to state, so that memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlrn.ops import cpu
+
+KERNELS: dict[str, ModuleType] = {"cpu": cpu}
+
+
+def _state_size(kernel: str, q: Tensor, window: int) -> int:
+    batch, height, width, _ = q.shape
+    size: int = KERNELS[kernel].state_elements(batch, height, width, window)
+    return size
+
+
+@torch.library.custom_op("nlrn::attention", mutates_args=())
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int, carry: bool, kernel: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out [B, H, W, C], the same before it was rounded, log-sum-exp [B, H, W], correlation).
+
+    Empty are the second, where nothing was rounded, and the last, where nothing is carried.
+    """
+    carried = carry or before is not None
+    after = q.new_empty(_state_size(kernel, q, window) if carried else 0, dtype=torch.float32)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    exact = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
+    state, precise = (x if x.numel() else None for x in (after, exact))
+    out = KERNELS[kernel].forward(q, k, v, window, before, state, lse, precise)
+    return out, exact, lse, after
+
+
+@attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int, carry: bool, kernel: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    size = _state_size(kernel, q, window) if carry or before is not None else 0
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    exact = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
+    return v.new_empty(v.shape), exact, lse, q.new_empty(size, dtype=torch.float32)
+
+
+@torch.library.custom_op("nlrn::attention_backward", mutates_args=())
+def attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    exact: Tensor,
+    out_gradient: Tensor,
+    lse: Tensor,
+    after: Tensor,
+    after_gradient: Tensor | None,
+    window: int,
+    kernel: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and, in float32, of the correlation before (empty where nothing is carried)."""
+    state = after if after.numel() else None
+    *gradients, before = KERNELS[kernel].backward(q, k, v, exact, out_gradient, lse, window, state, after_gradient)
+    dq, dk, dv = gradients
+    return dq, dk, dv, q.new_empty(0, dtype=torch.float32) if before is None else before
+
+
+@attention_backward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    exact: Tensor,
+    out_gradient: Tensor,
+    lse: Tensor,
+    after: Tensor,
+    after_gradient: Tensor | None,
+    window: int,
+    kernel: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), torch.empty_like(after)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    q, k, v, before, ctx.window, _, ctx.kernel = inputs
+    out, exact, lse, after = output
+    ctx.follows = before is not None
+    ctx.save_for_backward(q, k, v, exact if exact.numel() else out, lse, after)
+    ctx.mark_non_differentiable(exact, lse)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, out_gradient: Tensor | None, _exact: None, _lse: None, after_gradient: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    q, k, v, exact, lse, after = ctx.saved_tensors
+    if out_gradient is None:
+        out_gradient = torch.zeros_like(v)
+    dq, dk, dv, before = torch.ops.nlrn.attention_backward(
+        q, k, v, exact, out_gradient, lse, after, after_gradient, ctx.window, ctx.kernel
+    )
+    return dq, dk, dv, before if ctx.follows else None, None, None, None
+
+
+attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+@torch.library.custom_op("nlrn::attention_", mutates_args=("state",))
+def attention_(q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, window: int, kernel: str) -> Tensor:
+    """out [B, H, W, C]. state: overwritten by this state's correlation; `follows`: it holds the one before."""
+    out: Tensor = KERNELS[kernel].forward(q, k, v, window, state if follows else None, state)
+    return out
+
+
+@attention_.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, window: int, kernel: str) -> Tensor:
+    return v.new_empty(v.shape)
+
+
+def attend(
+    kernel: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    correlation: Tensor | None,
+    return_correlation: bool,
+    overwrite: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """q, k [B, H, W, Cm], v [B, H, W, C] -> out [B, H, W, C] and, when asked for, the correlation.
+
+    Where no gradient is wanted, the correlation of 16-bit queries is float16, clamped to +-65504.
+    """
+    tensors = (q, k, v) if correlation is None else (q, k, v, correlation)
+    if not return_correlation or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        out, _, _, after = torch.ops.nlrn.attention(q, k, v, correlation, window, return_correlation, kernel)
+        return out, after if return_correlation else None
+    if correlation is None:
+        dtype = torch.float32 if q.dtype == torch.float32 else torch.float16
+        state = q.new_empty(_state_size(kernel, q, window), dtype=dtype)
+    else:
+        state = correlation if overwrite else correlation.clone()
+    return torch.ops.nlrn.attention_(q, k, v, state, correlation is not None, window, kernel), state

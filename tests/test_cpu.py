@@ -1,0 +1,362 @@
+"""The fused CPU kernel against the definition in float64: every instruction set, shape, type and gradient."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nlrn.checkpoint import load_model
+from nlrn.errors import BackendError
+from nlrn.model import NLRN, NLRNConfig
+from nlrn.ops import correlation_to_dense, cpu, neighborhood_attention, reference, select_backend, state_bytes
+
+# batch, height, width, Cm, C, window: one pixel, single rows and columns, primes, a window wider than the picture,
+# more rows than a tile, more columns than a vector; channels with and without a remainder
+SHAPES = [
+    (1, 1, 1, 4, 8, 3),
+    (1, 1, 37, 3, 5, 5),
+    (2, 41, 1, 16, 16, 7),
+    (2, 5, 3, 16, 18, 45),
+    (1, 13, 37, 32, 64, 15),
+    (3, 23, 19, 20, 24, 7),
+    (1, 20, 50, 17, 33, 1),
+]
+TYPES = [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)]
+
+
+@pytest.fixture(params=list(cpu.instruction_sets()))
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set of this processor in turn."""
+    monkeypatch.setenv("NLRN_CPU_SET", request.param)
+    assert cpu.instruction_set() == request.param
+    name: str = request.param
+    return name
+
+
+@dataclass
+class Case:
+    """Inputs of some states in sequence, values that bf16 holds, and the weights of the loss on their outputs."""
+
+    window: int
+    states: list[tuple[Tensor, Tensor, Tensor]]
+    weights: list[Tensor]
+
+    @staticmethod
+    def draw(shape: tuple[int, ...], count: int, scale: float = 0.7, seed: int = 0) -> Case:
+        *size, cm, c, window = shape
+        chance = torch.Generator().manual_seed(seed)
+
+        def normal(channels: int, size: tuple[int, ...] = tuple(size), by: float = 1.0) -> Tensor:
+            return (torch.randn(*size, channels, generator=chance) * by).bfloat16().double()
+
+        by = scale * (16 / cm) ** 0.25
+        states = [(normal(cm, by=by), normal(cm, by=by), normal(c)) for _ in range(count)]
+        return Case(window, states, [normal(c) for _ in range(count)])
+
+    def exact(self) -> Results:
+        """By the definition, in float64, through autograd; and the floor under the norm of every gradient."""
+        leaves = [x.clone().requires_grad_() for state in self.states for x in state]
+        outs, carried = [], None
+        for q, k, v in zip(*[iter(leaves)] * 3, strict=True):
+            out, carried = reference.attend(q, k, v, self.window, carried, True)
+            outs.append(out)
+        loss = sum((w * out).sum() for w, out in zip(self.weights, outs, strict=True))
+        gradients = list(torch.autograd.grad(loss, leaves))
+        assert carried is not None
+        return Results([x.detach() for x in outs], gradients, carried.detach())
+
+    def found(self, dtype: torch.dtype, carry: bool = True, loss_scale: float = 1.0) -> Results:
+        """By the kernel."""
+        leaves = [x.to(dtype).requires_grad_() for state in self.states for x in state]
+        outs, carried = [], None
+        for q, k, v in zip(*[iter(leaves)] * 3, strict=True):
+            found = neighborhood_attention(
+                q, k, v, window=self.window, correlation=carried, return_correlation=carry, backend="cpu"
+            )
+            out, carried = found if isinstance(found, tuple) else (found, None)
+            outs.append(out)
+        loss = sum((w * out.double()).sum() for w, out in zip(self.weights, outs, strict=True)) * loss_scale
+        gradients = list(torch.autograd.grad(loss, leaves))
+        return Results([x.detach() for x in outs], gradients, None if carried is None else carried.detach())
+
+    def floors(self) -> list[float]:
+        """1e-2 |p| |dout| |v| for every gradient: below it a norm says nothing (a window of one has dq = 0)."""
+        pairs = zip(self.weights, self.states, strict=True)
+        norms = [float(w.norm() * v.norm()) / v[..., 0].numel() ** 0.5 for w, (_, _, v) in pairs]
+        return [1e-2 * norm for norm in norms for _ in range(3)]
+
+
+@dataclass
+class Results:
+    outs: list[Tensor]
+    gradients: list[Tensor]
+    correlation: Tensor | None
+
+
+def error(found: Tensor, exact: Tensor, floor: float = 0.0) -> float:
+    """Relative Frobenius error."""
+    return float((found.double() - exact).norm()) / max(float(exact.norm()), floor)
+
+
+def dense(correlation: Tensor, shape: tuple[int, ...]) -> Tensor:
+    batch, height, width, *_, window = shape
+    return correlation_to_dense(correlation, batch=batch, height=height, width=width, window=window, backend="cpu")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_state_and_its_gradients(
+    instruction_set: str, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float
+) -> None:
+    case = Case.draw(shape, 1)
+    exact, found = case.exact(), case.found(dtype, carry=False)
+    assert found.outs[0].dtype == found.gradients[0].dtype == dtype
+    assert error(found.outs[0], exact.outs[0]) <= tolerance
+    for a, b, floor in zip(found.gradients, exact.gradients, case.floors(), strict=True):
+        assert error(a, b, floor) <= tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_three_carried_states_and_their_gradients(
+    instruction_set: str, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float
+) -> None:
+    case = Case.draw(shape, 3)
+    exact, found = case.exact(), case.found(dtype)
+    for a, b in zip(found.outs, exact.outs, strict=True):
+        assert error(a, b) <= tolerance
+    for a, b, floor in zip(found.gradients, exact.gradients, case.floors(), strict=True):
+        assert error(a, b, floor) <= tolerance
+    assert found.correlation is not None
+    assert found.correlation.dtype == torch.float32
+    assert bool(found.correlation.isfinite().all())
+    carried = dense(found.correlation, shape)
+    assert error(carried, exact.correlation) <= 1e-5
+    assert bool((carried[exact.correlation == 0] == 0).all())  # outside the picture
+
+
+@pytest.mark.parametrize("shape", SHAPES[3:6])
+def test_twelve_states_without_gradients_carry_float16(instruction_set: str, shape: tuple[int, ...]) -> None:
+    """As inference does: bf16, one correlation overwritten from state to state."""
+    case, carried, first = Case.draw(shape, 12, scale=0.5), None, None
+    exact = case.exact()
+    for (q, k, v), out in zip(case.states, exact.outs, strict=True):
+        found, carried = neighborhood_attention(
+            q.bfloat16(), k.bfloat16(), v.bfloat16(), window=case.window, correlation=carried,
+            return_correlation=True, overwrite=True, backend="cpu",
+        )  # fmt: skip
+        first = carried if first is None else first
+        assert carried.data_ptr() == first.data_ptr()
+        assert carried.dtype == torch.float16
+        assert error(found, out) <= 5e-3
+    assert bool(carried.isfinite().all())
+
+
+def test_a_correlation_is_overwritten_only_when_that_was_allowed() -> None:
+    case = Case.draw(SHAPES[4], 2)
+    (q, k, v), (q2, k2, v2) = ([x.float() for x in state] for state in case.states)
+    _, first = neighborhood_attention(q, k, v, window=15, return_correlation=True, backend="cpu")
+    before = first.clone()
+    kept, second = neighborhood_attention(
+        q2, k2, v2, window=15, correlation=first, return_correlation=True, backend="cpu"
+    )
+    assert torch.equal(first, before)
+    alone = neighborhood_attention(q2, k2, v2, window=15, correlation=first, backend="cpu")
+    over, same = neighborhood_attention(
+        q2, k2, v2, window=15, correlation=first, return_correlation=True, overwrite=True, backend="cpu"
+    )
+    assert same is first
+    assert torch.equal(same, second)
+    assert torch.equal(over, kept)
+    assert torch.equal(alone, kept)
+
+
+def test_float16_states_are_clamped_and_the_winner_is_kept() -> None:
+    q, k, v = (x.bfloat16() for x in Case.draw(SHAPES[4], 1).states[0])
+    out, state = neighborhood_attention(1000 * q, 1000 * k, v, window=15, return_correlation=True, backend="cpu")
+    assert float(state.abs().max()) == 65504
+    assert bool(out.isfinite().all())
+    exact, _ = reference.attend((1000 * q).double(), (1000 * k).double(), v.double(), 15, None, False)
+    out = neighborhood_attention(1000 * q, 1000 * k, v, window=15, backend="cpu")
+    assert error(out, exact) <= 4e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bytes_do_not_depend_on_the_number_of_threads(instruction_set: str, dtype: torch.dtype) -> None:
+    case, before = Case.draw((2, 37, 41, 16, 24, 9), 3), torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(case.found(dtype))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0].outs + results[0].gradients, other.outs + other.gradients, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-3)])
+def test_gradients_scale_with_the_loss(dtype: torch.dtype, tolerance: float) -> None:
+    case, factor = Case.draw(SHAPES[4], 3), 2.0**-20
+    whole, small = case.found(dtype), case.found(dtype, loss_scale=factor)
+    for a, b, floor in zip(small.gradients, whole.gradients, case.floors(), strict=True):
+        assert error(a, factor * b.double(), factor * floor) <= tolerance
+
+
+def test_slices_of_one_convolution_are_taken_as_they_lie() -> None:
+    fused = torch.randn(2, 70, 13, 17).to(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    slices = torch.split(fused, [20, 20, 30], -1)
+    assert not slices[0].is_contiguous()
+    assert cpu._dense(slices[1]) is slices[1]
+    views = [x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3) for x in slices]  # columns before rows
+    assert cpu._dense(views[0]) is not views[0]
+    apart = [x.contiguous() for x in slices]
+    expected = neighborhood_attention(*apart, window=7, backend="cpu")
+    for arranged in (slices, views):
+        assert torch.equal(neighborhood_attention(*arranged, window=7, backend="cpu"), expected)
+
+
+def test_random_problems(count: Callable[[int], int]) -> None:
+    chance = np.random.default_rng(0)
+    for seed in range(count(200)):
+        size = (int(n) for n in chance.integers(1, (4, 40, 40)))
+        channels = (int(n) for n in chance.integers(1, 40, 2))
+        case = Case.draw((*size, *channels, int(chance.choice(range(1, 30, 2)))), 2, seed=seed)
+        exact, found = case.exact(), case.found(torch.float32)
+        for a, b, floor in zip(
+            found.outs + found.gradients, exact.outs + exact.gradients, [0.0, 0.0, *case.floors()], strict=True
+        ):
+            assert error(a, b, floor) <= 1e-5
+
+
+# ---------------------------------------------------------------------------------------- inside PyTorch
+def samples() -> Iterator[tuple[torch._ops.OpOverload, tuple[object, ...]]]:
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = (x.to(dtype).requires_grad_() for x in Case.draw((2, 9, 20, 8, 16, 5), 1).states[0])
+        before = torch.randn(cpu.state_elements(2, 9, 20, 5)).requires_grad_()
+        for carried in (None, before):
+            for carry in (False, True):
+                yield torch.ops.nlrn.attention.default, (q, k, v, carried, 5, carry, "cpu")
+        plain = [x.detach() for x in (q, k, v, before)]
+        for follows in (False, True):
+            yield torch.ops.nlrn.attention_.default, (*plain[:3], plain[3].clone(), follows, 5, "cpu")
+
+
+@pytest.mark.parametrize(("operator", "arguments"), list(samples()))
+def test_the_operators_keep_pytorchs_rules(operator: torch._ops.OpOverload, arguments: tuple[object, ...]) -> None:
+    assert set(torch.library.opcheck(operator, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.fixture(scope="module")
+def network() -> NLRN:
+    """Small, with nothing at zero."""
+    torch.manual_seed(0)
+    model = NLRN(NLRNConfig(channels=16, embed_channels=8, states=3, window=5)).eval()
+    torch.nn.init.normal_(model.block.non_local.g.weight, std=0.2)
+    return model
+
+
+def test_the_network_runs_on_it_and_gives_what_the_others_give(network: NLRN) -> None:
+    x = torch.rand(1, 1, 33, 21)
+    assert network.backend(33, 21) == "cpu"
+    results = {}
+    for name in ("cpu", "tiled"):
+        network.block.non_local.backend = name
+        with torch.no_grad():
+            plain = network(x)
+        network.zero_grad()
+        network(x).square().sum().backward()
+        results[name] = [plain, *(p.grad.clone() for p in network.parameters() if p.grad is not None)]
+    network.block.non_local.backend = "auto"
+    largest = max(float(x.norm()) for x in results["tiled"][1:])
+    for a, b in zip(results["cpu"], results["tiled"], strict=True):
+        assert float((a - b).norm()) <= 1e-5 * max(float(b.norm()), 1e-3 * largest)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
+def test_the_network_exports_and_compiles_whole(network: NLRN) -> None:
+    x = torch.rand(1, 1, 33, 21)
+    with torch.no_grad():
+        expected = network(x)
+        program = torch.export.export(network, (x,))
+        assert any("nlrn.attention" in str(node.target) for node in program.graph.nodes)
+        torch.testing.assert_close(program.module()(x), expected)
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected)
+    compiled(x).square().sum().backward()
+    found = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    network.zero_grad()
+    network(x).square().sum().backward()
+    exact = [p.grad for p in network.parameters() if p.grad is not None]
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_16_bits_leave_the_shipped_network_as_it_is() -> None:
+    """At sigma 25 the bf16 result lies at least 58 dB from the float32 one."""
+    model = load_model("denoise-gray-small").eval()
+    rows = torch.linspace(0.2, 0.8, 96)
+    x = (rows[:, None] * (1 + 0.2 * torch.sin(40 * rows)))[None, None]
+    x = x + 25 / 255 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = model(x, 25 / 255)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model(x, 25 / 255)
+    assert -10 * float(torch.log10((low - exact).square().mean())) >= 58
+
+
+# --------------------------------------------------------------------------------------------- refusals
+def test_what_it_cannot_run_it_says() -> None:
+    q = torch.rand(1, 4, 4, 3)
+    assert select_backend(q, 3) == "cpu"
+    for x, window, reason in [
+        (q.double(), 3, "takes float32 and bfloat16, not float64"),
+        (q.half(), 3, "not float16"),
+        (q, None, "needs a window"),
+        (q.to("meta"), 3, "on meta, not on the CPU"),
+    ]:
+        assert select_backend(x, window) == "tiled"
+        with pytest.raises(BackendError, match=reason):
+            select_backend(x, window, "cpu")
+    assert state_bytes(batch=1, height=4, width=4, window=45, backend="cpu") == cpu.state_elements(1, 4, 4, 7) * 4
+
+
+def test_an_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NLRN_CPU_SET", "sse9")
+    with pytest.raises(BackendError, match=r"'sse9'.* portable"):
+        neighborhood_attention(*(torch.rand(1, 4, 4, 3) for _ in range(3)), window=3, backend="cpu")
+
+
+WITHOUT = """
+import sys, torch
+from pathlib import Path
+from nlrn.ops import cpu, neighborhood_attention, select_backend, unsupported
+cpu.LIBRARY = Path(sys.argv[1])
+q = torch.rand(1, 4, 4, 3)
+print(select_backend(q, 3), unsupported("cpu", q, 3))
+neighborhood_attention(q, q, q, window=3)
+"""
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "was not built"), (b"not a library", "cannot be loaded")])
+def test_without_the_library_the_tiled_operator_runs_and_says_why(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / "libnlrn_cpu.so"
+    if content is not None:
+        path.write_bytes(content)
+    environment = {**os.environ, "PYTHONPATH": str(Path(cpu.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(path)], check=True, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.startswith("tiled ")
+    assert reason in done.stdout
