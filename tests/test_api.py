@@ -21,10 +21,10 @@ from nlrn.errors import InputError, ModelNotFoundError, NLRNError
 SOURCE = Path(nlrn.__file__).parent
 ORDER = [  # imports go down this list only
     {"errors"},
-    {"precision", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "alpha"},
+    {"hardware", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "alpha"},
     {"model", "datasets", "decoding", "processes"},
     {"attention", "checkpoint", "images", "recipe"},
-    {"restore", "trainstate", "validation", "progress", "optimization"},
+    {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
     {"training", "evaluation", "api"},
     {"cli"},
     {"__main__"},

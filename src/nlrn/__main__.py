@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 
 from nlrn.cli import run
+from nlrn.hardware import keep_freed_memory
 
 
 def main() -> None:
+    keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 
 

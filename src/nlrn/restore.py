@@ -21,7 +21,7 @@ from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
 from nlrn.ops import KERNELS, state_bytes
-from nlrn.precision import hardware_bf16
+from nlrn.hardware import hardware_bf16
 from nlrn.tiling import PATCH, Average, Blend, patch_size, patches, plan
 
 MODES = ("window", "patch")

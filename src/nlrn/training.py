@@ -28,7 +28,7 @@ from nlrn.datasets import data_root
 from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from nlrn.model import NLRN
 from nlrn.optimization import clip_gradients, compile_states, freeze_norms, loss_of, make_optimizer, scale_embeddings
-from nlrn.precision import hardware_bf16
+from nlrn.hardware import hardware_bf16
 from nlrn.processes import Processes, joined
 from nlrn.progress import Pace, TrainingLog
 from nlrn.publish import LEFTOVERS

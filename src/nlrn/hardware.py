@@ -1,0 +1,31 @@
+"""What the machine does quickly: number formats, and memory that is used again."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Let this process use freed memory again instead of asking the system for zeroed pages; False where it cannot.
+
+    glibc returns every block above 32 MiB at once, and a picture's feature maps are larger: the pages' faults
+    take as long as the arithmetic. For programs of our own; a library leaves its user's allocator alone.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+
+
+def hardware_bf16(device: torch.device) -> bool:
+    """Does this device multiply bf16 itself (a CPU with AVX512-BF16 or AMX, a GPU from Ampere on)?"""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
