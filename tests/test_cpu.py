@@ -33,13 +33,12 @@ SHAPES = [
 TYPES = [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)]
 
 
-@pytest.fixture(params=list(cpu.instruction_sets()))
-def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=list(cpu.INSTRUCTION_SETS))
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of this processor in turn."""
-    monkeypatch.setenv("NLRN_CPU_SET", request.param)
-    assert cpu.instruction_set() == request.param
-    name: str = request.param
-    return name
+    cpu.use_instruction_set(request.param)
+    yield request.param
+    cpu.use_instruction_set(next(iter(cpu.INSTRUCTION_SETS)))
 
 
 @dataclass
@@ -180,6 +179,13 @@ def test_a_correlation_is_overwritten_only_when_that_was_allowed() -> None:
     assert torch.equal(alone, kept)
 
 
+def test_logits_of_any_size_neither_overflow_nor_lose_the_winner(instruction_set: str) -> None:
+    q, k, v = (x.float() for x in Case.draw(SHAPES[4], 1).states[0])
+    for scale in (1e2, 1e4, 1e7):
+        exact, _ = reference.attend(*((scale * x).double() for x in (q, k)), v.double(), 15, None, False)
+        assert error(neighborhood_attention(scale * q, scale * k, v, window=15, backend="cpu"), exact) <= 1e-4
+
+
 def test_float16_states_are_clamped_and_the_winner_is_kept() -> None:
     q, k, v = (x.bfloat16() for x in Case.draw(SHAPES[4], 1).states[0])
     out, state = neighborhood_attention(1000 * q, 1000 * k, v, window=15, return_correlation=True, backend="cpu")
@@ -249,7 +255,8 @@ def samples() -> Iterator[tuple[torch._ops.OpOverload, tuple[object, ...]]]:
                 yield torch.ops.nlrn.attention.default, (q, k, v, carried, 5, carry, "cpu")
         plain = [x.detach() for x in (q, k, v, before)]
         for follows in (False, True):
-            yield torch.ops.nlrn.attention_.default, (*plain[:3], plain[3].clone(), follows, 5, "cpu")
+            for carry in (False, True):
+                yield torch.ops.nlrn.attention_.default, (*plain[:3], plain[3].clone(), follows, carry, 5, "cpu")
 
 
 @pytest.mark.parametrize(("operator", "arguments"), list(samples()))
@@ -293,6 +300,7 @@ def test_the_network_exports_and_compiles_whole(network: NLRN) -> None:
         torch.testing.assert_close(program.module()(x), expected)
         compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), expected)
+    network.zero_grad()
     compiled(x).square().sum().backward()
     found = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     network.zero_grad()
@@ -330,17 +338,16 @@ def test_what_it_cannot_run_it_says() -> None:
     assert state_bytes(batch=1, height=4, width=4, window=45, backend="cpu") == cpu.state_elements(1, 4, 4, 7) * 4
 
 
-def test_an_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NLRN_CPU_SET", "sse9")
+def test_an_unknown_instruction_set_is_named() -> None:
     with pytest.raises(BackendError, match=r"'sse9'.* portable"):
-        neighborhood_attention(*(torch.rand(1, 4, 4, 3) for _ in range(3)), window=3, backend="cpu")
+        cpu.use_instruction_set("sse9")
 
 
 WITHOUT = """
 import sys, torch
 from pathlib import Path
 from nlrn.ops import cpu, neighborhood_attention, select_backend, unsupported
-cpu.LIBRARY = Path(sys.argv[1])
+cpu._library, cpu.INSTRUCTION_SETS, cpu._problem_found = cpu._load(Path(sys.argv[1]))
 q = torch.rand(1, 4, 4, 3)
 print(select_backend(q, 3), unsupported("cpu", q, 3))
 neighborhood_attention(q, q, q, window=3)

@@ -18,10 +18,10 @@ from torch import Tensor
 from nlrn.alpha import fill_hidden, hidden
 from nlrn.checkpoint import default_model, load_model, to_device
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
+from nlrn.hardware import hardware_bf16
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
 from nlrn.ops import KERNELS, state_bytes
-from nlrn.hardware import hardware_bf16
 from nlrn.tiling import PATCH, Average, Blend, patch_size, patches, plan
 
 MODES = ("window", "patch")
@@ -30,7 +30,7 @@ MAX_SIGMA = 75.0
 TILES = (1024, 512, 256, 128)  # tried in turn when the whole picture is too large
 OVERLAP = 32
 MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles everywhere
-_ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 42, (True, True): 24}
+_ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True, True): 24}
 # bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
 Progress = Callable[[int, int], None]

@@ -26,9 +26,9 @@ from nlrn.batches import Batches
 from nlrn.checkpoint import model_metadata, save_model, to_device
 from nlrn.datasets import data_root
 from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
+from nlrn.hardware import hardware_bf16
 from nlrn.model import NLRN
 from nlrn.optimization import clip_gradients, compile_states, freeze_norms, loss_of, make_optimizer, scale_embeddings
-from nlrn.hardware import hardware_bf16
 from nlrn.processes import Processes, joined
 from nlrn.progress import Pace, TrainingLog
 from nlrn.publish import LEFTOVERS
@@ -53,7 +53,8 @@ def train_from_recipe(
     """Train as the TOML file says and return the path of the weights it ends with.
 
     output: the run folder, by default runs/<recipe name>. resume: go on from the newest verified state; a run
-    that had ended goes on from its state before the decay when there are more steps to make. minutes: stop by
+    that had ended goes on from its state before the decay when there are more steps to make, as does a folder that
+    holds that state alone. minutes: stop by
     the clock, the last part of them spent on the decay branch (a resumed run that is in its decay already
     finishes it). steps: overrules the recipe's number. Raises ConfigError, InputError, CheckpointError, or
     TrainingError when the loss stops being finite (the last good state is kept).
@@ -162,7 +163,9 @@ class Trainer:
             raise CheckpointError(f"there is nothing to resume in {self.folder}")
         step, end = found[2]["step"], found[2]["end"]
         later = step >= end and end < self.config.schedule.steps and self._shipped(step)
-        if later:
+        if not trainstate.rolling(self.folder):  # the state before some decay, alone: released to go on from
+            later = True
+        elif later:
             files = [self.folder / trainstate.BEFORE_DECAY, *trainstate.rolling(self.folder)]
             found = trainstate.first_verified(files) or found
         self._restore(*found, later)

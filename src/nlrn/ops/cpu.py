@@ -1,8 +1,7 @@
 """The fused kernel of csrc/ on CPU tensors: what a call looks like from Python.
 
-The library is built with the package where there is a C++ compiler, and loaded at the first use: after torch,
-so that both share one OpenMP. It holds one kernel for every instruction set and runs the best that this
-processor has; NLRN_CPU_SET in the environment names another one.
+The library is built with the package where there is a C++ compiler, and loaded after torch, so that both share one
+OpenMP. It holds one kernel for every instruction set and runs the best that this processor has.
 
 The correlation is one flat tensor, float32 or float16, as csrc/layout.h lays it out: [B][y][block of x][dy][dx]
 [lane], and some spare numbers at both ends. Every entry is defined, 0 outside the picture.
@@ -11,9 +10,7 @@ The correlation is one flat tensor, float32 or float16, as csrc/layout.h lays it
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -36,44 +33,35 @@ class _Problem(ctypes.Structure):
     ]
 
 
-@lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL | str:
-    """The loaded library, or why there is none."""
-    if not LIBRARY.exists():
-        return "the fused CPU kernel was not built: there was no C++ compiler when nlrn was installed"
+def _load(path: Path) -> tuple[ctypes.CDLL | None, dict[str, tuple[int, int]], str]:
+    """(library, instruction sets of this processor, the best first: number and lanes; or why there is none)."""
+    if not path.exists():
+        return None, {}, "the fused CPU kernel was not built: there was no C++ compiler when nlrn was installed"
     try:
-        found = ctypes.CDLL(str(LIBRARY))
-        found.nlrn_set_name.restype = ctypes.c_char_p
-        found.nlrn_workspace_bytes.restype = ctypes.c_int64
-        found.nlrn_forward.restype = found.nlrn_backward.restype = None
+        library = ctypes.CDLL(str(path))
+        library.nlrn_set_name.restype = ctypes.c_char_p
+        library.nlrn_workspace_bytes.restype = ctypes.c_int64
+        library.nlrn_forward.restype = library.nlrn_backward.restype = None
+        sets, number = {}, 0
+        while (name := library.nlrn_set_name(number)) is not None:
+            if name:  # empty: not on this processor
+                sets[name.decode()] = (number, library.nlrn_set_lanes(number))
+            number += 1
     except (OSError, AttributeError) as error:
-        return f"the fused CPU kernel cannot be loaded: {error}"
-    return found
+        return None, {}, f"the fused CPU kernel cannot be loaded: {error}"
+    return library, sets, ""
 
 
-def _loaded() -> ctypes.CDLL:
-    found = _library()
-    if isinstance(found, str):
-        raise BackendError(found)
-    return found
+_library, INSTRUCTION_SETS, _problem_found = _load(LIBRARY)
+_number, _lanes = next(iter(INSTRUCTION_SETS.values()), (0, 1))
 
 
-@lru_cache(maxsize=1)
-def instruction_sets() -> dict[str, int]:
-    """The instruction sets that this processor has and their numbers in the library, the best first."""
-    library = _loaded()
-    names: list[str] = []
-    while (name := library.nlrn_set_name(len(names))) is not None:
-        names.append(name.decode())
-    return {name: number for number, name in enumerate(names) if name}
-
-
-def instruction_set() -> str:
-    """The one that runs: the best, or the one that NLRN_CPU_SET names."""
-    sets, wanted = instruction_sets(), os.environ.get("NLRN_CPU_SET")
-    if wanted and wanted not in sets:
-        raise BackendError(f"NLRN_CPU_SET is {wanted!r}; this processor has {', '.join(sets)}")
-    return wanted or next(iter(sets))
+def use_instruction_set(name: str) -> None:
+    """Run the kernel of another set of INSTRUCTION_SETS; for tests and measurements. Raises BackendError."""
+    global _number, _lanes
+    if name not in INSTRUCTION_SETS:
+        raise BackendError(f"no instruction set is called {name!r} here; there are {', '.join(INSTRUCTION_SETS)}")
+    _number, _lanes = INSTRUCTION_SETS[name]
 
 
 def unsupported(q: Tensor, window: int | None) -> str | None:
@@ -84,8 +72,7 @@ def unsupported(q: Tensor, window: int | None) -> str | None:
         return f"it takes float32 and bfloat16, not {str(q.dtype).removeprefix('torch.')}"
     if window is None:
         return "it needs a window; None, the whole picture, is a dense product"
-    found = _library()
-    return found if isinstance(found, str) else None
+    return _problem_found or None
 
 
 def _effective(height: int, width: int, window: int) -> int:
@@ -97,16 +84,6 @@ def _problem(q: Tensor, v: Tensor, window: int) -> _Problem:
     batch, height, width, embed = q.shape
     radius = _effective(height, width, window) // 2
     return _Problem(batch, height, width, embed, v.shape[-1], radius, torch.get_num_threads(), _ELEMENTS[q.dtype], 0, 1)
-
-
-def _set_number() -> int:
-    return instruction_sets()[instruction_set()]
-
-
-def _lanes() -> int:
-    """Neighbouring pixels in a vector."""
-    found: int = _loaded().nlrn_set_lanes(_set_number())
-    return found
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -122,18 +99,19 @@ def _pointer(x: Tensor | None) -> ctypes.c_void_p:
 
 
 def _run(name: str, problem: _Problem, tensors: list[Tensor | None], backward: bool) -> None:
-    library, number = _loaded(), _set_number()
-    size = library.nlrn_workspace_bytes(number, ctypes.byref(problem), int(backward))
+    if _library is None:
+        raise BackendError(_problem_found)
+    size = _library.nlrn_workspace_bytes(_number, ctypes.byref(problem), int(backward))
     workspace = torch.empty(size + 64, dtype=torch.uint8)
     start = ctypes.c_void_p((workspace.data_ptr() + 63) // 64 * 64)
     arrays = (ctypes.c_void_p * len(tensors))(*(_pointer(x) for x in tensors))
-    getattr(library, name)(number, ctypes.byref(problem), ctypes.byref(arrays), start)
+    getattr(_library, name)(_number, ctypes.byref(problem), ctypes.byref(arrays), start)
 
 
 def state_elements(batch: int, height: int, width: int, window: int) -> int:
     """Numbers of a correlation (Plan::state_elements of csrc/layout.h)."""
-    lanes, effective = _lanes(), _effective(height, width, window)
-    return batch * height * -(-width // lanes) * effective**2 * lanes + 2 * lanes
+    effective = _effective(height, width, window)
+    return batch * height * -(-width // _lanes) * effective**2 * _lanes + 2 * _lanes
 
 
 def forward(
@@ -189,9 +167,9 @@ def backward(
 
 def _blocks(correlation: Tensor, batch: int, height: int, width: int, window: int) -> Tensor:
     """A view [B, H, blocks, q, q, lanes] of the effective window."""
-    lanes, effective = _lanes(), _effective(height, width, window)
-    blocks = -(-width // lanes)
-    return correlation[lanes:-lanes].view(batch, height, blocks, effective, effective, lanes)
+    effective = _effective(height, width, window)
+    blocks = -(-width // _lanes)
+    return correlation[_lanes:-_lanes].view(batch, height, blocks, effective, effective, _lanes)
 
 
 def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:

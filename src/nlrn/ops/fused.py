@@ -112,14 +112,17 @@ attention.register_autograd(_differentiate, setup_context=_keep)
 
 
 @torch.library.custom_op("nlrn::attention_", mutates_args=("state",))
-def attention_(q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, window: int, kernel: str) -> Tensor:
-    """out [B, H, W, C]. state: overwritten by this state's correlation; `follows`: it holds the one before."""
-    out: Tensor = KERNELS[kernel].forward(q, k, v, window, state if follows else None, state)
+def attention_(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int, kernel: str
+) -> Tensor:
+    """out [B, H, W, C]. state holds the correlation before, if this one `follows`, and after, if one is to `carry`."""
+    before, after = state if follows else None, state if carry else None
+    out: Tensor = KERNELS[kernel].forward(q, k, v, window, before, after)
     return out
 
 
 @attention_.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, window: int, kernel: str) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int, kernel: str) -> Tensor:
     return v.new_empty(v.shape)
 
 
@@ -138,12 +141,14 @@ def attend(
     Where no gradient is wanted, the correlation of 16-bit queries is float16, clamped to +-65504.
     """
     tensors = (q, k, v) if correlation is None else (q, k, v, correlation)
-    if not return_correlation or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         out, _, _, after = torch.ops.nlrn.attention(q, k, v, correlation, window, return_correlation, kernel)
         return out, after if return_correlation else None
     if correlation is None:
         dtype = torch.float32 if q.dtype == torch.float32 else torch.float16
-        state = q.new_empty(_state_size(kernel, q, window), dtype=dtype)
+        state = q.new_empty(_state_size(kernel, q, window) if return_correlation else 0, dtype=dtype)
     else:
-        state = correlation if overwrite else correlation.clone()
-    return torch.ops.nlrn.attention_(q, k, v, state, correlation is not None, window, kernel), state
+        state = correlation.clone() if return_correlation and not overwrite else correlation
+    follows = correlation is not None
+    out = torch.ops.nlrn.attention_(q, k, v, state, follows, return_correlation, window, kernel)
+    return out, state if return_correlation else None

@@ -16,7 +16,7 @@ struct BackwardPlanes {
     word *q, *k, *v, *o;           // by channel; o: the gradient of out
     word *q_rows, *k_rows, *o_rows;  // by row
     word *rows;
-    float *lse, *d;  // plane rows: lse in units of log 2, a huge one outside the picture, so that p is 0; D
+    float *lse, *d;  // plane rows: lse, a huge one outside the picture, so that p is 0; D
     float *sums;     // per thread, as below: [TILE_ROWS][embed + channels][LANES]
     float *first, *second;
     ints *inside;
@@ -168,7 +168,7 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
         p += half * buffer.offset_row, ds += half * buffer.offset_row;
         for (int d = 0; d < tile.offsets; d++) {
             const floats logit = STATE ? load_as<STATE>(s + d * LANES * bytes_of<STATE>()) : load(p + d * LANES);
-            floats gradient = exp2_of<PAIR == 2>(logit * LOG2_E - lse) * (load(ds + d * LANES) - dd);
+            floats gradient = exp2_of<PAIR == 2>((logit - lse) * LOG2_E) * (load(ds + d * LANES) - dd);
             if (STATE && later) gradient += load_as<GRADIENT>(later + d * LANES * bytes_of<GRADIENT>());
             if (inside) gradient = (floats)((ints)gradient & inside[d]);
             if (STATE) store_as<GRADIENT>(before + d * LANES * bytes_of<GRADIENT>(), gradient);
@@ -180,7 +180,7 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
         const float *lse = m.lse + plane_row(qy) + tile.there(g), *dd = m.d + plane_row(qy) + tile.there(g);
         p += half * buffer.offset_row, ds += half * buffer.offset_row;
         for (int d = 0; d < tile.offsets; d++) {
-            const floats weight = exp2_of<PAIR == 2>(load(p + d * LANES) * LOG2_E - load(lse + d));
+            const floats weight = exp2_of<PAIR == 2>((load(p + d * LANES) - load(lse + d)) * LOG2_E);
             store(ds + d * LANES, weight * (load(ds + d * LANES) - load(dd + d)));
             store(p + d * LANES, weight);
         }
@@ -218,7 +218,7 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
                     return load_across<TYPE>(one ? at : nullptr, other ? at + next * bytes_of<TYPE>() : nullptr, shift);
                 };
                 const floats lse = load(m.lse + plane_row(qy) + tile.there(g) + d);
-                weight[half] = exp2_of<PAIR == 2>(across(Type<STATE>(), a.after) * LOG2_E - lse);
+                weight[half] = exp2_of<PAIR == 2>((across(Type<STATE>(), a.after) - lse) * LOG2_E);
                 gradient[half] = across(Type<GRADIENT>(), a.before_gradient);
             }
             store_words((word *)(p + d * LANES), paired<PAIR>(weight[0], weight[1]));
@@ -266,7 +266,7 @@ static void pack_statistics(const Plan &g, const BackwardArrays &a, bool bf16, c
         for (int x = 0; x < g.pitch; x++) lse[x] = 1e30f, d[x] = 0;
         for (int x = 0; x < g.width; x++) {
             const int64_t pixel = (int64_t)row * g.width + x;
-            lse[g.left + x] = a.lse[pixel] * LOG2_E;
+            lse[g.left + x] = a.lse[pixel];
             const float *out = a.exact + pixel * g.channels;
             floats sum{};
             int c = 0;

@@ -1,13 +1,14 @@
 // out_i = sum_j softmax_j(q_i . k_j + before_ij) v_j over the clipped window.
 //
-// A softmax in one pass: sums are kept relative to a maximum M of the logits so far, in units of log 2, and are
-// rescaled only where a new logit exceeds M by more than SLACK. 2^SLACK does no harm and rescaling becomes rare.
+// A softmax in one pass: sums are kept relative to a maximum M of the logits so far, and are rescaled only where a new
+// logit exceeds M by more than SLACK. exp(SLACK) does no harm and rescaling becomes rare. M is subtracted before the
+// logits are brought to base 2, so that logits of any size stay below SLACK.
 #pragma once
 #include "tile.h"
 
 namespace NLRN_SET {
 
-constexpr float SLACK = 6;
+constexpr float SLACK = 4;
 
 struct ForwardPlanes {
     word *q, *k, *v;
@@ -81,7 +82,7 @@ template <int PAIR, int STATE> struct Forward {
         for (int group = first; group < end; group++)
             for (int half = 0; half < PAIR; half++) correlate_row(met, group * PAIR + half, at(0, group - first, half), top);
         for (int y = met.first; y < met.end; y++) {
-            rescale(y - tile.y0, top[y - met.first] * LOG2_E);
+            rescale(y - tile.y0, top[y - met.first]);
             for (int group = first; group < end; group++) weigh(y, group, at(y - met.first, group - first, 0));
         }
         const word *values = m.v + ((int64_t)tile.b * g.groups + first) * g.channels * g.pitch + tile.there(g);
@@ -126,7 +127,7 @@ template <int PAIR, int STATE> struct Forward {
     // Raise M of a row where a logit stands out, and what was summed under the old one.
     void rescale(int i, floats top) {
         if (!any((ints)(top > largest[i] + SLACK))) return;
-        const floats higher = larger(top, largest[i]), factor = exp2_of<false>(largest[i] - higher);
+        const floats higher = larger(top, largest[i]), factor = exp2_of<false>((largest[i] - higher) * LOG2_E);
         largest[i] = higher;
         total[i] *= factor;
         float *sum = sums + (int64_t)i * g.channels * LANES;
@@ -148,8 +149,8 @@ template <int PAIR, int STATE> struct Forward {
             for (int d = 0; d < tile.offsets; d++) {
                 float *p = row + d * LANES;
                 floats w[2] = {floats{}, floats{}};
-                if (first) w[0] = exp2_of<PAIR == 2>(load(p) * LOG2_E - m);
-                if (PAIR == 2 && second) w[1] = exp2_of<PAIR == 2>(load(p + buffer.offset_row) * LOG2_E - m);
+                if (first) w[0] = exp2_of<PAIR == 2>((load(p) - m) * LOG2_E);
+                if (PAIR == 2 && second) w[1] = exp2_of<PAIR == 2>((load(p + buffer.offset_row) - m) * LOG2_E);
                 for (int half = 0; half < PAIR; half++) sum[half] += w[half];
                 store_words((word *)p, paired<PAIR>(w[0], w[1]));
             }
@@ -169,7 +170,7 @@ template <int PAIR, int STATE> struct Forward {
         store_pixels(sum, g.channels, a.out, bf16, pixel, count);
         if (a.exact) store_pixels(sum, g.channels, a.exact, false, pixel, count);
         if (a.lse)
-            for (int l = 0; l < count; l++) a.lse[pixel + l] = largest[i][l] * LN_2 + __builtin_logf(total[i][l]);
+            for (int l = 0; l < count; l++) a.lse[pixel + l] = largest[i][l] + __builtin_logf(total[i][l]);
     }
 
     // Offsets that this tile never computes are 0 in the correlation it leaves behind.

@@ -35,7 +35,7 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef float loose_floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t loose_ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-constexpr float MASKED = -1e30f, LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
+constexpr float MASKED = -1e30f, LOG2_E = 1.44269504f;
 
 NLRN_INLINE int least(int a, int b) { return a < b ? a : b; }
 NLRN_INLINE int most(int a, int b) { return a > b ? a : b; }
