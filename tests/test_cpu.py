@@ -17,7 +17,15 @@ from torch import Tensor
 from nlrn.checkpoint import load_model
 from nlrn.errors import BackendError
 from nlrn.model import NLRN, NLRNConfig
-from nlrn.ops import correlation_to_dense, cpu, neighborhood_attention, reference, select_backend, state_bytes
+from nlrn.ops import (
+    correlation_statistics,
+    correlation_to_dense,
+    cpu,
+    neighborhood_attention,
+    reference,
+    select_backend,
+    state_bytes,
+)
 
 # batch, height, width, Cm, C, window: one pixel, single rows and columns, primes, a window wider than the picture,
 # more rows than a tile, more columns than a vector; channels with and without a remainder
@@ -29,6 +37,7 @@ SHAPES = [
     (1, 13, 37, 32, 64, 15),
     (3, 23, 19, 20, 24, 7),
     (1, 20, 50, 17, 33, 1),
+    (2, 9, 21, 8, 16, None),
 ]
 TYPES = [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)]
 
@@ -45,12 +54,12 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
 class Case:
     """Inputs of some states in sequence, values that bf16 holds, and the weights of the loss on their outputs."""
 
-    window: int
+    window: int | None
     states: list[tuple[Tensor, Tensor, Tensor]]
     weights: list[Tensor]
 
     @staticmethod
-    def draw(shape: tuple[int, ...], count: int, scale: float = 0.7, seed: int = 0) -> Case:
+    def draw(shape: tuple[int | None, ...], count: int, scale: float = 0.7, seed: int = 0) -> Case:
         *size, cm, c, window = shape
         chance = torch.Generator().manual_seed(seed)
 
@@ -106,7 +115,7 @@ def error(found: Tensor, exact: Tensor, floor: float = 0.0) -> float:
     return float((found.double() - exact).norm()) / max(float(exact.norm()), floor)
 
 
-def dense(correlation: Tensor, shape: tuple[int, ...]) -> Tensor:
+def dense(correlation: Tensor, shape: tuple[int | None, ...]) -> Tensor:
     batch, height, width, *_, window = shape
     return correlation_to_dense(correlation, batch=batch, height=height, width=width, window=window, backend="cpu")
 
@@ -114,7 +123,7 @@ def dense(correlation: Tensor, shape: tuple[int, ...]) -> Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_state_and_its_gradients(
-    instruction_set: str, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float
+    instruction_set: str, shape: tuple[int | None, ...], dtype: torch.dtype, tolerance: float
 ) -> None:
     case = Case.draw(shape, 1)
     exact, found = case.exact(), case.found(dtype, carry=False)
@@ -127,7 +136,7 @@ def test_one_state_and_its_gradients(
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_three_carried_states_and_their_gradients(
-    instruction_set: str, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float
+    instruction_set: str, shape: tuple[int | None, ...], dtype: torch.dtype, tolerance: float
 ) -> None:
     case = Case.draw(shape, 3)
     exact, found = case.exact(), case.found(dtype)
@@ -144,7 +153,7 @@ def test_three_carried_states_and_their_gradients(
 
 
 @pytest.mark.parametrize("shape", SHAPES[3:6])
-def test_twelve_states_without_gradients_carry_float16(instruction_set: str, shape: tuple[int, ...]) -> None:
+def test_twelve_states_without_gradients_carry_float16(instruction_set: str, shape: tuple[int | None, ...]) -> None:
     """As inference does: bf16, one correlation overwritten from state to state."""
     case, carried, first = Case.draw(shape, 12, scale=0.5), None, None
     exact = case.exact()
@@ -230,6 +239,16 @@ def test_slices_of_one_convolution_are_taken_as_they_lie() -> None:
     expected = neighborhood_attention(*apart, window=7, backend="cpu")
     for arranged in (slices, views):
         assert torch.equal(neighborhood_attention(*arranged, window=7, backend="cpu"), expected)
+
+
+def test_the_statistics_of_a_whole_picture_are_those_of_the_definition() -> None:
+    q, k, v = (x.float() for x in Case.draw((2, 9, 21, 8, 16, None), 1).states[0])
+    found = []
+    for backend in ("cpu", "reference"):
+        _, state = neighborhood_attention(q, k, v, window=None, return_correlation=True, backend=backend)
+        found.append(correlation_statistics(state, batch=2, height=9, width=21, window=None, backend=backend))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=0)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
 
 
 def test_random_problems(count: Callable[[int], int]) -> None:
@@ -329,7 +348,7 @@ def test_what_it_cannot_run_it_says() -> None:
     for x, window, reason in [
         (q.double(), 3, "takes float32 and bfloat16, not float64"),
         (q.half(), 3, "not float16"),
-        (q, None, "needs a window"),
+        (torch.rand(1, 2, 65, 3), None, "needs a window for pictures of more than 64 x 64"),
         (q.to("meta"), 3, "on meta, not on the CPU"),
     ]:
         assert select_backend(x, window) == "tiled"

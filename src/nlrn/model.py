@@ -305,6 +305,5 @@ class NLRN(nn.Module):
 
     def backend(self, height: int, width: int) -> str:
         """The attention backend that a picture of this size runs on."""
-        weight = self.head.weight
-        like = weight.new_empty(1, 1, 1, self.config.embed_channels)
+        like = self.head.weight.new_empty(()).expand(1, height, width, self.config.embed_channels)
         return select_backend(like, self.config.window, self.block.non_local.backend)

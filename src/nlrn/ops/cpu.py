@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nlrn.errors import BackendError
 
+WHOLE = 64  # the side up to which a picture is its own window; beyond, its correlation lies too wide apart
 LIBRARY = Path(__file__).with_name("libnlrn_cpu.so")
 _ELEMENTS = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _Shape = tuple[int, int, int, int]  # batch, height, width, effective window
@@ -70,17 +71,18 @@ def unsupported(q: Tensor, window: int | None) -> str | None:
         return f"these tensors are on {q.device}, not on the CPU"
     if q.dtype not in (torch.float32, torch.bfloat16):
         return f"it takes float32 and bfloat16, not {str(q.dtype).removeprefix('torch.')}"
-    if window is None:
-        return "it needs a window; None, the whole picture, is a dense product"
+    if window is None and max(q.shape[1:3]) > WHOLE:
+        return f"it needs a window for pictures of more than {WHOLE} x {WHOLE} pixels"
     return _problem_found or None
 
 
-def _effective(height: int, width: int, window: int) -> int:
+def _effective(height: int, width: int, window: int | None) -> int:
     """The window, but no wider than any pixel can see."""
-    return min(window, 2 * max(height, width) - 1)
+    whole = 2 * max(height, width) - 1
+    return whole if window is None else min(window, whole)
 
 
-def _problem(q: Tensor, v: Tensor, window: int) -> _Problem:
+def _problem(q: Tensor, v: Tensor, window: int | None) -> _Problem:
     batch, height, width, embed = q.shape
     radius = _effective(height, width, window) // 2
     return _Problem(batch, height, width, embed, v.shape[-1], radius, torch.get_num_threads(), _ELEMENTS[q.dtype], 0, 1)
@@ -108,7 +110,7 @@ def _run(name: str, problem: _Problem, tensors: list[Tensor | None], backward: b
     getattr(_library, name)(_number, ctypes.byref(problem), ctypes.byref(arrays), start)
 
 
-def state_elements(batch: int, height: int, width: int, window: int) -> int:
+def state_elements(batch: int, height: int, width: int, window: int | None) -> int:
     """Numbers of a correlation (Plan::state_elements of csrc/layout.h)."""
     effective = _effective(height, width, window)
     return batch * height * -(-width // _lanes) * effective**2 * _lanes + 2 * _lanes
@@ -118,7 +120,7 @@ def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    window: int,
+    window: int | None,
     before: Tensor | None,
     after: Tensor | None,
     lse: Tensor | None = None,
@@ -146,7 +148,7 @@ def backward(
     exact: Tensor,
     out_gradient: Tensor,
     lse: Tensor,
-    window: int,
+    window: int | None,
     after: Tensor | None,
     after_gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -165,7 +167,7 @@ def backward(
     return gradients[0], gradients[1], gradients[2], before_gradient
 
 
-def _blocks(correlation: Tensor, batch: int, height: int, width: int, window: int) -> Tensor:
+def _blocks(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
     """A view [B, H, blocks, q, q, lanes] of the effective window."""
     effective = _effective(height, width, window)
     blocks = -(-width // _lanes)
@@ -173,11 +175,14 @@ def _blocks(correlation: Tensor, batch: int, height: int, width: int, window: in
 
 
 def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
-    """[B, H, W, q, q], 0 outside the picture."""
-    assert window is not None
+    """[B, H, W, q, q], 0 outside the picture; for window=None [B, H, W, H, W]."""
     state = _blocks(correlation, batch, height, width, window).permute(0, 1, 2, 5, 3, 4)
     effective = state.shape[-1]
     inner = state.reshape(batch, height, -1, effective, effective)[:, :, :width]
+    if window is None:  # the pixel (y', x') lies at the offset (y' - y, x' - x)
+        dy, dx = (torch.arange(n) - torch.arange(n)[:, None] + effective // 2 for n in (height, width))
+        y, x = torch.arange(height), torch.arange(width)
+        return inner[:, y[:, None, None, None], x[:, None, None], dy[:, None, :, None], dx[:, None, :]]
     dense = correlation.new_zeros(batch, height, width, window, window)
     pad = (window - effective) // 2
     dense[..., pad : pad + effective, pad : pad + effective] = inner
@@ -188,7 +193,6 @@ def rows(
     correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
     """Row by row of the pictures: ((batch, rows, columns), logits [1, W, keys], -1e30 outside the picture)."""
-    assert window is not None
     state = _blocks(correlation, batch, height, width, window)
     effective = state.shape[-2]
     offset = torch.arange(effective) - effective // 2
@@ -204,5 +208,4 @@ def rows(
 
 def state_bytes(batch: int, height: int, width: int, window: int | None, itemsize: int) -> int:
     """Bytes of the carried correlation."""
-    assert window is not None
     return state_elements(batch, height, width, window) * itemsize

@@ -63,7 +63,6 @@ def neighborhood_attention(
         _check_carried(name, correlation, q)
     after: Tensor | None
     if name in fused.KERNELS:
-        assert window is not None
         out, after = fused.attend(name, q, k, v, window, correlation, return_correlation, overwrite)
     else:
         with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits

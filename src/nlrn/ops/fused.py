@@ -18,7 +18,7 @@ from nlrn.ops import cpu
 KERNELS: dict[str, ModuleType] = {"cpu": cpu}
 
 
-def _state_size(kernel: str, q: Tensor, window: int) -> int:
+def _state_size(kernel: str, q: Tensor, window: int | None) -> int:
     batch, height, width, _ = q.shape
     size: int = KERNELS[kernel].state_elements(batch, height, width, window)
     return size
@@ -26,7 +26,7 @@ def _state_size(kernel: str, q: Tensor, window: int) -> int:
 
 @torch.library.custom_op("nlrn::attention", mutates_args=())
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int, carry: bool, kernel: str
+    q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(out [B, H, W, C], the same before it was rounded, log-sum-exp [B, H, W], correlation).
 
@@ -43,7 +43,7 @@ def attention(
 
 @attention.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int, carry: bool, kernel: str
+    q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size = _state_size(kernel, q, window) if carry or before is not None else 0
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -61,7 +61,7 @@ def attention_backward(
     lse: Tensor,
     after: Tensor,
     after_gradient: Tensor | None,
-    window: int,
+    window: int | None,
     kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and, in float32, of the correlation before (empty where nothing is carried)."""
@@ -81,7 +81,7 @@ def _(
     lse: Tensor,
     after: Tensor,
     after_gradient: Tensor | None,
-    window: int,
+    window: int | None,
     kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), torch.empty_like(after)
@@ -113,7 +113,7 @@ attention.register_autograd(_differentiate, setup_context=_keep)
 
 @torch.library.custom_op("nlrn::attention_", mutates_args=("state",))
 def attention_(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int, kernel: str
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int | None, kernel: str
 ) -> Tensor:
     """out [B, H, W, C]. state holds the correlation before, if this one `follows`, and after, if one is to `carry`."""
     before, after = state if follows else None, state if carry else None
@@ -122,7 +122,9 @@ def attention_(
 
 
 @attention_.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int, kernel: str) -> Tensor:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int | None, kernel: str
+) -> Tensor:
     return v.new_empty(v.shape)
 
 
@@ -131,7 +133,7 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    window: int,
+    window: int | None,
     correlation: Tensor | None,
     return_correlation: bool,
     overwrite: bool,

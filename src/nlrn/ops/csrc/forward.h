@@ -56,7 +56,7 @@ template <int PAIR, int STATE> struct Forward {
     void run() {
         memset(sums, 0, (int64_t)TILE_ROWS * g.channels * LANES * 4);
         for (int i = 0; i < TILE_ROWS; i++) largest[i] = every(MASKED), total[i] = floats{};
-        if (STATE && a.after) clear_outside();
+        if (STATE && a.after && a.after != a.before) clear_outside();  // else they are 0 already
         const Span groups = tile.groups(g);
         for (int g0 = groups.first; g0 < groups.end; g0 += buffer.at_once) {
             const int g1 = least(groups.end, g0 + buffer.at_once);
