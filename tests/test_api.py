@@ -23,7 +23,7 @@ ORDER = [  # imports go down this list only
     {"errors"},
     {"hardware", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "alpha"},
     {"model", "datasets", "decoding", "processes"},
-    {"attention", "checkpoint", "images", "recipe"},
+    {"attention", "checkpoint", "images", "inference", "recipe"},
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
     {"training", "evaluation", "api"},
     {"cli"},

@@ -260,9 +260,7 @@ class NLRN(nn.Module):
     def forward(self, x: Tensor, sigma: float | Tensor | None = None, observer: Observer | None = None) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.config.in_channels:
             raise InputError(f"this model takes [B, {self.config.in_channels}, H, W], not {tuple(x.shape)}")
-        first = self.head_norm(x)
-        if self.config.sigma_input or sigma is not None:
-            first = torch.cat([first, self._sigma_plane(x, sigma)], 1)
+        first = with_sigma_plane(self.config, self.head_norm(x), sigma)
         s = s0 = self.head(first).contiguous(memory_format=torch.channels_last)  # [B, C, H, W]
         correlation = None
         for t in range(self.config.states):
@@ -273,19 +271,6 @@ class NLRN(nn.Module):
                 observer(t, found)
         out: Tensor = x + self.tail(F.relu(self.tail_norm(s)))
         return out
-
-    def _sigma_plane(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
-        """[B, 1, H, W] of x's dtype from a number, [B] or a map."""
-        if not self.config.sigma_input:
-            raise InputError("this model takes no noise level; leave sigma out")
-        if sigma is None:
-            raise InputError("this model needs the noise level: give sigma on the scale of the picture (sigma / 255)")
-        given = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        plane = given.view(-1, 1, 1, 1) if given.dim() < 2 else given
-        shape = (x.shape[0], 1, *x.shape[2:])
-        if plane.dim() != 4 or any(n not in (1, m) for n, m in zip(plane.shape, shape, strict=True)):
-            raise InputError(f"sigma must be a number, [B] or [B, 1, H, W] = {shape}, not {tuple(given.shape)}")
-        return plane.expand(shape)
 
     def reconfigured(self, **changes: Any) -> NLRN:
         """The same parameters (shared, not copied) under another window or with propagation on or off."""
@@ -307,3 +292,22 @@ class NLRN(nn.Module):
         """The attention backend that a picture of this size runs on."""
         like = self.head.weight.new_empty(()).expand(1, height, width, self.config.embed_channels)
         return select_backend(like, self.config.window, self.block.non_local.backend)
+
+
+def with_sigma_plane(config: NLRNConfig, x: Tensor, sigma: float | Tensor | None) -> Tensor:
+    """What the first convolution sees: x [B, C, H, W], normalised, and beside it sigma, where the model takes one.
+
+    sigma: a number, [B], or a map [B, 1, H, W]. Raises InputError when it is missing, not wanted or does not fit.
+    """
+    if not config.sigma_input:
+        if sigma is not None:
+            raise InputError("this model takes no noise level; leave sigma out")
+        return x
+    if sigma is None:
+        raise InputError("this model needs the noise level: give sigma on the scale of the picture (sigma / 255)")
+    given = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    plane = given.view(-1, 1, 1, 1) if given.dim() < 2 else given
+    shape = (x.shape[0], 1, *x.shape[2:])
+    if plane.dim() != 4 or any(n not in (1, m) for n, m in zip(plane.shape, shape, strict=True)):
+        raise InputError(f"sigma must be a number, [B] or [B, 1, H, W] = {shape}, not {tuple(given.shape)}")
+    return torch.cat([x, plane.expand(shape)], 1)

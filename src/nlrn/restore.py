@@ -19,6 +19,7 @@ from nlrn.alpha import fill_hidden, hidden
 from nlrn.checkpoint import default_model, load_model, to_device
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.hardware import hardware_bf16
+from nlrn.inference import FoldedNLRN
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
 from nlrn.ops import KERNELS, state_bytes
@@ -90,6 +91,7 @@ class Restorer:
         self.settings = settings or Settings()
         own = copy.deepcopy(model) if isinstance(model, NLRN) else load_model(model or default_model("denoise", 1))
         self.model = to_device(own.float(), self.device).eval()
+        self._folded: dict[torch.dtype, FoldedNLRN] = {}
 
     def denoise(
         self,
@@ -180,7 +182,7 @@ class Restorer:
             blend = Blend(height, width, picture.shape[0])
             for tile in tiles:
                 x = picture[:, *tile.region]
-                out = self._run(self.model, x[None], _part(noise, tile.region))
+                out = self._run(self.model.config.window, x[None], _part(noise, tile.region))
                 blend.add(tile, out[0].transpose(1, 2, 0))
                 done += 1
                 if progress is not None:
@@ -192,7 +194,8 @@ class Restorer:
         """The authors' protocol: overlapping patches, every prediction of a pixel averaged."""
         height, width = planes.shape[2:]
         window = self.model.config.window
-        model = self.model.reconfigured(window=None) if window is None or window >= PATCH else self.model
+        seen = None if window is None or window >= PATCH else window
+        model = self.model.reconfigured(window=seen)
         rows, columns = patch_size(height, width)
         parts = [
             (b, (slice(y, y + rows), slice(x, x + columns)))
@@ -204,7 +207,7 @@ class Restorer:
         for group, done in _groups(parts, max(1, int(min(room, _BATCH_PIXELS)) // (rows * columns))):
             x = np.stack([planes[b][:, *region] for b, region in group])
             level = noise if isinstance(noise, float) else np.stack([noise[region] for _, region in group])
-            for (b, (down, right)), out in zip(group, self._run(model, x, level), strict=True):
+            for (b, (down, right)), out in zip(group, self._run(seen, x, level), strict=True):
                 averages[b].add(down.start, right.start, out.transpose(1, 2, 0))
             if progress is not None:
                 progress(done, len(parts))
@@ -213,21 +216,26 @@ class Restorer:
     # -- one pass --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _run(self, model: NLRN, x: np.ndarray, noise: float | np.ndarray) -> np.ndarray:
-        """[B, C, H, W] through the model; a result that is not finite is tried again in float32, then refused."""
+    def _run(self, window: int | None, x: np.ndarray, noise: float | np.ndarray) -> np.ndarray:
+        """[B, C, H, W] through the model; what is not finite is tried again in float32, then refused."""
         batch = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
         sigma: float | Tensor | None = None
-        if model.config.sigma_input:
+        if self.model.config.sigma_input:
             level = noise if isinstance(noise, float) else torch.from_numpy(np.ascontiguousarray(noise))
             sigma = level / 255
             if isinstance(sigma, Tensor):
                 sigma = sigma.to(self.device).reshape(-1, 1, *x.shape[2:])
-        for bf16 in (True, False) if self.bf16 else (False,):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                out: np.ndarray = _within_memory(model, batch, sigma).float().cpu().numpy()
+        for dtype in (torch.bfloat16, torch.float32) if self.bf16 else (torch.float32,):
+            out: np.ndarray = _within_memory(self._network(dtype, window), batch, sigma).cpu().numpy()
             if np.isfinite(out).all():
                 return out
         raise InputError("the model gave numbers that are not finite; nothing is written")
+
+    def _network(self, dtype: torch.dtype, window: int | None) -> FoldedNLRN:
+        """The model as it runs, its batch norms folded; made at the first use."""
+        if dtype not in self._folded:
+            self._folded[dtype] = FoldedNLRN(self.model, dtype)
+        return self._folded[dtype].with_window(window)
 
     @property
     def bf16(self) -> bool:
@@ -237,7 +245,7 @@ class Restorer:
         return hardware_bf16(self.device)
 
 
-def _within_memory(model: NLRN, x: Tensor, sigma: float | Tensor | None) -> Tensor:
+def _within_memory(model: FoldedNLRN, x: Tensor, sigma: float | Tensor | None) -> Tensor:
     """The model's answer; an allocator's refusal becomes MemoryBudgetError."""
     try:
         out: Tensor = model(x, sigma)
