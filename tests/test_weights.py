@@ -89,14 +89,18 @@ def test_flat_pictures_come_back_flat(model: str, sigma: int) -> None:
         assert np.abs(restored[8:-8, 8:-8] - grey).mean() < 5 / 255
 
 
-def test_the_wheel_holds_weights_digests_and_types(tmp_path: Path) -> None:
+def test_the_wheel_holds_weights_digests_types_and_the_kernel(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("src", "pyproject.toml", "README.md", "LICENSE"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, source / name)
+    for name in ("src", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so"))
+        else:
+            shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "-w", str(tmp_path), str(source)], check=True)
     with zipfile.ZipFile(next(tmp_path.glob("nlrn-*.whl"))) as wheel:
         names = set(wheel.namelist())
     wanted = {f"nlrn/weights/{f.name}" for f in checkpoint.WEIGHTS.iterdir()} | {"nlrn/py.typed", "nlrn/ops/tiled.py"}
+    wanted.add("nlrn/ops/libnlrn_cpu.so")
     assert wanted <= names
