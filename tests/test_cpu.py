@@ -195,6 +195,24 @@ def test_logits_of_any_size_neither_overflow_nor_lose_the_winner(instruction_set
         assert error(neighborhood_attention(scale * q, scale * k, v, window=15, backend="cpu"), exact) <= 1e-4
 
 
+@pytest.mark.parametrize("scale", [1.0, 10.0, 30.0])
+@pytest.mark.parametrize("carry", [False, True])
+def test_gradients_at_large_logits_where_keys_tie(instruction_set: str, scale: float, carry: bool) -> None:
+    """Equal keys share their weight; a log-sum-exp rounded at the size of the logits would lose the share."""
+    q, k, v = (x.float() for x in Case.draw((1, 9, 20, 8, 16, 5), 1).states[0])
+    k[:, :, 1::2] = k[:, :, 0::2]
+    inputs = [scale * q, scale * k, v]
+    weight, found = torch.randn(v.shape, generator=torch.Generator().manual_seed(1)), {}
+    for backend, dtype in (("reference", torch.float64), ("tiled", torch.float32), ("cpu", torch.float32)):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        result = neighborhood_attention(*leaves, window=5, return_correlation=carry, backend=backend)
+        out = result[0] if carry else result
+        found[backend] = torch.autograd.grad((out * weight).sum(), leaves)
+    floor = float(weight.norm())
+    for exact, dense_torch, kernel in zip(*found.values(), strict=True):
+        assert error(kernel, exact, floor) <= 2 * error(dense_torch, exact, floor) + 1e-5
+
+
 def test_float16_states_are_clamped_and_the_winner_is_kept() -> None:
     q, k, v = (x.bfloat16() for x in Case.draw(SHAPES[4], 1).states[0])
     out, state = neighborhood_attention(1000 * q, 1000 * k, v, window=15, return_correlation=True, backend="cpu")
@@ -232,9 +250,9 @@ def test_slices_of_one_convolution_are_taken_as_they_lie() -> None:
     fused = torch.randn(2, 70, 13, 17).to(memory_format=torch.channels_last).permute(0, 2, 3, 1)
     slices = torch.split(fused, [20, 20, 30], -1)
     assert not slices[0].is_contiguous()
-    assert cpu._dense(slices[1]) is slices[1]
+    assert cpu._pixels(slices[1]) == (slices[1], 70)
     views = [x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3) for x in slices]  # columns before rows
-    assert cpu._dense(views[0]) is not views[0]
+    assert cpu._pixels(views[0])[0] is not views[0]
     apart = [x.contiguous() for x in slices]
     expected = neighborhood_attention(*apart, window=7, backend="cpu")
     for arranged in (slices, views):
@@ -249,6 +267,60 @@ def test_the_statistics_of_a_whole_picture_are_those_of_the_definition() -> None
         found.append(correlation_statistics(state, batch=2, height=9, width=21, window=None, backend=backend))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=0)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 1), (1, 5)])
+def test_strides_of_sides_of_length_one_say_nothing(size: tuple[int, int]) -> None:
+    planes = torch.randn(3, 16, *size)  # channels first: as [B, H, W, C], contiguous with odd strides, or not
+    q, k, v = (x.permute(0, 2, 3, 1) for x in (planes, 2 * planes, planes + 1))
+    expected = neighborhood_attention(q, k, v, window=3, backend="reference")
+    found = neighborhood_attention(q, k, v, window=3, backend="cpu")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_correlation_that_lies_apart_is_read_as_it_is_and_nothing_beside_it_written() -> None:
+    case = Case.draw(SHAPES[4], 2)
+    (q, k, v), (q2, k2, v2) = ([x.float() for x in state] for state in case.states)
+    _, first = neighborhood_attention(q, k, v, window=15, return_correlation=True, backend="cpu")
+    expected = neighborhood_attention(q2, k2, v2, window=15, correlation=first, backend="cpu")
+    apart = torch.stack([first, torch.full_like(first, 7.0)], 1)
+    for keep in (False, True):
+        for leaf in (q2, q2.clone().requires_grad_()):
+            found = neighborhood_attention(
+                leaf, k2, v2, window=15, correlation=apart[:, 0], return_correlation=keep, overwrite=True, backend="cpu"
+            )
+            assert torch.equal(found[0] if keep else found, expected)
+    assert bool((apart[:, 1] == 7).all())
+
+
+def test_a_float16_correlation_meets_gradients() -> None:
+    """Made without gradients from 16-bit queries, then carried on with them."""
+    case = Case.draw(SHAPES[4], 2)
+    (q, k, v), second = ([x.bfloat16() for x in state] for state in case.states)
+    _, state = neighborhood_attention(q, k, v, window=15, return_correlation=True, backend="cpu")
+    assert state.dtype == torch.float16
+    leaves = [x.float().requires_grad_() for x in second]
+    out, after = neighborhood_attention(*leaves, window=15, correlation=state, return_correlation=True, backend="cpu")
+    exact = [x.double().requires_grad_() for x in second]
+    before = dense(state, SHAPES[4]).double()
+    expected, expected_after = reference.attend(*exact, 15, before, True)
+    assert error(dense(after.detach(), SHAPES[4]), expected_after.detach()) <= 1e-5
+    weight = case.weights[1]
+    found = torch.autograd.grad((out.double() * weight).sum(), leaves)
+    for a, b in zip(found, torch.autograd.grad((expected * weight).sum(), exact), strict=True):
+        assert error(a, b) <= 1e-5
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_a_number_lost_is_not_hidden(instruction_set: str, lost: float) -> None:
+    q, k, v = (x.float() for x in Case.draw((1, 5, 20, 4, 8, 3), 1).states[0])
+    q[0, 2, 7, 1] = lost
+    k = k.abs() + 0.1  # so that an infinite query gives infinite logits
+    for carry in (False, True):
+        found = neighborhood_attention(q, k, v, window=3, return_correlation=carry, backend="cpu")
+        out = found[0] if carry else found
+        assert bool(out[0, 2, 7].isnan().all())
+        assert int(out.isnan().any(-1).sum()) == 1
 
 
 def test_random_problems(count: Callable[[int], int]) -> None:

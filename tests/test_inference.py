@@ -80,6 +80,15 @@ def test_16_bits_leave_the_shipped_network_as_it_is(sigma: int) -> None:
     assert -10 * float(torch.log10((low - exact).square().mean())) >= 58
 
 
+def test_the_callers_autocast_changes_nothing() -> None:
+    model, x = load_model("denoise-gray-small"), torch.rand(1, 1, 24, 24)
+    for dtype in (torch.float32, torch.bfloat16):
+        folded = FoldedNLRN(model, dtype)
+        alone = folded(x, 0.1)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(folded(x, 0.1), alone)
+
+
 def test_a_model_in_training_mode_and_missing_levels_are_refused() -> None:
     model = random_model(NLRNConfig(states=1, sigma_input=True, **NARROW))
     with pytest.raises(InputError, match="noise level"):

@@ -81,6 +81,10 @@ class FoldedNLRN:
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """The restored picture [B, C, H, W], float32, as NLRN's forward defines it."""
+        with torch.autocast(x.device.type, enabled=False):  # the dtype is this network's own, whatever is around it
+            return self._restored(x, sigma)
+
+    def _restored(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
         scale, shift = self.first_norm
         first = with_sigma_plane(self.config, torch.addcmul(shift, x, scale), sigma)
         s0 = _convolve(first.to(self.dtype, memory_format=torch.channels_last), self.head)

@@ -19,6 +19,7 @@ from torch import Tensor
 from nlrn.errors import BackendError
 
 WHOLE = 64  # the side up to which a picture is its own window; beyond, its correlation lies too wide apart
+NORMS = 2  # numbers a query that the backward pass needs: a maximum of the logits, and a sum relative to it
 LIBRARY = Path(__file__).with_name("libnlrn_cpu.so")
 _ELEMENTS = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _Shape = tuple[int, int, int, int]  # batch, height, width, effective window
@@ -40,6 +41,9 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, dict[str, tuple[int, int]], s
         return None, {}, "the fused CPU kernel was not built: there was no C++ compiler when nlrn was installed"
     try:
         library = ctypes.CDLL(str(path))
+        library.nlrn_problem_bytes.restype = ctypes.c_int64
+        if library.nlrn_problem_bytes() != ctypes.sizeof(_Problem):
+            return None, {}, "the fused CPU kernel was built for another version of nlrn: install nlrn again"
         library.nlrn_set_name.restype = ctypes.c_char_p
         library.nlrn_workspace_bytes.restype = ctypes.c_int64
         library.nlrn_forward.restype = library.nlrn_backward.restype = None
@@ -88,12 +92,16 @@ def _problem(q: Tensor, v: Tensor, window: int | None) -> _Problem:
     return _Problem(batch, height, width, embed, v.shape[-1], radius, torch.get_num_threads(), _ELEMENTS[q.dtype], 0, 1)
 
 
-def _dense(x: Tensor) -> Tensor:
-    """x itself where only its pixels may be apart, so that a slice of channels is taken as it lies."""
-    _, height, width, _ = x.shape
-    apart = x.stride(2)
-    fits = x.stride(3) == 1 and x.stride(1) == width * apart and x.stride(0) == height * width * apart
-    return x if fits and apart >= x.shape[3] else x.contiguous()
+def _pixels(x: Tensor) -> tuple[Tensor, int]:
+    """x [B, H, W, C] and the numbers from one pixel to the next: a slice of channels is taken as it lies."""
+    _, height, width, channels = x.shape
+    if not x.is_contiguous():
+        apart = x.stride(2)
+        fits = x.stride(3) == 1 and x.stride(1) == width * apart and x.stride(0) == height * width * apart
+        if fits and apart >= channels:
+            return x, apart
+        x = x.contiguous()
+    return x, channels  # whatever the strides of sides of length 1 say
 
 
 def _pointer(x: Tensor | None) -> ctypes.c_void_p:
@@ -106,6 +114,7 @@ def _run(name: str, problem: _Problem, tensors: list[Tensor | None], backward: b
     size = _library.nlrn_workspace_bytes(_number, ctypes.byref(problem), int(backward))
     workspace = torch.empty(size + 64, dtype=torch.uint8)
     start = ctypes.c_void_p((workspace.data_ptr() + 63) // 64 * 64)
+    assert all(x is None or x.is_contiguous() for x in tensors[3:])  # all but q, k and v are handed over bare
     arrays = (ctypes.c_void_p * len(tensors))(*(_pointer(x) for x in tensors))
     getattr(_library, name)(_number, ctypes.byref(problem), ctypes.byref(arrays), start)
 
@@ -123,21 +132,24 @@ def forward(
     window: int | None,
     before: Tensor | None,
     after: Tensor | None,
-    lse: Tensor | None = None,
+    norms: Tensor | None = None,
     exact: Tensor | None = None,
 ) -> Tensor:
     """out [B, H, W, C] of v's dtype.
 
-    after: where to put the correlation; may be `before`. For the backward pass, in float32: lse [B, H, W], where to
-    put the log-sum-exp of the logits, and exact [B, H, W, C], where to put out before it is rounded.
+    after: where to put the correlation; may be `before`. For the backward pass, in float32: norms [2, B, H, W], where
+    to put a maximum M of the logits and the sum of exp(logit - M), and exact [B, H, W, C], where to put out before
+    it is rounded.
     """
-    q, k, v = (_dense(x) for x in (q, k, v))
+    (q, q_stride), (k, k_stride), (v, v_stride) = (_pixels(x) for x in (q, k, v))
     problem = _problem(q, v, window)
+    problem.q_stride, problem.k_stride, problem.v_stride = q_stride, k_stride, v_stride
     state = before if before is not None else after
+    if before is not None and after is not None and before.dtype != after.dtype:
+        raise BackendError(f"a correlation of {before.dtype} cannot be carried on as {after.dtype}")
     problem.state = _ELEMENTS[None if state is None else state.dtype]
-    problem.q_stride, problem.k_stride, problem.v_stride = (x.stride(2) for x in (q, k, v))
     out = v.new_empty(v.shape)
-    _run("nlrn_forward", problem, [q, k, v, before, after, lse, out, exact], backward=False)
+    _run("nlrn_forward", problem, [q, k, v, before, after, norms, out, exact], backward=False)
     return out
 
 
@@ -147,22 +159,22 @@ def backward(
     v: Tensor,
     exact: Tensor,
     out_gradient: Tensor,
-    lse: Tensor,
+    norms: Tensor,
     window: int | None,
     after: Tensor | None,
     after_gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v in their dtype, and of `before`, in float32, when a correlation `after` was kept."""
-    q, k, v = (_dense(x) for x in (q, k, v))
+    (q, q_stride), (k, k_stride), (v, v_stride) = (_pixels(x) for x in (q, k, v))
     problem = _problem(q, v, window)
+    problem.q_stride, problem.k_stride, problem.v_stride = q_stride, k_stride, v_stride
     problem.state = _ELEMENTS[None if after is None else after.dtype]
-    problem.q_stride, problem.k_stride, problem.v_stride = (x.stride(2) for x in (q, k, v))
     out_gradient = out_gradient.contiguous()
     before_gradient = None if after is None else torch.empty(after.shape, dtype=torch.float32)
     if after_gradient is not None:
         after_gradient = after_gradient.to(torch.float32).contiguous()
     gradients = [x.new_empty(x.shape) for x in (q, k, v)]
-    tensors = [q, k, v, exact, out_gradient, lse, after, after_gradient, before_gradient, *gradients]
+    tensors = [q, k, v, exact, out_gradient, norms, after, after_gradient, before_gradient, *gradients]
     _run("nlrn_backward", problem, tensors, backward=True)
     return gradients[0], gradients[1], gradients[2], before_gradient
 

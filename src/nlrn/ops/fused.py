@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlrn.ops import cpu
+from nlrn.ops import cpu, gpu
 
-KERNELS: dict[str, ModuleType] = {"cpu": cpu}
+KERNELS: dict[str, ModuleType] = {"cpu": cpu, "gpu": gpu}
 
 
 def _state_size(kernel: str, q: Tensor, window: int | None) -> int:
@@ -28,17 +28,19 @@ def _state_size(kernel: str, q: Tensor, window: int | None) -> int:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out [B, H, W, C], the same before it was rounded, log-sum-exp [B, H, W], correlation).
+    """(out [B, H, W, C], the same before it was rounded, what else the backward pass needs, correlation).
 
     Empty are the second, where nothing was rounded, and the last, where nothing is carried.
     """
     carried = carry or before is not None
+    if before is not None:
+        before = before.contiguous()
     after = q.new_empty(_state_size(kernel, q, window) if carried else 0, dtype=torch.float32)
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    norms = q.new_empty((KERNELS[kernel].NORMS, *q.shape[:3]), dtype=torch.float32)
     exact = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
     state, precise = (x if x.numel() else None for x in (after, exact))
-    out = KERNELS[kernel].forward(q, k, v, window, before, state, lse, precise)
-    return out, exact, lse, after
+    out = KERNELS[kernel].forward(q, k, v, window, before, state, norms, precise)
+    return out, exact, norms, after
 
 
 @attention.register_fake
@@ -46,9 +48,9 @@ def _(
     q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size = _state_size(kernel, q, window) if carry or before is not None else 0
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    norms = q.new_empty((KERNELS[kernel].NORMS, *q.shape[:3]), dtype=torch.float32)
     exact = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
-    return v.new_empty(v.shape), exact, lse, q.new_empty(size, dtype=torch.float32)
+    return v.new_empty(v.shape), exact, norms, q.new_empty(size, dtype=torch.float32)
 
 
 @torch.library.custom_op("nlrn::attention_backward", mutates_args=())
@@ -58,7 +60,7 @@ def attention_backward(
     v: Tensor,
     exact: Tensor,
     out_gradient: Tensor,
-    lse: Tensor,
+    norms: Tensor,
     after: Tensor,
     after_gradient: Tensor | None,
     window: int | None,
@@ -66,7 +68,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and, in float32, of the correlation before (empty where nothing is carried)."""
     state = after if after.numel() else None
-    *gradients, before = KERNELS[kernel].backward(q, k, v, exact, out_gradient, lse, window, state, after_gradient)
+    *gradients, before = KERNELS[kernel].backward(q, k, v, exact, out_gradient, norms, window, state, after_gradient)
     dq, dk, dv = gradients
     return dq, dk, dv, q.new_empty(0, dtype=torch.float32) if before is None else before
 
@@ -78,7 +80,7 @@ def _(
     v: Tensor,
     exact: Tensor,
     out_gradient: Tensor,
-    lse: Tensor,
+    norms: Tensor,
     after: Tensor,
     after_gradient: Tensor | None,
     window: int | None,
@@ -89,21 +91,21 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     q, k, v, before, ctx.window, _, ctx.kernel = inputs
-    out, exact, lse, after = output
+    out, exact, norms, after = output
     ctx.follows = before is not None
-    ctx.save_for_backward(q, k, v, exact if exact.numel() else out, lse, after)
-    ctx.mark_non_differentiable(exact, lse)
+    ctx.save_for_backward(q, k, v, exact if exact.numel() else out, norms, after)
+    ctx.mark_non_differentiable(exact, norms)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(
-    ctx: Any, out_gradient: Tensor | None, _exact: None, _lse: None, after_gradient: Tensor | None
+    ctx: Any, out_gradient: Tensor | None, _exact: None, _norms: None, after_gradient: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    q, k, v, exact, lse, after = ctx.saved_tensors
+    q, k, v, exact, norms, after = ctx.saved_tensors
     if out_gradient is None:
         out_gradient = torch.zeros_like(v)
     dq, dk, dv, before = torch.ops.nlrn.attention_backward(
-        q, k, v, exact, out_gradient, lse, after, after_gradient, ctx.window, ctx.kernel
+        q, k, v, exact, out_gradient, norms, after, after_gradient, ctx.window, ctx.kernel
     )
     return dq, dk, dv, before if ctx.follows else None, None, None, None
 
@@ -144,13 +146,17 @@ def attend(
     """
     tensors = (q, k, v) if correlation is None else (q, k, v, correlation)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        if correlation is not None:
+            correlation = correlation.float()
         out, _, _, after = torch.ops.nlrn.attention(q, k, v, correlation, window, return_correlation, kernel)
         return out, after if return_correlation else None
     if correlation is None:
         dtype = torch.float32 if q.dtype == torch.float32 else torch.float16
         state = q.new_empty(_state_size(kernel, q, window) if return_correlation else 0, dtype=dtype)
+    elif return_correlation and not (overwrite and correlation.is_contiguous()):
+        state = correlation.clone(memory_format=torch.contiguous_format)
     else:
-        state = correlation.clone() if return_correlation and not overwrite else correlation
+        state = correlation.contiguous()
     follows = correlation is not None
     out = torch.ops.nlrn.attention_(q, k, v, state, follows, return_correlation, window, kernel)
     return out, state if return_correlation else None

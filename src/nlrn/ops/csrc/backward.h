@@ -1,6 +1,6 @@
 // The gradients, in two passes that only gather, so that every number is summed by one thread in one order.
 //
-// With p = exp(S - lse), D_i = out_i . out_gradient_i and
+// With p = exp(S - M) / sum (the two apart: their logarithm would lose the sum where M is large), D_i = out_i . out_gradient_i and
 //     dS_ij = p_ij (out_gradient_i . v_j - D_i) + after_gradient_ij:
 //   query pass, rows are queries:  q_gradient_i = sum_j dS_ij k_j, and dS is the gradient of `before`
 //   key pass, rows are keys:       k_gradient_j = sum_i dS_ij q_i,  v_gradient_j = sum_i p_ij out_gradient_i
@@ -16,7 +16,7 @@ struct BackwardPlanes {
     word *q, *k, *v, *o;           // by channel; o: the gradient of out
     word *q_rows, *k_rows, *o_rows;  // by row
     word *rows;
-    float *lse, *d;  // plane rows: lse, a huge one outside the picture, so that p is 0; D
+    float *most, *share, *d;  // plane rows: M, 1 / sum (0 outside the picture, so that p is 0), and D
     float *sums;     // per thread, as below: [TILE_ROWS][embed + channels][LANES]
     float *first, *second;
     ints *inside;
@@ -37,7 +37,8 @@ struct BackwardPlanes {
             q_rows = q, k_rows = k, o_rows = o;
         }
         rows = memory.take<word>(row_room(g) * g.threads);
-        lse = memory.take<float>((int64_t)g.batch * g.height * g.pitch);
+        most = memory.take<float>((int64_t)g.batch * g.height * g.pitch);
+        share = memory.take<float>((int64_t)g.batch * g.height * g.pitch);
         d = memory.take<float>((int64_t)g.batch * g.height * g.pitch);
         const int64_t n = g.threads;
         sums = memory.take<float>(n * TILE_ROWS * (g.embed + g.channels) * LANES);
@@ -160,7 +161,8 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
     int64_t plane_row(int y) const { return ((int64_t)tile.b * g.height + y) * g.pitch; }
 
     void weigh_query(int y, int ky, float *p, float *ds, int half) const {
-        const floats lse = load(m.lse + plane_row(y) + tile.here(g)), dd = load(m.d + plane_row(y) + tile.here(g));
+        const int64_t here = plane_row(y) + tile.here(g);
+        const floats most = load(m.most + here), share = load(m.share + here), dd = load(m.d + here);
         const int64_t stored = STATE ? g.logits(tile.b, y, tile.block, ky - y + g.radius) + (int64_t)tile.first * LANES : 0;
         const char *s = (const char *)a.after + stored * bytes_of<STATE>();
         const char *later = a.after_gradient ? (const char *)a.after_gradient + stored * bytes_of<GRADIENT>() : nullptr;
@@ -168,7 +170,7 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
         p += half * buffer.offset_row, ds += half * buffer.offset_row;
         for (int d = 0; d < tile.offsets; d++) {
             const floats logit = STATE ? load_as<STATE>(s + d * LANES * bytes_of<STATE>()) : load(p + d * LANES);
-            floats gradient = exp2_of<PAIR == 2>((logit - lse) * LOG2_E) * (load(ds + d * LANES) - dd);
+            floats gradient = share * exp2_of<PAIR == 2>((logit - most) * LOG2_E) * (load(ds + d * LANES) - dd);
             if (STATE && later) gradient += load_as<GRADIENT>(later + d * LANES * bytes_of<GRADIENT>());
             if (inside) gradient = (floats)((ints)gradient & inside[d]);
             if (STATE) store_as<GRADIENT>(before + d * LANES * bytes_of<GRADIENT>(), gradient);
@@ -177,10 +179,11 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
     }
 
     void weigh_key(int qy, float *p, float *ds, int half) const {
-        const float *lse = m.lse + plane_row(qy) + tile.there(g), *dd = m.d + plane_row(qy) + tile.there(g);
+        const int64_t there = plane_row(qy) + tile.there(g);
+        const float *most = m.most + there, *share = m.share + there, *dd = m.d + there;
         p += half * buffer.offset_row, ds += half * buffer.offset_row;
         for (int d = 0; d < tile.offsets; d++) {
-            const floats weight = exp2_of<PAIR == 2>((load(p + d * LANES) - load(lse + d)) * LOG2_E);
+            const floats weight = load(share + d) * exp2_of<PAIR == 2>((load(p + d * LANES) - load(most + d)) * LOG2_E);
             store(ds + d * LANES, weight * (load(ds + d * LANES) - load(dd + d)));
             store(p + d * LANES, weight);
         }
@@ -217,8 +220,9 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
                     const char *at = (const char *)data + stored * bytes_of<TYPE>();
                     return load_across<TYPE>(one ? at : nullptr, other ? at + next * bytes_of<TYPE>() : nullptr, shift);
                 };
-                const floats lse = load(m.lse + plane_row(qy) + tile.there(g) + d);
-                weight[half] = exp2_of<PAIR == 2>((across(Type<STATE>(), a.after) - lse) * LOG2_E);
+                const int64_t there = plane_row(qy) + tile.there(g) + d;
+                const floats above = across(Type<STATE>(), a.after) - load(m.most + there);
+                weight[half] = load(m.share + there) * exp2_of<PAIR == 2>(above * LOG2_E);
                 gradient[half] = across(Type<GRADIENT>(), a.before_gradient);
             }
             store_words((word *)(p + d * LANES), paired<PAIR>(weight[0], weight[1]));
@@ -257,16 +261,19 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
     }
 };
 
-// lse and D = out . out_gradient of every pixel, as plane rows.
+// M, 1 / sum and D = out . out_gradient of every pixel, as plane rows.
 static void pack_statistics(const Plan &g, const BackwardArrays &a, bool bf16, const BackwardPlanes &m) {
     const Pixels gradient{(const char *)a.out_gradient, g.channels, bf16};
+    const int64_t pixels = (int64_t)g.batch * g.height * g.width;
 #pragma omp parallel for schedule(static) num_threads(g.threads)
     for (int row = 0; row < g.batch * g.height; row++) {
-        float *lse = m.lse + (int64_t)row * g.pitch, *d = m.d + (int64_t)row * g.pitch;
-        for (int x = 0; x < g.pitch; x++) lse[x] = 1e30f, d[x] = 0;
+        float *most = m.most + (int64_t)row * g.pitch, *share = m.share + (int64_t)row * g.pitch;
+        float *d = m.d + (int64_t)row * g.pitch;
+        for (int x = 0; x < g.pitch; x++) most[x] = 1e30f, share[x] = d[x] = 0;
         for (int x = 0; x < g.width; x++) {
             const int64_t pixel = (int64_t)row * g.width + x;
-            lse[g.left + x] = a.lse[pixel];
+            most[g.left + x] = a.norms[pixel];
+            share[g.left + x] = 1 / a.norms[pixels + pixel];
             const float *out = a.exact + pixel * g.channels;
             floats sum{};
             int c = 0;

@@ -34,6 +34,9 @@ bool runs_here(const Kernel *kernel) {
 #pragma GCC visibility push(default)
 extern "C" {
 
+// Bytes of a Problem, by which the caller sees that it was built for this library.
+int64_t nlrn_problem_bytes() { return sizeof(Problem); }
+
 // Name and lanes of the set of that number; null past the last, an empty name for one that cannot run here.
 const char *nlrn_set_name(int32_t set) {
     if (set < 0 || set >= COUNT) return nullptr;

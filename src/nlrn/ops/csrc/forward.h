@@ -169,8 +169,12 @@ template <int PAIR, int STATE> struct Forward {
         const int64_t pixel = ((int64_t)tile.b * g.height + y) * g.width + x;
         store_pixels(sum, g.channels, a.out, bf16, pixel, count);
         if (a.exact) store_pixels(sum, g.channels, a.exact, false, pixel, count);
-        if (a.lse)
-            for (int l = 0; l < count; l++) a.lse[pixel + l] = largest[i][l] + __builtin_logf(total[i][l]);
+        if (!a.norms) return;
+        const int64_t pixels = (int64_t)g.batch * g.height * g.width;
+        for (int l = 0; l < count; l++) {
+            a.norms[pixel + l] = largest[i][l];
+            a.norms[pixels + pixel + l] = total[i][l];
+        }
     }
 
     // Offsets that this tile never computes are 0 in the correlation it leaves behind.

@@ -84,7 +84,7 @@ NLRN_INLINE uint16_t to_bf16(float f) {  // to nearest even
 // 2^x for x <= about 10, by a polynomial on [-1/2, 1/2]: of degree 6 (relative error 2e-7), or, where the result
 // is rounded to bf16 at once, 4 (3e-6).
 template <bool COARSE> NLRN_INLINE floats exp2_of(floats x) {
-    x = larger(x, every(-126.f));
+    x = larger(every(-126.f), x);  // in this order NaN stays NaN: the second operand is what an unordered one gives
     const floats whole = (x + 12582912.f) - 12582912.f, r = x - whole;
     floats p;
     if (COARSE) {
@@ -128,7 +128,7 @@ NLRN_INLINE floats load_half(const uint16_t *p) {
 #endif
 }
 NLRN_INLINE void store_half(uint16_t *p, floats v) {
-    v = smaller(larger(v, every(-65504.f)), every(65504.f));
+    v = smaller(every(65504.f), larger(every(-65504.f), v));  // NaN stays NaN
 #if defined(__AVX512F__)
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, 0));
 #elif defined(__AVX2__)

@@ -19,7 +19,7 @@ struct ForwardArrays {
     const void *q, *k, *v;
     const void *before;  // the correlation of the states before, or null
     void *after;         // where to put this state's correlation, or null; may be `before`
-    float *lse;          // log-sum-exp of every query's logits, or null
+    float *norms;        // [2][pixel]: M of every query and the sum of exp(logit - M) over its keys, or null
     void *out;
     float *exact;        // out before it is rounded to 16 bits, or null
 };
@@ -28,7 +28,7 @@ struct BackwardArrays {
     const void *q, *k, *v;
     const float *exact;  // out in float32: a rounded one would spoil the differences that make up dS
     const void *out_gradient;
-    const float *lse;
+    const float *norms;
     const void *after;           // this state's correlation, or null if none was carried
     const void *after_gradient;  // from the states behind, or null
     void *before_gradient;       // needed when `after` is there; may be `after_gradient`
