@@ -46,8 +46,8 @@ class Blocks:
 # Bytes of an element, then the channels of q and v together, padded, up to which a line holds: 96 are the small
 # network, 192 the base one. The largest blocks that hardly spill a register. A square tile has the smallest halo; a
 # tile of keys is wide, because along its rows the states lie together. The key pass does not prefetch: copying
-# float32 states to shared memory ahead of time costs it half as many instructions again. float32 has no tensor cores
-# and holds its operands in registers.
+# float32 states to shared memory ahead of time costs it half as many instructions again. float32 inputs have no tensor
+# cores and their operands are held in registers: above 192 channels their query pass does spill.
 _QUERY_BLOCKS = {
     2: {192: Blocks(8, 8, 32, 4, 2), 512: Blocks(8, 8, 16, 8, 1), 1024: Blocks(4, 8, 16, 8, 1)},
     4: {192: Blocks(8, 8, 16, 8, 1), 512: Blocks(4, 8, 16, 8, 1), 1024: Blocks(4, 4, 16, 8, 1)},

@@ -205,25 +205,28 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
     // p and dS of the keys of row y towards the queries of a group, from what the query pass left.
     void weigh_stored_keys(int y, int group, const bool *met, float *p, float *ds) const {
         const int64_t next = (int64_t)g.window * g.window * LANES;  // numbers from block to block
+        int64_t row[PAIR], there[PAIR];
+        for (int half = 0; half < PAIR; half++) {
+            const int qy = least(group * PAIR + half, g.height - 1);
+            row[half] = g.logits(tile.b, qy, 0, met[half] ? y - qy + g.radius : 0);
+            there[half] = plane_row(qy) + tile.there(g);
+        }
         for (int d = 0; d < tile.offsets; d++) {
             const int x = tile.block * LANES + tile.first + d - g.radius;
             const int block = x >= 0 ? x / LANES : -1, shift = x - block * LANES;
-            const int dx = g.window - 1 - (tile.first + d);
+            const int64_t place = block * next + (int64_t)(g.window - 1 - (tile.first + d)) * LANES;
+            const bool one = block >= 0, other = block + 1 < g.blocks;
+            auto across = [&](auto type, const void *data, int half) __attribute__((always_inline)) {
+                constexpr int TYPE = decltype(type)::value;
+                const char *at = (const char *)data + (row[half] + place) * bytes_of<TYPE>();
+                return load_across<TYPE>(one ? at : nullptr, other ? at + next * bytes_of<TYPE>() : nullptr, shift);
+            };
             floats weight[2] = {floats{}, floats{}}, gradient[2] = {floats{}, floats{}};
             for (int half = 0; half < PAIR; half++) {
                 if (!met[half]) continue;
-                const int qy = group * PAIR + half;
-                const int64_t stored = g.logits(tile.b, qy, block, y - qy + g.radius) + (int64_t)dx * LANES;
-                const bool one = block >= 0, other = block + 1 < g.blocks;
-                auto across = [&](auto type, const void *data) __attribute__((always_inline)) {
-                    constexpr int TYPE = decltype(type)::value;
-                    const char *at = (const char *)data + stored * bytes_of<TYPE>();
-                    return load_across<TYPE>(one ? at : nullptr, other ? at + next * bytes_of<TYPE>() : nullptr, shift);
-                };
-                const int64_t there = plane_row(qy) + tile.there(g) + d;
-                const floats above = across(Type<STATE>(), a.after) - load(m.most + there);
-                weight[half] = load(m.share + there) * exp2_of<PAIR == 2>(above * LOG2_E);
-                gradient[half] = across(Type<GRADIENT>(), a.before_gradient);
+                const floats above = across(Type<STATE>(), a.after, half) - load(m.most + there[half] + d);
+                weight[half] = load(m.share + there[half] + d) * exp2_of<PAIR == 2>(above * LOG2_E);
+                gradient[half] = across(Type<GRADIENT>(), a.before_gradient, half);
             }
             store_words((word *)(p + d * LANES), paired<PAIR>(weight[0], weight[1]));
             store_words((word *)(ds + d * LANES), paired<PAIR>(gradient[0], gradient[1]));
