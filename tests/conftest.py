@@ -40,8 +40,9 @@ def _data() -> Path:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of the data sets; skips where there is none."""
+    """The folder of the data sets; skips where there is none, unless NLRN_DATA says that there is."""
     if not _data().is_dir():
+        assert not os.environ.get("NLRN_DATA"), f"NLRN_DATA names no folder: {_data()}"
         pytest.skip(f"the data sets are not at {_data()} (set NLRN_DATA)")
     return _data()
 

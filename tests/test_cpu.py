@@ -293,6 +293,50 @@ def test_a_correlation_that_lies_apart_is_read_as_it_is_and_nothing_beside_it_wr
     assert bool((apart[:, 1] == 7).all())
 
 
+@pytest.mark.parametrize(("grad_dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-3)])
+@pytest.mark.parametrize("shape", SHAPES[3:])
+def test_a_gradient_of_the_correlation_goes_in_and_comes_out(
+    instruction_set: str, shape: tuple[int | None, ...], grad_dtype: torch.dtype, tolerance: float
+) -> None:
+    """By float32 or bfloat16 numbers; the loss is on out and on the correlation itself."""
+    case, window = Case.draw(shape, 1), shape[-1]
+    inputs, weight = [x.float() for x in case.states[0]], case.weights[0]
+    batch, height, width = shape[:3]
+    state = torch.empty(cpu.state_elements(batch, height, width, window))
+    norms = torch.empty(2, batch, height, width)
+    out = cpu.forward(*inputs, window, None, state, norms)
+    later = torch.randn(state.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    later *= dense_mask(shape, state)
+    *found, before = cpu.backward(
+        *inputs, out, weight.float(), norms, window, state, later.to(grad_dtype), grad_dtype=grad_dtype
+    )
+    assert before.dtype == grad_dtype
+    leaves = [x.clone().requires_grad_() for x in case.states[0]]
+    start = torch.zeros_like(dense(state, shape)).double().requires_grad_()
+    expected_out, expected_after = reference.attend(*leaves, window, start, True)
+    loss = (expected_out * weight).sum() + (expected_after * dense(later, shape)).sum()
+    *exact, exact_before = torch.autograd.grad(loss, [*leaves, start])
+    for a, b, floor in zip(found, exact, case.floors(), strict=True):
+        assert error(a, b, floor) <= tolerance
+    assert error(dense(before, shape), exact_before) <= tolerance
+
+
+def dense_mask(shape: tuple[int | None, ...], state: Tensor) -> Tensor:
+    """1 at the entries of a correlation of that shape that lie in the picture."""
+    batch, height, width, *_, window = shape
+    q = torch.ones(batch, height, width, 1)
+    ones = torch.empty_like(state)
+    cpu.forward(q, q, q, window, None, ones)
+    return ones
+
+
+def test_a_gradient_of_the_correlation_in_float16_is_refused() -> None:
+    q = torch.rand(1, 3, 3, 2)
+    state, norms = torch.zeros(cpu.state_elements(1, 3, 3, 3)), torch.zeros(2, 1, 3, 3)
+    with pytest.raises(BackendError, match="not in torch.float16"):
+        cpu.backward(q, q, q, q, q, norms, 3, state, None, grad_dtype=torch.float16)
+
+
 def test_a_float16_correlation_meets_gradients() -> None:
     """Made without gradients from 16-bit queries, then carried on with them."""
     case = Case.draw(SHAPES[4], 2)

@@ -50,10 +50,10 @@ def test_a_file_changed_after_its_release_is_refused(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", ["02", "05"])
 def test_the_scores_come_out_again(data_root: Path, name: str) -> None:
-    """Two pictures of Set12 at every level: to 0.001 dB in float32; a single picture in bf16 to 0.03 dB."""
+    """Two pictures of Set12 at every level: to 0.001 dB in float32, to 0.01 dB in bf16."""
     pictures = [(stem, image) for stem, image in scoring_set(data_root, "set12") if stem == name]
     published = result("denoise-gray-small")["scores"]["set12"]  # type: ignore[index]
-    for settings, tolerance in ((EXACT, 0.001), (Settings(precision="bf16", tile=0), 0.03)):
+    for settings, tolerance in ((EXACT, 0.001), (Settings(precision="bf16", tile=0), 0.01)):
         restorer = Restorer("denoise-gray-small", device="cpu", settings=settings)
         found = evaluate_denoising(restorer, {"set12": pictures}, [15.0, 25.0, 50.0])["set12"]
         for sigma in ("15", "25", "50"):

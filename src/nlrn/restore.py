@@ -316,7 +316,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:  # meta raises NotImplementedError, a RuntimeError
+    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: the module of another vendor
         reason = str(error).splitlines()[0]
         raise BackendError(f"the device {name!r} cannot be used here: {reason}") from error
     return device

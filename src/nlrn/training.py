@@ -39,29 +39,32 @@ LOOKS = 10  # steps between two looks at the loss where a look costs: it waits f
 FORWARD = 0.4  # of a training step's time, what a forward pass alone takes, to plan the end of a slice
 
 
-def train_from_recipe(
-    recipe: str | Path,
+def train_from_recipe(recipe: str | Path, *, steps: int | None = None, **options: Any) -> Path:
+    """`train` as the TOML file says. steps: overrules the recipe's number."""
+    config = read_recipe(recipe)
+    if steps is not None:
+        config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=steps))
+    return train(config, **options)
+
+
+def train(
+    config: TrainConfig,
     *,
     output: str | Path | None = None,
     resume: bool = False,
     minutes: float | None = None,
-    steps: int | None = None,
     tensorboard: bool = False,
     data: str | Path | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Train as the TOML file says and return the path of the weights it ends with.
+    """Train as a recipe says and return the path of the weights it ends with.
 
     output: the run folder, by default runs/<recipe name>. resume: go on from the newest verified state; a run
     that had ended goes on from its state before the decay when there are more steps to make, as does a folder that
-    holds that state alone. minutes: stop by
-    the clock, the last part of them spent on the decay branch (a resumed run that is in its decay already
-    finishes it). steps: overrules the recipe's number. Raises ConfigError, InputError, CheckpointError, or
-    TrainingError when the loss stops being finite (the last good state is kept).
+    holds that state alone. minutes: stop by the clock, the last part of them spent on the decay branch (a resumed
+    run that is in its decay already finishes it). Raises ConfigError, InputError, CheckpointError, or TrainingError
+    when the loss stops being finite (the last good state is kept).
     """
-    config = read_recipe(recipe)
-    if steps is not None:
-        config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=steps))
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"minutes must be positive, not {minutes}")
     folder, root = Path(output or Path("runs") / config.name), data_root(data)

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import BackendError
+from nlrn.ops.reference import offsets_inside
 
 WHOLE = 64  # the side up to which a picture is its own window; beyond, its correlation lies too wide apart
 NORMS = 2  # numbers a query that the backward pass needs: a maximum of the logits, and a sum relative to it
 LIBRARY = Path(__file__).with_name("libnlrn_cpu.so")
 _ELEMENTS = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-_Shape = tuple[int, int, int, int]  # batch, height, width, effective window
 
 
 class _Problem(ctypes.Structure):
@@ -38,7 +38,7 @@ class _Problem(ctypes.Structure):
 def _load(path: Path) -> tuple[ctypes.CDLL | None, dict[str, tuple[int, int]], str]:
     """(library, instruction sets of this processor, the best first: number and lanes; or why there is none)."""
     if not path.exists():
-        return None, {}, "the fused CPU kernel was not built: there was no C++ compiler when nlrn was installed"
+        return None, {}, "the fused CPU kernel was not built: that takes a C++ compiler with OpenMP when nlrn is installed"
     try:
         library = ctypes.CDLL(str(path))
         library.nlrn_problem_bytes.restype = ctypes.c_int64
@@ -86,10 +86,21 @@ def _effective(height: int, width: int, window: int | None) -> int:
     return whole if window is None else min(window, whole)
 
 
-def _problem(q: Tensor, v: Tensor, window: int | None) -> _Problem:
+def _problem(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    state: torch.dtype | None,
+    state_gradient: torch.dtype = torch.float32,
+) -> tuple[_Problem, list[Tensor]]:
+    """The problem, and q, k and v as the kernel takes them."""
     batch, height, width, embed = q.shape
-    radius = _effective(height, width, window) // 2
-    return _Problem(batch, height, width, embed, v.shape[-1], radius, torch.get_num_threads(), _ELEMENTS[q.dtype], 0, 1)
+    (q, q_stride), (k, k_stride), (v, v_stride) = (_pixels(x) for x in (q, k, v))
+    radius, threads = _effective(height, width, window) // 2, torch.get_num_threads()
+    elements = (_ELEMENTS[q.dtype], _ELEMENTS[state], _ELEMENTS[state_gradient])
+    strides = (q_stride, k_stride, v_stride)
+    return _Problem(batch, height, width, embed, v.shape[-1], radius, threads, *elements, *strides), [q, k, v]
 
 
 def _pixels(x: Tensor) -> tuple[Tensor, int]:
@@ -141,15 +152,12 @@ def forward(
     to put a maximum M of the logits and the sum of exp(logit - M), and exact [B, H, W, C], where to put out before
     it is rounded.
     """
-    (q, q_stride), (k, k_stride), (v, v_stride) = (_pixels(x) for x in (q, k, v))
-    problem = _problem(q, v, window)
-    problem.q_stride, problem.k_stride, problem.v_stride = q_stride, k_stride, v_stride
-    state = before if before is not None else after
     if before is not None and after is not None and before.dtype != after.dtype:
         raise BackendError(f"a correlation of {before.dtype} cannot be carried on as {after.dtype}")
-    problem.state = _ELEMENTS[None if state is None else state.dtype]
+    state = before if before is not None else after
+    problem, qkv = _problem(q, k, v, window, None if state is None else state.dtype)
     out = v.new_empty(v.shape)
-    _run("nlrn_forward", problem, [q, k, v, before, after, norms, out, exact], backward=False)
+    _run("nlrn_forward", problem, [*qkv, before, after, norms, out, exact], backward=False)
     return out
 
 
@@ -163,18 +171,22 @@ def backward(
     window: int | None,
     after: Tensor | None,
     after_gradient: Tensor | None,
+    grad_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v in their dtype, and of `before`, in float32, when a correlation `after` was kept."""
-    (q, q_stride), (k, k_stride), (v, v_stride) = (_pixels(x) for x in (q, k, v))
-    problem = _problem(q, v, window)
-    problem.q_stride, problem.k_stride, problem.v_stride = q_stride, k_stride, v_stride
-    problem.state = _ELEMENTS[None if after is None else after.dtype]
+    """Gradients of q, k, v in their dtype, and of `before`, when a correlation `after` was kept.
+
+    grad_dtype: of the correlation's gradient, float32 or bfloat16; after_gradient comes in it. Never float16: with
+    a mean loss nearly all of its entries would be rounded to 0.
+    """
+    if grad_dtype not in (torch.float32, torch.bfloat16):
+        raise BackendError(f"the gradient of a correlation is kept in float32 or bfloat16, not in {grad_dtype}")
+    problem, qkv = _problem(q, k, v, window, None if after is None else after.dtype, grad_dtype)
     out_gradient = out_gradient.contiguous()
-    before_gradient = None if after is None else torch.empty(after.shape, dtype=torch.float32)
+    before_gradient = None if after is None else torch.empty(after.shape, dtype=grad_dtype)
     if after_gradient is not None:
-        after_gradient = after_gradient.to(torch.float32).contiguous()
+        after_gradient = after_gradient.to(grad_dtype).contiguous()
     gradients = [x.new_empty(x.shape) for x in (q, k, v)]
-    tensors = [q, k, v, exact, out_gradient, norms, after, after_gradient, before_gradient, *gradients]
+    tensors = [*qkv, exact, out_gradient, norms, after, after_gradient, before_gradient, *gradients]
     _run("nlrn_backward", problem, tensors, backward=True)
     return gradients[0], gradients[1], gradients[2], before_gradient
 
@@ -207,13 +219,11 @@ def rows(
     """Row by row of the pictures: ((batch, rows, columns), logits [1, W, keys], -1e30 outside the picture)."""
     state = _blocks(correlation, batch, height, width, window)
     effective = state.shape[-2]
-    offset = torch.arange(effective) - effective // 2
-    column_inside = ((torch.arange(width)[:, None] + offset) >= 0) & ((torch.arange(width)[:, None] + offset) < width)
+    row_inside, column_inside = (offsets_inside(n, effective, correlation.device) for n in (height, width))
     for b in range(batch):
         for y in range(height):
             row = state[b, y].permute(0, 3, 1, 2).reshape(-1, effective, effective)[:width]
-            row_inside = (y + offset >= 0) & (y + offset < height)
-            inside = row_inside[:, None] & column_inside[:, None, :]
+            inside = row_inside[y, :, None] & column_inside[:, None, :]
             logits = row.float().masked_fill(~inside, -1e30).reshape(1, width, -1)
             yield (slice(b, b + 1), slice(y, y + 1), slice(0, width)), logits
 

@@ -24,6 +24,13 @@ def _state_size(kernel: str, q: Tensor, window: int | None) -> int:
     return size
 
 
+def _kept(kernel: str, q: Tensor, v: Tensor, window: int | None, carried: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for what `attention` returns beside out."""
+    exact = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
+    norms = q.new_empty((KERNELS[kernel].NORMS, *q.shape[:3]), dtype=torch.float32)
+    return exact, norms, q.new_empty(_state_size(kernel, q, window) if carried else 0, dtype=torch.float32)
+
+
 @torch.library.custom_op("nlrn::attention", mutates_args=())
 def attention(
     q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
@@ -32,12 +39,9 @@ def attention(
 
     Empty are the second, where nothing was rounded, and the last, where nothing is carried.
     """
-    carried = carry or before is not None
     if before is not None:
         before = before.contiguous()
-    after = q.new_empty(_state_size(kernel, q, window) if carried else 0, dtype=torch.float32)
-    norms = q.new_empty((KERNELS[kernel].NORMS, *q.shape[:3]), dtype=torch.float32)
-    exact = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
+    exact, norms, after = _kept(kernel, q, v, window, carry or before is not None)
     state, precise = (x if x.numel() else None for x in (after, exact))
     out = KERNELS[kernel].forward(q, k, v, window, before, state, norms, precise)
     return out, exact, norms, after
@@ -47,10 +51,7 @@ def attention(
 def _(
     q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    size = _state_size(kernel, q, window) if carry or before is not None else 0
-    norms = q.new_empty((KERNELS[kernel].NORMS, *q.shape[:3]), dtype=torch.float32)
-    exact = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
-    return v.new_empty(v.shape), exact, norms, q.new_empty(size, dtype=torch.float32)
+    return v.new_empty(v.shape), *_kept(kernel, q, v, window, carry or before is not None)
 
 
 @torch.library.custom_op("nlrn::attention_backward", mutates_args=())

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import InputError
+from nlrn.ops.reference import offsets_inside
 
 MASKED = -1e30
 _CHANNELS_LIMIT = 512  # more of them do not fit a program's registers and shared memory
@@ -104,9 +105,7 @@ def rows(
     """Blocks ((batch, rows, columns), logits [1, Q, q * q] in float32 with MASKED at keys outside the picture)."""
     assert window is not None
     dense = to_dense(correlation, batch, height, width, window)
-    offset = torch.arange(window, device=correlation.device) - window // 2
-    row_keys, column_keys = (torch.arange(n, device=correlation.device)[:, None] + offset for n in (height, width))
-    row_ok, column_ok = (row_keys >= 0) & (row_keys < height), (column_keys >= 0) & (column_keys < width)
+    row_ok, column_ok = (offsets_inside(n, window, correlation.device) for n in (height, width))
     tall = max(1, _ROWS_BLOCK // (width * window * window))
     for b in range(batch):
         for y in range(0, height, tall):

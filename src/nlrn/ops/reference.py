@@ -21,11 +21,14 @@ def unsupported(q: Tensor, window: int | None) -> str | None:
 
 def valid_offsets(height: int, width: int, window: int, device: torch.device) -> Tensor:
     """Bool [H, W, q, q]: does offset (dy, dx) from pixel (y, x) stay inside the picture?"""
-    offset = torch.arange(window, device=device) - window // 2
-    rows = torch.arange(height, device=device)[:, None] + offset
-    columns = torch.arange(width, device=device)[:, None] + offset
-    row_ok, column_ok = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-    return row_ok[:, None, :, None] & column_ok[None, :, None, :]
+    rows, columns = (offsets_inside(n, window, device) for n in (height, width))
+    return rows[:, None, :, None] & columns[None, :, None, :]
+
+
+def offsets_inside(length: int, window: int, device: torch.device) -> Tensor:
+    """Bool [length, q]: does an offset from a place on a side of that length stay on it?"""
+    place = torch.arange(length, device=device)[:, None] + torch.arange(window, device=device) - window // 2
+    return (place >= 0) & (place < length)
 
 
 def _neighbours(x: Tensor, window: int) -> Tensor:

@@ -74,22 +74,11 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
 
     void run() {
         memset(sums, 0, (int64_t)TILE_ROWS * (g.embed + (PASS == KEYS ? g.channels : 0)) * LANES * 4);
-        if (PASS == QUERIES && STATE) clear_outside();
-        const Span groups = tile.groups(g);
-        for (int g0 = groups.first; g0 < groups.end; g0 += buffer.at_once) {
-            const int g1 = least(groups.end, g0 + buffer.at_once);
-            for (int y = tile.y0; y < tile.y1; y += ROWS) {
-                fetch_next(g1, least(groups.end, g1 + buffer.at_once), (y - tile.y0) / ROWS);
-                const Span rows{y, least(tile.y1, y + ROWS)};
-                for (int group = g0; group < g1;) {
-                    const Span met = meeting_group(g, rows, group);
-                    int end = group + 1;
-                    while (end < g1 && meeting_group(g, rows, end) == met) end++;
-                    if (!met.empty()) work_on(met, group, end);
-                    group = end;
-                }
-            }
-        }
+        if (PASS == QUERIES && STATE) clear_outside(g, tile, a.before_gradient, bytes_of<GRADIENT>());
+        for_groups(
+            g, tile, buffer.at_once, [&](int first, int end, int part) { fetch_next(first, end, part); },
+            [&](Span met, int first, int end) { work_on(met, first, end); }
+        );
         for (int y = tile.y0; y < tile.y1; y++) {
             const int x = tile.block * LANES, count = least(LANES, g.width - x);
             const int64_t pixel = ((int64_t)tile.b * g.height + y) * g.width + x;
@@ -233,22 +222,6 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
         }
     }
     template <int TYPE> struct Type { static constexpr int value = TYPE; };
-
-    // Offsets that this tile never computes are 0 in the gradient it leaves behind.
-    void clear_outside() const {
-        for (int y = tile.y0; y < tile.y1; y++)
-            for (int dy = 0; dy < g.window; dy++) {
-                const int ky = y + dy - g.radius;
-                const bool outside = ky < 0 || ky >= g.height;
-                clear(y, dy, 0, outside ? g.window : tile.first);
-                if (!outside) clear(y, dy, tile.first + tile.offsets, g.window);
-            }
-    }
-    void clear(int y, int dy, int from, int to) const {
-        constexpr int SIZE = LANES * bytes_of<GRADIENT>();
-        char *row = (char *)a.before_gradient + g.logits(tile.b, y, tile.block, dy) * bytes_of<GRADIENT>();
-        if (from < to) memset(row + (int64_t)from * SIZE, 0, (int64_t)(to - from) * SIZE);
-    }
 
     void fetch_next(int first, int end, int part) const {
         const int parts = ceil_div(tile.y1 - tile.y0, ROWS), words = tile.offsets + LANES;

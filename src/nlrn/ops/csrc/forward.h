@@ -56,22 +56,11 @@ template <int PAIR, int STATE> struct Forward {
     void run() {
         memset(sums, 0, (int64_t)TILE_ROWS * g.channels * LANES * 4);
         for (int i = 0; i < TILE_ROWS; i++) largest[i] = every(MASKED), total[i] = floats{};
-        if (STATE && a.after && a.after != a.before) clear_outside();  // else they are 0 already
-        const Span groups = tile.groups(g);
-        for (int g0 = groups.first; g0 < groups.end; g0 += buffer.at_once) {
-            const int g1 = least(groups.end, g0 + buffer.at_once);
-            for (int y = tile.y0; y < tile.y1; y += ROWS) {
-                fetch_next(g1, least(groups.end, g1 + buffer.at_once), (y - tile.y0) / ROWS);
-                const Span rows{y, least(tile.y1, y + ROWS)};
-                for (int group = g0; group < g1;) {  // groups that the same rows meet, together
-                    const Span met = meeting_group(g, rows, group);
-                    int end = group + 1;
-                    while (end < g1 && meeting_group(g, rows, end) == met) end++;
-                    if (!met.empty()) attend(met, group, end);
-                    group = end;
-                }
-            }
-        }
+        if (STATE && a.after && a.after != a.before) clear_outside(g, tile, a.after, bytes_of<STATE>());  // else they are 0 already
+        for_groups(
+            g, tile, buffer.at_once, [&](int first, int end, int part) { fetch_next(first, end, part); },
+            [&](Span met, int first, int end) { attend(met, first, end); }
+        );
         for (int y = tile.y0; y < tile.y1; y++) finish(y);
     }
 
@@ -175,20 +164,6 @@ template <int PAIR, int STATE> struct Forward {
             a.norms[pixel + l] = largest[i][l];
             a.norms[pixels + pixel + l] = total[i][l];
         }
-    }
-
-    // Offsets that this tile never computes are 0 in the correlation it leaves behind.
-    void clear_outside() const {
-        for (int y = tile.y0; y < tile.y1; y++)
-            for (int dy = 0; dy < g.window; dy++) {
-                const int ky = y + dy - g.radius;
-                const bool outside = ky < 0 || ky >= g.height;
-                clear(y, dy, 0, outside ? g.window : tile.first);
-                if (!outside) clear(y, dy, tile.first + tile.offsets, g.window);
-            }
-    }
-    void clear(int y, int dy, int from, int to) const {
-        if (from < to) memset((char *)a.after + place_of(y, dy, from), 0, (int64_t)(to - from) * LANES * bytes_of<STATE>());
     }
 
     // The rows that come next; every ROWS rows of the tile ask for their share.

@@ -63,6 +63,43 @@ NLRN_INLINE Span meeting_group(const Plan &g, Span rows, int group) {
     return {most(rows.first, y - g.radius), least(rows.end, last + g.radius + 1)};
 }
 
+// `work(rows, first, end)` for all groups of a tile, a few at a time, and for ROWS rows at a time those groups
+// together that the same rows meet; before it, `fetch(first, end, part)` for every ROWS rows: the groups that come
+// next, of which each asks for its share.
+template <typename Fetch, typename Work>
+NLRN_INLINE void for_groups(const Plan &g, const Tile &tile, int at_once, const Fetch &fetch, const Work &work) {
+    const Span groups = tile.groups(g);
+    for (int g0 = groups.first; g0 < groups.end; g0 += at_once) {
+        const int g1 = least(groups.end, g0 + at_once);
+        for (int y = tile.y0; y < tile.y1; y += ROWS) {
+            fetch(g1, least(groups.end, g1 + at_once), (y - tile.y0) / ROWS);
+            const Span rows{y, least(tile.y1, y + ROWS)};
+            for (int group = g0; group < g1;) {
+                const Span met = meeting_group(g, rows, group);
+                int end = group + 1;
+                while (end < g1 && meeting_group(g, rows, end) == met) end++;
+                if (!met.empty()) work(met, group, end);
+                group = end;
+            }
+        }
+    }
+}
+
+// Offsets that a tile never computes are 0 in the correlation, or its gradient, that it leaves behind.
+static void clear_outside(const Plan &g, const Tile &tile, void *state, int size) {
+    auto clear = [&](int y, int dy, int from, int to) {
+        char *row = (char *)state + g.logits(tile.b, y, tile.block, dy) * size;
+        if (from < to) memset(row + (int64_t)from * LANES * size, 0, (int64_t)(to - from) * LANES * size);
+    };
+    for (int y = tile.y0; y < tile.y1; y++)
+        for (int dy = 0; dy < g.window; dy++) {
+            const int ky = y + dy - g.radius;
+            const bool outside = ky < 0 || ky >= g.height;
+            clear(y, dy, 0, outside ? g.window : tile.first);
+            if (!outside) clear(y, dy, tile.first + tile.offsets, g.window);
+        }
+}
+
 // Buffers of logits or weights: [row][group][row of the group][offset][LANES]
 struct Buffer {
     int64_t offset_row, group, row;  // floats from one to the next

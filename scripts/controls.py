@@ -1,0 +1,90 @@
+"""Does the attention earn its place? Equal trainings of the small model with and without it, each with several seeds.
+
+Every arm makes the first steps of recipes/denoise-gray-small.toml, its decay included, and differs from the recipe in
+nothing but the model: as it is, without propagation, and with a window of one pixel (every pixel attends to itself
+alone; the number of parameters stays). The weights at the end are scored on Set12 and BSD68.
+
+    python scripts/controls.py --data ../shared/data -o results/controls.json
+
+Runs land under runs/controls; what is there already goes on from where it stands, so a killed script can be called again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from nlrn.checkpoint import model_metadata
+from nlrn.errors import ModelError
+from nlrn.evaluation import evaluate_denoising, find_sets, provenance
+from nlrn.recipe import TrainConfig, read_recipe
+from nlrn.restore import Restorer, Settings
+from nlrn.training import train
+from nlrn.trainstate import holds_a_run
+
+ROOT = Path(__file__).resolve().parents[1]
+ARMS: dict[str, dict[str, Any]] = {"full": {}, "no propagation": {"propagation": False}, "no attention": {"window": 1}}
+
+
+def arm(recipe: TrainConfig, name: str, seed: int, steps: int) -> TrainConfig:
+    """The recipe of one arm's run."""
+    return dataclasses.replace(
+        recipe,
+        name=f"{name.replace(' ', '-')}-{seed}",
+        seed=seed,
+        model=dataclasses.replace(recipe.model, **ARMS[name]),
+        schedule=dataclasses.replace(recipe.schedule, steps=steps),
+    )
+
+
+def trained(config: TrainConfig, folder: Path, data: Path) -> Path:
+    """The weights that the run ends with; it is made, or made to its end, when they are not there."""
+    weights = folder / f"{config.name}.safetensors"
+    try:
+        if model_metadata(weights).get("steps") == str(config.schedule.steps):
+            return weights
+    except ModelError:
+        pass
+    return train(config, output=folder, data=data, resume=holds_a_run(folder))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/denoise-gray-small.toml")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/controls"))
+    parser.add_argument("--sigma", type=float, nargs="+", default=[15.0, 25.0, 50.0])
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+    recipe = read_recipe(options.recipe)
+    sets = find_sets(options.data)
+    settings = Settings(tile=0)
+    result: dict[str, Any] = {"recipe": recipe.name, "steps": options.steps, "runs": {}}
+    for seed in options.seeds:
+        for name in options.arms:
+            config = arm(recipe, name, seed, options.steps)
+            path = trained(config, options.runs / config.name, options.data)
+            restorer = Restorer(str(path), device="cpu", settings=settings)
+            scores = evaluate_denoising(restorer, sets, options.sigma, say=print)
+            for by_sigma in scores.values():
+                for score in by_sigma.values():
+                    del score["pictures"]
+            seconds = float(model_metadata(path)["hardware_seconds"])
+            result["runs"].setdefault(name, {})[str(seed)] = {"scores": scores, "training_seconds": seconds}
+            result["run"] = provenance(restorer)
+            options.output.write_text(json.dumps(result, indent=1) + "\n")  # what there is, after every arm
+    for name, runs in result["runs"].items():
+        for s in sets:
+            means = [statistics.mean(r["scores"][s][f"{x:g}"]["psnr"] for r in runs.values()) for x in options.sigma]
+            print(f"{name}, {s}: " + " / ".join(f"{mean:.2f}" for mean in means))
+
+
+if __name__ == "__main__":
+    main()
