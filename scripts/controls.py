@@ -6,7 +6,7 @@ alone; the number of parameters stays). The weights at the end are scored on Set
 
     python scripts/controls.py --data ../shared/data -o results/controls.json
 
-Runs land under runs/controls; what is there already goes on from where it stands, so a killed script can be called again.
+Runs land under runs/controls, and go on from where they stand when the script is called again.
 """
 
 from __future__ import annotations

@@ -333,7 +333,7 @@ def dense_mask(shape: tuple[int | None, ...], state: Tensor) -> Tensor:
 def test_a_gradient_of_the_correlation_in_float16_is_refused() -> None:
     q = torch.rand(1, 3, 3, 2)
     state, norms = torch.zeros(cpu.state_elements(1, 3, 3, 3)), torch.zeros(2, 1, 3, 3)
-    with pytest.raises(BackendError, match="not in torch.float16"):
+    with pytest.raises(BackendError, match=r"not in torch\.float16"):
         cpu.backward(q, q, q, q, q, norms, 3, state, None, grad_dtype=torch.float16)
 
 

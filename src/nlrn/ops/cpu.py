@@ -38,7 +38,7 @@ class _Problem(ctypes.Structure):
 def _load(path: Path) -> tuple[ctypes.CDLL | None, dict[str, tuple[int, int]], str]:
     """(library, instruction sets of this processor, the best first: number and lanes; or why there is none)."""
     if not path.exists():
-        return None, {}, "the fused CPU kernel was not built: that takes a C++ compiler with OpenMP when nlrn is installed"
+        return None, {}, "the fused CPU kernel was not built: installing nlrn builds it where there is a C++ compiler"
     try:
         library = ctypes.CDLL(str(path))
         library.nlrn_problem_bytes.restype = ctypes.c_int64
