@@ -5,8 +5,9 @@
 //   query pass, rows are queries:  q_gradient_i = sum_j dS_ij k_j, and dS is the gradient of `before`
 //   key pass, rows are keys:       k_gradient_j = sum_i dS_ij q_i,  v_gradient_j = sum_i p_ij out_gradient_i
 // S comes from the stored correlation, or, where none was carried, again from q . k. In the key pass with a
-// correlation, S and dS are read as the query pass left them, along queries instead of keys: queries that see the
-// LANES keys of a block at offset dx lie beside each other too, in at most two blocks.
+// correlation nothing is computed again: the query pass leaves what it needs, in bf16 as pairs of p and dS, otherwise
+// as S and dS. Both lie along queries instead of keys: queries that see the LANES keys of a block at offset dx lie
+// beside each other too, in at most two blocks.
 #pragma once
 #include "tile.h"
 
@@ -20,6 +21,8 @@ struct BackwardPlanes {
     float *sums;     // per thread, as below: [TILE_ROWS][embed + channels][LANES]
     float *first, *second;
     ints *inside;
+    int at_once;  // pictures between the two passes, so that few pairs wait at a time
+    word *pairs;  // (p, dS) of these pictures, laid out as a correlation; null where there are none
 
     BackwardPlanes(const Plan &g, const Buffer &buffer, bool state, Arena &memory) {
         v = memory.take<word>(g.by_channel(g.channels));
@@ -45,6 +48,11 @@ struct BackwardPlanes {
         first = memory.take<float>(n * buffer.size());
         second = memory.take<float>(n * buffer.size());
         inside = memory.take<ints>(n * g.window);
+        at_once = g.batch;
+        pairs = nullptr;
+        if (!state || g.pair == 1) return;
+        at_once = least(g.batch, g.threads);
+        pairs = memory.take<word>(g.logits(at_once, 0, 0, 0) + LANES);
     }
 };
 
@@ -156,13 +164,16 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
         const char *s = (const char *)a.after + stored * bytes_of<STATE>();
         const char *later = a.after_gradient ? (const char *)a.after_gradient + stored * bytes_of<GRADIENT>() : nullptr;
         char *before = (char *)a.before_gradient + stored * bytes_of<GRADIENT>();
+        word *pairs = m.pairs + stored - skipped();
         p += half * buffer.offset_row, ds += half * buffer.offset_row;
         for (int d = 0; d < tile.offsets; d++) {
             const floats logit = STATE ? load_as<STATE>(s + d * LANES * bytes_of<STATE>()) : load(p + d * LANES);
-            floats gradient = share * exp2_of<PAIR == 2>((logit - most) * LOG2_E) * (load(ds + d * LANES) - dd);
+            const floats weight = share * exp2_of<PAIR == 2>((logit - most) * LOG2_E);
+            floats gradient = weight * (load(ds + d * LANES) - dd);
             if (STATE && later) gradient += load_as<GRADIENT>(later + d * LANES * bytes_of<GRADIENT>());
             if (inside) gradient = (floats)((ints)gradient & inside[d]);
             if (STATE) store_as<GRADIENT>(before + d * LANES * bytes_of<GRADIENT>(), gradient);
+            if (STATE && PAIR == 2) store_words(pairs + d * LANES, paired<PAIR>(weight, gradient));
             store(ds + d * LANES, gradient);
         }
     }
@@ -177,6 +188,9 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
             store(p + d * LANES, weight);
         }
     }
+
+    // Numbers of the pictures whose pairs are not there any more.
+    int64_t skipped() const { return g.logits(tile.b / m.at_once * m.at_once, 0, 0, 0) - LANES; }
 
     // Numbers of LANES neighbouring queries, of which the first is number `shift` of its block: from there on of
     // one block, the rest from the start of the next. Null stands for a block outside the picture.
@@ -205,20 +219,22 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
             const int block = x >= 0 ? x / LANES : -1, shift = x - block * LANES;
             const int64_t place = block * next + (int64_t)(g.window - 1 - (tile.first + d)) * LANES;
             const bool one = block >= 0, other = block + 1 < g.blocks;
-            auto across = [&](auto type, const void *data, int half) __attribute__((always_inline)) {
+            auto across = [&](auto type, const void *data, int64_t number) __attribute__((always_inline)) {
                 constexpr int TYPE = decltype(type)::value;
-                const char *at = (const char *)data + (row[half] + place) * bytes_of<TYPE>();
+                const char *at = (const char *)data + (number + place) * bytes_of<TYPE>();
                 return load_across<TYPE>(one ? at : nullptr, other ? at + next * bytes_of<TYPE>() : nullptr, shift);
             };
-            floats weight[2] = {floats{}, floats{}}, gradient[2] = {floats{}, floats{}};
-            for (int half = 0; half < PAIR; half++) {
-                if (!met[half]) continue;
-                const floats above = across(Type<STATE>(), a.after, half) - load(m.most + there[half] + d);
-                weight[half] = load(m.share + there[half] + d) * exp2_of<PAIR == 2>(above * LOG2_E);
-                gradient[half] = across(Type<GRADIENT>(), a.before_gradient, half);
+            if (PAIR == 2) {
+                ints pair[2] = {ints{}, ints{}};
+                for (int half = 0; half < 2; half++)
+                    if (met[half]) pair[half] = (ints)across(Type<FLOAT32>(), m.pairs, row[half] - skipped());
+                store_words((word *)(p + d * LANES), (pair[0] & 0xffff) | pair[1] << 16);
+                store_words((word *)(ds + d * LANES), ((pair[0] >> 16) & 0xffff) | (pair[1] & ~0xffff));
+            } else {
+                const floats above = across(Type<STATE>(), a.after, row[0]) - load(m.most + there[0] + d);
+                store(p + d * LANES, load(m.share + there[0] + d) * exp2_of<false>(above * LOG2_E));
+                store(ds + d * LANES, across(Type<GRADIENT>(), a.before_gradient, row[0]));
             }
-            store_words((word *)(p + d * LANES), paired<PAIR>(weight[0], weight[1]));
-            store_words((word *)(ds + d * LANES), paired<PAIR>(gradient[0], gradient[1]));
         }
     }
     template <int TYPE> struct Type { static constexpr int value = TYPE; };
@@ -283,12 +299,16 @@ static void backward(const Plan &g, const Problem &p, const BackwardArrays &a, v
     }
     pack_statistics(g, a, bf16, m);
     g.clear_ends(a.before_gradient, bytes_of<GRADIENT>());
-#pragma omp parallel for schedule(dynamic, 1) num_threads(g.threads)
-    for (int number = 0; number < Tile::count(g); number++)
-        Backward<QUERIES, PAIR, STATE, GRADIENT>(g, buffer, a, m, bf16, number, omp_get_thread_num()).run();
-#pragma omp parallel for schedule(dynamic, 1) num_threads(g.threads)
-    for (int number = 0; number < Tile::count(g); number++)
-        Backward<KEYS, PAIR, STATE, GRADIENT>(g, buffer, a, m, bf16, number, omp_get_thread_num()).run();
+    const int tiles = Tile::count(g) / g.batch * m.at_once;  // fixed shares: who left the pairs mostly takes them up
+    for (int first = 0; first < Tile::count(g); first += tiles) {
+        const int end = least(Tile::count(g), first + tiles);
+#pragma omp parallel for schedule(static) num_threads(g.threads)
+        for (int number = first; number < end; number++)
+            Backward<QUERIES, PAIR, STATE, GRADIENT>(g, buffer, a, m, bf16, number, omp_get_thread_num()).run();
+#pragma omp parallel for schedule(static) num_threads(g.threads)
+        for (int number = first; number < end; number++)
+            Backward<KEYS, PAIR, STATE, GRADIENT>(g, buffer, a, m, bf16, number, omp_get_thread_num()).run();
+    }
 }
 
 }  // namespace NLRN_SET
