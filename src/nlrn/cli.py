@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_train(commands)
     _add_models(commands)
+    _add_benchmark(commands)
     return parser
 
 
@@ -149,8 +150,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.precision == "auto":
         options.precision = "fp32"  # scores are reproducible numbers
-    if options.json is not None and not options.json.parent.is_dir():
-        raise InputError(f"there is no folder {options.json.parent} to write {options.json.name} into")
+    _check_folder(options.json)
     restorer = _restorer(options, channels=1, tile=0)
     if restorer.model.config.window is None and options.mode == "window":
         raise ConfigError("this model looks at the whole picture, more than a memory holds: use --mode patch")
@@ -171,9 +171,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         result["attention"] = attention_study(restorer, next(iter(sets.values())), options.sigma, say=say)
     _table(result, options.quiet)
     if options.json is not None:
-        from nlrn.publish import publish
-
-        publish(options.json, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
+        _write_json(options.json, result)
         say(f"wrote {options.json}")
     return 0
 
@@ -182,25 +180,22 @@ def _table(result: dict[str, Any], quiet: bool) -> None:
     """PSNR / SSIM by set and sigma; with the attention study, its rows below."""
     if quiet:
         return
-    from rich.console import Console
-    from rich.table import Table
-
     sigmas = list(next(iter(result["scores"].values())))
     title = f"{result['model']}, {result['run']['mode']} mode: PSNR (dB) / SSIM"
-    table = Table("set", *(f"sigma {s}" for s in sigmas), title=title)
-    for name, scores in result["scores"].items():
-        table.add_row(name, *(f"{scores[s]['psnr']:.2f} / {scores[s]['ssim']:.4f}" for s in sigmas))
-    console = Console()
-    console.print(table)
+    rows = [
+        [name, *(f"{scores[s]['psnr']:.2f} / {scores[s]['ssim']:.4f}" for s in sigmas)]
+        for name, scores in result["scores"].items()
+    ]
+    header = [f"sigma {s}" for s in sigmas]
+    _print_table(title, ["set", *header], rows)
     if "attention" not in result:
         return
-    table = Table("the attention", *(f"sigma {s}" for s in sigmas))
     study = result["attention"]
-    for variant in next(iter(study.values()))["psnr"]:
-        table.add_row(f"PSNR, {variant}", *(f"{study[s]['psnr'][variant]:.2f}" for s in sigmas))
+    variants = next(iter(study.values()))["psnr"]
+    rows = [[f"PSNR, {variant}", *(f"{study[s]['psnr'][variant]:.2f}" for s in sigmas)] for variant in variants]
     for key, label in (("neighbours", "effective neighbours by state"), ("largest", "|S|max by state")):
-        table.add_row(label, *(" ".join(f"{v:.3g}" for v in study[s][key]) for s in sigmas))
-    console.print(table)
+        rows.append([label, *(" ".join(f"{v:.3g}" for v in study[s][key]) for s in sigmas)])
+    _print_table(None, ["the attention", *header], rows)
 
 
 # -- train and models --------------------------------------------------------------------------------------------
@@ -260,6 +255,54 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
+# -- benchmark ---------------------------------------------------------------------------------------------------
+
+
+def _add_benchmark(commands: Any) -> None:
+    parser = commands.add_parser("benchmark", help="measure speed and memory on this machine")
+    parser.add_argument("what", choices=("operator", "model"), help="the attention alone, or the whole network")
+    parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--only", default="", metavar="WORDS", help="the measurements whose line holds all these words")
+    parser.add_argument("--seconds", type=float, help="give a measurement up after that time (default: 1800)")
+    parser.add_argument("--quick", action="store_true", help="tiny pictures: does it run, not how fast")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it (nlrn[plot])")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    parser.set_defaults(run=_benchmark)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from nlrn import benchmark
+    from nlrn.benchmark import report
+    from nlrn.evaluation import machine
+    from nlrn.restore import usable_device
+
+    for path in (options.json, options.plot):
+        _check_folder(path)
+    device, say = usable_device(options.device), _sayer(options)
+    run = machine(device)
+    rows = benchmark.run(
+        options.what,
+        device=str(device),
+        threads=run["threads"],
+        quick=options.quick,
+        only=options.only,
+        seconds=options.seconds or benchmark.SECONDS,
+        say=say,
+    )
+    if not rows:
+        raise ConfigError(f"no measurement's line holds all of {options.only!r}")
+    result = {"benchmark": options.what, "run": run, "rows": rows}
+    if options.json is not None:
+        _write_json(options.json, result)
+    if options.plot is not None:
+        report.plot(result, options.plot)
+    if not options.quiet:
+        for title, header, lines in report.tables(result):
+            _print_table(title, header, lines)
+    return 0
+
+
 # -- shared ------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +323,27 @@ def _restorer(options: argparse.Namespace, channels: int, tile: int | None = Non
         memory=getattr(options, "memory", None) or MEMORY,
     )
     return Restorer(_model_name(options, channels), device=options.device, settings=settings)
+
+
+def _check_folder(path: Path | None) -> None:
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} into")
+
+
+def _write_json(path: Path, result: dict[str, Any]) -> None:
+    from nlrn.publish import publish
+
+    publish(path, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
+
+
+def _print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _sayer(options: argparse.Namespace) -> Any:

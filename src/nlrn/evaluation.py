@@ -141,7 +141,16 @@ def _spread(
 
 def provenance(restorer: Restorer) -> dict[str, Any]:
     """What a result file says of how it came about: date, commit, versions, machine, settings."""
-    settings, device = restorer.settings, restorer.device
+    settings = restorer.settings
+    return machine(restorer.device) | {
+        "mode": settings.mode,
+        "precision": "bf16" if restorer.bf16 else "fp32",
+        "tile": settings.tile,
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Date, commit, versions and machine."""
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "commit": _commit(),
@@ -151,9 +160,6 @@ def provenance(restorer: Restorer) -> dict[str, Any]:
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
-        "mode": settings.mode,
-        "precision": "bf16" if restorer.bf16 else "fp32",
-        "tile": settings.tile,
     }
 
 

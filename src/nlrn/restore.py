@@ -87,7 +87,7 @@ class Restorer:
         device: str = "auto",
         settings: Settings | None = None,
     ) -> None:
-        self.device = _device(device)
+        self.device = usable_device(device)
         self.settings = settings or Settings()
         own = copy.deepcopy(model) if isinstance(model, NLRN) else load_model(model or default_model("denoise", 1))
         self.model = to_device(own.float(), self.device).eval()
@@ -310,7 +310,8 @@ def _range(level: np.ndarray) -> str:
     return f"{float(level):g}" if level.ndim == 0 else f"{level.min():g}..{level.max():g}"
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of that name, "auto" being the best there is. Raises BackendError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

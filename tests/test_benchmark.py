@@ -1,0 +1,171 @@
+"""nlrn benchmark: who is compared computes the same, what counts as work is what is worked, and nothing is made up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from nlrn import benchmark
+from nlrn.benchmark import measure, network, operator, report
+from nlrn.benchmark.contestants import CONTESTANTS, call_of, why_not
+from nlrn.cli import run
+from nlrn.model import NLRN, PRESETS
+from nlrn.ops import reference
+
+CPU = torch.device("cpu")
+OPERATOR = list(operator.cells("cpu", 2, quick=True))
+NETWORK = list(network.cells("cpu", 2, quick=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own, at its import
+@pytest.mark.parametrize("name", [n for n in CONTESTANTS if n not in ("gpu", "natten")])
+@pytest.mark.parametrize(("size", "window"), [((9, 20), 5), ((4, 7), 9)])
+def test_every_contestant_computes_the_definition(name: str, size: tuple[int, int], window: int) -> None:
+    chance = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, *size, n, generator=chance) for n in (16, 16, 32))
+    expected, _ = reference.attend(*(x.double() for x in (q, k, v)), window, None, False)
+    found = call_of(CONTESTANTS[name], window)(q, k, v)
+    assert found.shape == v.shape
+    assert float((found.double() - expected).norm() / expected.norm()) <= 1e-5
+
+
+@pytest.mark.parametrize(("height", "width", "window"), [(5, 9, 3), (1, 7, 5), (6, 6, 13), (4, 3, None)])
+def test_pairs_are_those_inside_the_picture(height: int, width: int, window: int | None) -> None:
+    if window is None:
+        assert measure.clipped_pairs(height, width, None) == (height * width) ** 2
+        return
+    assert measure.clipped_pairs(height, width, window) == int(
+        reference.valid_offsets(height, width, window, CPU).sum()
+    )
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_the_work_of_the_network_is_that_of_its_convolutions_and_its_attention(preset: str) -> None:
+    cell = next(c for c in NETWORK if c["preset"] == preset and c["section"] == "pictures")
+    config, counted = network.config_of(cell), 0.0
+
+    def count(module: nn.Conv2d, _: object, out: torch.Tensor) -> None:
+        nonlocal counted
+        kernel = module.kernel_size[0] * module.kernel_size[1]
+        counted += 2 * kernel * module.in_channels * module.out_channels * out.shape[-1] * out.shape[-2]
+
+    model = NLRN(config).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.rand(1, 1, 8, 11), 0.1)
+    attention = config.states * 2 * (config.channels + config.embed_channels)
+    attention *= measure.clipped_pairs(8, 11, config.window)
+    embeddings = config.states * 2 * 8 * 11 * config.channels * (config.channels + 2 * config.embed_channels)
+    assert network.flop(config, 8, 11) in (counted + attention, counted + attention + embeddings)  # fused, or modules
+
+
+def test_a_call_is_timed_against_the_matrix_products_around_it() -> None:
+    """With a clock that only these calls move: the machine slows down by half on the way, the fraction does not."""
+    limit, now, pace = measure.Limit(torch.float32, CPU), 0.0, 1.0
+
+    def product() -> None:
+        nonlocal now
+        now += pace * 0.001 * limit.products
+
+    def call() -> None:
+        nonlocal now, pace
+        now += pace * 0.004
+        pace += 0.125
+
+    limit.clock, limit.multiply = lambda: now, product  # type: ignore[method-assign]
+    found = limit.compare(call, 2 * measure.GEMM_FLOP, 1)
+    assert found["useful_gflop"] * 1e9 == 2 * measure.GEMM_FLOP
+    # the first call took 4 ms, so five calls are one measurement, at a pace of 1.125, 1.25 ... 1.625
+    assert found["seconds"] == pytest.approx(0.004 * (1.125 + 1.25 + 1.375 + 1.5 + 1.625) / 5)
+    assert found["limit_gflops"] * 1e9 == pytest.approx(measure.GEMM_FLOP / (0.001 * (1.125 + 1.75) / 2))
+    assert found["fraction"] == pytest.approx(0.5 * (1.375 / 1.4375) ** -1)
+    assert limit.compare(call, 1.0, 3, warm=False)["repeats"] == 3
+
+
+def test_what_cannot_run_says_why() -> None:
+    cell = {"size": 1024, "window": 45, "embed": 64, "channels": 128, "dtype": "bf16", "work": "forward"}
+    q = torch.empty(1, 8, 8, 64, dtype=torch.bfloat16)
+    for name, change, available, reason in [
+        ("unfold", {}, 16 << 30, "needs 1,519 GiB, and 16 are free"),
+        ("dense", {}, 16 << 30, "needs 12,288 GiB"),
+        ("unfold", {"work": "forward carried"}, 1 << 60, "does not carry a correlation"),
+        ("flex", {"work": "backward"}, 1 << 60, "no backward pass on CPUs"),
+        ("natten", {}, 1 << 60, "no CPU kernel"),
+        ("gpu", {}, 1 << 60, "Triton|CUDA"),
+    ]:
+        found = why_not(CONTESTANTS[name], cell | change, q, available)
+        assert found is not None
+        assert found.startswith(reason) or any(part in found for part in reason.split("|"))
+    assert why_not(CONTESTANTS["cpu"], cell, q, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "limit", "reason"),
+    [
+        ({"dtype": "fp8"}, 100, "KeyError: 'fp8'"),
+        ({}, 0.2, "took more than 0.2 s"),
+    ],
+)
+def test_a_measurement_that_fails_is_a_row_that_says_so(change: dict[str, str], limit: float, reason: str) -> None:
+    cell = OPERATOR[0] | change
+    assert measure.in_own_process(cell, limit) == cell | {"reason": reason}
+
+
+@pytest.mark.parametrize("cell", [c for c in OPERATOR if c["section"] == "limit" and c["shape"] == "small"])
+def test_every_pass_of_the_kernel_is_measured(cell: dict[str, object]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = operator.measured(cell)
+    finally:
+        torch.set_num_threads(before)
+        operator.cpu.use_instruction_set(next(iter(operator.cpu.INSTRUCTION_SETS)))
+    assert found["seconds"] > 0
+    assert found["fraction"] > 0
+    assert found["useful_gflop"] * 1e9 == operator.flop(cell)
+
+
+@pytest.mark.parametrize("section", ["pictures", "backends", "training"])
+def test_the_network_is_measured(section: str) -> None:
+    for cell in [c for c in NETWORK if c["section"] == section and c["preset"] == "small"]:
+        found = network.measured(cell)
+        assert found["seconds"] > 0
+        assert found["fraction"] > 0
+        if section == "training":
+            assert 0.01 < found["attention"] < 0.99
+
+
+def test_the_command_writes_numbers_tables_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers, drawing = tmp_path / "o.json", tmp_path / "o.png"
+    command = ["benchmark", "operator", "--device", "cpu", "--quick", "--only", "beside small 16px", "--seconds", "100"]
+    assert run([*command, "--json", str(numbers), "--plot", str(drawing)]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads(numbers.read_text())
+    assert {r["contestant"] for r in result["rows"]} == set(CONTESTANTS) - {"gpu"}
+    assert all(("seconds" in r) != ("reason" in r) for r in result["rows"])
+    assert all("seconds" in r for r in result["rows"] if r["contestant"] != "natten")
+    (title, header, lines), *others = report.tables(result)
+    assert not others
+    assert header[2:] == ["16 x 16"]
+    assert title in printed
+    assert any(line[1] == "NATTEN" and "no CPU kernel" in line[2] for line in lines)
+    with Image.open(drawing) as image:
+        assert image.size[0] > 800
+
+
+def test_cells_are_picked_by_the_words_of_their_line() -> None:
+    assert benchmark.described(OPERATOR[0]) == "limit base cpu forward bf16 24px window=7"
+    assert run(["benchmark", "operator", "--device", "cpu", "--only", "nothing like it"]) == 2
+    assert run(["benchmark", "operator", "--device", "cpu", "--json", "nowhere/o.json"]) == 1
+    assert run(["benchmark", "operator", "--device", "tpu"]) == 3
+
+
+def test_times_have_units() -> None:
+    assert [report.seconds(x) for x in (12.345, 0.012345, 0.000012345)] == ["12.3 s", "12.3 ms", "12.3 us"]
