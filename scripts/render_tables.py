@@ -1,7 +1,8 @@
 """Writes the measured tables of README.md and docs/*.md from results/*.json; --check only compares.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. Published numbers come from results/published.json,
-each with its source; ours from the files that `nlrn evaluate --json` and benchmarks/inference.py wrote.
+each with its source; ours from the files that `nlrn evaluate --json`, `nlrn benchmark --json` and
+scripts/controls.py wrote.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nlrn
+from nlrn.benchmark import report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-PAGES = ("README.md", "docs/models.md")
+PAGES = ("README.md", "docs/models.md", "docs/performance.md", "docs/training.md")
 SIGMAS = ("15", "25", "50")
 MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -90,29 +93,47 @@ def card() -> str:
 
 
 def inference() -> str:
-    """Seconds and memory of one picture."""
-    result = load("inference")
-    rows = [
-        [
-            r["model"],
-            r["mode"],
-            f"{r['size']} x {r['size']}",
-            f"{r['seconds']:.1f}",
-            f"{r['above_idle_mib']:.0f}",
-            "" if r["predicted_mib"] is None else f"{r['predicted_mib']:.0f}",
-        ]
-        for r in result["rows"]
-    ]
+    """Seconds and memory of one picture of 512 x 512."""
+    result = load("benchmark-model")
+    rows = [r for r in result["rows"] if r["section"] == "pictures" and r["size"] == 512]
+    _, header, lines = report.pictures_table(rows)
+    return markdown(header, lines) + _measured(result)
+
+
+def benchmark(what: str) -> str:
+    """All tables of nlrn benchmark operator or model."""
+    result = load(f"benchmark-{what}")
+    parts = [f"**{title}**\n\n{markdown(header, lines)}\n" for title, header, lines in report.tables(result)]
+    return "".join(parts) + _measured(result).lstrip("\n")
+
+
+def _measured(result: dict[str, Any]) -> str:
     run = result["run"]
-    header = ["model", "mode", "pixels", "seconds", "peak MiB above idle", "predicted MiB"]
-    precision = ", ".join(sorted({r["precision"] for r in result["rows"]}))
-    note = f"\n{run['date']}, commit {run['commit']}, {run['device']}, {run['threads']} threads, {precision}.\n"
-    return markdown(header, rows) + note
+    machine = f"{run['device']}, {run['threads']} threads, torch {run['torch']}"
+    return f"\nMeasured: {run['date']}, commit {run['commit']}, {machine}.\n"
+
+
+def controls() -> str:
+    """Equal trainings with and without the attention."""
+    result = load("controls")
+    lines, sigmas = [], SIGMAS
+    for name, runs in result["runs"].items():
+        cells = []
+        for score_set in ("set12", "bsd68"):
+            for s in sigmas:
+                each = [run["scores"][score_set][s]["psnr"] for run in runs.values()]
+                cells.append(f"{statistics.mean(each):.2f} ({', '.join(f'{x:.2f}' for x in each)})")
+        lines.append([name, *cells])
+    header = [f"{score_set}, sigma {s}" for score_set in ("Set12", "BSD68") for s in sigmas]
+    return markdown([f"{result['steps']:,} steps", *header], lines) + _measured(result)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "attention": attention,
+    "benchmark-model": lambda: benchmark("model"),
+    "benchmark-operator": lambda: benchmark("operator"),
     "card": card,
+    "controls": controls,
     "denoising": denoising,
     "inference": inference,
 }

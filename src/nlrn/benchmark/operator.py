@@ -80,8 +80,14 @@ def measured(cell: Cell) -> Cell:
     if cell["contestant"] not in ("flex", "dense"):  # these prepare themselves for a size, once
         work(cell, *tiny)()
     idle = reset_peak(device)
-    result = limit.compare(work(cell, q, k, v), flop(cell), cell["repeats"])
-    return result | {"peak_mib": (peak_bytes(device) - idle) / 2**20}
+    call = work(cell, q, k, v)
+    result = limit.compare(call, flop(cell), cell["repeats"])
+    result["peak_mib"] = (peak_bytes(device) - idle) / 2**20
+    if cell["section"] == "limit" and dtype != torch.bfloat16:
+        result["fraction_of_bf16"] = Limit(torch.bfloat16, device).compare(call, flop(cell), cell["repeats"])[
+            "fraction"
+        ]
+    return result
 
 
 def _inputs(cell: Cell) -> tuple[tuple[int, float], ...]:

@@ -46,9 +46,12 @@ def limit_table(rows: list[Cell]) -> Table:
     lines = []
     for r in _of(rows, "limit"):
         kind = r["dtype"] + (f", {r['instruction_set']}" if r.get("instruction_set") else "")
-        found = [seconds(r["seconds"]), f"{r['fraction']:.2f}"] if "seconds" in r else [r["reason"], ""]
+        found = [r.get("reason", ""), "", ""]
+        if "seconds" in r:
+            of_bf16 = r.get("fraction_of_bf16", r["fraction"])
+            found = [seconds(r["seconds"]), f"{r['fraction']:.2f}", f"{of_bf16:.2f}"]
         lines.append([f"{r['shape']}, {r['size']} x {r['size']}", kind, r["work"], *found])
-    header = ["shape", "type", "pass", "time", "fraction of the GEMM rate"]
+    header = ["shape", "type", "pass", "time", "fraction of the type's GEMM rate", "of bf16's"]
     threads = {r["threads"] for r in _of(rows, "limit")}
     return f"The kernel against the machine's limit ({_threads(threads)})", header, lines
 

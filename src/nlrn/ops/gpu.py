@@ -27,7 +27,7 @@ _CHANNELS_LIMIT = 512  # more of them do not fit a program's registers and share
 _COLUMNS_LIMIT = 32_000  # of a window, else the numbers of a halo's pixels are not taken apart exactly
 _NARROW = 1 << 31  # entries of one picture's state that a program can number with 32 bits
 _ROWS_BLOCK = 1 << 24  # logits handed out at once by rows: 64 MiB in float32
-NORMS = 1  # numbers a query that the backward pass needs: the log-sum-exp of the logits
+NORMS = 2  # numbers a query that the backward pass needs: a maximum of the logits, and a sum relative to it
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -177,10 +177,10 @@ def forward(
     window: int | None,
     before: Tensor | None,
     after: Tensor | None,
-    lse: Tensor | None = None,
+    norms: Tensor | None = None,
     exact: Tensor | None = None,
 ) -> Tensor:
-    """softmax_j(q_i.k_j + before) v_j over the clipped window; writes S into after, log-sum-exp into lse.
+    """softmax_j(q_i.k_j + before) v_j over the clipped window; writes S into after.
 
     Args:
         q: queries [B, H, W, Cm], float32, float16 or bfloat16; adjoining channels, otherwise any strides.
@@ -190,7 +190,7 @@ def forward(
         before: the state carried so far, as new_state made and forward filled it, or None.
         after: the state to fill, every entry of it, or None. It may be ``before``. float16 saturates at 65504.
             The softmax is that of the logits as stored.
-        lse: float32 [B, H, W], contiguous, to fill with log(sum_j exp(S_ij)), or None.
+        norms: float32 [2, B, H, W], contiguous, to fill with M_i = max_j S_ij and sum_j exp(S_ij - M_i), or None.
         exact: float32 [B, H, W, C], contiguous, to fill with out before it is rounded, or None.
 
     Returns:
@@ -201,9 +201,10 @@ def forward(
     """
     assert window is not None
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    most, whole = (None, None) if norms is None else norms
     (q, q_strides), (k, k_strides), (v, v_strides) = (_adjoining(x) for x in (q, k, v))
     _launch(
-        "forward", q, v, window, q, k, v, before, after, out, lse, exact, q_strides, k_strides, v_strides,
+        "forward", q, v, window, q, k, v, before, after, out, most, whole, exact, q_strides, k_strides, v_strides,
         clear=_is_new(after, before),
     )  # fmt: skip
     return out
@@ -215,7 +216,7 @@ def backward(
     v: Tensor,
     out: Tensor,
     dout: Tensor,
-    lse: Tensor,
+    norms: Tensor,
     window: int | None,
     after: Tensor | None,
     grad_after: Tensor | None,
@@ -227,7 +228,7 @@ def backward(
 
     Args:
         q, k, v, window: as forward had them.
-        out, lse: what forward returned and wrote. With 16-bit inputs give its exact instead of out: dS is a
+        out, norms: what forward returned and wrote. With 16-bit inputs give its exact instead of out: dS is a
             difference of two sums, and where attention is narrow the rounding of out is most of its error.
         dout: gradient of out, [B, H, W, C].
         after: the state that forward filled. None only if it neither read nor filled one: the logits are q.k then.
@@ -255,15 +256,16 @@ def backward(
         shape = (*q.shape[:3], window, window) if after is None else after.shape
         grad_before = torch.empty(shape, dtype=grad_dtype, device=q.device) if into is None else into
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta = torch.empty_like(lse)
+    most, whole = norms
+    delta = torch.empty_like(most)
     tensors = [_adjoining(x) for x in (q, k, v, out, dout.to(v.dtype))]
     (q, k, v, out, dout), (q_strides, k_strides, v_strides, out_strides, dout_strides) = zip(*tensors, strict=True)
     _launch(
-        "query", q, v, window, q, k, v, out, dout, lse, after, grad_after, grad_before, dq, delta,
+        "query", q, v, window, q, k, v, out, dout, most, whole, after, grad_after, grad_before, dq, delta,
         q_strides, k_strides, v_strides, out_strides, dout_strides, clear=_is_new(grad_before, into),
     )  # fmt: skip
     _launch(
-        "key", q, v, window, q, k, v, dout, lse, delta, after, grad_after, grad_before, dk, dv,
+        "key", q, v, window, q, k, v, dout, most, whole, delta, after, grad_after, grad_before, dk, dv,
         q_strides, k_strides, v_strides, dout_strides,
     )  # fmt: skip
     return dq, dk, dv, grad_before

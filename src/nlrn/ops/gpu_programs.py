@@ -173,13 +173,16 @@ def _gradient_dot(ds: tensor, x: tensor, total: tensor, precision: constexpr) ->
 # ------------------------------------------------------------------------------------------------- kernels
 @triton.jit(do_not_specialize=["height", "width", "window"])
 def forward_pass(
-    q: tensor, k: tensor, v: tensor, before: tensor, after: tensor, out: tensor, lse: tensor, exact: tensor,
+    q: tensor, k: tensor, v: tensor, before: tensor, after: tensor, out: tensor, most: tensor, whole: tensor,
+    exact: tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple,
     height: tensor, width: tensor, window: tensor,
     embedded: constexpr, embedded_padded: constexpr, channels: constexpr, channels_padded: constexpr,
     tall: constexpr, wide: constexpr, streamed: constexpr, precision: constexpr, narrow: constexpr, clear: constexpr,
 ) -> None:  # fmt: skip
-    """out and, where given, the correlation after from the one before, lse, and exact = out before it is rounded.
+    """out and, where given, the correlation after from the one before, exact = out before it is rounded, and most
+    and whole: the maximum of the logits and the sum of exp(logit - most), apart because their logarithm would lose the
+    sum where the logits are large.
 
     clear: zero the entries of after that point out of the picture.
     """
@@ -190,7 +193,7 @@ def forward_pass(
     low_y, low_x, more_y, more_x = _window(y, x, inside, height, width, radius)
     places = _places(y, x, top, width, window, narrow)
     queries = _load(q, q_strides, picture, y, x, inside, embedded, embedded_padded)
-    highest = tl.full([tall * wide], LOWEST, tl.float32)  # of the logits so far, times log2(e)
+    highest = tl.full([tall * wide], LOWEST, tl.float32)  # of the logits so far
     total = tl.zeros([tall * wide], tl.float32)
     sums = tl.zeros([tall * wide, channels_padded], tl.float32)
     for start in range(0, count, streamed):
@@ -208,10 +211,9 @@ def forward_pass(
             kept = _rounded(logits, after)
             tl.store(_row_of(after, picture, top, height, width, window) + entries, kept, mask=near)
             logits = tl.where(logits == float("-inf"), logits, kept.to(tl.float32))
-        logits *= LOG2E
         higher = tl.maximum(highest, tl.max(logits, 1))
-        shrink = tl.exp2(highest - higher)
-        weights = tl.exp2(logits - higher[:, None])
+        shrink = tl.exp2((highest - higher) * LOG2E)
+        weights = tl.exp2((logits - higher[:, None]) * LOG2E)
         values = _load(v, v_strides, picture, key_y, key_x, key_inside, channels, channels_padded)
         total = total * shrink + tl.sum(weights, 1)
         sums = tl.dot(weights.to(values.dtype), values, sums * shrink[:, None], input_precision=precision)
@@ -221,15 +223,16 @@ def forward_pass(
     _store(out, pixels, inside, mixed, channels, channels_padded)
     if exact is not None:
         _store(exact, pixels, inside, mixed, channels, channels_padded)
-    if lse is not None:
-        tl.store(lse + pixels, (highest + tl.log2(total)) / LOG2E, mask=inside)
+    if most is not None:
+        tl.store(most + pixels, highest, mask=inside)
+        tl.store(whole + pixels, total, mask=inside)
     if clear:
         _clear_outside(after, pixels, y, x, inside, height, width, window, streamed)
 
 
 @triton.jit(do_not_specialize=["height", "width", "window"])
 def query_pass(
-    q: tensor, k: tensor, v: tensor, out: tensor, dout: tensor, lse: tensor,
+    q: tensor, k: tensor, v: tensor, out: tensor, dout: tensor, most: tensor, whole: tensor,
     after: tensor, grad_after: tensor, grad_before: tensor, dq: tensor, delta: tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple,
     out_strides: tl.tuple, dout_strides: tl.tuple,
@@ -252,7 +255,8 @@ def query_pass(
     mixed = _load(out, out_strides, picture, y, x, inside, channels, channels_padded)
     expected = tl.sum(slope.to(tl.float32) * mixed.to(tl.float32), 1)
     tl.store(delta + pixels, expected, mask=inside)
-    norm = tl.load(lse + pixels, mask=inside, other=0.0) * LOG2E
+    highest = tl.load(most + pixels, mask=inside, other=0.0)
+    share = 1 / tl.load(whole + pixels, mask=inside, other=1.0)
     total = tl.zeros([tall * wide, embedded_padded], tl.float32)
     for start in range(0, count, streamed):
         key_y, key_x, key_inside = _stream(start, first_row, first_column, count, columns, reciprocal, streamed)
@@ -265,7 +269,7 @@ def query_pass(
         else:
             logits = tl.where(near, tl.dot(queries, tl.trans(keys), input_precision=precision), float("-inf"))
         values = _load(v, v_strides, picture, key_y, key_x, key_inside, channels, channels_padded)
-        p = tl.exp2(logits * LOG2E - norm[:, None])
+        p = tl.exp2((logits - highest[:, None]) * LOG2E) * share[:, None]
         ds = p * (tl.dot(slope, tl.trans(values), input_precision=precision) - expected[:, None])
         if grad_after is not None:
             later = _row_of(grad_after, picture, top, height, width, window) + entries
@@ -281,7 +285,7 @@ def query_pass(
 
 @triton.jit(do_not_specialize=["height", "width", "window"])
 def key_pass(
-    q: tensor, k: tensor, v: tensor, dout: tensor, lse: tensor, delta: tensor,
+    q: tensor, k: tensor, v: tensor, dout: tensor, most: tensor, whole: tensor, delta: tensor,
     after: tensor, grad_after: tensor, grad_before: tensor, dk: tensor, dv: tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple,
     dout_strides: tl.tuple,
@@ -311,7 +315,8 @@ def key_pass(
         queries = _load(q, q_strides, picture, query_y, query_x, query_inside, embedded, embedded_padded)
         slope = _load(dout, dout_strides, picture, query_y, query_x, query_inside, channels, channels_padded)
         pixels = _pixels(picture, query_y, query_x, height, width)
-        norm = tl.load(lse + pixels, mask=query_inside, other=0.0) * LOG2E
+        highest = tl.load(most + pixels, mask=query_inside, other=0.0)
+        share = 1 / tl.load(whole + pixels, mask=query_inside, other=1.0)
         if after is not None:
             kept = _row_of(after, picture, first_row, height, width, window) + entries
             logits = tl.trans(tl.load(kept, mask=seen, other=float("-inf"))).to(tl.float32)
@@ -320,11 +325,11 @@ def key_pass(
                 query_y[None, :], query_x[None, :], low_y[:, None], low_x[:, None], more_y[:, None], more_x[:, None]
             )
             logits = tl.where(near, tl.dot(keys, tl.trans(queries), input_precision=precision), float("-inf"))
-        p = tl.exp2(logits * LOG2E - norm[None, :])
+        p = tl.exp2((logits - highest[None, :]) * LOG2E) * share[None, :]
         value_total = tl.dot(p.to(slope.dtype), slope, value_total, input_precision=precision)
         if grad_before is not None:
-            whole = _row_of(grad_before, picture, first_row, height, width, window) + entries
-            ds = tl.trans(tl.load(whole, mask=seen, other=0.0)).to(tl.float32)
+            earlier = _row_of(grad_before, picture, first_row, height, width, window) + entries
+            ds = tl.trans(tl.load(earlier, mask=seen, other=0.0)).to(tl.float32)
         else:
             expected = tl.load(delta + pixels, mask=query_inside, other=0.0)
             ds = p * (tl.dot(values, tl.trans(slope), input_precision=precision) - expected[None, :])
