@@ -1,8 +1,8 @@
 """Does the attention earn its place? Equal trainings of the small model with and without it, each with several seeds.
 
-Every arm makes the first steps of recipes/denoise-gray-small.toml, its decay included, and differs from the recipe in
-nothing but the model: as it is, without propagation, and with a window of one pixel (every pixel attends to itself
-alone; the number of parameters stays). The weights at the end are scored on Set12 and BSD68.
+Every arm makes the steps of recipes/controls.toml and differs from the recipe in nothing but the model: as it is, without
+propagation, and with a window of one pixel (every pixel attends to itself alone; the number of parameters stays). The
+weights at the end are scored on Set12 and BSD68.
 
     python scripts/controls.py --data ../shared/data -o results/controls.json
 
@@ -55,8 +55,8 @@ def trained(config: TrainConfig, folder: Path, data: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/denoise-gray-small.toml")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/controls.toml")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's number")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--runs", type=Path, default=Path("runs/controls"))
@@ -64,12 +64,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     recipe = read_recipe(options.recipe)
+    steps = options.steps or recipe.schedule.steps
     sets = find_sets(options.data)
     settings = Settings(tile=0)
-    result: dict[str, Any] = {"recipe": recipe.name, "steps": options.steps, "runs": {}}
+    result: dict[str, Any] = {"recipe": recipe.name, "steps": steps, "runs": {}}
     for seed in options.seeds:
         for name in options.arms:
-            config = arm(recipe, name, seed, options.steps)
+            config = arm(recipe, name, seed, steps)
             path = trained(config, options.runs / config.name, options.data)
             restorer = Restorer(str(path), device="cpu", settings=settings)
             scores = evaluate_denoising(restorer, sets, options.sigma, say=print)

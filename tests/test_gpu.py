@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import interpreter
 import numpy as np
@@ -409,3 +413,16 @@ def test_what_is_not_kept_or_does_not_fit_is_refused() -> None:
         backward(chain, grads=F16)
     with pytest.raises(InputError, match=r"4 and 1009 channels.* 1024"):
         kernel.forward(chain.q[0], chain.k[0], chain.v[0].repeat(1, 1, 1, 127)[..., :1009], 3, None, None, None)
+
+
+def test_every_pass_compiles_for_real_gpus(tmp_path: Path) -> None:
+    """To machine code of compute capability 9.0 (bf16) and 8.0 (float32), within their shared memory."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(Path(kernel.__file__).parents[2]), "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(Path(__file__).with_name("compiled.py"))]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()
+    assert len(lines) == 12
+    for line in lines:
+        *_, shared, made = line.split()
+        assert made == "True"
+        assert int(shared) <= 160 << 10
