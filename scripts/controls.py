@@ -1,8 +1,8 @@
 """Does the attention earn its place? Equal trainings of the small model with and without it, each with several seeds.
 
-Every arm makes the steps of recipes/controls.toml and differs from the recipe in nothing but the model: as it is, without
-propagation, and with a window of one pixel (every pixel attends to itself alone; the number of parameters stays). The
-weights at the end are scored on Set12 and BSD68.
+Every arm makes the steps of recipes/controls.toml and differs from the recipe in nothing but the model: as it is,
+without propagation, and with a window of one pixel (every pixel attends to itself alone; the number of parameters
+stays). The weights at the end are scored on Set12 and BSD68.
 
     python scripts/controls.py --data ../shared/data -o results/controls.json
 

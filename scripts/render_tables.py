@@ -116,7 +116,7 @@ def _measured(result: dict[str, Any]) -> str:
 def controls() -> str:
     """Equal trainings with and without the attention."""
     result = load("controls")
-    lines, sigmas = [], SIGMAS
+    lines, sigmas = [], next(iter(result["runs"]["full"].values()))["scores"]["set12"].keys()
     for name, runs in result["runs"].items():
         cells = []
         for score_set in ("set12", "bsd68"):

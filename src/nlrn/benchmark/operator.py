@@ -22,7 +22,7 @@ from nlrn.ops import cpu, neighborhood_attention
 
 SHAPES = {"base": (64, 128, 45), "small": (32, 64, 15)}  # channels of q and of v, window
 WORK = ("forward", "forward carried", "backward", "backward carried")
-SIZES = (64, 128, 256, 512, 1024)
+SIZES = (128, 256, 512, 1024)
 WINDOWS = (7, 15, 31, 45, 61)
 
 
