@@ -41,11 +41,17 @@ def arm(recipe: TrainConfig, name: str, seed: int, steps: int) -> TrainConfig:
     )
 
 
+def header(config: TrainConfig) -> str:
+    """What the weights of a run say of its recipe."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True)
+
+
 def trained(config: TrainConfig, folder: Path, data: Path) -> Path:
     """The weights that the run ends with; it is made, or made to its end, when they are not there."""
     weights = folder / f"{config.name}.safetensors"
     try:
-        if model_metadata(weights).get("steps") == str(config.schedule.steps):
+        made = model_metadata(weights)
+        if (made.get("steps"), made.get("recipe")) == (str(config.schedule.steps), header(config)):
             return weights
     except ModelError:
         pass
@@ -67,6 +73,8 @@ def main() -> None:
     steps = options.steps or recipe.schedule.steps
     sets = find_sets(options.data)
     settings = Settings(tile=0)
+    if not options.output.parent.is_dir():
+        parser.error(f"there is no folder {options.output.parent}")
     result: dict[str, Any] = {"recipe": recipe.name, "steps": steps, "runs": {}}
     for seed in options.seeds:
         for name in options.arms:

@@ -15,7 +15,7 @@ STATES = {"before", "after", "grad_after", "grad_before"}
 
 
 def compiled(kind: str, dtype: str, channels: tuple[int, int], carry: bool, capability: int) -> Any:
-    """A pass for queries and values of so many channels, with or without correlations, as gpu.py launches it."""
+    """A pass for queries and values of so many channels, with or without float32 correlations, in gpu.py's blocks."""
     program = getattr(gpu_programs, f"{kind}_pass")
     blocks = gpu._blocks(kind, *channels, 2 if dtype == "bf16" else 4)
     fixed = {"embedded": channels[0], "channels": channels[1], "narrow": True, "clear": False}

@@ -63,7 +63,11 @@ def test_the_work_of_the_network_is_that_of_its_convolutions_and_its_attention(p
     attention = config.states * 2 * (config.channels + config.embed_channels)
     attention *= measure.clipped_pairs(8, 11, config.window)
     embeddings = config.states * 2 * 8 * 11 * config.channels * (config.channels + 2 * config.embed_channels)
-    assert network.flop(config, 8, 11) in (counted + attention, counted + attention + embeddings)  # fused, or modules
+    assert network.flop(config, 8, 11) == counted + attention + embeddings
+    cm, c = config.embed_channels, config.channels
+    backward = config.states * 4 * (cm + c) * measure.clipped_pairs(8, 11, config.window)  # two products, twice
+    expected = 3 * (counted + embeddings) + attention + backward
+    assert network.flop(config, 8, 11, training=True) == expected
 
 
 def test_a_call_is_timed_against_the_matrix_products_around_it() -> None:
@@ -80,12 +84,13 @@ def test_a_call_is_timed_against_the_matrix_products_around_it() -> None:
         pace += 0.125
 
     limit.clock, limit.multiply = lambda: now, product  # type: ignore[method-assign]
-    found = limit.compare(call, 2 * measure.GEMM_FLOP, 1)
-    assert found["useful_gflop"] * 1e9 == 2 * measure.GEMM_FLOP
-    # the first call took 4 ms, so five calls are one measurement, at a pace of 1.125, 1.25 ... 1.625
-    assert found["seconds"] == pytest.approx(0.004 * (1.125 + 1.25 + 1.375 + 1.5 + 1.625) / 5)
-    assert found["limit_gflops"] * 1e9 == pytest.approx(measure.GEMM_FLOP / (0.001 * (1.125 + 1.75) / 2))
-    assert found["fraction"] == pytest.approx(0.5 * (1.375 / 1.4375) ** -1)
+    found = limit.compare(call, 2 * limit.flop, 1)
+    assert limit.flop == 2 * 1024**3
+    assert found["useful_gflop"] * 1e9 == 2 * limit.flop
+    # the second call took 4.5 ms, so five calls are one measurement, at a pace of 1.25, 1.375 ... 1.75
+    assert found["seconds"] == pytest.approx(0.004 * 1.5)
+    assert found["limit_gflops"] * 1e9 == pytest.approx(limit.flop / (0.001 * (1.25 + 1.875) / 2))
+    assert found["fraction"] == pytest.approx(0.5 * 1.5625 / 1.5)
     assert limit.compare(call, 1.0, 3, warm=False)["repeats"] == 3
 
 
@@ -94,8 +99,7 @@ def test_what_cannot_run_says_why() -> None:
     q = torch.empty(1, 8, 8, 64, dtype=torch.bfloat16)
     for name, change, available, reason in [
         ("unfold", {}, 16 << 30, "needs 1,519 GiB, and 16 are free"),
-        ("dense", {}, 16 << 30, "needs 12,288 GiB"),
-        ("unfold", {"work": "forward carried"}, 1 << 60, "does not carry a correlation"),
+        ("dense", {}, 16 << 30, "needs 3,072 GiB"),
         ("flex", {"work": "backward"}, 1 << 60, "no backward pass on CPUs"),
         ("natten", {}, 1 << 60, "no CPU kernel"),
         ("gpu", {}, 1 << 60, "Triton|CUDA"),
@@ -129,7 +133,15 @@ def test_every_pass_of_the_kernel_is_measured(cell: dict[str, object]) -> None:
         operator.cpu.use_instruction_set(next(iter(operator.cpu.INSTRUCTION_SETS)))
     assert found["seconds"] > 0
     assert found["fraction"] > 0
-    assert found["useful_gflop"] * 1e9 == operator.flop(cell)
+    products = {  # of a pair: those of Cm channels, those of C
+        "forward": (1, 1),  # q.k, p v
+        "forward carried": (1, 1),
+        "backward": (3, 2),  # q.k, dS k, dS q; dout.v, p dout
+        "backward carried": (2, 2),
+    }[str(cell["work"])]
+    pairs = int(reference.valid_offsets(24, 24, 7, CPU).sum())
+    assert found["useful_gflop"] * 1e9 == 2 * (32 * products[0] + 64 * products[1]) * pairs
+    assert found["peak_mib"] >= 0
 
 
 @pytest.mark.parametrize("section", ["pictures", "backends", "training"])
@@ -144,7 +156,17 @@ def test_the_network_is_measured(section: str) -> None:
 
 def test_the_command_writes_numbers_tables_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers, drawing = tmp_path / "o.json", tmp_path / "o.png"
-    command = ["benchmark", "operator", "--device", "cpu", "--quick", "--only", "beside small 16px", "--seconds", "100"]
+    command = [
+        "benchmark",
+        "operator",
+        "--device",
+        "cpu",
+        "--quick",
+        "--only",
+        "beside small forward 16px",
+        "--seconds",
+        "100",
+    ]
     assert run([*command, "--json", str(numbers), "--plot", str(drawing)]) == 0
     printed = capsys.readouterr().out
     result = json.loads(numbers.read_text())
@@ -153,9 +175,9 @@ def test_the_command_writes_numbers_tables_and_a_plot(tmp_path: Path, capsys: py
     assert all("seconds" in r for r in result["rows"] if r["contestant"] != "natten")
     (title, header, lines), *others = report.tables(result)
     assert not others
-    assert header[2:] == ["16 x 16"]
+    assert header[3:] == ["16 x 16"]
     assert title in printed
-    assert any(line[1] == "NATTEN" and "no CPU kernel" in line[2] for line in lines)
+    assert any(line[2] == "NATTEN" and "no CPU kernel" in line[3] for line in lines)
     with Image.open(drawing) as image:
         assert image.size[0] > 800
 
@@ -168,4 +190,25 @@ def test_cells_are_picked_by_the_words_of_their_line() -> None:
 
 
 def test_times_have_units() -> None:
-    assert [report.seconds(x) for x in (12.345, 0.012345, 0.000012345)] == ["12.3 s", "12.3 ms", "12.3 us"]
+    times = (1600, 123.4, 12.345, 0.9996, 0.012345, 0.000012345)
+    assert [report.seconds(x) for x in times] == ["1,600 s", "123 s", "12.3 s", "1.00 s", "12.3 ms", "12.3 us"]
+
+
+def test_rows_of_different_sizes_and_rows_without_numbers_make_tables() -> None:
+    rows = [
+        OPERATOR[0] | {"section": "beside", "size": 16, "reason": "is not installed"},
+        OPERATOR[0] | {"section": "beside", "size": 24, "shape": "small", "reason": "failed"},
+        OPERATOR[0] | {"section": "growth", "along": "window", "reason": "took too long"},
+    ]
+    (_, header, beside), (_, _, growth) = report.tables({"benchmark": "operator", "rows": rows})
+    assert [line[3:] for line in beside] == [["is not installed", ""], ["", "failed"]]
+    assert len(header) == 5
+    assert "took too long" in growth[0]
+
+
+def test_memory_counts_from_the_last_reset() -> None:
+    """Within 8 MiB of a block of 64 MiB, though twice as much was held and freed before."""
+    torch.ones(32 << 20)
+    idle = measure.reset_peak(CPU)
+    torch.ones(16 << 20)
+    assert measure.peak_bytes(CPU) - idle == pytest.approx(64 << 20, abs=8 << 20)

@@ -279,9 +279,12 @@ def _benchmark(options: argparse.Namespace) -> int:
 
     for path in (options.json, options.plot):
         _check_folder(path)
+    if options.plot is not None:
+        report.check_plot()
     device, say = usable_device(options.device), _sayer(options)
-    run = machine(device)
-    rows = benchmark.run(
+    run, rows = machine(device), list[dict[str, Any]]()
+    result = {"benchmark": options.what, "run": run, "rows": rows}
+    for row in benchmark.run(
         options.what,
         device=str(device),
         threads=run["threads"],
@@ -289,17 +292,15 @@ def _benchmark(options: argparse.Namespace) -> int:
         only=options.only,
         seconds=options.seconds or benchmark.SECONDS,
         say=say,
-    )
-    if not rows:
-        raise ConfigError(f"no measurement's line holds all of {options.only!r}")
-    result = {"benchmark": options.what, "run": run, "rows": rows}
-    if options.json is not None:
-        _write_json(options.json, result)
-    if options.plot is not None:
-        report.plot(result, options.plot)
+    ):
+        rows.append(row)
+        if options.json is not None:  # after every one: the whole takes long
+            _write_json(options.json, result)
     if not options.quiet:
         for title, header, lines in report.tables(result):
             _print_table(title, header, lines)
+    if options.plot is not None:
+        report.plot(result, options.plot)
     return 0
 
 

@@ -52,7 +52,8 @@ def _neighbourhoods(x: Tensor, window: int) -> Tensor:
 
 
 def _unfold_bytes(cell: Cell) -> float:
-    return float(cell["size"] ** 2 * cell["window"] ** 2 * 2 * (cell["embed"] + cell["channels"]) * _itemsize(cell))
+    numbers = cell["size"] ** 2 * cell["window"] ** 2 * (cell["embed"] + cell["channels"])
+    return float(numbers * (4 if cell["work"] == "backward" else 2) * _itemsize(cell))
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -66,13 +67,13 @@ def dense(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 @lru_cache(1)
 def _dense_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    y, x = (i.flatten() for i in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
-    near = [(c[:, None] - c[None, :]).abs_() <= window // 2 for c in (y.to(device), x.to(device))]
-    return near[0].logical_and_(near[1])
+    sides = [torch.arange(n, device=device) for n in (height, width)]
+    down, right = ((place[:, None] - place).abs() <= window // 2 for place in sides)
+    return (down[:, None, :, None] & right[None, :, None, :]).reshape(height * width, height * width)
 
 
 def _dense_bytes(cell: Cell) -> float:
-    return float(cell["size"] ** 4 * (8 + 2 * _itemsize(cell)))  # while the mask is made; the mask as numbers
+    return float(cell["size"] ** 4 * (1 + _itemsize(cell)))  # the mask, and once more as numbers
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -93,7 +94,7 @@ def _compiled_flex(height: int, width: int, window: int, device: torch.device) -
         return (down.abs() <= window // 2) & (right.abs() <= window // 2)
 
     compile_mask = torch.compile(create_block_mask)
-    mask = compile_mask(near, None, None, height * width, height * width, device=device.type)
+    mask = compile_mask(near, None, None, height * width, height * width, device=device)
     return torch.compile(flex_attention), mask
 
 
@@ -142,8 +143,6 @@ def why_not(contestant: Contestant, cell: Cell, q: Tensor, available: int) -> st
     """Why a contestant cannot be measured here, or None."""
     if contestant.attend is None:
         return unsupported(contestant.name, q, cell["window"])
-    if "carried" in cell["work"]:
-        return "does not carry a correlation"
     if cell["work"] == "backward" and not contestant.backward and q.device.type == "cpu":
         return "has no backward pass on CPUs"
     if contestant.name == "natten" and q.device.type == "cpu":

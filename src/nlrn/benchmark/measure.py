@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import os
 import resource
 import statistics
@@ -18,8 +20,7 @@ from torch import Tensor
 
 import nlrn
 
-GEMM = 1024  # the side of the square matrices whose product is the limit
-GEMM_FLOP = 2 * GEMM**3
+GEMM = {"cpu": 1024, "cuda": 8192}  # the side of the square matrices whose product is the limit: enough for all cores
 LEAST = 0.02  # seconds of a measurement; shorter calls are repeated within it
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Cell = dict[str, Any]  # what is measured, in words and numbers of JSON, and what came out
@@ -30,12 +31,13 @@ class Limit:
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
-        chance = torch.Generator().manual_seed(0)
-        self.a, self.b = (torch.randn(GEMM, GEMM, generator=chance).to(device, dtype) for _ in range(2))
+        chance, side = torch.Generator().manual_seed(0), GEMM[device.type]
+        self.a, self.b = (torch.randn(side, side, generator=chance).to(device, dtype) for _ in range(2))
+        self.flop = 2 * side**3
         self.clock: Callable[[], float] = time.perf_counter
         if device.type == "cpu" and torch.get_num_threads() == 1:
             self.clock = time.thread_time  # what other programs take does not count
-        self.products = 6 if device.type == "cpu" else 200
+        self.products = 6
         self.seconds(self.multiply)
 
     def multiply(self) -> None:
@@ -59,16 +61,19 @@ class Limit:
     def compare(self, call: Callable[[], object], flop: float, repeats: int, *, warm: bool = True) -> Cell:
         """Median seconds of a call, and the median fraction of the limit that its `flop` useful operations reach.
 
-        Every measurement, of LEAST seconds or more, lies between two of the limit, so that what slows the machine down
-        slows both. warm: call once before.
+        Every measurement, of about LEAST seconds or more, lies between two of the limit, so that what slows the machine
+        down slows both. warm: call twice before, the second time to see how many calls that takes.
         """
-        calls = max(1, round(LEAST / max(self.seconds(call), 1e-6))) if warm else 1
+        calls = 1
+        if warm:
+            call()
+            calls = math.ceil(LEAST / max(self.seconds(call), 1e-6))
         seconds, fractions, limits = [], [], []
         for _ in range(repeats):
             around = self.seconds(self.multiply)
             took = self.seconds(lambda: [call() for _ in range(calls)]) / calls
             around += self.seconds(self.multiply)
-            limit = 2 * self.products * GEMM_FLOP / around
+            limit = 2 * self.products * self.flop / around
             seconds.append(took)
             limits.append(limit)
             fractions.append(flop / took / limit)
@@ -81,18 +86,29 @@ class Limit:
         }
 
 
+def reset_peak(device: torch.device) -> int:
+    """Bytes held now, freed ones given back, from which on the next peak counts."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark begins again at what is resident
+    except (OSError, AttributeError, TypeError):
+        pass
+    return peak_bytes(device)
+
+
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that was held at once: by this process so far, or on the CUDA device since reset_peak."""
+    """The most memory that was held at once since reset_peak; where that cannot be reset, in this process's life."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def reset_peak(device: torch.device) -> int:
-    """Bytes from which a following peak counts."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    return peak_bytes(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def available_bytes(device: torch.device) -> int:

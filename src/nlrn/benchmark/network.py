@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from nlrn.benchmark.measure import DTYPES, Cell, Limit, available_bytes, clipped_pairs, peak_bytes, reset_peak
+from nlrn.benchmark.operator import FLOP
 from nlrn.checkpoint import to_device
 from nlrn.model import NLRN, PRESETS, NLRNConfig
 from nlrn.optimization import clip_gradients, loss_of, make_optimizer
@@ -51,11 +52,12 @@ def config_of(cell: Cell) -> NLRNConfig:
 
 def flop(config: NLRNConfig, height: int, width: int, *, training: bool = False) -> float:
     """Useful operations of one picture: 2 a multiplication in a convolution, 2 (Cm + C) a pair inside the picture.
-    training: with the backward pass, twice the convolutions and 2 (3 Cm + 2 C) a pair."""
+    training: with the backward pass, twice the convolutions and what the operator's own counts a pair."""
     c, cm = config.channels, config.embed_channels
+    back = FLOP["backward carried" if config.propagation and config.states > 1 else "backward"](cm, c)
     ends = 2 * 9 * c * (config.head_channels + config.in_channels)
     state = 2 * (2 * 9 * c * c + c * (2 * cm + c))
-    a_pair = 2 * (cm + c) + (2 * (3 * cm + 2 * c) if training else 0)
+    a_pair = FLOP["forward"](cm, c) + (back if training else 0)
     convolutions = height * width * (ends + config.states * state) * (3 if training else 1)
     return float(convolutions + config.states * a_pair * clipped_pairs(height, width, config.window))
 
@@ -114,15 +116,16 @@ def _training_step(cell: Cell) -> Cell:
 
     limit = Limit(DTYPES[cell["dtype"]], device)
     step()
+    optimizer.zero_grad(set_to_none=True)
     idle = reset_peak(device)
     useful = cell["batch"] * flop(config, cell["size"], cell["size"], training=True)
     result = limit.compare(step, useful, STEPS)
-    result["attention"] = attention_share(step, device)
-    return result | {"peak_mib": (peak_bytes(device) - idle) / 2**20}
+    result["peak_mib"] = (peak_bytes(device) - idle) / 2**20
+    return result | {"attention": attention_share(step, device)}
 
 
 def attention_share(step: Callable[[], Any], device: torch.device) -> float:
-    """Of the time of STEPS training steps, what the attention's operators take, forward and backward."""
+    """Of the time that all operators take in STEPS training steps, the attention's share, forward and backward."""
     cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
         for _ in range(STEPS):
@@ -131,7 +134,8 @@ def attention_share(step: Callable[[], Any], device: torch.device) -> float:
             torch.cuda.synchronize(device)
     events = seen.key_averages()
     if cuda:
-        whole = sum(e.self_device_time_total for e in events)
+        kernels = [e for e in events if e.device_type.name == "CUDA" and not e.is_user_annotation]
+        whole = sum(e.self_device_time_total for e in kernels)
         return float(sum(e.device_time_total for e in events if _is_attention(e.key)) / whole)
     whole = sum(e.self_cpu_time_total for e in events)
     return float(sum(e.cpu_time_total for e in events if _is_attention(e.key)) / whole)

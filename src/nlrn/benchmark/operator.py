@@ -21,7 +21,12 @@ from nlrn.benchmark.measure import (
 from nlrn.ops import cpu, neighborhood_attention
 
 SHAPES = {"base": (64, 128, 45), "small": (32, 64, 15)}  # channels of q and of v, window
-WORK = ("forward", "forward carried", "backward", "backward carried")
+FLOP: dict[str, Callable[[int, int], int]] = {  # useful operations of a pair inside the picture, by channels of q and v
+    "forward": lambda cm, c: 2 * (cm + c),
+    "forward carried": lambda cm, c: 2 * (cm + c),
+    "backward": lambda cm, c: 2 * (3 * cm + 2 * c),
+    "backward carried": lambda cm, c: 2 * (2 * cm + 2 * c),  # the logits are read, not found again
+}
 SIZES = (128, 256, 512, 1024)
 WINDOWS = (7, 15, 31, 45, 61)
 
@@ -29,15 +34,16 @@ WINDOWS = (7, 15, 31, 45, 61)
 def cells(device: str, threads: int, *, quick: bool) -> Iterator[Cell]:
     """All measurements, in three sections: "limit" (one thread, how near the machine's limit), "beside" (everyone, at
     rising sizes), "growth" (of this package's kernel, with the pixels and with the window). quick: tiny ones."""
-    ours = "cpu" if device == "cpu" else "gpu"
+    ours = "cpu" if torch.device(device).type == "cpu" else "gpu"
     for shape, (embed, channels, window) in SHAPES.items():
         common = {"kind": "operator", "device": device, "shape": shape, "embed": embed, "channels": channels}
         common |= {"window": 7 if quick else window, "repeats": 3 if quick else 7}
         one, all_threads = common | {"threads": 1}, common | {"threads": threads}
-        yield from _limit(one if device == "cpu" else all_threads, ours, quick)
-        for size in (16, 24) if quick else SIZES:
+        yield from _limit(one if ours == "cpu" else all_threads, ours, quick)
+        sizes = (16, 24) if quick else SIZES
+        for work, size in [*(("forward", size) for size in sizes), ("backward", sizes[0])]:
             for name in [n for n in CONTESTANTS if n not in {"cpu", "gpu"} - {ours}]:
-                row = {"section": "beside", "contestant": name, "dtype": "bf16", "size": size, "work": "forward"}
+                row = {"section": "beside", "contestant": name, "dtype": "bf16", "size": size, "work": work}
                 yield all_threads | row | {"repeats": 3}
         growth = all_threads | {"section": "growth", "contestant": ours, "dtype": "bf16", "work": "forward"}
         for size in () if quick else (64, 128, 256, 512, 1024):
@@ -48,7 +54,7 @@ def cells(device: str, threads: int, *, quick: bool) -> Iterator[Cell]:
 
 def _limit(common: Cell, ours: str, quick: bool) -> Iterator[Cell]:
     row = common | {"section": "limit", "contestant": ours}
-    for work in WORK:
+    for work in FLOP:
         yield row | {"dtype": "bf16", "size": 24 if quick else 256, "work": work}
     sets = [s for s in ("avx512", "avx2") if s in cpu.INSTRUCTION_SETS] if ours == "cpu" else [None]
     for name in sets:
@@ -57,9 +63,8 @@ def _limit(common: Cell, ours: str, quick: bool) -> Iterator[Cell]:
 
 
 def flop(cell: Cell) -> float:
-    """Useful operations: 2 (Cm + C) a pair inside the picture forward, 2 (3 Cm + 2 C) backward."""
-    embed, channels = cell["embed"], cell["channels"]
-    a_pair = 2 * (3 * embed + 2 * channels) if "backward" in cell["work"] else 2 * (embed + channels)
+    """Useful operations of a pass."""
+    a_pair = FLOP[cell["work"]](cell["embed"], cell["channels"])
     return float(a_pair * clipped_pairs(cell["size"], cell["size"], cell["window"]))
 
 
@@ -76,9 +81,11 @@ def measured(cell: Cell) -> Cell:
     q, k, v = (_normal(cell, n, scale).to(device, dtype) for n, scale in _inputs(cell))
     limit = Limit(dtype, device)
     work = _backward if "backward" in cell["work"] else _forward
-    tiny = [x[:, :16, :16] for x in (q, k, v)]
-    if cell["contestant"] not in ("flex", "dense"):  # these prepare themselves for a size, once
-        work(cell, *tiny)()
+    if cell["contestant"] == "flex":  # compiled for a size
+        work(cell, q, k, v)()
+    else:
+        side = max(16, cell["window"])
+        work(cell, *(x[:, :side, :side] for x in (q, k, v)))()
     idle = reset_peak(device)
     call = work(cell, q, k, v)
     result = limit.compare(call, flop(cell), cell["repeats"])

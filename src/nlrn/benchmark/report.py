@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,10 +29,9 @@ def _of(rows: Iterable[Cell], section: str) -> list[Cell]:
 
 def seconds(value: float) -> str:
     """Three digits, and their unit."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value * 1e6:.3g} us"
+    unit, factor = next(((u, f) for u, f in (("s", 1.0), ("ms", 1e3)) if value * f >= 0.9995), ("us", 1e6))
+    digits = f"{value * factor:#.3g}" if value * factor < 999.5 else f"{value * factor:,.0f}"
+    return f"{digits.rstrip('.')} {unit}"
 
 
 def _mib(value: float) -> str:
@@ -61,15 +61,16 @@ def beside_table(rows: list[Cell]) -> Table:
     found = _of(rows, "beside")
     sizes = sorted({r["size"] for r in found})
     lines = []
-    for shape in dict.fromkeys(r["shape"] for r in found):
-        for name in dict.fromkeys(r["contestant"] for r in found):
-            mine = {r["size"]: r for r in found if (r["shape"], r["contestant"]) == (shape, name)}
-            lines.append([shape, CONTESTANTS[name].title, *(_time_and_memory(mine[size]) for size in sizes)])
-    header = ["shape", "bf16, forward", *(f"{size} x {size}" for size in sizes)]
+    for key in dict.fromkeys((r["shape"], r["work"], r["contestant"]) for r in found):
+        mine = {r["size"]: r for r in found if (r["shape"], r["work"], r["contestant"]) == key}
+        lines.append([*key[:2], CONTESTANTS[key[2]].title, *(_time_and_memory(mine.get(size)) for size in sizes)])
+    header = ["shape", "pass, bf16", "", *(f"{size} x {size}" for size in sizes)]
     return f"Side by side ({_threads({r['threads'] for r in found})})", header, lines
 
 
-def _time_and_memory(r: Cell) -> str:
+def _time_and_memory(r: Cell | None) -> str:
+    if r is None:
+        return ""
     if "seconds" not in r:
         return str(r["reason"])
     return f"{seconds(r['seconds'])}, {_mib(r['peak_mib'])}"
@@ -79,10 +80,12 @@ def growth_table(rows: list[Cell]) -> Table:
     """The kernel's time by pixels and by window."""
     lines = []
     for r in _of(rows, "growth"):
+        place = [r["shape"], r["along"], f"{r['size']} x {r['size']}, window {r['window']}"]
         if "seconds" in r:
             by_pair = r["seconds"] * 1e9 / (r["useful_gflop"] * 1e9 / (2 * (r["embed"] + r["channels"])))
-            place = f"{r['size']} x {r['size']}, window {r['window']}"
-            lines.append([r["shape"], r["along"], place, seconds(r["seconds"]), f"{by_pair:.3f}"])
+            lines.append([*place, seconds(r["seconds"]), f"{by_pair:.3f}"])
+        else:
+            lines.append([*place, r["reason"], ""])
     header = ["shape", "along", "picture", "time", "ns a pair"]
     return "Growth of the kernel's time (bf16, forward)", header, lines
 
@@ -123,9 +126,9 @@ def ratio_table(rows: list[Cell]) -> Table:
 def states_table(rows: list[Cell]) -> Table:
     """Growth with the recurrent states."""
     lines = [
-        [r["preset"], str(r["states"]), seconds(r["seconds"]), f"{r['peak_mib']:,.0f}"]
+        [r["preset"], str(r["states"])]
+        + ([seconds(r["seconds"]), f"{r['peak_mib']:,.0f}"] if "seconds" in r else [r["reason"], ""])
         for r in _of(rows, "states")
-        if "seconds" in r
     ]
     return "Growth with the states (256 x 256, bf16)", ["model", "states", "time", "peak MiB"], lines
 
@@ -134,11 +137,19 @@ def training_table(rows: list[Cell]) -> Table:
     """A training step."""
     lines = []
     for r in _of(rows, "training"):
+        place, found = f"{r['batch']} of {r['size']} x {r['size']}", [r.get("reason", ""), "", "", ""]
         if "seconds" in r:
-            place = f"{r['batch']} of {r['size']} x {r['size']}"
-            share = f"{100 * r['attention']:.0f} %"
-            lines.append([r["preset"], place, seconds(r["seconds"]), f"{r['fraction']:.2f}", share])
-    header = ["model", "patches", "time", "fraction of the GEMM rate", "of it the attention"]
+            share, peak = f"{100 * r['attention']:.0f} %", f"{r['peak_mib']:,.0f}"
+            found = [seconds(r["seconds"]), f"{r['fraction']:.2f}", share, peak]
+        lines.append([r["preset"], place, *found])
+    header = [
+        "model",
+        "patches",
+        "time",
+        "fraction of the GEMM rate",
+        "of the operators' time the attention",
+        "peak MiB",
+    ]
     return "A training step (bf16)", header, lines
 
 
@@ -153,13 +164,18 @@ _NETWORK: tuple[Callable[[list[Cell]], Table], ...] = (pictures_table, ratio_tab
 # -- the plot ----------------------------------------------------------------------------------------------------
 
 
+def check_plot() -> None:
+    """Raises BackendError without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BackendError("a plot needs matplotlib: pip install nlrn[plot]")
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     """A PNG beside the tables. Raises BackendError without matplotlib, and OSError."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendError(f"a plot needs matplotlib (pip install nlrn[plot]): {error}") from error
+    check_plot()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -182,7 +198,7 @@ def _plot_operator(rows: list[Cell], left: Any, right: Any) -> None:
     beside, growth = _of(rows, "beside"), _of(rows, "growth")
     for shape, style in (("base", "-"), ("small", "--")):
         for i, (name, contestant) in enumerate(CONTESTANTS.items()):
-            mine = [r for r in beside if (r["shape"], r["contestant"]) == (shape, name)]
+            mine = [r for r in beside if (r["shape"], r["work"], r["contestant"]) == (shape, "forward", name)]
             _line(left, mine, lambda r: r["size"] ** 2, f"{contestant.title}, {shape}", ls=style, color=f"C{i}")
         along = [r for r in growth if r["shape"] == shape and r["along"] == "window"]
         _line(right, along, lambda r: r["window"] ** 2, f"{shape}, 256 x 256", ls=style)

@@ -131,7 +131,7 @@ def _run(name: str, problem: _Problem, tensors: list[Tensor | None], backward: b
 
 
 def state_elements(batch: int, height: int, width: int, window: int | None) -> int:
-    """Numbers of a correlation (Plan::state_elements of csrc/layout.h)."""
+    """Numbers of a correlation (Plan::logits of csrc/layout.h, and spare ones)."""
     effective = _effective(height, width, window)
     return batch * height * -(-width // _lanes) * effective**2 * _lanes + 2 * _lanes
 

@@ -5,7 +5,7 @@
 //   query pass, rows are queries:  q_gradient_i = sum_j dS_ij k_j, and dS is the gradient of `before`
 //   key pass, rows are keys:       k_gradient_j = sum_i dS_ij q_i,  v_gradient_j = sum_i p_ij out_gradient_i
 // S comes from the stored correlation, or, where none was carried, again from q . k. In the key pass with a
-// correlation nothing is computed again: the query pass leaves what it needs, in bf16 as pairs of p and dS, otherwise
+// correlation no product is computed again: the query pass leaves what it needs, in bf16 as pairs of p and dS, otherwise
 // as S and dS. Both lie along queries instead of keys: queries that see the LANES keys of a block at offset dx lie
 // beside each other too, in at most two blocks.
 #pragma once
