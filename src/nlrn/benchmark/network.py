@@ -33,7 +33,7 @@ def cells(device: str, threads: int, *, quick: bool) -> Iterator[Cell]:
     for preset in PRESETS:
         model = common | {"preset": preset}
         for size in (24,) if quick else SIZES:
-            yield model | {"section": "pictures", "size": size}
+            yield model | {"section": "pictures", "size": size} | ({"repeats": 1} if size > 512 else {})
             if size in (24, 512):
                 yield model | {"section": "pictures", "size": size, "mode": "patch", "repeats": 1}
         yield model | {"section": "backends", "size": 24 if quick else 256, "backend": "tiled", "repeats": 1}
