@@ -203,7 +203,7 @@ def _plot_operator(rows: list[Cell], left: Any, right: Any) -> None:
         along = [r for r in growth if r["shape"] == shape and r["along"] == "window"]
         _line(right, along, lambda r: r["window"] ** 2, f"{shape}, 256 x 256", ls=style)
     left.set(xlabel="pixels", ylabel="seconds, one attention forward, bf16", title="Side by side")
-    right.set(xlabel="window, pixels", ylabel="seconds", title="nlrn's kernel by window")
+    right.set(xlabel="pixels in the window", ylabel="seconds", title="nlrn's kernel by window")
     _finish(left, right)
 
 
