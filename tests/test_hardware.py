@@ -25,16 +25,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def test_freed_memory_is_used_again() -> None:
-    """Ten blocks of 64 MiB, one after the other: their pages come from the system each time, or never again."""
+    """Ten blocks of 64 MiB, one after the other: their pages come from the system each time, or never again.
+
+    Where the heap lies is drawn anew for every process, and some places have no room to grow: the best of three counts.
+    """
     environment = {**os.environ, "PYTHONPATH": str(Path(nlrn.__file__).parents[1])}
-    # transparent huge pages make faults fewer, not none
-    faults = {
-        how: int(
-            subprocess.run(
-                [sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True, env=environment
-            ).stdout
-        )
-        for how in ("leave", "keep")
-    }
-    assert faults["leave"] >= 10 * 32
-    assert faults["keep"] <= faults["leave"] / 10
+
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+    left = faults("leave")
+    assert left >= 10 * 32  # of huge pages, where there are some
+    assert min(faults("keep") for _ in range(3)) <= left / 10
