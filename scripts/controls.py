@@ -41,17 +41,12 @@ def arm(recipe: TrainConfig, name: str, seed: int, steps: int) -> TrainConfig:
     )
 
 
-def header(config: TrainConfig) -> str:
-    """What the weights of a run say of its recipe."""
-    return json.dumps(dataclasses.asdict(config), sort_keys=True)
-
-
 def trained(config: TrainConfig, folder: Path, data: Path) -> Path:
     """The weights that the run ends with; it is made, or made to its end, when they are not there."""
     weights = folder / f"{config.name}.safetensors"
     try:
         made = model_metadata(weights)
-        if (made.get("steps"), made.get("recipe")) == (str(config.schedule.steps), header(config)):
+        if (made.get("steps"), made.get("recipe")) == (str(config.schedule.steps), config.header()):
             return weights
     except ModelError:
         pass

@@ -146,7 +146,7 @@ def test_a_model_of_one_noise_level_takes_none() -> None:
 
 def test_the_tile_follows_from_the_memory_allowed_and_nothing_else() -> None:
     model = random_model()
-    for memory, expected in ((1 << 40, None), (110 << 20, 512), (90 << 20, 256), (20 << 20, 128)):
+    for memory, expected in ((1 << 40, None), (130 << 20, 512), (110 << 20, 256), (20 << 20, 128)):
         restorer = Restorer(model, settings=Settings(precision="fp32", memory=memory))
         side = restorer.tile_for(600, 800)
         assert side == expected

@@ -181,6 +181,10 @@ class TrainConfig:
         left = 1 - (step - decay_start) / decay_steps if decay_steps else 1.0
         return rate * min(1.0, max(0.0, left))
 
+    def header(self) -> str:
+        """The whole recipe as the weights file keeps it."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
     def digest(self) -> str:
         """Identifies what a step computes, so that a run is never resumed under another recipe."""
         fixed = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("validate_every", "checkpoint_minutes")}

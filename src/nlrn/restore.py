@@ -31,7 +31,7 @@ MAX_SIGMA = 75.0
 TILES = (1024, 512, 256, 128)  # tried in turn when the whole picture is too large
 OVERLAP = 32
 MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles everywhere
-_ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 38, (True, True): 20}
+_ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True, True): 22}
 # bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
 Progress = Callable[[int, int], None]
@@ -142,7 +142,7 @@ class Restorer:
     def memory_per_pixel(self, height: int, width: int) -> float:
         """Bytes a pixel that a picture of this size takes at the peak of one pass.
 
-        Fitted to the presets at 160 to 512 pixels on a CPU; nlrn benchmark model sets it beside the peak.
+        Fitted to the presets at 256 to 1024 pixels on a CPU; nlrn benchmark model sets it beside the peak.
         """
         return _memory_per_pixel(self.model, height, width, self.bf16)
 
@@ -262,7 +262,8 @@ def _memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float
     fused = backend in KERNELS
     size = 2 if fused and bf16 else 4
     carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=backend, itemsize=size)
-    states = (1 if fused else 2) if c.propagation and c.states > 1 else 0  # the one before and the one after
+    # overwritten; else the one before, the one after, and a freed one whose place the next does not find again
+    states = (1 if fused else 3) if c.propagation and c.states > 1 else 0
     return states * carried / (height * width) + _ACTIVATIONS[fused, bf16] * c.channels
 
 

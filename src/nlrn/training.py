@@ -8,7 +8,6 @@ On CUDA the noise is drawn on the device: the same sigmas and patches as on a CP
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tempfile
 import time
@@ -389,6 +388,6 @@ class Trainer:
             "hardware": torch.cuda.get_device_name(self.device) if cuda else "CPU",
             "hardware_seconds": f"{self.seconds:.0f}",
             "processes": str(self.processes.world),
-            "recipe": json.dumps(dataclasses.asdict(self.config), sort_keys=True),
+            "recipe": self.config.header(),
             "torch": torch.__version__,
         }

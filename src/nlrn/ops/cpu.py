@@ -20,7 +20,6 @@ from nlrn.errors import BackendError
 from nlrn.ops.reference import offsets_inside
 
 WHOLE = 64  # the side up to which a picture is its own window; beyond, its correlation lies too wide apart
-NORMS = 2  # numbers a query that the backward pass needs: a maximum of the logits, and a sum relative to it
 LIBRARY = Path(__file__).with_name("libnlrn_cpu.so")
 _ELEMENTS = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nlrn.ops import cpu, gpu
 
+NORMS = 2  # numbers a query that a backward pass needs: a maximum of the logits, and a sum relative to it
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "gpu": gpu}
 
 
@@ -27,7 +28,7 @@ def _state_size(kernel: str, q: Tensor, window: int | None) -> int:
 def _kept(kernel: str, q: Tensor, v: Tensor, window: int | None, carried: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Room for what `attention` returns beside out."""
     exact = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
-    norms = q.new_empty((KERNELS[kernel].NORMS, *q.shape[:3]), dtype=torch.float32)
+    norms = q.new_empty((NORMS, *q.shape[:3]), dtype=torch.float32)
     return exact, norms, q.new_empty(_state_size(kernel, q, window) if carried else 0, dtype=torch.float32)
 
 

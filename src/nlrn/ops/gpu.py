@@ -27,7 +27,6 @@ _CHANNELS_LIMIT = 512  # more of them do not fit a program's registers and share
 _COLUMNS_LIMIT = 32_000  # of a window, else the numbers of a halo's pixels are not taken apart exactly
 _NARROW = 1 << 31  # entries of one picture's state that a program can number with 32 bits
 _ROWS_BLOCK = 1 << 24  # logits handed out at once by rows: 64 MiB in float32
-NORMS = 2  # numbers a query that the backward pass needs: a maximum of the logits, and a sum relative to it
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
