@@ -6,7 +6,7 @@ stays). The weights at the end are scored on Set12 and BSD68.
 
     python scripts/controls.py --data ../shared/data -o results/controls.json
 
-Runs land under runs/controls, and go on from where they stand when the script is called again.
+Runs land under runs/controls, and go on from where they stand when the script is called again; so does the result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from nlrn.checkpoint import model_metadata
+from nlrn.checkpoint import model_metadata, sha256
 from nlrn.errors import ModelError
 from nlrn.evaluation import evaluate_denoising, find_sets, provenance
 from nlrn.recipe import TrainConfig, read_recipe
@@ -53,6 +53,16 @@ def trained(config: TrainConfig, folder: Path, data: Path) -> Path:
     return train(config, output=folder, data=data, resume=holds_a_run(folder))
 
 
+def scored(path: Path, restorer: Restorer, sets: dict[str, Any], sigmas: list[float]) -> dict[str, Any]:
+    """What the result says of one run."""
+    scores = evaluate_denoising(restorer, sets, sigmas, say=lambda line: print(line, flush=True))
+    for by_sigma in scores.values():
+        for score in by_sigma.values():
+            del score["pictures"]
+    seconds = float(model_metadata(path)["hardware_seconds"])
+    return {"sha256": sha256(path), "scores": scores, "training_seconds": seconds}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -70,18 +80,22 @@ def main() -> None:
     settings = Settings(tile=0)
     if not options.output.parent.is_dir():
         parser.error(f"there is no folder {options.output.parent}")
-    result: dict[str, Any] = {"recipe": recipe.name, "steps": steps, "runs": {}}
+    result: dict[str, Any] = {"recipe": recipe.name, "steps": steps, "sigmas": options.sigma, "runs": {}}
+    if options.output.exists():  # what was scored before stays
+        before = json.loads(options.output.read_text())
+        if {k: before.get(k) for k in ("recipe", "steps", "sigmas")} == {
+            k: v for k, v in result.items() if k != "runs"
+        }:
+            result = before
     for seed in options.seeds:
         for name in options.arms:
             config = arm(recipe, name, seed, steps)
             path = trained(config, options.runs / config.name, options.data)
+            runs = result["runs"].setdefault(name, {})
+            if runs.get(str(seed), {}).get("sha256") == sha256(path):
+                continue
             restorer = Restorer(str(path), device="cpu", settings=settings)
-            scores = evaluate_denoising(restorer, sets, options.sigma, say=print)
-            for by_sigma in scores.values():
-                for score in by_sigma.values():
-                    del score["pictures"]
-            seconds = float(model_metadata(path)["hardware_seconds"])
-            result["runs"].setdefault(name, {})[str(seed)] = {"scores": scores, "training_seconds": seconds}
+            runs[str(seed)] = scored(path, restorer, sets, options.sigma)
             result["run"] = provenance(restorer)
             options.output.write_text(json.dumps(result, indent=1) + "\n")  # what there is, after every arm
     for name, runs in result["runs"].items():
