@@ -1,0 +1,61 @@
+"""The command line: arguments into calls, errors into one sentence and an exit code.
+
+Exit codes: 0 all done, 1 a file failed, 2 usage, 3 nothing could run, 130 interrupted. Arguments are checked
+before torch is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from nlrn import __version__
+from nlrn.cli import benchmark, denoise, evaluate, models, train
+from nlrn.errors import ConfigError, InputError, NLRNError
+
+COMMANDS = (denoise, evaluate, train, models, benchmark)  # in the order of --help
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; nothing but the code and the printed lines comes back."""
+    parser = _parser()
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        options = parser.parse_args(arguments)
+        if options.command is None:
+            parser.print_help()
+            return 2
+        code: int = options.run(options)
+        return code
+    except SystemExit as stop:  # argparse: --help, --version and usage errors
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("nlrn: interrupted; nothing was left half written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our lines went away; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 3
+    except NLRNError as error:
+        print(f"nlrn: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1 if isinstance(error, InputError) else 3
+    except (OSError, MemoryError) as error:
+        print(f"nlrn: {error or 'out of memory'}", file=sys.stderr)
+        return 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nlrn",
+        description="Restore pictures with the Non-Local Recurrent Network (NeurIPS 2018).",
+        epilog="Start with: nlrn denoise noisy.png -o clean.png",
+    )
+    parser.add_argument("--version", action="version", version=f"nlrn {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser

@@ -1,0 +1,52 @@
+"""nlrn denoise."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nlrn.cli.shared import ProgressBar, add_model_options, count, make_restorer, mebibytes, sayer, sigma_or_auto
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("denoise", help="remove noise from a picture")
+    parser.add_argument("input", type=Path, metavar="IN")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="its suffix sets the format")
+    parser.add_argument(
+        "--sigma", type=sigma_or_auto, default="auto", help="noise level in 0-255 units, 0..75, or auto (default)"
+    )
+    add_model_options(parser)
+    parser.add_argument("-t", "--tile", type=count, metavar="PIXELS", help="side of a tile; 0: the whole picture")
+    parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
+    parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.set_defaults(run=_denoise)
+
+
+def _denoise(options: argparse.Namespace) -> int:
+    from nlrn.alpha import fill_hidden
+    from nlrn.images import check_output, read_picture, write_picture
+
+    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
+    picture = read_picture(options.input)
+    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)
+    restorer = make_restorer(options, channels=1 if picture.array.ndim == 2 else 3)
+    say = sayer(options)
+    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+    level = restorer.noise_level(seen, options.sigma)
+    if not restorer.model.config.sigma_input:
+        say("this model was trained for one noise level and takes none")
+    elif options.sigma == "auto":
+        say(f"estimated noise: sigma {level:.1f}" + (" or more, this model's limit" if level == 75 else ""))
+    if picture.array.ndim == 3 and restorer.model.config.in_channels == 1:
+        say("colour goes channel by channel through a grey model")
+    height, width = picture.array.shape[:2]
+    side = restorer.tile_for(height, width) if options.mode == "window" else None
+    if side is not None:
+        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {restorer.settings.overlap_of(side)}")
+    with ProgressBar(options, "denoising") as tick:
+        restored = restorer.denoise(picture.array, level, alpha=picture.alpha, progress=tick)
+    write_picture(options.output, picture.with_array(restored), overwrite=options.overwrite)
+    say(f"wrote {options.output}")
+    return 0

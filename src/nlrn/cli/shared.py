@@ -1,0 +1,121 @@
+"""What the commands share: the options of a model, types of arguments, tables and a progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlrn.errors import InputError
+
+if TYPE_CHECKING:
+    from nlrn.restore import Restorer
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME|FILE", help="a shipped model (see: nlrn models) or a weights file")
+    parser.add_argument(
+        "--mode",
+        choices=("window", "patch"),
+        default="window",
+        help="over the whole picture, or the authors' slow patches",
+    )
+    parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: bf16 where it is quick"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+
+
+def model_name(options: argparse.Namespace, channels: int) -> str:
+    from nlrn.checkpoint import default_model
+
+    return options.model or default_model(options.command if options.command != "evaluate" else options.task, channels)
+
+
+def make_restorer(options: argparse.Namespace, channels: int, tile: int | None = None) -> Restorer:
+    from nlrn.restore import MEMORY, Restorer, Settings
+
+    settings = Settings(
+        mode=options.mode,
+        precision=options.precision,
+        tile=getattr(options, "tile", tile),
+        overlap=getattr(options, "overlap", None),
+        memory=getattr(options, "memory", None) or MEMORY,
+    )
+    return Restorer(model_name(options, channels), device=options.device, settings=settings)
+
+
+def check_folder(path: Path | None) -> None:
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} into")
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    from nlrn.publish import publish
+
+    publish(path, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
+
+
+def print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def sayer(options: argparse.Namespace) -> Any:
+    return (lambda line: None) if options.quiet else lambda line: print(line, flush=True)
+
+
+class ProgressBar:
+    """A bar on a terminal while tiles or patches are worked on; nothing elsewhere."""
+
+    def __init__(self, options: argparse.Namespace, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self.bar = Progress(
+            console=Console(stderr=True), transient=True, disable=options.quiet or not sys.stderr.isatty()
+        )
+        self.task = self.bar.add_task(what, total=None)
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def sigma_or_auto(text: str) -> float | str:
+    return text if text == "auto" else sigma_level(text)
+
+
+def sigma_level(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a noise level") from None
+    if not 0 <= value <= 75:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0..75 (0-255 units)")
+    return value
+
+
+def count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def mebibytes(text: str) -> int:
+    value = count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("memory must be at least 1 MiB")
+    return value << 20

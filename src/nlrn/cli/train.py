@@ -1,0 +1,41 @@
+"""nlrn train."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from nlrn.cli.shared import count, sayer
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train a model as a recipe says")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: runs/<recipe name>")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest good state")
+    parser.add_argument("--minutes", type=float, help="stop by the clock, the decay of the learning rate included")
+    parser.add_argument("--steps", type=count, help="instead of the recipe's number")
+    parser.add_argument("--tensorboard", action="store_true", help="write curves too (nlrn[train])")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    parser.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from nlrn.training import train_from_recipe
+
+    path = train_from_recipe(
+        options.recipe,
+        output=options.output,
+        resume=options.resume,
+        minutes=options.minutes,
+        steps=options.steps,
+        tensorboard=options.tensorboard,
+        data=options.data,
+        quiet=options.quiet,
+    )
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
+        sayer(options)(f"wrote {path}")
+    return 0
