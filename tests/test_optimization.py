@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from toy import make, trainer
 
 from nlrn.errors import ConfigError
 from nlrn.model import NLRN, NLRNConfig
-from nlrn.optimization import make_optimizer, scale_embeddings
+from nlrn.optimization import Muon, make_optimizer, orthogonalized, scale_embeddings
 from nlrn.recipe import OptimConfig, TrainConfig, read_recipe
 
 SMALL = NLRNConfig(channels=8, embed_channels=4, states=2, window=5, sigma_input=True)
@@ -27,7 +28,7 @@ def test_the_gain_scales_the_kernels_of_theta_and_phi_and_nothing_else() -> None
         assert torch.equal(value, before[name] * 0.25 if changed else before[name]), name
 
 
-@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize("kind", ["adam", "adamw", "muon"])
 def test_every_parameter_has_its_rate_and_its_decay(kind: str) -> None:
     config = TrainConfig("x", SMALL, embedding_lr=0.125, optim=OptimConfig(kind, weight_decay=0.5))
     model = NLRN(SMALL)
@@ -71,3 +72,40 @@ def test_bad_values_are_refused_and_the_recipes_use_them() -> None:
     assert read_recipe(recipes / "denoise-gray-small.toml").embedding_gain == 0.5
     paper = read_recipe(recipes / "paper-sigma25.toml")
     assert (paper.embedding_gain, paper.embedding_lr) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("shape", [(64, 576), (32, 32), (48, 12), (1, 9)])
+def test_orthogonalized_brings_the_singular_values_to_one_and_keeps_the_directions(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = orthogonalized(matrix)
+    values = torch.linalg.svdvals(found)
+    left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
+    large = singular > 0.05 * singular.max()  # five steps do not lift the smallest all the way
+    inside = (left.T @ found @ right.T).diagonal()[large]
+    assert (inside > 0.6).all()
+    assert values.max() < 1.3
+    assert torch.equal(orthogonalized(torch.zeros(shape)), torch.zeros(shape))
+
+
+def test_muon_is_torchs_muon_on_matrices_and_adamw_on_the_rest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(24, 90, generator=generator), torch.randn(24, generator=generator)
+    gradients = [[torch.randn(x.shape, generator=generator) for x in start] for _ in range(4)]
+    ours, theirs = ([nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    ours[0] = nn.Parameter(start[0].view(24, 10, 3, 3).clone())
+    common = {"lr": 0.01, "weight_decay": 0.1}
+    groups = [{"params": [p], "orthogonal": orthogonal} for p, orthogonal in zip(ours, (True, False), strict=True)]
+    subjects = [Muon(groups, **common)]
+    oracles = [
+        torch.optim.Muon(theirs[:1], adjust_lr_fn="match_rms_adamw", **common),
+        torch.optim.AdamW(theirs[1:], **common),
+    ]
+    for step in gradients:
+        for parameters, optimizers in ((ours, subjects), (theirs, oracles)):
+            for p, gradient in zip(parameters, step, strict=True):
+                p.grad = gradient.view(p.shape).clone()
+            for optimizer in optimizers:
+                optimizer.step()
+    moved, expected = ours[0].view(24, 90) - start[0], theirs[0] - start[0]
+    assert (moved - expected).norm() < 0.02 * expected.norm()  # theirs computes in bfloat16
+    assert torch.equal(ours[1], theirs[1])

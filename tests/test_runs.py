@@ -221,7 +221,7 @@ def test_what_is_refused_leaves_no_folder_behind(train: Callable[..., Path], rec
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_kept(recipe: Path, tmp_path: Path) -> None:
     wild = recipe.with_name("wild.toml")
-    wild.write_text(RECIPE + "\n[optim]\nlr = 1e38\n")
+    wild.write_text(RECIPE.replace("[optim]", "[optim]\nlr = 1e38"))
     with pytest.raises(TrainingError, match="not finite"):
         train_from_recipe(wild, output=tmp_path / "run", data=recipe.parent, quiet=True)
     found = trainstate.newest_verified(tmp_path / "run")

@@ -45,6 +45,9 @@ validation_size = 24
 low = 10.0
 high = 50.0
 
+[optim]
+optimizer = "muon"
+
 [schedule]
 steps = 60
 warmup = 5

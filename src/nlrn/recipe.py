@@ -45,7 +45,9 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """optimizer: "adamw" or "adam". clip: limit of the gradient norm, over all or for each variable."""
+    """optimizer: "muon" (nlrn.optimization.Muon), "adamw" or "adam". clip: limit of the gradient norm, over all or for
+    each variable.
+    """
 
     optimizer: str = "adamw"
     lr: float = 1e-3
@@ -56,8 +58,8 @@ class OptimConfig:
     clip_per_variable: bool = False
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adamw", "adam"):
-            raise ConfigError(f"optimizer must be adamw or adam, not {self.optimizer!r}")
+        if self.optimizer not in ("muon", "adamw", "adam"):
+            raise ConfigError(f"optimizer must be muon, adamw or adam, not {self.optimizer!r}")
         if min(self.lr, self.clip, self.eps) <= 0 or self.weight_decay < 0:
             raise ConfigError("lr, clip and eps must be positive and weight_decay not negative")
         if not all(0 <= beta < 1 for beta in self.betas):
