@@ -17,9 +17,11 @@ from torch import Tensor
 from nlrn.errors import BackendError, InputError
 from nlrn.ops import (
     BACKENDS,
+    correlation_of_pixel,
     correlation_statistics,
     correlation_to_dense,
     neighborhood_attention,
+    reference,
     select_backend,
     state_bytes,
     unsupported,
@@ -332,6 +334,31 @@ def test_statistics_are_the_exponential_of_the_entropy_and_the_largest_logit(
     np.testing.assert_allclose(effective.numpy(), np.exp(entropy), rtol=2e-5)
     mask = oracle.neighbours(height, width, window)
     assert largest == pytest.approx(abs(np.where(mask, carried, 0)).max(), rel=1e-6)
+
+
+@pytest.mark.parametrize("window", [1, 5, 15, None])
+@pytest.mark.parametrize("shape", [(2, 1, 19), (1, 17, 8), (1, 23, 41)])
+@pytest.mark.parametrize("backend", [*NAMES, "cpu"])
+def test_one_pixels_correlations_are_its_entry_of_the_dense_ones(
+    backend: str, shape: tuple[int, int, int], window: int | None
+) -> None:
+    inputs = [draw(shape, 3, 4, 0, torch.float32)]
+    state = run(inputs, window, backend)[1][0]
+    expected = dense(state, inputs[0][0], window, backend)
+    batch, height, width = shape
+    sizes = {"batch": batch, "height": height, "width": width, "window": window, "backend": backend}
+    for pixel in np.ndindex(shape):
+        found = correlation_of_pixel(state, pixel, **sizes)
+        assert found.shape == expected[pixel].shape
+        if window is None:
+            assert torch.equal(found, expected[pixel])
+        else:
+            valid = reference.valid_offsets(height, width, window, state.device)[pixel[1:]]
+            assert torch.equal(found[valid], expected[pixel][valid])
+            assert not found[~valid].any()
+    for pixel in ((batch, 0, 0), (0, -1, 0), (0, 0, width)):
+        with pytest.raises(InputError, match="outside"):
+            correlation_of_pixel(state, pixel, **sizes)
 
 
 # ----------------------------------------------------------------------------------------------- refusals

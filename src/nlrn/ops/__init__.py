@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nlrn.ops.functional import (
     BACKENDS,
+    correlation_of_pixel,
     correlation_statistics,
     correlation_to_dense,
     neighborhood_attention,
@@ -16,6 +17,7 @@ from nlrn.ops.fused import KERNELS
 __all__ = [
     "BACKENDS",
     "KERNELS",
+    "correlation_of_pixel",
     "correlation_statistics",
     "correlation_to_dense",
     "neighborhood_attention",

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nlrn.errors import BackendError
@@ -210,6 +211,18 @@ def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: i
     pad = (window - effective) // 2
     dense[..., pad : pad + effective, pad : pad + effective] = inner
     return dense
+
+
+def of_pixel(
+    correlation: Tensor, batch: int, height: int, width: int, window: int | None, pixel: tuple[int, int, int]
+) -> Tensor:
+    """The correlations of one query (b, y, x): [q, q], or [H, W] for window=None."""
+    b, y, x = pixel
+    inner = _blocks(correlation, batch, height, width, window)[b, y, x // _lanes, :, :, x % _lanes]
+    r = inner.shape[0] // 2
+    if window is None:
+        return inner[r - y : r - y + height, r - x : r - x + width]
+    return F.pad(inner, [(window - inner.shape[0]) // 2] * 4)
 
 
 def rows(

@@ -10,7 +10,7 @@ from torch import Tensor
 from nlrn.errors import BackendError, InputError
 from nlrn.ops import fused, reference, tiled
 
-BACKENDS: dict[str, ModuleType] = {  # each: unsupported, rows, to_dense, state_bytes
+BACKENDS: dict[str, ModuleType] = {  # each: unsupported, rows, to_dense, of_pixel, state_bytes
     **fused.KERNELS,
     "reference": reference,
     "tiled": tiled,
@@ -138,6 +138,28 @@ def correlation_to_dense(
     _check_correlation(chosen, correlation, batch, height, width, window)
     dense: Tensor = chosen.to_dense(correlation, batch, height, width, window)
     return dense
+
+
+def correlation_of_pixel(
+    correlation: Tensor,
+    pixel: tuple[int, int, int],
+    *,
+    batch: int,
+    height: int,
+    width: int,
+    window: int | None,
+    backend: str,
+) -> Tensor:
+    """The entry (b, y, x) of ``correlation_to_dense``, [q, q] or [H, W], without making the rest dense.
+
+    Raises InputError when the pixel lies outside.
+    """
+    chosen = _backend(backend)
+    _check_correlation(chosen, correlation, batch, height, width, window)
+    if any(not 0 <= i < n for i, n in zip(pixel, (batch, height, width), strict=True)):
+        raise InputError(f"the pixel {pixel} lies outside {(batch, height, width)}")
+    found: Tensor = chosen.of_pixel(correlation, batch, height, width, window, pixel)
+    return found
 
 
 @torch.no_grad()

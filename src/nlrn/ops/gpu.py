@@ -98,6 +98,13 @@ def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: i
     return correlation.view(batch, height, width, window, window)
 
 
+def of_pixel(
+    correlation: Tensor, batch: int, height: int, width: int, window: int | None, pixel: tuple[int, int, int]
+) -> Tensor:
+    """The correlations of one query (b, y, x): [q, q]."""
+    return to_dense(correlation, batch, height, width, window)[pixel]
+
+
 def rows(
     correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:

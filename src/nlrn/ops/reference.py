@@ -60,6 +60,13 @@ def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: i
     return correlation
 
 
+def of_pixel(
+    correlation: Tensor, batch: int, height: int, width: int, window: int | None, pixel: tuple[int, int, int]
+) -> Tensor:
+    """The correlations of one query (b, y, x): [q, q], or [H, W] for window=None."""
+    return correlation[pixel]
+
+
 def rows(
     correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:

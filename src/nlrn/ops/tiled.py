@@ -250,6 +250,25 @@ def rows(
         yield block, tile.state(correlation, batch)[0]
 
 
+def of_pixel(
+    correlation: Tensor, batch: int, height: int, width: int, window: int | None, pixel: tuple[int, int, int]
+) -> Tensor:
+    """The correlations of one query (b, y, x): [q, q], or [H, W] for window=None."""
+    b, y, x = pixel
+    tile = next(t for t in _single(height, width, window) if y < t.y + t.th and x < t.x + t.tw)
+    query = (y - tile.y) * tile.tw + x - tile.x
+    part = tile.state(correlation, batch)[0, b, query].view(tile.kh, tile.kw)
+    if window is None:
+        return part
+    r = window // 2
+    found = correlation.new_zeros(window, window)
+    for_keys = [slice(max(0, c - r), c + r + 1) for c in (y - tile.ky, x - tile.kx)]
+    mine = part[for_keys[0], for_keys[1]]
+    top, left = (max(0, r - c) for c in (y - tile.ky, x - tile.kx))
+    found[top : top + mine.shape[0], left : left + mine.shape[1]] = mine
+    return found
+
+
 def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
     """The correlation as reference.py defines it: [B, H, W, q, q], or [B, H, W, H, W] for window=None."""
     device = correlation.device
