@@ -22,10 +22,11 @@ SOURCE = Path(nlrn.__file__).parent
 ORDER = [  # imports go down this list only
     {"errors"},
     {"hardware", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "alpha"},
+    {"plotting"},
     {"model", "datasets", "decoding", "processes"},
     {"attention", "checkpoint", "images", "inference", "recipe"},
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
-    {"training", "evaluation", "api", "benchmark"},
+    {"training", "evaluation", "api", "benchmark", "explain"},
     {"cli"},
     {"__main__"},
 ]

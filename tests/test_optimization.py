@@ -11,7 +11,7 @@ from toy import make, trainer
 
 from nlrn.errors import ConfigError
 from nlrn.model import NLRN, NLRNConfig
-from nlrn.optimization import Muon, make_optimizer, orthogonalized, scale_embeddings
+from nlrn.optimization import Muon, make_optimizer, orthogonalized, start_embeddings
 from nlrn.recipe import OptimConfig, TrainConfig, read_recipe
 
 SMALL = NLRNConfig(channels=8, embed_channels=4, states=2, window=5, sigma_input=True)
@@ -22,10 +22,23 @@ def test_the_gain_scales_the_kernels_of_theta_and_phi_and_nothing_else() -> None
     torch.manual_seed(0)
     model = NLRN(SMALL)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    scale_embeddings(model, 0.25)
+    start_embeddings(model, 0.25)
     for name, value in model.state_dict().items():
         changed = name.startswith(EMBEDDINGS) and name.endswith("weight")
         assert torch.equal(value, before[name] * 0.25 if changed else before[name]), name
+
+
+def test_tied_embeddings_start_as_one_and_part_ways(tmp_path: Path) -> None:
+    subject = trainer(make(tmp_path), tmp_path / "run", embedding_tied=True, embedding_gain=0.5)
+    block = subject.model.block.non_local
+    torch.manual_seed(subject.config.seed)
+    theta = NLRN(subject.config.model).block.non_local.theta
+    assert torch.equal(block.phi.weight, block.theta.weight)
+    assert torch.equal(block.theta.weight, 0.5 * theta.weight)
+    for _ in range(3):
+        subject.train_step()
+        subject.step += 1
+    assert not torch.equal(block.phi.weight, block.theta.weight)
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "muon"])

@@ -93,9 +93,16 @@ def make_optimizer(config: TrainConfig, model: NLRN) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def scale_embeddings(model: NLRN, gain: float) -> None:
-    """The kernels of theta and phi times `gain`, so that the logits start gain squared times as large."""
-    for part in (model.block.non_local.theta, model.block.non_local.phi):
+def start_embeddings(model: NLRN, gain: float, tied: bool = False) -> None:
+    """The kernels of theta and phi times `gain`, so that the logits start gain squared times as large.
+
+    tied: phi starts as theta, so that from the first step on pixels of like features have the largest logits; two
+    kernels drawn apart start with a random bilinear form, to which look-alikes are nothing special.
+    """
+    block = model.block.non_local
+    if tied:
+        block.phi.weight.copy_(block.theta.weight)
+    for part in (block.theta, block.phi):
         part.weight.mul_(gain)
 
 

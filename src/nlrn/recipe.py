@@ -112,7 +112,8 @@ class TrainConfig:
 
     ema: decay of the averaged weights that are scored and shipped, their batch-norm statistics taken anew
     over norm_batches batches; 0 ships the weights and statistics as they are. embedding_gain: the factor on the
-    kernels of theta and phi at the start, embedding_lr: on their learning rate; 1 is the paper. A model for many
+    kernels of theta and phi at the start, embedding_lr: on their learning rate; 1 is the paper. embedding_tied: phi
+    starts as a copy of theta. A model for many
     noise levels wants less: its features grow with the noise and the logits with their square, are summed over
     the states, and a softmax that is saturated from the start never learns. precision "auto": bf16 autocast
     on CUDA and on CPUs with bf16 units, else float32. compile: on CUDA, one recurrent state through
@@ -128,6 +129,7 @@ class TrainConfig:
     stages: tuple[Stage, ...] = (Stage(0, 48, 16),)
     loss: str = "rms"
     embedding_gain: float = 1.0
+    embedding_tied: bool = False
     embedding_lr: float = 1.0
     ema: float = 0.999
     norm_batches: int = 200

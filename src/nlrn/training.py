@@ -27,7 +27,7 @@ from nlrn.datasets import data_root
 from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from nlrn.hardware import hardware_bf16
 from nlrn.model import NLRN
-from nlrn.optimization import clip_gradients, compile_states, freeze_norms, loss_of, make_optimizer, scale_embeddings
+from nlrn.optimization import clip_gradients, compile_states, freeze_norms, loss_of, make_optimizer, start_embeddings
 from nlrn.processes import Processes, joined
 from nlrn.progress import Pace, TrainingLog
 from nlrn.publish import LEFTOVERS
@@ -99,7 +99,7 @@ class Trainer:
         self.device = device = processes.device
         torch.manual_seed(config.seed)
         self.model = to_device(NLRN(config.model), device)
-        scale_embeddings(self.model, config.embedding_gain)
+        start_embeddings(self.model, config.embedding_gain, config.embedding_tied)
         if config.compile and device.type == "cuda":
             compile_states(self.model.block)
         self.parallel: nn.Module = self.model

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from nlrn.benchmark.contestants import CONTESTANTS
 from nlrn.benchmark.measure import Cell
-from nlrn.errors import BackendError
-from nlrn.publish import publish
+from nlrn.plotting import new_figure, write_figure
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -164,28 +161,15 @@ _NETWORK: tuple[Callable[[list[Cell]], Table], ...] = (pictures_table, ratio_tab
 # -- the plot ----------------------------------------------------------------------------------------------------
 
 
-def check_plot() -> None:
-    """Raises BackendError without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise BackendError("a plot needs matplotlib: pip install nlrn[plot]")
-
-
 def plot(result: dict[str, Any], path: Path) -> None:
     """A PNG beside the tables. Raises BackendError without matplotlib, and OSError."""
-    check_plot()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.4)
     left, right = figure.subplots(1, 2)
     draw = _plot_operator if result["benchmark"] == "operator" else _plot_network
     draw(result["rows"], left, right)
     run = result["run"]
     figure.suptitle(f"{run['device']}, {run['threads']} threads, torch {run['torch']}, {run['date']}", fontsize=9)
-    data = io.BytesIO()
-    figure.savefig(data, dpi=110, format="png")
-    publish(path, data.getvalue(), overwrite=True)
+    write_figure(figure, path)
 
 
 def _line(axis: Any, rows: list[Cell], x: Callable[[Cell], float], label: str, **style: Any) -> None:

@@ -26,12 +26,13 @@ def _benchmark(options: argparse.Namespace) -> int:
     from nlrn import benchmark
     from nlrn.benchmark import report
     from nlrn.evaluation import machine
+    from nlrn.plotting import check_plot
     from nlrn.restore import usable_device
 
     for path in (options.json, options.plot):
         check_folder(path)
     if options.plot is not None:
-        report.check_plot()
+        check_plot()
     device, say = usable_device(options.device), sayer(options)
     run, rows = machine(device), list[dict[str, Any]]()
     result = {"benchmark": options.what, "run": run, "rows": rows}

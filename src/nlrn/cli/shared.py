@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from nlrn.restore import Restorer
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> None:
+    """--model, --device, --precision, --quiet and, where it has a meaning, --mode."""
     parser.add_argument("--model", metavar="NAME|FILE", help="a shipped model (see: nlrn models) or a weights file")
-    parser.add_argument(
-        "--mode",
-        choices=("window", "patch"),
-        default="window",
-        help="over the whole picture, or the authors' slow patches",
-    )
+    if mode:
+        parser.add_argument(
+            "--mode",
+            choices=("window", "patch"),
+            default="window",
+            help="over the whole picture, or the authors' slow patches",
+        )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: bf16 where it is quick"
@@ -33,14 +35,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def model_name(options: argparse.Namespace, channels: int) -> str:
     from nlrn.checkpoint import default_model
 
-    return options.model or default_model(options.command if options.command != "evaluate" else options.task, channels)
+    return options.model or default_model(getattr(options, "task", "denoise"), channels)
 
 
 def make_restorer(options: argparse.Namespace, channels: int, tile: int | None = None) -> Restorer:
     from nlrn.restore import MEMORY, Restorer, Settings
 
     settings = Settings(
-        mode=options.mode,
+        mode=getattr(options, "mode", "window"),
         precision=options.precision,
         tile=getattr(options, "tile", tile),
         overlap=getattr(options, "overlap", None),

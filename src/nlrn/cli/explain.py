@@ -1,0 +1,49 @@
+"""nlrn explain."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nlrn.cli.shared import add_model_options, check_folder, make_restorer, print_table, sayer, sigma_level
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("explain", help="draw where a pixel finds its look-alikes, state by state")
+    parser.add_argument("input", type=Path, metavar="PICTURE", help="taken for clean; noise is added beside it")
+    parser.add_argument(
+        "--at", type=_pixel, required=True, metavar="X,Y", help="column and row, from 0 at the top left"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="MAP.png")
+    parser.add_argument("--sigma", type=sigma_level, default=25.0, help="of the noise added (default: 25)")
+    parser.add_argument("--overwrite", action="store_true", help="replace MAP.png if it exists")
+    add_model_options(parser, mode=False)
+    parser.set_defaults(run=_explain)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from nlrn.explain import draw, explain
+    from nlrn.images import check_output, read_picture
+    from nlrn.plotting import check_plot
+
+    check_plot()
+    check_folder(options.output)
+    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
+    picture = read_picture(options.input)
+    restorer = make_restorer(options, channels=1)
+    rows = explain(restorer, picture.array, options.at, options.sigma)
+    draw(rows, options.output, overwrite=options.overwrite)
+    if not options.quiet:
+        header = ["effective neighbours", *(f"state {t + 1}" for t in range(len(rows[0].states)))]
+        lines = [[f"sigma {maps.sigma:g}", *(f"{n:.1f}" for n in maps.neighbours)] for maps in rows]
+        print_table(None, header, lines)
+    sayer(options)(f"wrote {options.output}")
+    return 0
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pixel; give column,row, such as 120,85")
+    return int(parts[0]), int(parts[1])
