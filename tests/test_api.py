@@ -24,7 +24,7 @@ ORDER = [  # imports go down this list only
     {"hardware", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "alpha"},
     {"plotting"},
     {"model", "datasets", "decoding", "processes"},
-    {"attention", "checkpoint", "images", "inference", "recipe"},
+    {"attention", "checkpoint", "images", "inference", "recipe", "tensorflow"},
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
     {"training", "evaluation", "api", "benchmark", "explain"},
     {"cli"},

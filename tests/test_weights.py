@@ -80,12 +80,12 @@ def test_a_clean_picture_stays_as_it_is_and_half_maps_are_their_halves(data_root
 @pytest.mark.parametrize("model", [info.name for info in list_models()])
 @pytest.mark.parametrize("sigma", [25, 50, 75])
 def test_flat_pictures_come_back_flat(model: str, sigma: int) -> None:
-    """Within 5 of 255 of every grey: recurrent states that feed themselves once turned bright ones to white."""
+    """Within 5 of 255 of every grey, the mean within 3: states that feed themselves once turned bright to white."""
     restorer = Restorer(model, device="cpu", settings=EXACT)
     for grey in (0.0, 0.15, 0.5, 0.85, 1.0):
         noise = np.random.RandomState(sigma).normal(0, sigma / 255, (96, 96))
         restored = restorer.denoise(grey + noise, sigma)
-        assert abs(restored.mean() - grey) < 2 / 255
+        assert abs(restored.mean() - grey) < 3 / 255
         assert np.abs(restored[8:-8, 8:-8] - grey).mean() < 5 / 255
 
 

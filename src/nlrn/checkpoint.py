@@ -43,10 +43,12 @@ class ModelInfo:
     metadata: dict[str, str]
 
 
-def save_model(path: str | Path, model: NLRN, metadata: dict[str, str] | None = None) -> None:
+def save_model(
+    path: str | Path, model: NLRN, metadata: dict[str, str] | None = None, *, overwrite: bool = True
+) -> None:
     """Write parameters and statistics in float32, the configuration and ``metadata``, atomically."""
     header = {**(metadata or {}), "config": json.dumps(dataclasses.asdict(model.config), sort_keys=True)}
-    publish(path, save(_state(model), header), overwrite=True)
+    publish(path, save(_state(model), header), overwrite=overwrite)
 
 
 def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> NLRN:

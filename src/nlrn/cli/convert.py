@@ -1,0 +1,40 @@
+"""nlrn convert."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nlrn.cli.shared import check_folder, count, sayer
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("convert", help="turn the authors' TensorFlow weights into a weights file")
+    parser.add_argument("input", type=Path, metavar="CHECKPOINT", help="its prefix, or the folder of a SavedModel")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors")
+    parser.add_argument(
+        "--propagation",
+        action=argparse.BooleanOptionalAction,
+        required=True,
+        help="does the model carry correlations? Those of 12 states do, those of 15 do not",
+    )
+    parser.add_argument("--window", type=count, help="odd, for use beyond the authors' patches (default: none)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from nlrn.checkpoint import save_model
+    from nlrn.tensorflow import convert, read_checkpoint
+
+    check_folder(options.output)
+    model = convert(read_checkpoint(options.input), propagation=options.propagation, window=options.window)
+    metadata = {"name": options.output.stem, "source": "the authors' TensorFlow weights"}
+    save_model(options.output, model, metadata, overwrite=options.overwrite)
+    c = model.config
+    say = sayer(options)
+    say(f"{c.states} states, {c.channels} channels, {'with' if c.propagation else 'without'} propagation")
+    say(f"wrote {options.output}; it was trained for one noise level, and on patches of 45 x 45: --mode patch")
+    return 0
