@@ -1,8 +1,7 @@
 """Writes the measured tables of README.md and docs/*.md from results/*.json; --check only compares.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. Published numbers come from results/published.json,
-each with its source; ours from the files that `nlrn evaluate --json`, `nlrn benchmark --json` and
-scripts/controls.py wrote.
+each with its source; ours from the files that `nlrn evaluate`, `nlrn benchmark` and `nlrn study` wrote.
 """
 
 from __future__ import annotations
@@ -10,14 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nlrn
 from nlrn.benchmark import report
+from nlrn.study import STUDIES
+from nlrn.study import table as study_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -113,19 +114,11 @@ def _measured(result: dict[str, Any]) -> str:
     return f"\nMeasured: {run['date']}, commit {run['commit']}, {machine}.\n"
 
 
-def controls() -> str:
-    """Equal trainings with and without the attention."""
-    result = load("controls")
-    lines, sigmas = [], next(iter(result["runs"]["full"].values()))["scores"]["set12"].keys()
-    for name, runs in result["runs"].items():
-        cells = []
-        for score_set in ("set12", "bsd68"):
-            for s in sigmas:
-                each = [run["scores"][score_set][s]["psnr"] for run in runs.values()]
-                cells.append(f"{statistics.mean(each):.2f} ({', '.join(f'{x:.2f}' for x in each)})")
-        lines.append([name, *cells])
-    header = [f"{score_set}, sigma {s}" for score_set in ("Set12", "BSD68") for s in sigmas]
-    return markdown([f"{result['steps']:,} steps", *header], lines) + _measured(result)
+def study(name: str) -> str:
+    """Equal trainings that differ in one thing."""
+    result = load(f"study-{name}")
+    _, header, lines = study_table(result)
+    return markdown([f"{result['steps']:,} steps", *header[1:]], lines) + _measured(result)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -133,9 +126,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "benchmark-model": lambda: benchmark("model"),
     "benchmark-operator": lambda: benchmark("operator"),
     "card": card,
-    "controls": controls,
     "denoising": denoising,
     "inference": inference,
+    **{f"study-{name}": partial(study, name) for name in STUDIES},
 }
 
 

@@ -27,6 +27,7 @@ ORDER = [  # imports go down this list only
     {"attention", "checkpoint", "images", "inference", "recipe", "tensorflow"},
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
     {"training", "evaluation", "api", "benchmark", "explain"},
+    {"study"},
     {"cli"},
     {"__main__"},
 ]

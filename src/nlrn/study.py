@@ -1,0 +1,241 @@
+"""Studies: equal short trainings that differ in one thing, each with several seeds, scored alike.
+
+Those of the paper (section 5: neighbourhood size, recurrent states, propagation, parameters) and those behind our own
+recipes. What a study with a short budget shows is what pays early; it says nothing about the end of a long training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlrn.checkpoint import model_metadata, sha256
+from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder, scoring_set
+from nlrn.errors import ConfigError, ModelError
+from nlrn.evaluation import evaluate_denoising, provenance
+from nlrn.plotting import new_figure, write_figure
+from nlrn.publish import publish
+from nlrn.recipe import TrainConfig
+from nlrn.restore import Restorer, Settings
+from nlrn.training import train
+from nlrn.trainstate import holds_a_run
+
+Say = Callable[[str], None]
+Table = tuple[str, list[str], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """question: what it asks. arms: what each changes of the recipe, {field: value} or {part: {field: value}}.
+
+    scored_on: scoring sets, or folders of the data; a choice about training is never made on a scoring set.
+    axis: what the arms' names are numbers of, for a plot; None where they are not.
+    """
+
+    question: str
+    arms: dict[str, dict[str, Any]]
+    scored_on: tuple[str, ...] = ("set12",)
+    axis: str | None = None
+
+
+def _along(name: str, *values: int) -> dict[str, dict[str, Any]]:
+    return {str(v): {"model": {name: v}} for v in values}
+
+
+STUDIES = {
+    "attention": Study(
+        "Does the attention earn its place?",
+        {
+            "full": {},
+            "no propagation": {"model": {"propagation": False}},
+            "no attention": {"model": {"window": 1}},  # every pixel attends to itself; the parameters stay
+        },
+        ("set12", "bsd68"),
+    ),
+    "choices": Study(
+        "Which choices of the recipe pay?",
+        {
+            "the recipe": {},
+            "AdamW, 1e-3": {"optim": {"optimizer": "adamw", "lr": 1e-3}},
+            "theta and phi drawn apart": {"embedding_tied": False},
+            "theta and phi at a tenth of the rate": {"embedding_lr": 0.1},
+            "theta and phi at the full rate": {"embedding_lr": 1.0},
+            "batch norms of the batch": {"frozen": False},
+            "mean squared error": {"loss": "mse"},
+        },
+        ("t91",),
+    ),
+    "window": Study("How wide a neighbourhood?", _along("window", 3, 7, 15, 23), axis="side of the window, q"),
+    "states": Study("How many recurrent states?", _along("states", 2, 4, 6, 9), axis="recurrent states, T"),
+    "channels": Study(
+        "How many parameters?",
+        {str(c): {"model": {"channels": c, "embed_channels": c // 2}} for c in (16, 32, 64, 96)},
+        axis="channels of the state",
+    ),
+}
+
+
+def arm_config(recipe: TrainConfig, change: dict[str, Any], name: str, seed: int, steps: int) -> TrainConfig:
+    """The recipe of one arm's run. Raises ConfigError for a change that the recipe does not know."""
+    changed = dict(change)
+    stages = recipe.stages
+    if not changed.pop("frozen", True):
+        stages = tuple(dataclasses.replace(stage, frozen=False) for stage in stages)
+    parts = {k: dataclasses.replace(getattr(recipe, k), **v) if isinstance(v, dict) else v for k, v in changed.items()}
+    return dataclasses.replace(
+        recipe,
+        name=f"{name}-{seed}".replace(" ", "-").replace(",", ""),
+        seed=seed,
+        stages=stages,
+        schedule=dataclasses.replace(recipe.schedule, steps=steps),
+        **parts,
+    )
+
+
+def trained(config: TrainConfig, folder: Path, data: Path, threads: int | None = None) -> Path:
+    """The weights that a run ends with; it is made, or made to its end, when they are not there."""
+    weights = folder / f"{config.name}.safetensors"
+    try:
+        made = model_metadata(weights)
+        if (made.get("steps"), made.get("recipe")) == (str(config.schedule.steps), config.header()):
+            return weights
+    except ModelError:
+        pass
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return train(config, output=folder, data=data, resume=holds_a_run(folder), quiet=threads is not None)
+
+
+def run(
+    name: str,
+    recipe: TrainConfig,
+    data: Path,
+    *,
+    runs: Path,
+    output: Path,
+    seeds: Sequence[int] = (0, 1),
+    steps: int | None = None,
+    sigmas: Sequence[float] = (25.0, 50.0),
+    jobs: int = 1,
+    study: Study | None = None,
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """Make every run that is missing, score it, and keep what is known in `output` after each.
+
+    Runs lie in `runs`/<arm>-<seed> and go on from where they stand. jobs: how many are trained at once, each on its
+    share of the threads, on CPUs (there, one after the other leaves threads idle). Raises ConfigError when `output`
+    holds another study, and what training raises.
+    """
+    study = study or STUDIES[name]
+    steps = steps or recipe.schedule.steps
+    head = {"study": name, "recipe": recipe.name, "steps": steps, "sigmas": list(sigmas)}
+    result: dict[str, Any] = _known(output, head) or {**head, "runs": {}}
+    configs = {
+        (arm, seed): arm_config(recipe, change, arm, seed, steps)
+        for seed in seeds
+        for arm, change in study.arms.items()
+    }
+    sets = {s: _pictures(data, s) for s in study.scored_on}
+    threads = max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        ahead = {
+            key: pool.submit(trained, config, runs / config.name, data, threads)
+            for key, config in configs.items()
+            if jobs > 1
+        }
+        for (arm, seed), config in configs.items():
+            future = ahead.get((arm, seed))
+            path = trained(config, runs / config.name, data) if future is None else future.result()
+            kept = result["runs"].setdefault(arm, {})
+            if kept.get(str(seed), {}).get("sha256") == sha256(path):
+                continue
+            say(f"{arm}, seed {seed}:")
+            restorer = Restorer(str(path), device="cpu", settings=Settings(tile=0))
+            kept[str(seed)] = _scored(path, restorer, sets, sigmas, say)
+            result["run"] = provenance(restorer)
+            publish(output, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return result
+
+
+def _known(output: Path, head: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier call left in `output`."""
+    if not output.exists():
+        return None
+    found: dict[str, Any] = json.loads(output.read_text())
+    if {key: found.get(key) for key in head} != head:
+        raise ConfigError(f"{output} holds another study, or other steps or noise levels: give another name")
+    return found
+
+
+def _pictures(data: Path, name: str) -> list[NamedPicture]:
+    return scoring_set(data, name) if name in SCORING_SETS else read_folder(data / name, channels=1)
+
+
+def _scored(
+    path: Path, restorer: Restorer, sets: dict[str, list[NamedPicture]], sigmas: Sequence[float], say: Say
+) -> dict[str, Any]:
+    """What the result says of one run."""
+    scores = evaluate_denoising(restorer, sets, sigmas, say=say)
+    for by_sigma in scores.values():
+        for score in by_sigma.values():
+            del score["pictures"]
+    made = model_metadata(path)
+    return {
+        "sha256": sha256(path),
+        "parameters": sum(p.numel() for p in restorer.model.parameters()),
+        "training_pixels": int(made["training_pixels"]),
+        "training_seconds": float(made["hardware_seconds"]),
+        "scores": scores,
+    }
+
+
+# -- what came out -----------------------------------------------------------------------------------------------
+
+
+def table(result: dict[str, Any]) -> Table:
+    """(title, header, rows): of every arm the mean over the seeds and each of them, in dB, by set and sigma."""
+    arms = result["runs"]
+    sets = list(next(iter(next(iter(arms.values())).values()))["scores"])
+    columns = [(s, f"{x:g}") for s in sets for x in result["sigmas"]]
+    lines = []
+    for arm, runs in arms.items():
+        each = [[run["scores"][s][x]["psnr"] for run in runs.values()] for s, x in columns]
+        cells = [f"{statistics.mean(v):.2f} ({', '.join(f'{x:.2f}' for x in v)})" for v in each]
+        lines.append([arm, f"{next(iter(runs.values()))['parameters']:,}", *cells])
+    title = f"{result['study']}: {result['steps']:,} steps, PSNR (dB), the mean and each seed"
+    return title, ["", "parameters", *(f"{s}, sigma {x}" for s, x in columns)], lines
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """PSNR by arm as a PNG, a point for every seed. Raises BackendError without matplotlib."""
+    study = STUDIES[result["study"]]
+    sets = study.scored_on
+    figure = new_figure(4.2 * len(sets) * len(result["sigmas"]), 3.4)
+    axes: Any = figure.subplots(1, len(sets) * len(result["sigmas"]), squeeze=False)[0]
+    for axis, (s, x) in zip(axes, [(s, f"{x:g}") for s in sets for x in result["sigmas"]], strict=True):
+        points = {arm: [run["scores"][s][x]["psnr"] for run in runs.values()] for arm, runs in result["runs"].items()}
+        at = [float(arm) for arm in points] if study.axis else list(range(len(points)))
+        for place, values in zip(at, points.values(), strict=True):
+            axis.plot([place] * len(values), values, "o", color="C0", markersize=4, alpha=0.6)
+        axis.plot(
+            at, [statistics.mean(v) for v in points.values()], "-" if study.axis else "_", color="C1", markersize=14
+        )
+        axis.set(title=f"{s}, sigma {x}", ylabel="PSNR (dB)", xlabel=study.axis or "")
+        if study.axis is None:
+            axis.set_xticks(at, list(points), rotation=25, ha="right", fontsize=7)
+        else:
+            axis.set_xticks(at)
+        axis.grid(alpha=0.3)
+    write_figure(figure, path)
