@@ -71,6 +71,30 @@ def test_a_map_of_one_level_is_that_level_and_halves_keep_to_themselves() -> Non
     assert np.abs(tiled - restored).mean() < 0.05 * restored.std()
 
 
+@pytest.mark.parametrize("mode", ["window", "patch"])
+@pytest.mark.parametrize("shape", [(20, 33), (20, 33, 3)])
+def test_views_are_the_mean_over_the_eight_symmetries_of_the_square(mode: str, shape: tuple[int, ...]) -> None:
+    """Each written out; so the result turns and mirrors with the picture and its map of levels."""
+    model, image = random_model(), picture(*shape)
+    level = np.linspace(5, 70, 20 * 33).reshape(20, 33)
+    plain = Restorer(model, settings=Settings(mode=mode, precision="fp32"))
+    views = Restorer(model, settings=Settings(mode=mode, precision="fp32", tta=True))
+    total = np.zeros(shape)
+    for turns in range(4):
+        turned = np.rot90(image, turns), np.rot90(level, turns)
+        total += np.rot90(plain.denoise(*turned), -turns)
+        mirrored = (np.ascontiguousarray(np.flip(x, 0)) for x in turned)
+        total += np.rot90(np.flip(plain.denoise(*mirrored), 0), -turns)
+    ticks: list[tuple[int, int]] = []
+    found = views.denoise(image, level, progress=lambda done, total: ticks.append((done, total)))
+    np.testing.assert_allclose(found, total / 8, atol=1e-5)
+    assert np.abs(found - plain.denoise(image, level)).max() > 1e-3
+    np.testing.assert_allclose(views.denoise(image.swapaxes(0, 1), level.T), found.swapaxes(0, 1), atol=1e-5)
+    counted, totals = zip(*ticks, strict=True)
+    assert list(counted) == sorted(set(counted))
+    assert set(totals) == {counted[-1]}
+
+
 @pytest.mark.parametrize("window", [5, 45, None])
 @pytest.mark.parametrize("sigma", [25.0, "map"])
 def test_patch_mode_is_the_average_of_overlapping_patches(window: int | None, sigma: object) -> None:

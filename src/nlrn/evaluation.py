@@ -146,6 +146,7 @@ def provenance(restorer: Restorer) -> dict[str, Any]:
         "mode": settings.mode,
         "precision": "bf16" if restorer.bf16 else "fp32",
         "tile": settings.tile,
+        "tta": settings.tta,
     }
 
 

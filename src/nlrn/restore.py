@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ _ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True,
 # bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
 Progress = Callable[[int, int], None]
+Run = Callable[[np.ndarray, "float | np.ndarray", Progress | None], np.ndarray]
 Part = tuple[int, tuple[slice, slice]]  # picture of the batch, rows and columns
 
 
@@ -45,7 +47,8 @@ class Settings:
     precision: "bf16", "fp32" or "auto", bf16 where the hardware multiplies it. tile: None chooses by `memory`
     (bytes the computation may take), 0 forces the whole picture, else the side of a tile in pixels; tiles overlap
     by `overlap` pixels (None: 32, or half of a smaller tile), the inner quarter of which is blended; an overlap of
-    8/3 of NLRN.receptive_radius makes the tiles equal to the whole picture.
+    8/3 of NLRN.receptive_radius makes the tiles equal to the whole picture. tta: the mean over the picture's 8 flips
+    and quarter turns, each turned back (what the paper calls multi-view testing): 8 times the work.
     """
 
     mode: str = "window"
@@ -53,6 +56,7 @@ class Settings:
     tile: int | None = None
     overlap: int | None = None
     memory: int = MEMORY
+    tta: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -113,10 +117,8 @@ class Restorer:
         seen = image if alpha is None else fill_hidden(image, alpha)
         noise = self.noise_level(seen, sigma)
         planes = _planes(seen, self.model.config.in_channels)
-        if self.settings.mode == "patch":
-            restored = self._patchwise(planes, noise, progress)
-        else:
-            restored = self._tilewise(planes, noise, progress)
+        run = self._patchwise if self.settings.mode == "patch" else self._tilewise
+        restored = _over_views(run, planes, noise, progress) if self.settings.tta else run(planes, noise, progress)
         result = _unplanes(restored, image.shape)
         return result if alpha is None else np.where(hidden(image, alpha), image, result)
 
@@ -280,6 +282,30 @@ def checked_picture(image: np.ndarray) -> np.ndarray:
     if low < -4 or high > 5:
         raise InputError(f"the picture's values span {low:g}..{high:g}, far from 0..1; divide by 255 or 65535")
     return image.astype(np.float32, copy=False)
+
+
+def _over_views(run: Run, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
+    """The mean of what `run` makes of planes [B, C, H, W] turned and mirrored in 8 ways, each turned back."""
+    total = np.zeros_like(planes, dtype=np.float32)
+    for view in range(8):
+        tick = progress and partial(_tick_of_view, progress, view)
+        level = noise if isinstance(noise, float) else _turned(noise, view)
+        total += _turned_back(run(_turned(planes, view), level, tick), view)
+    return total / 8
+
+
+def _tick_of_view(progress: Progress, view: int, done: int, total: int) -> None:
+    progress(view * total + done, 8 * total)
+
+
+def _turned(x: np.ndarray, view: int) -> np.ndarray:
+    """The last two axes turned by view % 4 quarters, and mirrored from the fourth view on."""
+    return np.rot90(x[..., ::-1] if view >= 4 else x, view % 4, (-2, -1))
+
+
+def _turned_back(x: np.ndarray, view: int) -> np.ndarray:
+    back = np.rot90(x, -view % 4, (-2, -1))
+    return back[..., ::-1] if view >= 4 else back
 
 
 def _planes(image: np.ndarray, channels: int) -> np.ndarray:

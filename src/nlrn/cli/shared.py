@@ -25,6 +25,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> 
             default="window",
             help="over the whole picture, or the authors' slow patches",
         )
+        parser.add_argument("--tta", action="store_true", help="the mean over 8 flips and turns: 8 times the work")
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: bf16 where it is quick"
@@ -46,6 +47,7 @@ def make_restorer(options: argparse.Namespace, channels: int, tile: int | None =
         precision=options.precision,
         tile=getattr(options, "tile", tile),
         overlap=getattr(options, "overlap", None),
+        tta=getattr(options, "tta", False),
         memory=getattr(options, "memory", None) or MEMORY,
     )
     return Restorer(model_name(options, channels), device=options.device, settings=settings)
