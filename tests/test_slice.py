@@ -1,0 +1,66 @@
+"""scripts/slice.py: a slice from the released state, scored, released if it is better and not otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy import make
+
+from nlrn.checkpoint import load_model, model_metadata, sha256
+from nlrn.datasets import SCORING_SETS
+from nlrn.trainstate import BEFORE_DECAY, read_state
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(recipe: Path, *arguments: str) -> str:
+    command = [sys.executable, ROOT / "scripts" / "slice.py", recipe, "--data", recipe.parent, "--root", recipe.parent]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [*command, "--minutes", "0.2", *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_a_slice_is_scored_and_released_only_when_it_is_better(tmp_path: Path) -> None:
+    recipe = make(tmp_path)
+    for name in ("set12", "bsd68"):
+        place = tmp_path / SCORING_SETS[name]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(tmp_path / "held")
+    for folder in ("src/nlrn/weights", "results"):
+        (tmp_path / folder).mkdir(parents=True)
+    shipped, scores = tmp_path / "src/nlrn/weights/tiny.safetensors", tmp_path / "results/tiny.json"
+
+    run(recipe)
+    assert not shipped.exists()
+    assert not scores.exists()
+
+    assert "released tiny.safetensors" in run(recipe, "--release", "--hardware", "a thing")
+    found = json.loads(scores.read_text())
+    assert found["sha256"] == sha256(shipped)
+    assert (shipped.parent / "SHA256SUMS").read_text() == f"{found['sha256']}  tiny.safetensors\n"
+    assert set(found["scores"]) == {"set12", "bsd68"}
+    assert set(found["attention"]["25"]["psnr"]) >= {"as is", "self only"}
+    made = model_metadata(shipped)
+    assert made["hardware"] == "a thing"
+    assert load_model(shipped).config.channels == 8
+    _, meta = read_state(tmp_path / "training/state/tiny" / BEFORE_DECAY)
+    assert 0 < meta["step"] < int(made["steps"])
+
+    for by_sigma in found["scores"].values():
+        for score in by_sigma.values():
+            score["psnr"] += 50
+    scores.write_text(json.dumps(found))
+    before = shipped.read_bytes(), scores.read_bytes()
+    (tmp_path / "runs").rename(tmp_path / "old")
+    assert "released tiny" not in run(recipe, "--release")
+    assert (shipped.read_bytes(), scores.read_bytes()) == before
+    log = [json.loads(line) for line in (tmp_path / "runs/tiny/log.jsonl").read_text().splitlines()]
+    assert min(line["step"] for line in log) >= meta["step"]  # it went on from the released state
