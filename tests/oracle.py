@@ -168,8 +168,12 @@ def nlrn(
     sigma: Array | float | None = None,
     training: bool = False,
     attend: bool = True,
+    distance: str = "embedded_gaussian",
 ) -> tuple[Array, Trace]:
-    """The network on x [B,C,H,W]; sigma a scalar, [B] or [B,1,H,W]; attend=False drops the softmax term."""
+    """The network on x [B,C,H,W]; sigma a scalar, [B] or [B,1,H,W]; attend=False drops the softmax term.
+
+    Another distance is another Phi in the same place, without a sum over the states.
+    """
     trace = Trace()
 
     def norm(features: Array, name: str) -> Array:
@@ -182,6 +186,12 @@ def nlrn(
     s, carried = s0, None
     for t in range(states):
         a = relu(norm(s, f"block.norm1.{t}"))
+        if distance != "embedded_gaussian":
+            inside = "block.non_local."
+            module = {name.removeprefix(inside): p for name, p in params.items() if name.startswith(inside)}
+            h = conv3x3(norm(non_local(a, module, distance, window), f"block.norm2.{t}"), params, "block.conv_a")
+            s = conv3x3(relu(norm(h, f"block.norm3.{t}")), params, "block.conv_b") + s0
+            continue
         update, carried = _attend(a, params, window, carried if propagation else None)
         trace.correlations.append(carried)
         a = a + update if attend else a

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nlrn.errors import BackendError, ConfigError, InputError
-from nlrn.model import NLRN, PRESETS, NLRNConfig
+from nlrn.model import DISTANCES, NLRN, PRESETS, NLRNConfig
 from nlrn.ops import correlation_to_dense
 
 NARROW = {"channels": 12, "embed_channels": 6}
@@ -155,6 +155,20 @@ def test_the_network_is_the_papers_with_every_parameter_random(
         channels, states=states, window=window, propagation=propagation, sigma_input=sigma != "none", **NARROW
     )
     check_against_the_oracle(config, picture(2, channels, 9, 14), SIGMAS[sigma], training)
+
+
+@pytest.mark.parametrize("window", [5, None])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_network_with_each_of_the_six_distances(distance: str, window: int | None) -> None:
+    config = NLRNConfig(states=3, window=window, propagation=False, distance=distance, **NARROW)
+    model, params = random_model(config)
+    x = picture(2, 1, 9, 14)
+    expected, _ = oracle.nlrn(x.numpy(), params, states=3, window=window, propagation=False, distance=distance)
+    assert difference(model(x), expected) <= 1e-10
+    narrowed, _ = oracle.nlrn(x.numpy(), params, states=3, window=3, propagation=False, distance=distance)
+    assert difference(model.reconfigured(window=3)(x), narrowed) <= 1e-10
+    assert difference(model(x), narrowed) > 1e-6
+    assert difference(model(x), expected) <= 1e-10
 
 
 @pytest.mark.parametrize("size", [(20, 24), (9, 50)])
@@ -318,7 +332,7 @@ def test_a_reconfigured_network_shares_its_parameters() -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"states": 4}, {"channels": 8}, {"embed_channels": 8}, {"in_channels": 3}, {"sigma_input": True},
-     {"task": "sr"}, {"window": 4}, {"window": 3, "states": 4}],
+     {"task": "sr"}, {"window": 4}, {"window": 3, "states": 4}, {"distance": "gaussian", "propagation": False}],
 )  # fmt: skip
 def test_what_would_change_the_parameters_cannot_be_reconfigured(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
@@ -350,6 +364,8 @@ def test_training_under_autocast_follows_float32() -> None:
         ({"window": 8}, "not 8"),
         ({"window": -3}, "not -3"),
         ({"task": "deblur"}, "'deblur'"),
+        ({"distance": "cosine", "propagation": False}, "'cosine'"),
+        ({"distance": "gaussian"}, "gaussian wants propagation = false"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused_by_value(setting: dict[str, object], message: str) -> None:

@@ -12,7 +12,7 @@ from nlrn.errors import ConfigError
 from nlrn.model import DISTANCES, NonLocal2d
 
 CHANNELS, EMBED = 4, 3
-SHAPES = [(2, CHANNELS, 6, 11), (1, CHANNELS, 17, 5), (1, CHANNELS, 1, 1), (1, CHANNELS, 1, 13)]
+SHAPES = [(2, CHANNELS, 6, 11), (2, CHANNELS, 2, 5), (1, CHANNELS, 17, 5), (1, CHANNELS, 1, 1), (1, CHANNELS, 1, 13)]
 WINDOWS = [3, 7, None]
 
 

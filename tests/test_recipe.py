@@ -192,6 +192,11 @@ def test_the_digest_tells_recipes_apart_by_what_a_step_computes() -> None:
         dataclasses.replace(config, schedule=ScheduleConfig(warmup=1)),
     ]
     assert len({config.digest(), *(other.digest() for other in others)}) == 7
+    gaussian = dataclasses.replace(config.model, propagation=False)
+    without, other = (dataclasses.replace(gaussian, distance=d) for d in ("embedded_gaussian", "gaussian"))
+    digests = {dataclasses.replace(config, model=model).digest() for model in (without, other)}
+    assert len(digests) == 2
+    assert "distance" not in config.header()  # the digests of states from before there was a choice stay
 
 
 def test_the_recipes_of_this_repository() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
-from nlrn.model import NLRN, NLRNConfig
+from nlrn.model import DISTANCES, NLRN, NLRNConfig
 from nlrn.restore import MAX_SIGMA, Restorer, Settings
 from nlrn.tiling import patch_size, patches
 
@@ -69,6 +69,17 @@ def test_a_map_of_one_level_is_that_level_and_halves_keep_to_themselves() -> Non
     np.testing.assert_allclose(restored[:, 32 + radius :], restorer.denoise(image, 50)[:, 32 + radius :], atol=1e-5)
     tiled = Restorer(model, settings=Settings(precision="fp32", tile=30, overlap=15)).denoise(image, halves)
     assert np.abs(tiled - restored).mean() < 0.05 * restored.std()
+
+
+@pytest.mark.parametrize("distance", DISTANCES[:-1])
+@pytest.mark.parametrize("window", [5, 45])
+def test_the_other_distances_run_as_the_network_defines_them(distance: str, window: int) -> None:
+    model, image = random_model(distance=distance, propagation=False, window=window), picture(37, 41)
+    restored = Restorer(model, settings=Settings(precision="bf16")).denoise(image, 25)  # there is no bf16 of these
+    np.testing.assert_allclose(restored, direct(model, image, 25), atol=1e-5)
+    patchwise = Restorer(model, settings=Settings(mode="patch", precision="fp32")).denoise(image[:20, :20], 25)
+    seen = model.reconfigured(window=5 if window == 5 else None)
+    np.testing.assert_allclose(patchwise, direct(seen, image[:20, :20], 25), atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["window", "patch"])

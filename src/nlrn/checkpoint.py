@@ -149,9 +149,12 @@ def _state(model: NLRN) -> dict[str, Tensor]:
 
 
 def _config(path: Path, metadata: dict[str, str]) -> NLRNConfig:
-    """The configuration in a header: every field of NLRNConfig, of its very type, and no other."""
+    """The configuration in a header: every field of NLRNConfig, of its very type, and no other.
+
+    Files older than `distance` do not name it.
+    """
     try:
-        values: dict[str, Any] = json.loads(metadata["config"])
+        values: dict[str, Any] = {"distance": NLRNConfig.distance, **json.loads(metadata["config"])}
         for field in dataclasses.fields(NLRNConfig):
             value, default = values[field.name], field.default
             if type(value) is not type(default) and not (field.name == "window" and value is None):

@@ -19,7 +19,7 @@ from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder
 from nlrn.degradations import add_gaussian_noise
 from nlrn.errors import ConfigError, InputError
 from nlrn.metrics import SSIM_RADIUS, psnr, quantize8, ssim
-from nlrn.model import NLRN
+from nlrn.model import CARRIED, NLRN
 from nlrn.restore import Restorer
 
 PROTOCOL = (
@@ -106,6 +106,8 @@ def attention_study(
     """
     if restorer.model.config.window is None:
         raise ConfigError("the attention study narrows a window, and this model has none: it sees the whole picture")
+    if not restorer.model.block.non_local.carries:
+        raise ConfigError(f"the attention study is about {CARRIED}, not {restorer.model.config.distance}")
     study: dict[str, Any] = {}
     for sigma in sigmas:
         row: dict[str, Any] = {"psnr": {}}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nlrn.degradations import add_gaussian_noise
-from nlrn.errors import InputError
-from nlrn.model import NLRN
+from nlrn.errors import ConfigError, InputError
+from nlrn.model import CARRIED, NLRN
 from nlrn.ops import correlation_of_pixel
 from nlrn.ops.reference import offsets_inside
 from nlrn.plotting import new_figure, write_figure
@@ -52,6 +52,8 @@ def correlation_maps(restorer: Restorer, picture: np.ndarray, at: tuple[int, int
     """
     picture = checked_picture(picture)
     (x, y), config = at, restorer.model.config
+    if not restorer.model.block.non_local.carries:
+        raise ConfigError(f"there are maps of {CARRIED} alone, and this model's distance is {config.distance}")
     height, width = picture.shape[:2]
     if not (0 <= x < width and 0 <= y < height):
         raise InputError(f"the pixel {x},{y} lies outside the picture of {width} x {height} pixels")

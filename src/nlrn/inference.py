@@ -117,6 +117,27 @@ class FoldedNLRN:
         return z.permute(0, 3, 1, 2), correlation
 
 
+class Unfolded:
+    """A model of one of the other distances under the interface of FoldedNLRN: in float32, as the model defines it.
+
+    What the two dot products average with does not sum to 1, which folding needs; these are for comparisons.
+    """
+
+    def __init__(self, model: NLRN) -> None:
+        self.model = model
+
+    def with_window(self, window: int | None) -> Unfolded:
+        """The same weights under another window."""
+        return Unfolded(self.model.reconfigured(window=window))
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """The restored picture [B, C, H, W], float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = self.model(x, sigma)
+        return out
+
+
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """(a, b) of a batch norm with fixed statistics, float64."""
     assert isinstance(norm, nn.BatchNorm2d)

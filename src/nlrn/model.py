@@ -31,6 +31,7 @@ DISTANCES = (
     "symmetric_embedded_gaussian",
     "embedded_gaussian",
 )
+CARRIED = "embedded_gaussian"  # the distance whose correlations the network can carry along
 Observer = Callable[[int, Tensor], None]
 
 
@@ -90,6 +91,7 @@ class NonLocal2d(nn.Module):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
         self.distance, self.window, self.backend = distance, window, backend
+        self.carries = distance == CARRIED
         embed = max(1, channels // 2) if embed_channels is None else embed_channels
         if "embedded" in distance:
             self.theta = _conv(channels, embed, 1)
@@ -98,6 +100,11 @@ class NonLocal2d(nn.Module):
         if distance == "euclidean":
             self.log_h = nn.Parameter(torch.tensor(math.log(h)))
         self.g = _zero_conv(channels)
+
+    @property
+    def embeddings(self) -> list[nn.Conv2d]:
+        """Those of theta and phi that this distance has."""
+        return [getattr(self, name) for name in ("theta", "phi") if hasattr(self, name)]
 
     def forward(self, x: Tensor) -> Tensor:
         theta = self.theta(x) if hasattr(self, "theta") else x
@@ -111,9 +118,7 @@ class NonLocal2d(nn.Module):
             z = self._average(q, k, v) if self.distance.endswith("dot_product") else self._softmax(q, k, v)
         return x + z.to(x.dtype).permute(0, 3, 1, 2)
 
-    def attend(
-        self, x: Tensor, correlation: Tensor | None, keep: bool, window: int | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, x: Tensor, correlation: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         """One recurrent state of the paper: x + softmax(theta phi^T + S) g and, if kept, the new S."""
         maps = (self.theta, self.phi, self.g)
         weight, bias = (torch.cat([getattr(m, name) for m in maps]) for name in ("weight", "bias"))
@@ -123,7 +128,7 @@ class NonLocal2d(nn.Module):
             q,
             k,
             v,
-            window=window,
+            window=self.window,
             correlation=correlation,
             return_correlation=keep,
             overwrite=True,  # nobody but the next state reads it
@@ -145,9 +150,12 @@ class NonLocal2d(nn.Module):
     def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """sum_j (q_i . k_j) v_j / number of neighbours: linear in q, so summed before it is projected.
 
-        With a window it holds Cm * C numbers a pixel, whatever the window.
+        With a window it holds Cm * C numbers a pixel, whatever the window; on a map of fewer pixels, one for each
+        pair of pixels.
         """
         _, height, width, _ = q.shape
+        if self.window is not None and height * width < q.shape[-1] * v.shape[-1]:
+            return self._average_of_pairs(q, k, v, self.window)
         if self.window is None:
             return torch.einsum("bhwm,bmc->bhwc", q, torch.einsum("byxm,byxc->bmc", k, v)) / (height * width)
         r = self.window // 2
@@ -155,6 +163,14 @@ class NonLocal2d(nn.Module):
         summed = _box_sum(_box_sum(outer, r, 1), r, 2)
         count = valid_offsets(height, width, self.window, q.device).sum((-1, -2))
         return torch.einsum("bhwm,bhwmc->bhwc", q, summed) / count[..., None].to(q)
+
+    def _average_of_pairs(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        _, height, width, _ = q.shape
+        y, x = torch.arange(height, device=q.device), torch.arange(width, device=q.device)
+        near = [(i[:, None] - i).abs() <= window // 2 for i in (y, x)]
+        inside = (near[0][:, None, :, None] & near[1][None, :, None, :]).flatten(2).flatten(0, 1)  # [HW, HW]
+        pairs = (q.flatten(1, 2) @ k.flatten(1, 2).mT) * (inside.to(q) / inside.sum(1, keepdim=True))
+        return (pairs @ v.flatten(1, 2)).view(v.shape)
 
 
 def _box_sum(x: Tensor, r: int, dim: int) -> Tensor:
@@ -171,7 +187,8 @@ class NLRNConfig:
 
     in_channels: 1 or 3, in and out. channels, embed_channels: of the state, and of theta and phi. states: T.
     window: q, odd, or None for the whole picture. propagation: carry the correlations from state to state.
-    sigma_input: a second input plane holds the noise level. task: "denoise" or "sr" (luminance).
+    sigma_input: a second input plane holds the noise level. task: "denoise" or "sr" (luminance). distance: Phi, one of
+    DISTANCES (paper, section 3), of which CARRIED alone has correlations to carry.
     """
 
     in_channels: int = 1
@@ -182,6 +199,7 @@ class NLRNConfig:
     propagation: bool = True
     sigma_input: bool = False
     task: str = "denoise"
+    distance: str = CARRIED
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "channels", "embed_channels", "states"):
@@ -189,6 +207,10 @@ class NLRNConfig:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.window is not None and (self.window < 1 or self.window % 2 == 0):
             raise ConfigError(f"window must be odd and positive, or None, not {self.window}")
+        if self.distance not in DISTANCES:
+            raise ConfigError(f"distance must be one of {', '.join(DISTANCES)}, not {self.distance!r}")
+        if self.propagation and self.distance != CARRIED:
+            raise ConfigError(f"{CARRIED} alone carries correlations: {self.distance} wants propagation = false")
         if self.task not in TASKS:
             raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
 
@@ -210,11 +232,12 @@ class RecurrentBlock(nn.Module):
     def __init__(self, config: NLRNConfig, backend: str) -> None:
         super().__init__()
         c = config.channels
-        self.window, self.propagation = config.window, config.propagation
         self.norm1 = nn.ModuleList(_norm(c) for _ in range(config.states))
         self.norm2 = nn.ModuleList(_norm(c) for _ in range(config.states))
         self.norm3 = nn.ModuleList(_norm(c) for _ in range(config.states))
-        self.non_local = NonLocal2d(c, config.embed_channels, window=config.window, backend=backend)
+        self.non_local = NonLocal2d(
+            c, config.embed_channels, distance=config.distance, window=config.window, backend=backend
+        )
         self.conv_a = _conv(c, c, 3)
         self.conv_b = _conv(c, c, 3)
 
@@ -222,7 +245,10 @@ class RecurrentBlock(nn.Module):
         self, s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool
     ) -> tuple[Tensor, Tensor | None]:
         a = F.relu(self.norm1[t](s))  # [B, C, H, W]
-        a, correlation = self.non_local.attend(a, correlation, keep, self.window)
+        if self.non_local.carries:
+            a, correlation = self.non_local.attend(a, correlation, keep)
+        else:
+            a = self.non_local(a)
         h = self.conv_a(self.norm2[t](a))
         h = self.conv_b(F.relu(self.norm3[t](h)))
         return h + s0, correlation
@@ -284,7 +310,8 @@ class NLRN(nn.Module):
         block = copy.copy(self.block)
         block._modules = dict(self.block._modules)
         block.__dict__.pop("forward", None)  # of a compiled block: it would run the old one
-        block.window, block.propagation = config.window, config.propagation
+        block.non_local = copy.copy(block.non_local)
+        block.non_local.window = config.window
         other.block = block
         return other
 

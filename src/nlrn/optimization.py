@@ -70,7 +70,7 @@ def make_optimizer(config: TrainConfig, model: NLRN) -> torch.optim.Optimizer:
     on the learning rate: that of theta and phi is the recipe's embedding_lr.
     """
     o, block = config.optim, model.block
-    embeddings = {id(p) for part in (block.non_local.theta, block.non_local.phi) for p in part.parameters()}
+    embeddings = {id(p) for part in block.non_local.embeddings for p in part.parameters()}
     hidden = {id(part.weight) for part in (block.conv_a, block.conv_b, block.non_local.g)}
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for p in model.parameters():
@@ -99,10 +99,11 @@ def start_embeddings(model: NLRN, gain: float, tied: bool = False) -> None:
     tied: phi starts as theta, so that from the first step on pixels of like features have the largest logits; two
     kernels drawn apart start with a random bilinear form, to which look-alikes are nothing special.
     """
-    block = model.block.non_local
+    embeddings = model.block.non_local.embeddings
     if tied:
-        block.phi.weight.copy_(block.theta.weight)
-    for part in (block.theta, block.phi):
+        for part in embeddings[1:]:
+            part.weight.copy_(embeddings[0].weight)
+    for part in embeddings:
         part.weight.mul_(gain)
 
 

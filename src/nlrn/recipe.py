@@ -185,13 +185,20 @@ class TrainConfig:
         left = 1 - (step - decay_start) / decay_steps if decay_steps else 1.0
         return rate * min(1.0, max(0.0, left))
 
+    def _values(self) -> dict[str, Any]:
+        """Every field; `distance`, younger than released states, only where it is not the default."""
+        values = dataclasses.asdict(self)
+        if self.model.distance == NLRNConfig.distance:
+            del values["model"]["distance"]
+        return values
+
     def header(self) -> str:
         """The whole recipe as the weights file keeps it."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(self._values(), sort_keys=True)
 
     def digest(self) -> str:
         """Identifies what a step computes, so that a run is never resumed under another recipe."""
-        fixed = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("validate_every", "checkpoint_minutes")}
+        fixed = {k: v for k, v in self._values().items() if k not in ("validate_every", "checkpoint_minutes")}
         fixed["schedule"] = {k: v for k, v in fixed["schedule"].items() if k not in ("steps", "decay")}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 

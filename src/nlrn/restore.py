@@ -20,7 +20,7 @@ from nlrn.alpha import fill_hidden, hidden
 from nlrn.checkpoint import default_model, load_model, to_device
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.hardware import hardware_bf16
-from nlrn.inference import FoldedNLRN
+from nlrn.inference import FoldedNLRN, Unfolded
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
 from nlrn.ops import KERNELS, state_bytes
@@ -233,8 +233,10 @@ class Restorer:
                 return out
         raise InputError("the model gave numbers that are not finite; nothing is written")
 
-    def _network(self, dtype: torch.dtype, window: int | None) -> FoldedNLRN:
+    def _network(self, dtype: torch.dtype, window: int | None) -> FoldedNLRN | Unfolded:
         """The model as it runs, its batch norms folded; made at the first use."""
+        if not self.model.block.non_local.carries:
+            return Unfolded(self.model).with_window(window)
         if dtype not in self._folded:
             self._folded[dtype] = FoldedNLRN(self.model, dtype)
         return self._folded[dtype].with_window(window)
@@ -247,7 +249,7 @@ class Restorer:
         return hardware_bf16(self.device)
 
 
-def _within_memory(model: FoldedNLRN, x: Tensor, sigma: float | Tensor | None) -> Tensor:
+def _within_memory(model: FoldedNLRN | Unfolded, x: Tensor, sigma: float | Tensor | None) -> Tensor:
     """The model's answer; an allocator's refusal becomes MemoryBudgetError."""
     try:
         out: Tensor = model(x, sigma)
@@ -266,7 +268,8 @@ def _memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float
     carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=backend, itemsize=size)
     # overwritten; else the one before, the one after, and a freed one whose place the next does not find again
     states = (1 if fused else 3) if c.propagation and c.states > 1 else 0
-    return states * carried / (height * width) + _ACTIVATIONS[fused, bf16] * c.channels
+    sums = 5 * 4 * c.channels * c.embed_channels if c.distance.endswith("dot_product") else 0  # NonLocal2d._average
+    return states * carried / (height * width) + _ACTIVATIONS[fused, bf16] * c.channels + sums
 
 
 def checked_picture(image: np.ndarray) -> np.ndarray:

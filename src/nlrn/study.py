@@ -22,6 +22,7 @@ from nlrn.checkpoint import model_metadata, sha256
 from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder, scoring_set
 from nlrn.errors import ConfigError, ModelError
 from nlrn.evaluation import evaluate_denoising, provenance
+from nlrn.model import DISTANCES
 from nlrn.plotting import new_figure, write_figure
 from nlrn.publish import publish
 from nlrn.recipe import TrainConfig
@@ -73,6 +74,10 @@ STUDIES = {
             "mean squared error": {"loss": "mse"},
         },
         ("t91",),
+    ),
+    "distance": Study(
+        "Which of the paper's six distances?",  # the embedded Gaussian alone carries correlations: none does here
+        {name.replace("_", " "): {"model": {"distance": name, "propagation": False}} for name in DISTANCES},
     ),
     "window": Study("How wide a neighbourhood?", _along("window", 3, 7, 15, 23), axis="side of the window, q"),
     "states": Study("How many recurrent states?", _along("states", 2, 4, 6, 9), axis="recurrent states, T"),

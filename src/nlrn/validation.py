@@ -37,7 +37,7 @@ class Validation:
         """{"psnr_<s>": dB, "neighbours_<s>": a median per state, "largest_<s>": |S|max per state} by sigma s.
 
         The PSNR is the mean over the pictures of the clipped, unrounded output; the attention is that of the
-        first.
+        first. Of the other distances there is the PSNR alone.
         """
         training = model.training
         model.eval()
@@ -46,7 +46,7 @@ class Validation:
             scores = []
             for i, clean in enumerate(self.clean):
                 x = _tensor(add_gaussian_noise(clean, sigma, seed=i), self.device)
-                meter = AttentionMeter(model, x) if i == 0 else None
+                meter = AttentionMeter(model, x) if i == 0 and model.block.non_local.carries else None
                 out = model(x, sigma / 255 if model.config.sigma_input else None, observer=meter)
                 scores.append(psnr(clean, out[0].permute(1, 2, 0).cpu().numpy().clip(0, 1).reshape(clean.shape)))
                 if meter is not None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from nlrn.cli.shared import check_folder, count, print_table, sayer, sigma_level
 
-NAMES = ("attention", "choices", "window", "states", "channels")  # of nlrn.study.STUDIES, whose import takes a second
+# of nlrn.study.STUDIES, whose import takes a second
+NAMES = ("attention", "choices", "distance", "window", "states", "channels")
 
 
 def add(commands: Any) -> None:
