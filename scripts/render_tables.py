@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 PAGES = ("README.md", "docs/models.md", "docs/performance.md", "docs/training.md")
 SIGMAS = ("15", "25", "50")
-MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -133,8 +133,12 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def rendered(text: str) -> str:
-    """A page with its tables written anew."""
-    return MARK.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+    """A page with its tables written anew. Exits when a mark is not a table's, or lacks its end."""
+    places = len(re.findall("<!-- *(?:table|end)", text))
+    unknown = {m[2] for m in MARK.finditer(text)} - TABLES.keys()
+    if places != 2 * len(MARK.findall(text)) or unknown:
+        sys.exit(f"a table's mark without its end, or misspelt{': ' if unknown else ''}{', '.join(unknown)}")
+    return MARK.sub(lambda m: m[1] + TABLES[m[2]]() + m[4], text)
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ def score(weights: Path, config: TrainConfig, options: argparse.Namespace) -> di
     """What nlrn evaluate says of the weights."""
     file = weights.with_name("scores.json")
     arguments = ["evaluate", "--model", str(weights), "--task", config.model.task, "--attention", "--json", str(file)]
+    arguments.append("--overwrite")
     _run(["-m", "nlrn", *arguments, *data_of(options)])
     result: dict[str, Any] = json.loads(file.read_text())
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from test_restore import random_model
 
 from nlrn.checkpoint import save_model
 from nlrn.cli import run
+from nlrn.cli.shared import print_table
 from nlrn.degradations import add_gaussian_noise
 from nlrn.restore import Restorer, Settings
 
@@ -82,6 +84,24 @@ def test_colour_and_tiles_are_said(noisy: Path, weights: Path, capsys: pytest.Ca
         assert written.mode == "RGB"
 
 
+@pytest.mark.parametrize("command", [["denoise", "--sigma", "20"], ["explain", "--at", "25,20", "--sigma", "20"]])
+def test_hidden_colour_does_not_show(noisy: Path, weights: Path, command: list[str]) -> None:
+    """Two pictures that differ where they are transparent alone: what is seen of them comes out the same."""
+    grey = np.asarray(Image.open(noisy))
+    alpha = np.full_like(grey, 255)
+    alpha[:, 30:] = 0
+    seen = []
+    for hidden in (0, 255):
+        pixels = np.where(alpha == 0, hidden, grey).astype(np.uint8)
+        source, out = noisy.with_name(f"{hidden}.png"), noisy.with_name(f"out{hidden}.png")
+        Image.fromarray(np.dstack([pixels, alpha])).save(source)
+        assert run([command[0], str(source), "-o", str(out), *command[1:], "--model", str(weights)]) == 0
+        with Image.open(out) as written:
+            array = np.asarray(written)
+        seen.append(array[alpha > 0] if command[0] == "denoise" else array)
+    np.testing.assert_array_equal(*seen)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -102,6 +122,12 @@ def test_colour_and_tiles_are_said(noisy: Path, weights: Path, capsys: pytest.Ca
         (["evaluate", "--data", "{missing}", "--model", "{weights}"], 1, "missing.png"),
         (["evaluate", "--data", "{folder}", "--model", "{weights}", "--json", "{missing}/x.json"], 1, "no folder"),
         (["evaluate", "--data", "{folder}", "--model", "{weights}", "--sigma", "80"], 2, "0..75"),
+        (["evaluate", "--data", "{folder}", "--model", "{weights}", "--json", "{noisy}"], 1, "must end in .json"),
+        (["evaluate", "--data", "{folder}", "--model", "{weights}", "--json", "/proc/x.json"], 1, "cannot write"),
+        (["denoise", "{noisy}", "-o", "{out}", "--mode", "patch", "-t", "20"], 2, "window mode"),
+        (["denoise", "{noisy}", "-o", "{out}", "--model", ""], 3, "no model"),
+        (["explain", "{noisy}", "--at", "1,1", "-o", "{folder}/map.jpg"], 1, "must end in .png"),
+        (["benchmark", "operator", "--plot", "{noisy}"], 1, "exists already"),
     ],
 )
 def test_mistakes_get_one_sentence_a_code_and_no_output(
@@ -138,6 +164,36 @@ def test_evaluate_scores_a_folder_with_a_table_and_json(
     printed = capsys.readouterr().out
     assert f"{scores['15']['psnr']:.2f}" in printed
     assert "propagation off" in printed
+    assert run([*command, "--model", str(weights), "--json", str(out)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert json.loads(out.read_text()) == result
+    own = tmp_path / "weights.json"  # whatever it is called
+    shutil.copy(weights, own)
+    assert run([*command, "--model", str(own), "--json", str(own), "--overwrite"]) == 1
+    assert own.read_bytes() == weights.read_bytes()
+    shutil.copy(tmp_path / "0.png", tmp_path / "1.bmp")
+    assert run([*command, "--model", str(weights)]) == 1
+    assert "two pictures called 1" in capsys.readouterr().err
+
+
+def test_numbers_are_whole_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table("a [red] title", [f"[{i}]" for i in range(8)], [[f"12.3{i}" for i in range(8)]])
+    printed = "".join(capsys.readouterr().out.split())
+    assert "[red]" in printed
+    assert "…" not in printed
+    assert sum(printed.count(digit) for digit in "12") >= 16
+
+
+def test_out_of_memory_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(options: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr("nlrn.cli.models._models", refuse)
+    assert run(["models"]) == 3
+    assert "out of memory" in capsys.readouterr().err
 
 
 def test_models_lists_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,6 +222,7 @@ def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
         ("a.xyz", False, "suffix '.xyz' is unknown; known are .bmp, .jpeg"),
         ("a", False, "no suffix"),
         ("none/a.png", False, "no folder"),
+        ("/proc/a.png", False, "cannot write"),
         ("in.png", False, "is an input"),
         ("in.png", True, "is an input"),
         ("../" + tmp_path.name + "/in.png", True, "is an input"),

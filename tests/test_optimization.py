@@ -15,6 +15,7 @@ from nlrn.optimization import Muon, make_optimizer, orthogonalized, start_embedd
 from nlrn.recipe import OptimConfig, TrainConfig, read_recipe
 
 SMALL = NLRNConfig(channels=8, embed_channels=4, states=2, window=5, sigma_input=True)
+HIDDEN = {"block.conv_a.weight", "block.conv_b.weight", "block.non_local.g.weight"}
 EMBEDDINGS = ("block.non_local.theta.", "block.non_local.phi.")
 
 
@@ -53,6 +54,7 @@ def test_every_parameter_has_its_rate_and_its_decay(kind: str) -> None:
     for name, group in found.items():
         assert group["factor"] == (0.125 if name.startswith(EMBEDDINGS) else 1.0), name
         assert group["weight_decay"] == (0.5 if model.get_parameter(name).dim() > 1 else 0.0), name
+        assert group["orthogonal"] == (name in HIDDEN), name
 
 
 def test_the_trainer_uses_both(tmp_path: Path) -> None:

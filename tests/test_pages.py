@@ -15,12 +15,27 @@ from PIL import Image
 from nlrn import cli
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import render_tables  # noqa: E402
+
 README = (ROOT / "README.md").read_text()
 
 
 def test_tables_are_what_the_results_say() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "render_tables.py"), "--check"]
     subprocess.run(command, check=True)
+
+
+def test_a_mark_without_its_end_is_refused_before_it_costs_a_line() -> None:
+    good = "a\n<!-- table: card -->\nold\n<!-- end -->\nb\n"
+    assert render_tables.rendered(good).startswith("a\n<!-- table: card -->\n| model")
+    for bad in (
+        "<!-- table: card -->\nprose\n" + good,
+        good.replace("card", "cards"),
+        good.replace("<!-- end -->", ""),
+    ):
+        with pytest.raises(SystemExit, match="mark"):
+            render_tables.rendered(bad)
 
 
 def test_the_commands_of_the_readme_parse() -> None:

@@ -123,6 +123,12 @@ def test_a_run_folder_is_neither_overwritten_nor_taken_for_another(
     train(steps=2)
     with pytest.raises(ConfigError, match="holds a run already"):
         train(steps=2)
+    weights = tmp_path / "other" / "tiny.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="is there already"):
+        trainer(recipe, weights.parent).start(resume=False)
+    assert weights.read_bytes() == b"precious"
     with pytest.raises(ConfigError, match="another recipe"):
         trainer(recipe, tmp_path / "run", seed=1).start(resume=True)
     for minutes in (0, -1, math.nan):

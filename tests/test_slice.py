@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from toy import make
 
 from nlrn.checkpoint import load_model, model_metadata, sha256

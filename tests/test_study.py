@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import statistics
+import subprocess
+import sys
+import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -18,6 +24,7 @@ from nlrn.cli.study import NAMES
 from nlrn.errors import ConfigError
 from nlrn.recipe import read_recipe
 from nlrn.study import STUDIES, Study, arm_config
+from nlrn.training import train
 
 ROOT = Path(__file__).parents[1]
 TOY = Study("?", {"3": {"model": {"window": 3}}, "5": {}}, ("held",), axis="window")
@@ -67,8 +74,65 @@ def test_a_study_trains_scores_and_goes_on_where_it_stands(tmp_path: Path, jobs:
     each = [run["scores"]["held"]["25"]["psnr"] for run in both["runs"]["3"].values()]
     assert lines[0][2].startswith(f"{statistics.mean(each):.2f} (")
     assert header[2] == "held, sigma 25"
+    assert both["run"]["precision"] == "fp32"
     with pytest.raises(ConfigError, match="holds another study"):
         study.run("toy", recipe, tmp_path, seeds=(0,), **{**options, "steps": 9})
+    for text in ("[]", '{"half":', "\xff"):
+        (tmp_path / "found.json").write_bytes(text.encode("latin1"))
+        with pytest.raises(ConfigError, match=r"found\.json"):
+            study.run("toy", recipe, tmp_path, seeds=(0,), **options)
+        assert (tmp_path / "found.json").read_bytes() == text.encode("latin1")
+
+
+def test_an_error_of_one_training_ends_the_others_at_once(tmp_path: Path) -> None:
+    """Two of several hundred thousand steps, one of which has another recipe's state in its place."""
+    recipe = read_recipe(make(tmp_path))
+    foreign = tmp_path / "runs" / "5-0"
+    config = dataclasses.replace(recipe, loss="mse", schedule=dataclasses.replace(recipe.schedule, steps=2))
+    train(config, output=foreign, data=tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match="another recipe"):
+        study.run(
+            "toy", recipe, tmp_path, runs=tmp_path / "runs", output=tmp_path / "f.json",
+            seeds=(0, 1), jobs=2, study=TOY, steps=300_000,
+        )  # fmt: skip
+    assert not active_children()
+
+
+@pytest.mark.parametrize("how", ["interrupt", "killed"])
+def test_an_interrupt_or_a_killed_training_ends_a_study_with_one_sentence(tmp_path: Path, how: str) -> None:
+    make(tmp_path)
+    (tmp_path / "set12").symlink_to(tmp_path / "held")
+    command = [sys.executable, "-m", "nlrn", "study", "window", "tiny.toml", "--data", ".", "-o", "x.json", "-j", "2"]
+    process = subprocess.Popen(
+        [*command, "--steps", "300000"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    runs = tmp_path / "runs" / "window"
+    deadline = time.monotonic() + 120
+    while not runs.exists() or sum(any(run.glob("state-*")) for run in runs.iterdir()) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    if how == "interrupt":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        os.kill(_youngest_child(process.pid), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors, errors
+    assert ("interrupted" if how == "interrupt" else "was killed") in errors
+    assert process.returncode in ((130, -signal.SIGINT) if how == "interrupt" else (3,))
+    states = sorted(runs.glob("*/state-*"))
+    time.sleep(1)
+    assert sorted(runs.glob("*/state-*")) == states  # neither goes on
+    assert len(list(runs.iterdir())) == 2  # and no other was begun
+
+
+def _youngest_child(parent: int) -> int:
+    """The last worker that a process started, by Linux's /proc."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return max(map(int, children))
 
 
 def test_a_study_is_drawn(tmp_path: Path) -> None:

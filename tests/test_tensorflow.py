@@ -103,11 +103,17 @@ def test_the_command_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.Cap
     assert "3 states, 8 channels, with propagation" in capsys.readouterr().out
     assert load_model(out).config.window is None
     assert model_metadata(out)["name"] == "authors"
+    new, copied = tmp_path / "new.safetensors", tmp_path / "copied.ckpt"
+    for file in AUTHORS.glob("first.ckpt.*"):
+        shutil.copy(file, tmp_path / file.name.replace("first", "copied"))
     for arguments, code, words in (
         (command, 1, "exists already"),
-        (["convert", str(tmp_path / "none.ckpt"), "-o", str(out), "--propagation"], 3, "cannot read"),
-        (["convert", str(AUTHORS / "first.ckpt"), "-o", str(out)], 2, "--propagation"),
-        (["convert", str(AUTHORS / "first.ckpt"), "-o", str(out), "--propagation", "--window", "4"], 2, "window"),
+        (["convert", str(tmp_path / "none.ckpt"), "-o", str(new), "--propagation"], 3, "cannot read"),
+        (["convert", str(AUTHORS / "first.ckpt"), "-o", str(new)], 2, "--propagation"),
+        (["convert", str(AUTHORS / "first.ckpt"), "-o", str(new), "--propagation", "--window", "4"], 2, "window"),
+        (["convert", str(copied), "-o", f"{copied}.index", "--propagation", "--overwrite"], 1, "is an input"),
     ):
         assert run(arguments) == code
         assert words in capsys.readouterr().err
+    assert not new.exists()
+    assert read_checkpoint(copied).keys() == read_checkpoint(AUTHORS / "first.ckpt").keys()

@@ -63,11 +63,11 @@ def test_the_scores_come_out_again(data_root: Path, name: str) -> None:
 
 
 def test_a_clean_picture_stays_as_it_is_and_half_maps_are_their_halves(data_root: Path) -> None:
-    """sigma = 0 keeps at least 40 dB; a map that is half 15, half 50 is within 0.1 dB of each half alone."""
+    """sigma = 0 keeps at least 45 dB; a map that is half 15, half 50 is within 0.1 dB of each half alone."""
     clean = dict(scoring_set(data_root, "set12"))["02"] / 255.0
     restorer = Restorer("denoise-gray-small", device="cpu", settings=EXACT)
     error = np.mean((restorer.denoise(clean, 0) - clean) ** 2)
-    assert -10 * np.log10(error) >= 40
+    assert -10 * np.log10(error) >= 45
     half, noise = clean.shape[1] // 2, np.random.RandomState(0).normal(0, 1 / 255, clean.shape)
     level = np.where(np.arange(clean.shape[1]) < half, 15.0, 50.0)[None].repeat(clean.shape[0], axis=0)
     mixed = restorer.denoise(clean + noise * level, level)

@@ -26,7 +26,7 @@ from nlrn.publish import publish
 WEIGHTS = Path(__file__).parent / "weights"
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 4096
-MAX_SIZE = 1024  # channels or states: far beyond any model, far below what fills a memory
+MAX_SIZE = 1024  # channels, states, or pixels of a window: far beyond any model, far below what fills a memory
 _COUNTERS = "num_batches_tracked"
 
 
@@ -162,8 +162,8 @@ def _config(path: Path, metadata: dict[str, str]) -> NLRNConfig:
         config = NLRNConfig(**values)
     except (KeyError, ValueError, TypeError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{path.name} carries no usable model configuration: {error}") from error
-    if max(config.channels, config.embed_channels, config.states, config.in_channels) > MAX_SIZE:
-        raise CheckpointError(f"{path.name} describes a model of more than {MAX_SIZE} channels or states")
+    if max(config.channels, config.embed_channels, config.states, config.in_channels, config.window or 0) > MAX_SIZE:
+        raise CheckpointError(f"{path.name} describes a model of over {MAX_SIZE} channels or states, or such a window")
     return config
 
 

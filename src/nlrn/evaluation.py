@@ -20,7 +20,7 @@ from nlrn.degradations import add_gaussian_noise
 from nlrn.errors import ConfigError, InputError
 from nlrn.metrics import SSIM_RADIUS, psnr, quantize8, ssim
 from nlrn.model import CARRIED, NLRN
-from nlrn.restore import Restorer
+from nlrn.restore import Restorer, within_memory
 
 PROTOCOL = (
     "picture in [0,1]; normal noise of numpy RandomState(0) restarted for every picture, neither clipped nor"
@@ -52,9 +52,13 @@ def find_sets(data: str | Path, names: Sequence[str] = (), *, channels: int = 1)
     unknown = [name for name in wanted if name not in SCORING_SETS]
     if unknown:
         raise InputError(f"no scoring set {unknown[0]!r}; there are {', '.join(sorted(SCORING_SETS))}")
-    places = {name: root / SCORING_SETS[name] for name in wanted} or {root.name: root}
+    places = {name: root / SCORING_SETS[name] for name in wanted} or {root.resolve().name: root}
     sets = {name: read_folder(place, channels=3 if channels == 3 else None) for name, place in places.items()}
     for name, pictures in sets.items():
+        stems = [stem for stem, _ in pictures]
+        twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+        if twice is not None:
+            raise InputError(f"{name} holds two pictures called {twice}: scores go by that name, rename one")
         small = [stem for stem, image in pictures if min(image.shape[:2]) < LEAST_SIDE]
         if small:
             raise InputError(
@@ -132,7 +136,8 @@ def _spread(
         noisy = np.atleast_3d(add_gaussian_noise(image / 255.0, sigma)).transpose(2, 0, 1)[None]
         x = torch.from_numpy(np.ascontiguousarray(noisy)).to(device, torch.float32)
         meter = AttentionMeter(model, x)
-        model(x, sigma / 255 if model.config.sigma_input else None, observer=meter)
+        with within_memory(*noisy.shape[2:]):
+            model(x, sigma / 255 if model.config.sigma_input else None, observer=meter)
         meters.append(meter)
     states = range(model.config.states)
     return {

@@ -16,7 +16,7 @@ from nlrn.model import CARRIED, NLRN
 from nlrn.ops import correlation_of_pixel
 from nlrn.ops.reference import offsets_inside
 from nlrn.plotting import new_figure, write_figure
-from nlrn.restore import MAX_SIGMA, Restorer, checked_picture
+from nlrn.restore import MAX_SIGMA, Restorer, checked_picture, within_memory
 from nlrn.tiling import PATCH
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # full-range BT.601 luma, what a grey model was trained on
@@ -96,7 +96,8 @@ def _states(model: NLRN, x: Tensor, centre: tuple[int, int], sigma: float | None
             row = row.masked_fill(~(rows[:, None] & columns), -torch.inf)
         found.append(row.flatten().softmax(0).view(row.shape).cpu())
 
-    model(x, sigma, observer=observe)
+    with within_memory(height, width):
+        model(x, sigma, observer=observe)
     return torch.stack(found).numpy()
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from nlrn.decoding import decode
 from nlrn.errors import ConfigError, InputError
-from nlrn.publish import publish
+from nlrn.publish import check_target, publish
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 << 20
@@ -151,29 +151,14 @@ def check_output(
 ) -> None:
     """Find out before any work whether `path` can be written. Raises InputError with the reason.
 
-    Checked: a known suffix, an existing folder, no file of that name (with `overwrite`: nothing but a file),
-    that it is none of `inputs`, which are never written whatever `overwrite` says, and that the format holds
-    `picture` (its alpha and depth).
+    Checked: a known suffix, that the format holds `picture` (its alpha and depth), and what
+    nlrn.publish.check_target checks.
     """
     path = Path(path)
     kind = _output_format(path, None)
     if picture is not None:
         _check_holds(picture, kind)
-    try:
-        if not path.parent.is_dir():
-            raise InputError(f"no folder {path.parent} to write {path.name} in")
-        for source in map(Path, inputs):
-            if path.resolve() == source.resolve() or (path.exists() and source.exists() and path.samefile(source)):
-                raise InputError(f"{path} is an input; an original is never overwritten, give another name")
-        if os.path.lexists(path):
-            if not overwrite:
-                raise InputError(f"{path} exists already; give another name, or --overwrite")
-            if not path.is_file():
-                raise InputError(f"{path} exists and is no file; give another name")
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
-        raise InputError(f"cannot write {path}: {error}") from error
+    check_target(path, overwrite=overwrite, inputs=inputs)
 
 
 def _check_holds(picture: Picture, format: str) -> None:  # noqa: A002

@@ -6,12 +6,41 @@ import contextlib
 import errno
 import os
 import secrets
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from nlrn.errors import InputError
 
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 LEFTOVERS = ".nlrn-*.part"  # what a killed process may leave in the folder; never a file's own name
+
+
+def check_target(
+    path: str | os.PathLike[str], *, overwrite: bool, inputs: Iterable[str | os.PathLike[str]] = ()
+) -> None:
+    """Find out before any work whether `path` can be written. Raises InputError with the reason.
+
+    Checked: an existing folder that files can be written in, no file of that name (with `overwrite`: nothing but a
+    file), and that it is none of `inputs`, which are never written whatever `overwrite` says.
+    """
+    path = Path(path)
+    try:
+        if not path.parent.is_dir():
+            raise InputError(f"there is no folder {path.parent} to write {path.name} into")
+        for source in map(Path, inputs):
+            if path.resolve() == source.resolve() or (path.exists() and source.exists() and path.samefile(source)):
+                raise InputError(f"{path} is an input; an original is never overwritten, give another name")
+        if os.path.lexists(path):
+            if not overwrite:
+                raise InputError(f"{path} exists already; give another name, or --overwrite")
+            if not path.is_file():
+                raise InputError(f"{path} exists and is no file; give another name")
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long or holds a NUL, a folder that is not ours
+        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:

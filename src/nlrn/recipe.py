@@ -153,7 +153,7 @@ class TrainConfig:
             raise ConfigError("embedding_gain must be positive and embedding_lr not negative")
         if self.checkpoint_minutes < 0 or not 0 <= self.seed < 2**64:
             raise ConfigError("checkpoint_minutes must not be negative, seed between 0 and 2^64 - 1")
-        if not self.name or Path(self.name).name != self.name:
+        if not self.name or Path(self.name).name != self.name or self.name.startswith(("state-", "before-decay")):
             raise ConfigError(f"name becomes a file's name, which {self.name!r} cannot be")
         if not self.model.sigma_input and self.noise.low != self.noise.high:
             raise ConfigError("a range of noise levels needs a model with sigma_input = true")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,11 @@ class Restorer:
     ) -> None:
         self.device = usable_device(device)
         self.settings = settings or Settings()
-        own = copy.deepcopy(model) if isinstance(model, NLRN) else load_model(model or default_model("denoise", 1))
+        own = (
+            copy.deepcopy(model)
+            if isinstance(model, NLRN)
+            else load_model(default_model("denoise", 1) if model is None else model)
+        )
         self.model = to_device(own.float(), self.device).eval()
         self._folded: dict[torch.dtype, FoldedNLRN] = {}
 
@@ -228,7 +233,8 @@ class Restorer:
             if isinstance(sigma, Tensor):
                 sigma = sigma.to(self.device).reshape(-1, 1, *x.shape[2:])
         for dtype in (torch.bfloat16, torch.float32) if self.bf16 else (torch.float32,):
-            out: np.ndarray = _within_memory(self._network(dtype, window), batch, sigma).cpu().numpy()
+            with within_memory(*x.shape[2:]):
+                out: np.ndarray = self._network(dtype, window)(batch, sigma).cpu().numpy()
             if np.isfinite(out).all():
                 return out
         raise InputError("the model gave numbers that are not finite; nothing is written")
@@ -249,16 +255,16 @@ class Restorer:
         return hardware_bf16(self.device)
 
 
-def _within_memory(model: FoldedNLRN | Unfolded, x: Tensor, sigma: float | Tensor | None) -> Tensor:
-    """The model's answer; an allocator's refusal becomes MemoryBudgetError."""
+@contextmanager
+def within_memory(height: int, width: int) -> Iterator[None]:
+    """Around work on a picture of that size: an allocator's refusal becomes MemoryBudgetError."""
     try:
-        out: Tensor = model(x, sigma)
+        yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it bare
         if "allocate" not in str(error) and "memory" not in str(error):
             raise
-        height, width = x.shape[2:]
-        raise MemoryBudgetError(f"no memory for {width} x {height} pixels at once: use (smaller) tiles") from error
-    return out
+        size = f"{width} x {height} pixels at once"
+        raise MemoryBudgetError(f"no memory for {size}: use (smaller) tiles, or patch mode") from error
 
 
 def _memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import statistics
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import torch
 
 from nlrn.checkpoint import model_metadata, sha256
 from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder, scoring_set
-from nlrn.errors import ConfigError, ModelError
+from nlrn.errors import ConfigError, ModelError, TrainingError
 from nlrn.evaluation import evaluate_denoising, provenance
 from nlrn.model import DISTANCES
 from nlrn.plotting import new_figure, write_figure
@@ -106,7 +109,7 @@ def arm_config(recipe: TrainConfig, change: dict[str, Any], name: str, seed: int
     )
 
 
-def trained(config: TrainConfig, folder: Path, data: Path, threads: int | None = None) -> Path:
+def trained(config: TrainConfig, folder: Path, data: Path, threads: int | None = None, quiet: bool = False) -> Path:
     """The weights that a run ends with; it is made, or made to its end, when they are not there."""
     weights = folder / f"{config.name}.safetensors"
     try:
@@ -117,7 +120,37 @@ def trained(config: TrainConfig, folder: Path, data: Path, threads: int | None =
         pass
     if threads is not None:
         torch.set_num_threads(threads)
-    return train(config, output=folder, data=data, resume=holds_a_run(folder), quiet=threads is not None)
+    return train(config, output=folder, data=data, resume=holds_a_run(folder), quiet=quiet)
+
+
+Configs = dict[tuple[str, int], TrainConfig]  # by arm and seed
+
+
+def _all_trained(
+    configs: Configs, runs: Path, data: Path, jobs: int, quiet: bool
+) -> Generator[tuple[tuple[str, int], Path]]:
+    """Every arm's weights as they come; several at once are trained by processes with a share of the threads each.
+
+    An error, or an interrupt, ends the other trainings at once: they go on from their last states another time.
+    """
+    if jobs == 1:
+        yield from ((key, trained(config, runs / config.name, data, None, quiet)) for key, config in configs.items())
+        return
+    threads, others = max(1, torch.get_num_threads() // jobs), set(active_children())
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        ahead = {
+            pool.submit(trained, config, runs / config.name, data, threads, True): key
+            for key, config in configs.items()
+        }
+        for future in as_completed(ahead):
+            yield ahead[future], future.result()
+    except BrokenProcessPool as error:
+        raise TrainingError("a training's process was killed (its memory?); the same command goes on") from error
+    finally:
+        for process in set(active_children()) - others:
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 def run(
@@ -131,46 +164,38 @@ def run(
     steps: int | None = None,
     sigmas: Sequence[float] = (25.0, 50.0),
     jobs: int = 1,
+    quiet: bool = False,
     study: Study | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Make every run that is missing, score it, and keep what is known in `output` after each.
+    """Make every run that is missing, score it in float32, and keep what is known in `output` after each.
 
     Runs lie in `runs`/<arm>-<seed> and go on from where they stand. jobs: how many are trained at once, each on its
-    share of the threads, on CPUs (there, one after the other leaves threads idle). Raises ConfigError when `output`
-    holds another study, and what training raises.
+    share of the threads, on CPUs (there, one after the other leaves threads idle); quiet: a single one shows nothing.
+    Raises ConfigError when `output` holds another study, TrainingError when the process of one was killed, and what
+    training raises.
     """
     study = study or STUDIES[name]
-    steps = steps or recipe.schedule.steps
+    steps = recipe.schedule.steps if steps is None else steps
     head = {"study": name, "recipe": recipe.name, "steps": steps, "sigmas": list(sigmas)}
     result: dict[str, Any] = _known(output, head) or {**head, "runs": {}}
+    known = result["runs"]
     configs = {
         (arm, seed): arm_config(recipe, change, arm, seed, steps)
         for seed in seeds
         for arm, change in study.arms.items()
     }
     sets = {s: _pictures(data, s) for s in study.scored_on}
-    threads = max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-    try:
-        ahead = {
-            key: pool.submit(trained, config, runs / config.name, data, threads)
-            for key, config in configs.items()
-            if jobs > 1
-        }
-        for (arm, seed), config in configs.items():
-            future = ahead.get((arm, seed))
-            path = trained(config, runs / config.name, data) if future is None else future.result()
-            kept = result["runs"].setdefault(arm, {})
-            if kept.get(str(seed), {}).get("sha256") == sha256(path):
+    with closing(_all_trained(configs, runs, data, jobs, quiet)) as made:
+        for (arm, seed), path in made:
+            if known.get(arm, {}).get(str(seed), {}).get("sha256") == sha256(path):
                 continue
             say(f"{arm}, seed {seed}:")
-            restorer = Restorer(str(path), device="cpu", settings=Settings(tile=0))
-            kept[str(seed)] = _scored(path, restorer, sets, sigmas, say)
+            restorer = Restorer(str(path), device="cpu", settings=Settings(precision="fp32", tile=0))
+            known.setdefault(arm, {})[str(seed)] = _scored(path, restorer, sets, sigmas, say)
+            result["runs"] = known = {a: dict(sorted(known[a].items())) for a in study.arms if a in known}
             result["run"] = provenance(restorer)
             publish(output, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
     return result
 
 
@@ -178,8 +203,11 @@ def _known(output: Path, head: dict[str, Any]) -> dict[str, Any] | None:
     """What an earlier call left in `output`."""
     if not output.exists():
         return None
-    found: dict[str, Any] = json.loads(output.read_text())
-    if {key: found.get(key) for key in head} != head:
+    try:
+        found = json.loads(output.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{output} is there and no study's: give another name") from error
+    if not isinstance(found, dict) or {key: found.get(key) for key in head} != head:
         raise ConfigError(f"{output} holds another study, or other steps or noise levels: give another name")
     return found
 
@@ -223,9 +251,9 @@ def table(result: dict[str, Any]) -> Table:
     return title, ["", "parameters", *(f"{s}, sigma {x}" for s, x in columns)], lines
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
+def plot(result: dict[str, Any], path: Path, study: Study | None = None) -> None:
     """PSNR by arm as a PNG, a point for every seed. Raises BackendError without matplotlib."""
-    study = STUDIES[result["study"]]
+    study = study or STUDIES[result["study"]]
     sets = study.scored_on
     figure = new_figure(4.2 * len(sets) * len(result["sigmas"]), 3.4)
     axes: Any = figure.subplots(1, len(sets) * len(result["sigmas"]), squeeze=False)[0]

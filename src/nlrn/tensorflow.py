@@ -129,7 +129,7 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     CheckpointError when it is none, is damaged, or lies in more than one piece.
     """
     prefix = _prefix(Path(path))
-    index, data = (prefix.with_name(prefix.name + end) for end in (".index", ".data-00000-of-00001"))
+    index, data = checkpoint_files(path)
     try:
         if index.stat().st_size > MAX_INDEX:
             raise CheckpointError(f"{index} is larger than any model's")
@@ -142,8 +142,15 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
             if value is not None:
                 found[name.decode()] = value
         return found
-    except (OSError, IndexError, ValueError, struct.error) as error:
+    except (OSError, IndexError, ValueError, TypeError, OverflowError, struct.error) as error:
         raise CheckpointError(f"cannot read the TensorFlow checkpoint {prefix}: {error}") from error
+
+
+def checkpoint_files(path: str | Path) -> tuple[Path, Path]:
+    """The index and the data of the checkpoint that `path` names."""
+    prefix = _prefix(Path(path))
+    index, data = (prefix.with_name(prefix.name + end) for end in (".index", ".data-00000-of-00001"))
+    return index, data
 
 
 def _prefix(path: Path) -> Path:
@@ -184,12 +191,17 @@ def _block(table: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]
 def _tensor(entry: bytes, data: bytes) -> np.ndarray | None:
     """The tensor of a BundleEntryProto; None when it is not float32."""
     fields = dict(_fields(entry))
+    if not all(
+        isinstance(value, bytes) == (number == 2) for number, value in fields.items() if number in (1, 2, 3, 4, 5)
+    ):
+        raise ValueError("an entry of its index is not one of a tensor")
     if fields.get(1) != _FLOAT:
         return None
     if fields.get(3, 0):
         raise ValueError("its tensors lie in several files; save it in one")
     offset, size = int(fields.get(4, 0)), int(fields.get(5, 0))
-    dims = [bytes(value) for number, value in _fields(bytes(fields.get(2, b""))) if number == 2]
+    parts = _fields(fields.get(2, b""))  # type: ignore[arg-type]
+    dims = [value for number, value in parts if number == 2 and isinstance(value, bytes)]
     shape = [int(dict(_fields(dim)).get(1, 0)) for dim in dims]
     if offset + size > len(data) or size != 4 * int(np.prod(shape)):
         raise ValueError("a tensor does not lie in its file")

@@ -152,6 +152,8 @@ class Trainer:
         """Fresh, or from the newest verified state; after a finished run, from the state before its decay."""
         if not resume and trainstate.holds_a_run(self.folder):
             raise ConfigError(f"{self.folder} holds a run already: resume it, or give another folder")
+        if not resume and self.weights.exists():
+            raise ConfigError(f"{self.weights} is there already: give another folder")
         if resume:
             self._resume()
         self.processes.wait()  # nobody writes before all have looked

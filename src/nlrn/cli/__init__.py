@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"nlrn: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1 if isinstance(error, InputError) else 3
     except (OSError, MemoryError) as error:
-        print(f"nlrn: {error or 'out of memory'}", file=sys.stderr)
+        print(f"nlrn: {str(error) or 'out of memory'}", file=sys.stderr)
         return 3
 
 

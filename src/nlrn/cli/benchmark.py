@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import check_folder, print_table, sayer, write_json
+from nlrn.cli.shared import check_result, print_table, sayer, write_json
 
 
 def add(commands: Any) -> None:
@@ -18,6 +18,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny pictures: does it run, not how fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it (nlrn[plot])")
+    parser.add_argument("--overwrite", action="store_true", help="replace these files if they exist")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=_benchmark)
 
@@ -29,8 +30,8 @@ def _benchmark(options: argparse.Namespace) -> int:
     from nlrn.plotting import check_plot
     from nlrn.restore import usable_device
 
-    for path in (options.json, options.plot):
-        check_folder(path)
+    check_result(options.json, ".json", overwrite=options.overwrite)
+    check_result(options.plot, ".png", overwrite=options.overwrite)
     if options.plot is not None:
         check_plot()
     device, say = usable_device(options.device), sayer(options)

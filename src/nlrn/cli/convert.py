@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import check_folder, count, sayer
+from nlrn.cli.shared import count, sayer
 
 
 def add(commands: Any) -> None:
@@ -27,11 +27,15 @@ def add(commands: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from nlrn.checkpoint import save_model
-    from nlrn.tensorflow import convert, read_checkpoint
+    from nlrn.publish import check_target
+    from nlrn.tensorflow import checkpoint_files, convert, read_checkpoint
 
-    check_folder(options.output)
+    check_target(options.output, overwrite=options.overwrite, inputs=checkpoint_files(options.input))
     model = convert(read_checkpoint(options.input), propagation=options.propagation, window=options.window)
-    metadata = {"name": options.output.stem, "source": "the authors' TensorFlow weights"}
+    metadata = {
+        "name": options.output.stem.encode(errors="backslashreplace").decode(),
+        "source": "the authors' TensorFlow weights",
+    }
     save_model(options.output, model, metadata, overwrite=options.overwrite)
     c = model.config
     say = sayer(options)

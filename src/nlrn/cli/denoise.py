@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nlrn.cli.shared import ProgressBar, add_model_options, count, make_restorer, mebibytes, sayer, sigma_or_auto
+from nlrn.errors import ConfigError
 
 
 def add(commands: Any) -> None:
@@ -28,6 +29,8 @@ def _denoise(options: argparse.Namespace) -> int:
     from nlrn.alpha import fill_hidden
     from nlrn.images import check_output, read_picture, write_picture
 
+    if options.mode == "patch" and options.tile is not None:
+        raise ConfigError("tiles are for window mode: patch mode has patches of its own")
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
     picture = read_picture(options.input)
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)

@@ -8,7 +8,7 @@ from typing import Any
 
 from nlrn.cli.shared import (
     add_model_options,
-    check_folder,
+    check_result,
     make_restorer,
     model_name,
     print_table,
@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--sigma", type=sigma_level, nargs="+", default=[15.0, 25.0, 50.0], help="default: 15 25 50")
     parser.add_argument("--attention", action="store_true", help="also what the attention is worth (first set)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     add_model_options(parser)
     parser.set_defaults(run=_evaluate)
 
@@ -38,13 +39,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.precision == "auto":
         options.precision = "fp32"  # scores are reproducible numbers
-    check_folder(options.json)
+    path = resolve_model(model_name(options, 1))
+    check_result(options.json, ".json", overwrite=options.overwrite, inputs=(path,))
     restorer = make_restorer(options, channels=1, tile=0)
     if restorer.model.config.window is None and options.mode == "window":
         raise ConfigError("this model looks at the whole picture, more than a memory holds: use --mode patch")
     sets = find_sets(data_root(options.data), options.sets, channels=restorer.model.config.in_channels)
     say = sayer(options)
-    path = resolve_model(model_name(options, 1))
     result: dict[str, Any] = {
         "model": path.stem,
         "sha256": sha256(path),

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import add_model_options, check_folder, make_restorer, print_table, sayer, sigma_level
+from nlrn.cli.shared import add_model_options, check_result, make_restorer, print_table, sayer, sigma_level
 
 
 def add(commands: Any) -> None:
@@ -18,26 +18,27 @@ def add(commands: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MAP.png")
     parser.add_argument("--sigma", type=sigma_level, default=25.0, help="of the noise added (default: 25)")
     parser.add_argument("--overwrite", action="store_true", help="replace MAP.png if it exists")
-    add_model_options(parser, mode=False)
+    add_model_options(parser, restores=False)
     parser.set_defaults(run=_explain)
 
 
 def _explain(options: argparse.Namespace) -> int:
+    from nlrn.alpha import fill_hidden
     from nlrn.explain import draw, explain
-    from nlrn.images import check_output, read_picture
+    from nlrn.images import read_picture
     from nlrn.plotting import check_plot
 
     check_plot()
-    check_folder(options.output)
-    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
+    check_result(options.output, ".png", overwrite=options.overwrite, inputs=(options.input,))
     picture = read_picture(options.input)
+    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     restorer = make_restorer(options, channels=1)
-    rows = explain(restorer, picture.array, options.at, options.sigma)
+    rows = explain(restorer, seen, options.at, options.sigma)
     draw(rows, options.output, overwrite=options.overwrite)
     if not options.quiet:
-        header = ["effective neighbours", *(f"state {t + 1}" for t in range(len(rows[0].states)))]
-        lines = [[f"sigma {maps.sigma:g}", *(f"{n:.1f}" for n in maps.neighbours)] for maps in rows]
-        print_table(None, header, lines)
+        header = ["effective neighbours", *(f"sigma {maps.sigma:g}" for maps in rows)]
+        states = zip(*(maps.neighbours for maps in rows), strict=True)
+        print_table(None, header, [[f"state {t + 1}", *(f"{n:.1f}" for n in row)] for t, row in enumerate(states)])
     sayer(options)(f"wrote {options.output}")
     return 0
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrn.errors import InputError
+from nlrn.publish import check_target, publish
 
 if TYPE_CHECKING:
     from nlrn.restore import Restorer
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> None:
-    """--model, --device, --precision, --quiet and, where it has a meaning, --mode."""
+def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True) -> None:
+    """--model, --device, --quiet and, for a command that restores pictures, --mode, --tta and --precision."""
     parser.add_argument("--model", metavar="NAME|FILE", help="a shipped model (see: nlrn models) or a weights file")
-    if mode:
+    if restores:
         parser.add_argument(
             "--mode",
             choices=("window", "patch"),
@@ -26,17 +27,17 @@ def add_model_options(parser: argparse.ArgumentParser, *, mode: bool = True) -> 
             help="over the whole picture, or the authors' slow patches",
         )
         parser.add_argument("--tta", action="store_true", help="the mean over 8 flips and turns: 8 times the work")
+        parser.add_argument(
+            "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: bf16 where it is quick"
+        )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: bf16 where it is quick"
-    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 
 
 def model_name(options: argparse.Namespace, channels: int) -> str:
     from nlrn.checkpoint import default_model
 
-    return options.model or default_model(getattr(options, "task", "denoise"), channels)
+    return default_model(getattr(options, "task", "denoise"), channels) if options.model is None else options.model
 
 
 def make_restorer(options: argparse.Namespace, channels: int, tile: int | None = None) -> Restorer:
@@ -44,7 +45,7 @@ def make_restorer(options: argparse.Namespace, channels: int, tile: int | None =
 
     settings = Settings(
         mode=getattr(options, "mode", "window"),
-        precision=options.precision,
+        precision=getattr(options, "precision", "auto"),
         tile=getattr(options, "tile", tile),
         overlap=getattr(options, "overlap", None),
         tta=getattr(options, "tta", False),
@@ -53,24 +54,29 @@ def make_restorer(options: argparse.Namespace, channels: int, tile: int | None =
     return Restorer(model_name(options, channels), device=options.device, settings=settings)
 
 
-def check_folder(path: Path | None) -> None:
-    if path is not None and not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} to write {path.name} into")
+def check_result(path: Path | None, suffix: str, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Before any work: can a file of numbers or a plot be written there, and is that its name? None is no file."""
+    if path is None:
+        return
+    if path.suffix.lower() != suffix:
+        raise InputError(f"{path} must end in {suffix}, which is what is written")
+    check_target(path, overwrite=overwrite, inputs=inputs)
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    from nlrn.publish import publish
-
     publish(path, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
 
 
 def print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*header, title=title)
+    table = Table(title=title and Text(title))
+    for name in header:
+        table.add_column(Text(name), overflow="fold")  # on a narrow terminal no digit is left out
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 
@@ -86,7 +92,9 @@ class ProgressBar:
         from rich.progress import Progress
 
         self.bar = Progress(
-            console=Console(stderr=True), transient=True, disable=options.quiet or not sys.stderr.isatty()
+            console=Console(stderr=True),
+            transient=True,
+            disable=options.quiet or not (sys.stderr and sys.stderr.isatty()),
         )
         self.task = self.bar.add_task(what, total=None)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import check_folder, count, print_table, sayer, sigma_level
+from nlrn.cli.shared import check_result, count, print_table, sayer, sigma_level
 
 # of nlrn.study.STUDIES, whose import takes a second
 NAMES = ("attention", "choices", "distance", "window", "states", "channels")
@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--sigma", type=sigma_level, nargs="+", default=[25.0, 50.0], help="default: 25 50")
     parser.add_argument("-j", "--jobs", type=count, default=1, help="trainings at once, each on its share of threads")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it (nlrn[plot])")
+    parser.add_argument("--overwrite", action="store_true", help="replace the drawing if it exists")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=_study)
 
@@ -34,8 +35,8 @@ def _study(options: argparse.Namespace) -> int:
     from nlrn.plotting import check_plot
     from nlrn.recipe import read_recipe
 
-    for path in (options.output, options.plot):
-        check_folder(path)
+    check_result(options.output, ".json", overwrite=True)
+    check_result(options.plot, ".png", overwrite=options.overwrite)
     if options.plot is not None:
         check_plot()
     result = study.run(
@@ -48,6 +49,7 @@ def _study(options: argparse.Namespace) -> int:
         steps=options.steps,
         sigmas=options.sigma,
         jobs=max(1, options.jobs),
+        quiet=options.quiet,
         say=sayer(options),
     )
     if not options.quiet:

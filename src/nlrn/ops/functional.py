@@ -123,7 +123,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:
     if q.shape != k.shape or q.shape[:3] != v.shape[:3]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
         raise InputError(f"q and k must have one shape and v the same B, H, W; they are {shapes}")
-    if window is not None and (window < 1 or window % 2 == 0):
+    if window is not None and (not isinstance(window, int) or window < 1 or window % 2 == 0):
         raise InputError(f"window must be odd and positive, or None for the whole picture, not {window}")
 
 
