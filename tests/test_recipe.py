@@ -63,6 +63,8 @@ def test_an_unknown_or_missing_key_is_named_with_its_nearest(tmp_path: Path, tex
         "stages = [3]",
         "model = 3",
         "name = 'a/b'",
+        "name = 'state-9'",
+        "name = 'before-decay'",
         "[model]\nwindow = 4",
         "[model]\nwindow = '15'",
         "[model]\nsigma_input = 1",

@@ -105,7 +105,7 @@ def _denoise_pil(picture: Image.Image, sigma: Any, model: Any, mode: str) -> Ima
 def _restorer(model: NLRN | str | Path | None, channels: int, mode: str) -> Restorer:
     if isinstance(model, NLRN):
         return Restorer(model, settings=Settings(mode=mode))
-    return _cached(str(model or default_model("denoise", channels)), mode)
+    return _cached(str(default_model("denoise", channels) if model is None else model), mode)
 
 
 @lru_cache(maxsize=4)
