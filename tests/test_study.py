@@ -33,19 +33,21 @@ TOY = Study("?", {"3": {"model": {"window": 3}}, "5": {}}, ("held",), axis="wind
 def test_every_arm_of_every_study_changes_what_it_says_and_nothing_else() -> None:
     assert tuple(STUDIES) == NAMES
     recipe = read_recipe(ROOT / "recipes" / "study.toml")
+    recipe = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, steps=1999))
+    whole = dataclasses.replace(recipe, name="x", seed=0, schedule=dataclasses.replace(recipe.schedule, steps=2000))
     for name, found in STUDIES.items():
         configs = {arm: arm_config(recipe, change, arm, 7, 2000) for arm, change in found.arms.items()}
         assert len({config.name for config in configs.values()}) == len(configs)
-        same = {"name": "x", "seed": 0, "schedule": recipe.schedule}
-        plain = [dataclasses.replace(config, **same) for config in configs.values()]
-        same_as_the_recipe = sum(config == dataclasses.replace(recipe, **same) for config in plain)
-        assert same_as_the_recipe == (name != "distance"), name  # there no arm carries correlations
+        plain = [dataclasses.replace(config, name="x", seed=0) for config in configs.values()]
+        assert sum(config == whole for config in plain) == (name != "distance"), (
+            name
+        )  # where no arm is the recipe itself
         assert len({config.header() for config in plain}) == len(plain)
         assert all(config.schedule.steps == 2000 for config in configs.values())
         assert all(config.seed == 7 for config in configs.values())
     choices = STUDIES["choices"]
     assert not set(choices.scored_on) & {"set12", "bsd68"}  # nothing is chosen on a scoring set
-    assert arm_config(recipe, {"frozen": False}, "x", 0, 9).freeze is None
+    assert arm_config(recipe, {"stages": {"frozen": False}}, "x", 0, 9).freeze is None
     with pytest.raises(TypeError):
         arm_config(recipe, {"optim": {"speed": 2}}, "x", 0, 9)
 

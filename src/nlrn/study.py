@@ -39,7 +39,8 @@ Table = tuple[str, list[str], list[list[str]]]
 
 @dataclass(frozen=True)
 class Study:
-    """question: what it asks. arms: what each changes of the recipe, {field: value} or {part: {field: value}}.
+    """question: what it asks. arms: what each changes of the recipe, {field: value} or {part: {field: value}}; what is
+    said of stages holds for all of them.
 
     scored_on: scoring sets, or folders of the data; a choice about training is never made on a scoring set.
     axis: what the arms' names are numbers of, for a plot; None where they are not.
@@ -73,8 +74,10 @@ STUDIES = {
             "theta and phi drawn apart": {"embedding_tied": False},
             "theta and phi at a tenth of the rate": {"embedding_lr": 0.1},
             "theta and phi at the full rate": {"embedding_lr": 1.0},
-            "batch norms of the batch": {"frozen": False},
+            "batch norms of the batch": {"stages": {"frozen": False}},
             "mean squared error": {"loss": "mse"},
+            "4 patches of 48": {"stages": {"patch": 48, "batch": 4}},  # an eighth more pixels
+            "decay over half of the steps": {"schedule": {"decay": 0.5}},
         },
         ("t91",),
     ),
@@ -94,19 +97,13 @@ STUDIES = {
 
 def arm_config(recipe: TrainConfig, change: dict[str, Any], name: str, seed: int, steps: int) -> TrainConfig:
     """The recipe of one arm's run. Raises ConfigError for a change that the recipe does not know."""
-    changed = dict(change)
-    stages = recipe.stages
-    if not changed.pop("frozen", True):
-        stages = tuple(dataclasses.replace(stage, frozen=False) for stage in stages)
+    changed = {"schedule": {}, "stages": {}} | change
+    changed["schedule"] = changed["schedule"] | {"steps": steps}
+    every = changed.pop("stages")
+    stages = tuple(dataclasses.replace(stage, **every) for stage in recipe.stages)
     parts = {k: dataclasses.replace(getattr(recipe, k), **v) if isinstance(v, dict) else v for k, v in changed.items()}
-    return dataclasses.replace(
-        recipe,
-        name=f"{name}-{seed}".replace(" ", "-").replace(",", ""),
-        seed=seed,
-        stages=stages,
-        schedule=dataclasses.replace(recipe.schedule, steps=steps),
-        **parts,
-    )
+    name = f"{name}-{seed}".replace(" ", "-").replace(",", "")
+    return dataclasses.replace(recipe, name=name, seed=seed, stages=stages, **parts)
 
 
 def trained(config: TrainConfig, folder: Path, data: Path, threads: int | None = None, quiet: bool = False) -> Path:
