@@ -15,6 +15,7 @@ from nlrn.recipe import (
     DataConfig,
     NoiseConfig,
     OptimConfig,
+    ResizeConfig,
     ScheduleConfig,
     Stage,
     TrainConfig,
@@ -219,10 +220,11 @@ def recorded(text: str) -> TrainConfig:
         "model": NLRNConfig,
         "data": DataConfig,
         "noise": NoiseConfig,
+        "resize": ResizeConfig,
         "optim": OptimConfig,
         "schedule": ScheduleConfig,
     }
-    parts = {key: build(kind, values[key], key) for key, kind in kinds.items()}
+    parts = {key: build(kind, values[key], key) for key, kind in kinds.items() if key in values}
     stages = [build(Stage, stage, "stages") for stage in values["stages"]]
     config: TrainConfig = build(TrainConfig, values | parts | {"stages": stages}, "the header")
     return config

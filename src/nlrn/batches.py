@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,32 +10,45 @@ import torch
 from torch import Tensor
 
 from nlrn.datasets import PatchSet, read_folder
+from nlrn.degradations import resize_matrix
+from nlrn.metrics import luma8
 from nlrn.processes import Processes
 from nlrn.recipe import TrainConfig
 
-NOISE_STREAM = 1  # keeps the noise's counters apart from the patches'
+NOISE_STREAM = 1  # keep the counters of noise and scales apart from the patches'
+SCALE_STREAM = 2
+
+Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Batches:
-    """(noisy, clean, sigma / 255) by step, for one of several processes: put together, theirs are one's."""
+    """(degraded, clean, sigma / 255) by step, for one of several processes: put together, theirs are one's."""
 
     def __init__(self, config: TrainConfig, data: Path, processes: Processes) -> None:
-        channels = config.model.in_channels
-        images = [image for f in config.data.folders for _, image in read_folder(data / f, channels=channels)]
         self.config, self.processes = config, processes
-        self.patches = PatchSet(images, config.stages[0].patch, device=processes.device)
+        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.enlarges = config.model.task == "sr"
+        channels = None if self.enlarges else config.model.in_channels
+        images = [image for f in config.data.folders for _, image in read_folder(data / f, channels=channels)]
+        images = [luma8(image) for image in images] if self.enlarges else images
+        self.patches = PatchSet(images, self._side(config.stages[0].patch), device=processes.device)
 
-    def __call__(self, step: int, *, whole: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """noisy and clean [B, C, P, P], sigma / 255 [B] or None: of this process, or (`whole`) of all together."""
+    def __call__(self, step: int, *, whole: bool = False) -> Batch:
+        """degraded and clean [B, C, P, P], sigma / 255 [B] or None: of this process, or (`whole`) of all together."""
         stage = self.config.stage(step)
         size = stage.batch if whole else stage.batch // self.processes.world
         first = 0 if whole else self.processes.rank * size
-        if self.patches.patch != stage.patch:
-            self.patches = self.patches.with_patch(stage.patch)
-        clean = self.patches.batch(self.config.seed, step, size, first).float() / 255
+        side = self._side(stage.patch)
+        if self.patches.patch != side:
+            self.patches = self.patches.with_patch(side)
+        clean = self.patches.batch(self.config.seed, step, size, first).float()
         clean = clean.contiguous(memory_format=torch.channels_last)
+        if self.enlarges:
+            return self._enlarged(step, first, clean, stage.patch)
         sigma, noise = self._noise(step, first, clean.shape)
-        return clean + noise, clean, sigma if self.config.model.sigma_input else None
+        return clean / 255 + noise, clean / 255, sigma if self.config.model.sigma_input else None
+
+    # -- noise ---------------------------------------------------------------------------------------------
 
     def _noise(self, step: int, first: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """(sigma / 255 [B], noise [B, C, H, W]): a stream of its own for every place in the global batch."""
@@ -42,9 +56,7 @@ class Batches:
         device = self.processes.device
         sigmas, noise = np.empty(shape[0], np.float32), []
         for i in range(shape[0]):
-            # Philox counts up its first word alone
-            counter = [0, first + i, NOISE_STREAM, 0]
-            random = np.random.Generator(np.random.Philox(key=[self.config.seed, step], counter=counter))
+            random = self._random(step, first + i, NOISE_STREAM)
             sigmas[i] = random.uniform(low, high) / 255
             if device.type == "cpu":
                 noise.append(torch.from_numpy(random.standard_normal(shape[1:], dtype=np.float32)))
@@ -53,3 +65,57 @@ class Batches:
                 noise.append(torch.randn(shape[1:], generator=generator, device=device))
         sigma = torch.from_numpy(sigmas).to(device)
         return sigma, sigma.view(-1, 1, 1, 1) * torch.stack(noise)
+
+    def _random(self, step: int, place: int, stream: int) -> np.random.Generator:
+        """The generator of a place in the global batch of a step; Philox counts up its first word alone."""
+        return np.random.Generator(np.random.Philox(key=[self.config.seed, step], counter=[0, place, stream, 0]))
+
+    # -- a smaller picture, enlarged -------------------------------------------------------------------------
+
+    @property
+    def _margin(self) -> int:
+        """How far one of the two bicubic kernels reaches, and the other beyond it, at the largest scale."""
+        return 4 * max(self.config.resize.scales)
+
+    def _side(self, patch: int) -> int:
+        """Of what is cut out of the pictures for a patch: where there is a margin, a multiple of every scale."""
+        if not self.enlarges:
+            return patch
+        step = math.lcm(*self.config.resize.scales)
+        return -(-(patch + 2 * self._margin) // step) * step
+
+    def _enlarged(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
+        """Every picture of clean [B, 1, side, side] made smaller and larger again, and a part within the margin.
+
+        The part lies anywhere, so that the grid of the small picture lies under it in every way.
+        """
+        resize, side = self.config.resize, clean.shape[-1]
+        pairs = []
+        for i, picture in enumerate(clean[:, 0]):
+            random = self._random(step, first + i, SCALE_STREAM)
+            scale = resize.scales[random.integers(len(resize.scales))]
+            rounded = bool(random.random() < resize.rounded)
+            down, right = random.integers(self._margin, side - self._margin - patch + 1, 2)
+            part = (slice(down, down + patch), slice(right, right + patch))
+            pairs.append((self._through(picture, scale, rounded)[part], picture[part]))
+        degraded, whole = (torch.stack(x)[:, None] / 255 for x in zip(*pairs, strict=True))
+        return degraded, whole, None
+
+    def _through(self, picture: Tensor, scale: int, rounded: bool) -> Tensor:
+        """HW, 0..255, after the small picture; rounded: half up and clipped after each axis, as MATLAB's uint8 is."""
+        smaller, larger = self._matrices(picture.shape[-1], scale)
+        rows = smaller @ picture
+        small = _round8(_round8(rows) @ smaller.mT) if rounded else rows @ smaller.mT
+        return larger @ small @ larger.mT
+
+    def _matrices(self, side: int, scale: int) -> tuple[Tensor, Tensor]:
+        """Of one axis, to the small picture and back."""
+        if (side, scale) not in self._kept:
+            both = resize_matrix(side, side // scale), resize_matrix(side // scale, side)
+            smaller, larger = (torch.from_numpy(x).to(self.processes.device, torch.float32) for x in both)
+            self._kept[side, scale] = smaller, larger
+        return self._kept[side, scale]
+
+
+def _round8(x: Tensor) -> Tensor:
+    return (x + 0.5).floor().clamp(0, 255)

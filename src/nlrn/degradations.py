@@ -42,6 +42,16 @@ def resize_bicubic(
     return _resize_rows(rows.swapaxes(0, 1), width, antialias, border).swapaxes(0, 1)
 
 
+def resize_matrix(length: int, size: int, *, antialias: bool = True, border: Border = "replicate") -> np.ndarray:
+    """`resize_bicubic` along one axis as a matrix [size, length], float64."""
+    if min(length, size) < 1:
+        raise InputError(f"sides of {length} and {size} pixels; expected at least 1")
+    index, weight = _taps(length, size, antialias, border)
+    matrix = np.zeros((size, length))
+    np.add.at(matrix, (np.arange(size)[:, None], index), weight)
+    return matrix
+
+
 def resize_bicubic8(image: np.ndarray, height: int, width: int, *, border: Border = "replicate") -> np.ndarray:
     """A uint8 picture resized to uint8 exactly as MATLAB does it, which made the field's LR pictures.
 

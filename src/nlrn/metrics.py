@@ -35,6 +35,11 @@ def studio_luma(image: np.ndarray) -> np.ndarray:
     return image @ _STUDIO_LUMA + 16 / 255
 
 
+def luma8(image: np.ndarray) -> np.ndarray:
+    """The plane that super-resolution is about: a uint8 picture HW as it is, HWC as its studio luma in 8 bits, HW."""
+    return image if image.ndim == 2 else np.rint(255 * studio_luma(image / 255)).astype(np.uint8)
+
+
 def psnr(a: np.ndarray, b: np.ndarray, *, border: int = 0) -> float:
     """Peak signal-to-noise ratio in dB for a peak of 1, over all pixels and channels at once.
 

@@ -44,6 +44,20 @@ class NoiseConfig:
 
 
 @dataclass(frozen=True)
+class ResizeConfig:
+    """What a model of the task "sr" undoes, one of `scales` for each patch: luminance made smaller by MATLAB's bicubic
+    and back to its size. rounded: the share of patches whose small picture is rounded to 8 bits, as files are.
+    """
+
+    scales: tuple[int, ...] = (2, 3, 4)
+    rounded: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) < 2 or max(self.scales) > 8 or not 0 <= self.rounded <= 1:
+            raise ConfigError(f"resize wants scales of 2 to 8 and rounded in [0, 1], not {self}")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """optimizer: "muon" (nlrn.optimization.Muon), "adamw" or "adam". clip: limit of the gradient norm, over all or for
     each variable.
@@ -123,7 +137,8 @@ class TrainConfig:
     name: str
     model: NLRNConfig = field(default_factory=NLRNConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)  # of the task "denoise"
+    resize: ResizeConfig = field(default_factory=ResizeConfig)  # of the task "sr"
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stages: tuple[Stage, ...] = (Stage(0, 48, 16),)
@@ -155,7 +170,9 @@ class TrainConfig:
             raise ConfigError("checkpoint_minutes must not be negative, seed between 0 and 2^64 - 1")
         if not self.name or Path(self.name).name != self.name or self.name.startswith(("state-", "before-decay")):
             raise ConfigError(f"name becomes a file's name, which {self.name!r} cannot be")
-        if not self.model.sigma_input and self.noise.low != self.noise.high:
+        if self.model.task == "sr" and (self.model.in_channels != 1 or self.model.sigma_input):
+            raise ConfigError("super-resolution restores luminance: in_channels = 1 and sigma_input = false")
+        if self.model.task == "denoise" and not self.model.sigma_input and self.noise.low != self.noise.high:
             raise ConfigError("a range of noise levels needs a model with sigma_input = true")
 
     def stage(self, step: int) -> Stage:
@@ -186,8 +203,9 @@ class TrainConfig:
         return rate * min(1.0, max(0.0, left))
 
     def _values(self) -> dict[str, Any]:
-        """Every field; `distance`, younger than released states, only where it is not the default."""
+        """Every field that means something; `distance`, younger than released states, unless it is the default."""
         values = dataclasses.asdict(self)
+        del values["noise" if self.model.task == "sr" else "resize"]
         if self.model.distance == NLRNConfig.distance:
             del values["model"]["distance"]
         return values
@@ -207,6 +225,7 @@ _SECTIONS = {
     "model": NLRNConfig,
     "data": DataConfig,
     "noise": NoiseConfig,
+    "resize": ResizeConfig,
     "optim": OptimConfig,
     "schedule": ScheduleConfig,
 }

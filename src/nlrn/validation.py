@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,37 @@ from torch import Tensor
 
 from nlrn.attention import AttentionMeter
 from nlrn.datasets import read_folder
-from nlrn.degradations import add_gaussian_noise
+from nlrn.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.errors import InputError
-from nlrn.metrics import psnr
+from nlrn.metrics import luma8, psnr
 from nlrn.model import NLRN
 from nlrn.recipe import TrainConfig
 
 
 class Validation:
-    """Centre crops of the recipe's validation folder, noise of a fixed seed; called with a model."""
+    """Centre crops of the recipe's validation folder, noise of a fixed seed or scales; called with a model."""
 
     def __init__(self, config: TrainConfig, data: Path, device: torch.device) -> None:
-        size = config.data.validation_size
-        found = read_folder(data / config.data.validation, channels=config.model.in_channels)
+        size, enlarges = config.data.validation_size, config.model.task == "sr"
+        found = read_folder(data / config.data.validation, channels=None if enlarges else config.model.in_channels)
         large = [image for _, image in found if min(image.shape[:2]) >= size]
         if not large:
             raise InputError(f"no picture of {config.data.validation} has {size} x {size} pixels to validate on")
-        self.clean = [_centre(image, size) / 255.0 for image in large[: config.data.validation_pictures]]
-        low, high = config.noise.low, config.noise.high
-        self.sigmas = [low] if low == high else [s for s in (15.0, 25.0, 50.0) if low <= s <= high] or [high]
+        crops = [_centre(image, size) for image in large[: config.data.validation_pictures]]
+        self.clean = [(luma8(crop) if enlarges else crop) / 255 for crop in crops]
         self.device = device
+        self.tasks: dict[str, tuple[float | None, Callable[[np.ndarray, int], np.ndarray]]] = {}
+        if enlarges:
+            self.tasks = {f"x{s}": (None, _enlarged(s)) for s in config.resize.scales}
+            return
+        low, high = config.noise.low, config.noise.high
+        for s in [low] if low == high else [s for s in (15.0, 25.0, 50.0) if low <= s <= high] or [high]:
+            self.tasks[f"{s:g}"] = (s / 255 if config.model.sigma_input else None, _noisy(s))
 
     @torch.no_grad()
     def __call__(self, model: NLRN) -> dict[str, Any]:
-        """{"psnr_<s>": dB, "neighbours_<s>": a median per state, "largest_<s>": |S|max per state} by sigma s.
+        """{"psnr_<s>": dB, "neighbours_<s>": a median per state, "largest_<s>": |S|max per state} by sigma s, or by
+        scale: x2, x3 ...
 
         The PSNR is the mean over the pictures of the clipped, unrounded output; the attention is that of the
         first. Of the other distances there is the PSNR alone.
@@ -42,19 +50,31 @@ class Validation:
         training = model.training
         model.eval()
         result: dict[str, Any] = {}
-        for sigma in self.sigmas:
+        for name, (sigma, degrade) in self.tasks.items():
             scores = []
             for i, clean in enumerate(self.clean):
-                x = _tensor(add_gaussian_noise(clean, sigma, seed=i), self.device)
+                x = _tensor(degrade(clean, i), self.device)
                 meter = AttentionMeter(model, x) if i == 0 and model.block.non_local.carries else None
-                out = model(x, sigma / 255 if model.config.sigma_input else None, observer=meter)
+                out = model(x, sigma, observer=meter)
                 scores.append(psnr(clean, out[0].permute(1, 2, 0).cpu().numpy().clip(0, 1).reshape(clean.shape)))
                 if meter is not None:
-                    result[f"neighbours_{sigma:g}"] = meter.medians()
-                    result[f"largest_{sigma:g}"] = meter.largest
-            result[f"psnr_{sigma:g}"] = float(np.mean(scores))
+                    result[f"neighbours_{name}"] = meter.medians()
+                    result[f"largest_{name}"] = meter.largest
+            result[f"psnr_{name}"] = float(np.mean(scores))
         model.train(training)
         return result
+
+
+def _noisy(sigma: float) -> Callable[[np.ndarray, int], np.ndarray]:
+    return lambda clean, number: add_gaussian_noise(clean, sigma, seed=number)
+
+
+def _enlarged(scale: int) -> Callable[[np.ndarray, int], np.ndarray]:
+    def through(clean: np.ndarray, _: int) -> np.ndarray:
+        height, width = clean.shape
+        return resize_bicubic(resize_bicubic(clean, height // scale, width // scale), height, width)
+
+    return through
 
 
 def _centre(image: np.ndarray, size: int) -> np.ndarray:

@@ -1,0 +1,174 @@
+"""Training of super-resolution: batches against MATLAB's bicubic of whole pictures, validation, a run that learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy import CPU, make
+
+from nlrn.batches import Batches
+from nlrn.datasets import read_folder
+from nlrn.degradations import resize_bicubic, resize_bicubic8, resize_matrix
+from nlrn.errors import ConfigError
+from nlrn.metrics import luma8, psnr, quantize8, studio_luma
+from nlrn.model import NLRN, NLRNConfig
+from nlrn.processes import Processes
+from nlrn.progress import read_log
+from nlrn.recipe import ResizeConfig, Stage, TrainConfig, read_recipe
+from nlrn.training import train
+from nlrn.validation import Validation
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def sr_recipe(root: Path, **changes: object) -> TrainConfig:
+    """The toy recipe for super-resolution, on colour textures."""
+    recipe = read_recipe(make(root))
+    for path in (root / "pictures").iterdir():
+        pixels = np.random.RandomState(int(path.stem)).randint(0, 256, (100, 104, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    model = dataclasses.replace(recipe.model, task="sr", sigma_input=False)
+    return dataclasses.replace(recipe, model=model, stages=(Stage(0, 12, 8),), **changes)  # type: ignore[arg-type]
+
+
+def around(picture: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """The picture turned so that `part` lies in it, and where."""
+    for turns, mirrored in product(range(4), (False, True)):
+        turned = np.rot90(picture[:, ::-1] if mirrored else picture, turns)
+        windows = np.lib.stride_tricks.sliding_window_view(turned, part.shape)
+        found = np.argwhere((windows == part).all((2, 3)))
+        if len(found):
+            return turned, int(found[0][0]), int(found[0][1])
+    raise AssertionError("the patch is not of this picture")
+
+
+def enlarged(picture: np.ndarray, scale: int, phase: tuple[int, int], rounded: bool) -> np.ndarray:
+    """The uint8 picture from `phase` on, cut to a multiple of the scale, smaller and larger again, float64 0..255."""
+    cut = picture[phase[0] :, phase[1] :]
+    height, width = (n // scale * scale for n in cut.shape)
+    cut = cut[:height, :width]
+    if rounded:
+        small = resize_bicubic8(cut, height // scale, width // scale).astype(np.float64)
+    else:
+        small = resize_bicubic(cut.astype(np.float64), height // scale, width // scale)
+    return resize_bicubic(small, height, width)
+
+
+def test_a_patch_is_that_of_the_whole_picture_made_smaller_and_larger(tmp_path: Path) -> None:
+    """For every sample the one scale, grid and rounding that made it is found; all of them occur."""
+    config = sr_recipe(tmp_path)
+    batches = Batches(config, tmp_path, Processes(CPU))
+    lumas = [luma8(image) for _, image in read_folder(tmp_path / "pictures")]
+    seen = set()
+    for step in range(6):
+        degraded, clean, sigma = batches(step)
+        assert sigma is None
+        assert degraded.shape == clean.shape == (8, 1, 12, 12)
+        for x, part in zip(degraded[:, 0].double().numpy() * 255, clean[:, 0].double().numpy() * 255, strict=True):
+            for luma in lumas:
+                try:
+                    turned, y, left = around(luma, np.rint(part).astype(np.uint8))
+                    break
+                except AssertionError:
+                    continue
+            ways = [
+                (scale, rounded)
+                for scale in (2, 3, 4)
+                for phase in product(range(scale), repeat=2)
+                for rounded in (False, True)
+                if np.abs(
+                    enlarged(turned, scale, phase, rounded)[y - phase[0] :, left - phase[1] :][:12, :12] - x
+                ).max() < 2e-3
+            ]  # fmt: skip
+            assert len(ways) == 1
+            seen.add(ways[0])
+    assert seen == set(product((2, 3, 4), (False, True)))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_processes_see_the_batch_of_one(tmp_path: Path, world: int) -> None:
+    config = sr_recipe(tmp_path)
+    whole = Batches(config, tmp_path, Processes(CPU))(3)
+    parts = [Batches(config, tmp_path, Processes(CPU, rank, world))(3) for rank in range(world)]
+    for i in range(2):
+        assert torch.equal(torch.cat([part[i] for part in parts]), whole[i])
+    assert torch.equal(Batches(config, tmp_path, Processes(CPU, 1, world))(3, whole=True)[0], whole[0])
+
+
+@pytest.mark.parametrize(("length", "size"), [(24, 12), (24, 8), (7, 21), (5, 5), (1, 3), (11, 4)])
+def test_a_matrix_resizes_as_the_function_does(length: int, size: int) -> None:
+    image = np.random.RandomState(0).rand(length, 6)
+    for options in ({}, {"antialias": False}, {"border": "symmetric"}):
+        expected = resize_bicubic(image, size, 6, **options)  # type: ignore[arg-type]
+        np.testing.assert_allclose(resize_matrix(length, size, **options) @ image, expected, atol=1e-13)  # type: ignore[arg-type]
+
+
+def test_luminance_in_8_bits() -> None:
+    image = np.random.RandomState(0).randint(0, 256, (9, 8, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(luma8(image), np.rint(255 * quantize8(studio_luma(image / 255))))
+    np.testing.assert_array_equal(luma8(image[..., 0]), image[..., 0])  # grey is its own luminance, of full range
+
+
+def test_validation_scores_what_bicubic_enlarging_left(tmp_path: Path) -> None:
+    """A model that adds nothing has the PSNR of bicubic itself, at every scale."""
+    config = sr_recipe(tmp_path)
+    model = NLRN(config.model)
+    torch.nn.init.zeros_(model.tail.weight)
+    result = Validation(config, tmp_path, CPU)(model)
+    crops = [luma8(image)[12:36, 8:32] / 255 for _, image in read_folder(tmp_path / "held")]
+    for scale in (2, 3, 4):
+        through = [np.clip(enlarged(255 * x, scale, (0, 0), False) / 255, 0, 1) for x in crops]
+        expected = np.mean([psnr(x, y) for x, y in zip(crops, through, strict=True)])
+        assert result[f"psnr_x{scale}"] == pytest.approx(expected, abs=1e-4)
+        assert len(result[f"neighbours_x{scale}"]) == config.model.states
+
+
+def test_a_short_training_beats_bicubic(tmp_path: Path) -> None:
+    """On discs, whose edges bicubic blurs."""
+    config = sr_recipe(tmp_path, norm_batches=8)
+    y, x = np.mgrid[:120, :120]
+    for folder, number in (("pictures", 6), ("held", 2)):
+        for path in (tmp_path / folder).iterdir():
+            path.unlink()
+        for i in range(number):
+            middle = np.random.RandomState(i).randint(30, 90, (12, 2))
+            inside = np.logical_xor.reduce([np.hypot(y - a, x - b) < 20 for a, b in middle])
+            Image.fromarray((40 + 180 * inside).astype(np.uint8)).save(tmp_path / folder / f"{i}.png")
+    changes = {
+        "schedule": dataclasses.replace(config.schedule, steps=300),
+        "data": dataclasses.replace(config.data, validation_size=72),
+        "optim": dataclasses.replace(config.optim, lr=1e-2),
+    }
+    config = dataclasses.replace(config, **changes)
+    train(config, output=tmp_path / "run", data=tmp_path, quiet=True)
+    found = [record for record in read_log(tmp_path / "run") if "psnr_x2" in record][-1]
+    model = NLRN(config.model)
+    torch.nn.init.zeros_(model.tail.weight)
+    bicubic = Validation(config, tmp_path, CPU)(model)
+    for scale in (2, 3, 4):
+        assert found[f"psnr_x{scale}"] > bicubic[f"psnr_x{scale}"] + 0.3
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for changes in ({"scales": ()}, {"scales": (1,)}, {"scales": (9,)}, {"rounded": 1.5}):
+        with pytest.raises(ConfigError, match="resize"):
+            ResizeConfig(**changes)
+    for model in (NLRNConfig(task="sr", in_channels=3), NLRNConfig(task="sr", sigma_input=True)):
+        with pytest.raises(ConfigError, match="luminance"):
+            TrainConfig("x", model)
+
+
+def test_noise_and_scales_each_belong_to_their_task() -> None:
+    """A section that the task does not use changes no digest, so that released states go on."""
+    denoise, sr = TrainConfig("x", NLRNConfig(sigma_input=True)), TrainConfig("x", NLRNConfig(task="sr"))
+    other = ResizeConfig((2,))
+    assert dataclasses.replace(denoise, resize=other).digest() == denoise.digest()
+    assert dataclasses.replace(sr, resize=other).digest() != sr.digest()
+    assert "resize" not in denoise.header()
+    assert "noise" not in sr.header()
