@@ -21,8 +21,8 @@ import torch
 
 from nlrn.checkpoint import load_model, model_metadata, save_model, sha256
 from nlrn.evaluation import machine
+from nlrn.hardware import usable_device
 from nlrn.recipe import TrainConfig, read_recipe
-from nlrn.restore import usable_device
 from nlrn.trainstate import BEFORE_DECAY, holds_a_run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,13 +16,14 @@ from test_restore import FP32, picture, random_model
 
 import nlrn
 import nlrn.api
-from nlrn.errors import InputError, ModelNotFoundError, NLRNError
+from nlrn.degradations import resize_bicubic8
+from nlrn.errors import ConfigError, InputError, ModelNotFoundError, NLRNError
 
 SOURCE = Path(nlrn.__file__).parent
 ORDER = [  # imports go down this list only
     {"errors"},
-    {"hardware", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "alpha"},
-    {"plotting"},
+    {"hardware", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "views"},
+    {"plotting", "alpha"},
     {"model", "datasets", "decoding", "processes"},
     {"attention", "checkpoint", "images", "inference", "recipe", "tensorflow"},
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
@@ -81,6 +82,42 @@ def test_pil_pictures_keep_mode_size_and_alpha(mode: str) -> None:
     assert nlrn.denoise(given, 25, random_model()).info == given.info
     if mode == "L":
         assert np.array_equal(out, nlrn.denoise(np.asarray(given), 25, random_model()))
+
+
+def sr_model() -> nlrn.NLRN:
+    return random_model(task="sr", sigma_input=False)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
+def test_enlarged_pictures_keep_their_mode_and_enlarge_their_alpha(mode: str) -> None:
+    random = np.random.RandomState(0)
+    shape = (20, 24, len(mode)) if mode != "I;16" and len(mode) > 1 else (20, 24)
+    top = 65536 if mode == "I;16" else 256
+    array = random.randint(0, top, shape).astype(np.uint16 if mode == "I;16" else np.uint8)
+    given = Image.fromarray(array)
+    out = nlrn.upscale(given, 1.75, sr_model())
+    assert (out.mode, out.size) == (mode, (42, 35))
+    if mode.endswith("A"):
+        expected = resize_bicubic8(array[..., -1], 35, 42)
+        assert np.array_equal(out.getchannel("A"), expected)
+    else:
+        exact = nlrn.Restorer(sr_model()).upscale(array / np.float32(top - 1), 35, 42)
+        np.testing.assert_array_equal(np.asarray(out), np.rint(np.clip(exact, 0, 1) * (top - 1)))
+
+
+def test_arrays_and_tensors_are_enlarged_as_they_are_denoised() -> None:
+    image = picture(20, 24, 3)
+    expected = nlrn.Restorer(sr_model()).upscale(image, 60, 72)
+    np.testing.assert_array_equal(nlrn.upscale(image, 3, sr_model()), expected)
+    batch = torch.from_numpy(image).movedim(-1, 0)[None].repeat(2, 1, 1, 1)
+    out = nlrn.upscale(batch, 3, sr_model())
+    assert out.shape == (2, 3, 60, 72)
+    np.testing.assert_array_equal(out[1].movedim(0, -1).numpy(), expected)
+    for scale in (1.2, 17, float("nan"), "2", None):
+        with pytest.raises(InputError, match=r"scale|grow"):
+            nlrn.upscale(image, scale, sr_model())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is for denoise"):
+        nlrn.upscale(image, 2, random_model())
 
 
 def test_what_is_not_a_picture_is_refused() -> None:

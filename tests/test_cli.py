@@ -102,9 +102,67 @@ def test_hidden_colour_does_not_show(noisy: Path, weights: Path, command: list[s
     np.testing.assert_array_equal(*seen)
 
 
+@pytest.fixture(scope="module")
+def enlarger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("enlarger") / "enlarger.safetensors"
+    save_model(path, random_model(task="sr", sigma_input=False), {"steps": "0"})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ((), (80, 100)),
+        (("-s", "3"), (120, 150)),
+        (("-s", "2.5", "--mode", "patch"), (100, 125)),
+        (("--width", "90"), (72, 90)),
+        (("--height", "61"), (61, 76)),
+        (("--width", "90", "--height", "61", "-t", "40"), (61, 90)),
+    ],
+)
+def test_upscale_writes_what_the_restorer_gives(
+    noisy: Path, enlarger: Path, arguments: tuple[str, ...], size: tuple[int, int]
+) -> None:
+    out = noisy.with_name("large.png")
+    assert run(["upscale", str(noisy), "-o", str(out), "--model", str(enlarger), *arguments]) == 0
+    settings = Settings(mode="patch" if "patch" in arguments else "window", tile=40 if "-t" in arguments else None)
+    exact = Restorer(enlarger, settings=settings).upscale(np.asarray(Image.open(noisy)) / np.float32(255), *size)
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), np.rint(np.clip(exact, 0, 1) * 255))
+
+
+def test_upscale_keeps_the_kind_of_the_picture(noisy: Path, enlarger: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = np.asarray(Image.open(noisy))
+    alpha = np.full_like(grey, 255)
+    alpha[:20] = 0
+    source, out = noisy.with_name("in.png"), noisy.with_name("large.png")
+    seen = []
+    for hidden in (0, 255):
+        pixels = np.where(alpha == 0, hidden, grey).astype(np.uint8)
+        Image.fromarray(np.dstack([pixels] * 3 + [alpha])).save(source)
+        command = ["upscale", str(source), "-o", str(out), "--model", str(enlarger), "-s", "5", "--overwrite"]
+        assert run(command) == 0
+        with Image.open(out) as written:
+            assert written.mode == "RGBA"
+            array = np.asarray(written)
+        seen.append(array[array[..., 3] > 0])
+    np.testing.assert_array_equal(*seen)  # hidden colour does not bleed into what is seen
+    assert "two equal steps" in capsys.readouterr().out
+    Image.fromarray(grey.astype(np.uint16) * 257).save(source)
+    assert run(["upscale", str(source), "-o", str(out), "--model", str(enlarger), "--overwrite"]) == 0
+    with Image.open(out) as written:
+        assert written.mode == "I;16"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
+        (["upscale", "{noisy}", "-o", "{out}", "--model", "{weights}"], 2, "is for denoise"),
+        (["upscale", "{noisy}", "-o", "{noisy}", "--overwrite"], 1, "is an input"),
+        (["upscale", "{noisy}", "-o", "{out}", "-s", "1"], 2, "1.5..16"),
+        (["upscale", "{noisy}", "-o", "{out}", "-s", "2", "--width", "90"], 2, "not both"),
+        (["upscale", "{noisy}", "-o", "{out}", "--width", "50"], 1, "grow by 1.5 to 16"),
+        (["upscale", "{noisy}", "-o", "{out}", "--width", "0"], 2, "at least 1"),
+        (["evaluate", "--data", "{folder}", "--model", "{weights}", "--task", "sr"], 2, "is for denoise"),
         (["denoise", "{missing}", "-o", "{out}"], 1, "missing.png"),
         (["denoise", "{noisy}", "-o", "{noisy}", "--overwrite"], 1, "noisy.png"),
         (["denoise", "{noisy}", "-o", "{noisy}.xyz"], 1, "xyz"),

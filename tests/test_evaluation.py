@@ -12,8 +12,11 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_restore import FP32, random_model
 
+from nlrn.datasets import scoring_set
+from nlrn.degradations import resize_bicubic, resize_bicubic8
 from nlrn.errors import ConfigError, InputError
-from nlrn.evaluation import VARIANTS, attention_study, evaluate_denoising, find_sets, provenance
+from nlrn.evaluation import VARIANTS, attention_study, denoising, evaluate, find_sets, provenance, super_resolution
+from nlrn.metrics import quantize8, studio_luma
 from nlrn.restore import Restorer
 
 
@@ -24,7 +27,7 @@ def pictures(*shapes: tuple[int, ...]) -> list[tuple[str, np.ndarray]]:
 
 def test_scores_follow_the_protocol() -> None:
     restorer, made = Restorer(random_model(), settings=FP32), pictures((20, 24), (16, 31))
-    scores = evaluate_denoising(restorer, {"made": made}, [15.0, 50.0])
+    scores = evaluate(restorer, {"made": made}, denoising([15.0, 50.0]))
     expected = []
     for _, image in made:
         clean = image / 255
@@ -45,7 +48,7 @@ def test_scores_follow_the_protocol() -> None:
 def test_the_attention_study_says_what_its_words_mean() -> None:
     """Neighbours and |S|max against the NumPy network; each variant against a model built that way."""
     model, made = random_model(states=3, window=7), pictures((12, 13), (11, 16))
-    study = attention_study(Restorer(model, settings=FP32), made, [25.0])["25"]
+    study = attention_study(Restorer(model, settings=FP32), made, denoising([25.0]))["25"]
     params = {k: v.numpy().astype(np.float64) for k, v in model.state_dict().items()}
     neighbours: list[list[np.ndarray]] = [[], [], []]
     largest = np.zeros(3)
@@ -65,7 +68,7 @@ def test_the_attention_study_says_what_its_words_mean() -> None:
     assert list(study["psnr"]) == list(VARIANTS)
     for variant, change in VARIANTS.items():
         other = random_model(states=3, window=change.get("window", 7), propagation=change.get("propagation", True))
-        score = evaluate_denoising(Restorer(other, settings=FP32), {"made": made}, [25.0])["made"]["25"]["psnr"]
+        score = evaluate(Restorer(other, settings=FP32), {"made": made}, denoising([25.0]))["made"]["25"]["psnr"]
         assert study["psnr"][variant] == pytest.approx(score, abs=1e-5)
     assert len(set(study["psnr"].values())) == len(VARIANTS)
 
@@ -90,7 +93,7 @@ def test_sets_are_found_by_name_or_the_folder_is_one(tmp_path: Path, data_root: 
 
 def test_a_model_without_a_window_has_no_attention_study() -> None:
     with pytest.raises(ConfigError, match="window"):
-        attention_study(Restorer(random_model(window=None), settings=FP32), pictures((12, 13)), [25.0])
+        attention_study(Restorer(random_model(window=None), settings=FP32), pictures((12, 13)), denoising([25.0]))
 
 
 def test_results_say_where_they_come_from() -> None:
@@ -98,3 +101,60 @@ def test_results_say_where_they_come_from() -> None:
     assert run["precision"] == "fp32"
     assert run["torch"] == torch.__version__
     assert len(run["date"]) == 10
+
+
+BICUBIC = {"set5": (33.66, 30.39, 28.42), "set14": (30.23, 27.54, 26.00)}  # published, float-lr
+
+
+def sr_restorer(idle: bool = False) -> Restorer:
+    """A super-resolution network of random parameters; `idle`: one that adds nothing to what bicubic made."""
+    model = random_model(task="sr", sigma_input=False)
+    if idle:
+        for p in model.tail.parameters():
+            torch.nn.init.zeros_(p)
+    return Restorer(model, settings=FP32)
+
+
+@pytest.mark.parametrize("name", BICUBIC)
+def test_a_network_that_adds_nothing_has_the_published_scores_of_bicubic(data_root: Path, name: str) -> None:
+    sets = find_sets(data_root, [name], task="sr")
+    restorer = sr_restorer(idle=True)
+    restorer.upscale = lambda low, height, width: resize_bicubic(low, height, width)  # type: ignore[method-assign]
+    exact = evaluate(restorer, sets, super_resolution([2, 3, 4]))[name]
+    coarse = evaluate(restorer, sets, super_resolution([2, 3, 4], "8bit-lr"))[name]
+    for scale, expected in zip((2, 3, 4), BICUBIC[name], strict=True):
+        assert exact[f"x{scale}"]["psnr"] == pytest.approx(expected, abs=0.006)
+        assert 0.001 < exact[f"x{scale}"]["psnr"] - coarse[f"x{scale}"]["psnr"] < 0.03
+
+
+def test_scores_of_super_resolution_follow_their_protocols(data_root: Path) -> None:
+    restorer, image = sr_restorer(), dict(scoring_set(data_root, "set5"))["butterfly"]
+    image = image[:100, :95]
+    high = quantize8(studio_luma(image / 255))[:99, :93]
+    small = resize_bicubic8(image[:99, :93], 33, 31) / 255
+    for protocol, low in (("float-lr", resize_bicubic(high, 33, 31)), ("8bit-lr", studio_luma(small))):
+        network = restorer.model(torch.from_numpy(resize_bicubic(low, 99, 93)).float()[None, None])[0, 0]
+        output = np.rint(np.clip(network.detach().double().numpy(), 0, 1) * 255) / 255
+        scores = evaluate(restorer, {"one": [("p", image)]}, super_resolution([3], protocol))["one"]["x3"]
+        inner = (slice(3, -3), slice(3, -3))
+        expected = peak_signal_noise_ratio(high[inner], output[inner], data_range=1)
+        assert scores["psnr"] == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(ConfigError, match="protocol"):
+        super_resolution([2], "rgb")
+
+
+def test_the_attention_of_super_resolution_is_that_of_the_enlarged_picture() -> None:
+    restorer, made = sr_restorer(), pictures((36, 40), (25, 30))
+    study = attention_study(restorer, made, super_resolution([2]))["x2"]
+    assert study["psnr"]["as is"] == pytest.approx(
+        evaluate(restorer, {"m": made}, super_resolution([2]))["m"]["x2"]["psnr"]
+    )
+    largest = 0.0
+    for _, image in made:
+        height, width = (n // 2 * 2 for n in image.shape)
+        low = resize_bicubic(image[:height, :width] / 255, height // 2, width // 2)
+        params = {k: v.numpy().astype(np.float64) for k, v in restorer.model.state_dict().items()}
+        _, trace = oracle.nlrn(resize_bicubic(low, height, width)[None, None], params, states=2, window=5)
+        mask = oracle.neighbours(height, width, 5)
+        largest = max(largest, np.abs(np.where(mask, trace.correlations[0], 0)).max())
+    assert study["largest"][0] == pytest.approx(largest, rel=1e-4)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from nlrn.degradations import resize_bicubic
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.model import DISTANCES, NLRN, NLRNConfig
-from nlrn.restore import MAX_SIGMA, Restorer, Settings
+from nlrn.restore import MAX_SIGMA, Restorer, Settings, passes_of
 from nlrn.tiling import patch_size, patches
 
 FP32 = Settings(precision="fp32")
@@ -254,3 +255,58 @@ def test_bad_settings_and_devices_are_refused() -> None:
     for device in ("tpu3", "meta", "cuda:77", "hpu", "privateuseone"):
         with pytest.raises(BackendError, match=f"{device}.* cannot be used here: "):
             Restorer(random_model(), device=device)
+
+
+# ------------------------------------------------------------------------------------------ super-resolution
+def sr_model(**changes: object) -> NLRN:
+    return random_model(task="sr", sigma_input=False, **changes)
+
+
+def network(model: NLRN, luma: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        out: np.ndarray = model.eval()(torch.from_numpy(luma).float()[None, None])[0, 0].double().numpy()
+    return out
+
+
+def ycbcr(image: np.ndarray) -> np.ndarray:
+    """BT.601 in studio range from the published formula, on the 0..1 scale."""
+    matrix = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
+    return image @ matrix.T / 255 + np.array([16, 128, 128]) / 255
+
+
+@pytest.mark.parametrize("size", [(40, 52), (31, 39), (80, 104)])
+def test_enlarging_restores_the_luminance_and_leaves_the_colour_to_bicubic(size: tuple[int, int]) -> None:
+    model, image = sr_model(), picture(20, 26, 3)
+    restorer = Restorer(model, settings=FP32)
+    found = restorer.upscale(image, *size)
+    assert found.dtype == np.float32
+    bicubic = resize_bicubic(image.astype(np.float64), *size)
+    luma, *colour = np.moveaxis(ycbcr(found.astype(np.float64)), -1, 0)
+    np.testing.assert_allclose(luma, network(model, ycbcr(bicubic)[..., 0]), atol=2e-5)
+    np.testing.assert_allclose(np.stack(colour, -1), ycbcr(bicubic)[..., 1:], atol=2e-6)
+    grey = restorer.upscale(image[..., 0], *size)  # its own luminance, of full range
+    np.testing.assert_allclose(grey, network(model, resize_bicubic(image[..., 0].astype(np.float64), *size)), atol=2e-5)
+    np.testing.assert_array_equal(restorer.upscale(image[..., :1], *size)[..., 0], grey)
+
+
+def test_large_factors_take_two_equal_steps() -> None:
+    restorer, image = Restorer(sr_model(), settings=FP32), picture(10, 12)
+    ticks: list[tuple[int, int]] = []
+    found = restorer.upscale(image, 90, 60, progress=lambda done, total: ticks.append((done, total)))
+    assert passes_of((10, 12), (90, 60)) == 2
+    np.testing.assert_array_equal(found, restorer.upscale(restorer.upscale(image, 30, 27), 90, 60))
+    assert ticks[-1][0] == ticks[-1][1]
+    assert passes_of((10, 12), (40, 48)) == 1
+
+
+@pytest.mark.parametrize("size", [(14, 40), (161, 100), (10, 12), (0, 0), (-20, 24)])
+def test_factors_that_are_not_offered_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"grow by 1\.5 to 16"):
+        Restorer(sr_model(), settings=FP32).upscale(picture(10, 12), *size)
+
+
+def test_a_model_of_another_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is for denoise, not for sr"):
+        Restorer(random_model(), settings=FP32).upscale(picture(10, 12), 20, 24)
+    with pytest.raises(ConfigError, match="is for sr, not for denoise"):
+        Restorer(sr_model(), settings=FP32).denoise(picture(10, 12), 25)

@@ -16,7 +16,7 @@ from nlrn import checkpoint
 from nlrn.checkpoint import list_models, load_model
 from nlrn.datasets import scoring_set
 from nlrn.errors import CheckpointError
-from nlrn.evaluation import evaluate_denoising
+from nlrn.evaluation import denoising, evaluate
 from nlrn.restore import Restorer, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def test_the_scores_come_out_again(data_root: Path, name: str) -> None:
     published = result("denoise-gray-small")["scores"]["set12"]  # type: ignore[index]
     for settings, tolerance in ((EXACT, 0.001), (Settings(precision="bf16", tile=0), 0.01)):
         restorer = Restorer("denoise-gray-small", device="cpu", settings=settings)
-        found = evaluate_denoising(restorer, {"set12": pictures}, [15.0, 25.0, 50.0])["set12"]
+        found = evaluate(restorer, {"set12": pictures}, denoising([15.0, 25.0, 50.0]))["set12"]
         for sigma in ("15", "25", "50"):
             again, then = (scores[sigma]["pictures"][name] for scores in (found, published))
             assert again[0] == pytest.approx(then[0], abs=tolerance)

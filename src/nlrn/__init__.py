@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from nlrn.api import denoise, load
+    from nlrn.api import denoise, load, upscale
     from nlrn.checkpoint import list_models, load_model, save_model
     from nlrn.errors import (
         BackendError,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nlrn.training import train_from_recipe
 
 _HOMES = {
-    "api": ("denoise", "load"),
+    "api": ("denoise", "load", "upscale"),
     "checkpoint": ("list_models", "load_model", "save_model"),
     "errors": (
         "BackendError",
@@ -72,6 +72,7 @@ __all__ = [
     "neighborhood_attention",
     "save_model",
     "train_from_recipe",
+    "upscale",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nlrn.degradations import resize_bicubic8
 from nlrn.errors import InputError
 
 
@@ -45,3 +46,8 @@ def _halve(x: np.ndarray) -> np.ndarray:
     """Sums of 2 x 2 pixels, the picture made even by zeros."""
     x = np.pad(x, ((0, x.shape[0] % 2), (0, x.shape[1] % 2), (0, 0)))
     return x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]
+
+
+def enlarged_alpha(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
+    """alpha, uint8 [H, W], in another size by bicubic, uint8; in its own it stays as it is."""
+    return alpha if alpha.shape == (height, width) else resize_bicubic8(alpha, height, width)

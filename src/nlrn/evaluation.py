@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,28 @@ import torch
 from nlrn import __version__
 from nlrn.attention import AttentionMeter
 from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder
-from nlrn.degradations import add_gaussian_noise
+from nlrn.degradations import add_gaussian_noise, resize_bicubic, resize_bicubic8
 from nlrn.errors import ConfigError, InputError
-from nlrn.metrics import SSIM_RADIUS, psnr, quantize8, ssim
+from nlrn.metrics import SSIM_RADIUS, luma8, psnr, quantize8, ssim, studio_luma
 from nlrn.model import CARRIED, NLRN
 from nlrn.restore import Restorer, within_memory
 
-PROTOCOL = (
-    "picture in [0,1]; normal noise of numpy RandomState(0) restarted for every picture, neither clipped nor"
-    " rounded; output clipped and rounded to 8 bit; PSNR over the whole picture, mean of the dB values; SSIM of"
-    " Wang et al. (11 x 11 Gaussian, 1.5, valid area); colour goes channel by channel through a grey model"
+_SCORED = (
+    "output clipped and rounded to 8 bit; mean over the pictures of PSNR in dB, and of SSIM of Wang et al. (11 x 11"
+    " Gaussian, 1.5, valid area)"
 )
+_LUMINANCE = (
+    f"of BT.601 in studio range, grey as it is; {_SCORED}, cropped at the top left to a multiple of the scale, a border"
+    " as wide as the scale left out"
+)
+PROTOCOLS = {
+    "noise": (
+        "picture in [0,1]; normal noise of numpy RandomState(0) restarted for every picture, neither clipped nor"
+        f" rounded; {_SCORED}, over the whole picture; colour goes channel by channel through a grey model"
+    ),
+    "float-lr": f"8-bit luminance made smaller by MATLAB's bicubic and kept in float; luminance {_LUMINANCE}",
+    "8bit-lr": f"picture made smaller by MATLAB's bicubic in 8 bit, its luminance enlarged; luminance {_LUMINANCE}",
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as is": {},
     "propagation off": {"propagation": False},
@@ -37,17 +49,20 @@ LEAST_SIDE = 2 * SSIM_RADIUS + 1
 Say = Callable[[str], None]
 
 
-def find_sets(data: str | Path, names: Sequence[str] = (), *, channels: int = 1) -> dict[str, list[NamedPicture]]:
+def find_sets(
+    data: str | Path, names: Sequence[str] = (), *, channels: int = 1, task: str = "denoise"
+) -> dict[str, list[NamedPicture]]:
     """The pictures to score on: the named scoring sets below `data`, or `data` itself as one set.
 
-    With no names: set12 and bsd68 for a grey model, cbsd68 for a colour one, those that are there. A grey model
-    takes pictures as they are, colour channel by channel; for a colour model grey ones are made colour. Raises
+    With no names: set12 and bsd68 for a grey denoiser, cbsd68 for a colour one, set5, set14 and bsd100 for
+    super-resolution, those that are there. A grey model takes pictures as they are, colour channel by channel or as
+    their luminance; for a colour model grey ones are made colour. Raises
     InputError when there is nothing to score on, or a picture is too small for SSIM.
     """
     root = Path(data)
     if not root.is_dir():
         raise InputError(f"no data folder at {root}")
-    usual = ("set12", "bsd68") if channels == 1 else ("cbsd68",)
+    usual = ("set5", "set14", "bsd100") if task == "sr" else ("set12", "bsd68") if channels == 1 else ("cbsd68",)
     wanted = list(names) or [name for name in usual if (root / SCORING_SETS[name]).is_dir()]
     unknown = [name for name in wanted if name not in SCORING_SETS]
     if unknown:
@@ -67,42 +82,107 @@ def find_sets(data: str | Path, names: Sequence[str] = (), *, channels: int = 1)
     return sets
 
 
-def evaluate_denoising(
+# -- what is scored ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One degradation under which every picture is scored. name: of its column, label: of its printed line.
+
+    score: [PSNR, SSIM] of a restorer on a clean uint8 picture. seen: the planes [B, C, H, W], float64, that the network
+    sees of it, and the noise level it is told, on their scale, or None.
+    """
+
+    name: str
+    label: str
+    score: Callable[[Restorer, np.ndarray], list[float]]
+    seen: Callable[[np.ndarray], tuple[np.ndarray, float | None]]
+
+
+def denoising(sigmas: Iterable[float], seed: int = 0) -> list[Condition]:
+    """Gaussian noise of each level (PROTOCOLS["noise"])."""
+    return [_noise(sigma, seed) for sigma in sigmas]
+
+
+def _noise(sigma: float, seed: int) -> Condition:
+    def score(restorer: Restorer, image: np.ndarray) -> list[float]:
+        clean = image / 255.0
+        output = quantize8(restorer.denoise(add_gaussian_noise(clean, sigma, seed), sigma))
+        return [psnr(clean, output), ssim(clean, output)]
+
+    def seen(image: np.ndarray) -> tuple[np.ndarray, float]:
+        noisy = np.atleast_3d(add_gaussian_noise(image / 255.0, sigma, seed))
+        return noisy.transpose(2, 0, 1)[None], sigma / 255
+
+    return Condition(f"{sigma:g}", f"sigma {sigma:g}", score, seen)
+
+
+def super_resolution(scales: Iterable[int], protocol: str = "float-lr") -> list[Condition]:
+    """Bicubic reduction by each scale, scored on the luminance (PROTOCOLS[protocol])."""
+    if protocol not in ("float-lr", "8bit-lr"):
+        raise ConfigError(f"the protocols of super-resolution are float-lr and 8bit-lr, not {protocol!r}")
+    return [_reduction(scale, protocol) for scale in scales]
+
+
+def _reduction(scale: int, protocol: str) -> Condition:
+    def pair(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The luminance of the picture, and of the small one."""
+        height, width = (n // scale * scale for n in image.shape[:2])
+        image = image[:height, :width]
+        high = luma8(image) / 255.0
+        if protocol == "float-lr":
+            return high, resize_bicubic(high, height // scale, width // scale)
+        low = resize_bicubic8(image, height // scale, width // scale) / 255.0
+        return high, low if low.ndim == 2 else studio_luma(low)
+
+    def score(restorer: Restorer, image: np.ndarray) -> list[float]:
+        high, low = pair(image)
+        output = quantize8(restorer.upscale(low, *high.shape))
+        return [psnr(high, output, border=scale), ssim(high, output, border=scale)]
+
+    def seen(image: np.ndarray) -> tuple[np.ndarray, None]:
+        high, low = pair(image)
+        return resize_bicubic(low, *high.shape)[None, None], None
+
+    return Condition(f"x{scale}", f"x{scale}", score, seen)
+
+
+# -- scores --------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
     restorer: Restorer,
     sets: dict[str, list[NamedPicture]],
-    sigmas: Sequence[float],
+    conditions: Sequence[Condition],
     *,
-    seed: int = 0,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """{set: {sigma: {"psnr", "ssim", "seconds", "pictures": {name: [psnr, ssim]}}}}, PSNR in dB (see PROTOCOL)."""
+    """{set: {condition: {"psnr", "ssim", "seconds", "pictures": {name: [psnr, ssim]}}}}, PSNR in dB."""
     scores: dict[str, Any] = {}
     for name, pictures in sets.items():
         scores[name] = {}
-        for sigma in sigmas:
+        for condition in conditions:
             started = time.perf_counter()
-            each = {stem: _score(restorer, image, sigma, seed) for stem, image in pictures}
+            each = {stem: condition.score(restorer, image) for stem, image in pictures}
             mean = np.mean(list(each.values()), axis=0)
-            scores[name][f"{sigma:g}"] = {
+            scores[name][condition.name] = {
                 "psnr": float(mean[0]),
                 "ssim": float(mean[1]),
                 "seconds": time.perf_counter() - started,
                 "pictures": each,
             }
-            say(f"{name} sigma {sigma:g}: {mean[0]:.3f} dB, SSIM {mean[1]:.4f} over {len(pictures)} pictures")
+            say(f"{name} {condition.label}: {mean[0]:.3f} dB, SSIM {mean[1]:.4f} over {len(pictures)} pictures")
     return scores
 
 
-def _score(restorer: Restorer, image: np.ndarray, sigma: float, seed: int) -> list[float]:
-    clean = image / 255.0
-    output = quantize8(restorer.denoise(add_gaussian_noise(clean, sigma, seed), sigma))
-    return [psnr(clean, output), ssim(clean, output)]
-
-
 def attention_study(
-    restorer: Restorer, pictures: Sequence[NamedPicture], sigmas: Iterable[float], *, say: Say = lambda line: None
+    restorer: Restorer,
+    pictures: Sequence[NamedPicture],
+    conditions: Iterable[Condition],
+    *,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """What the attention of a trained model is worth, for every sigma: mean PSNR (dB) of the VARIANTS, and over
+    """What the attention of a trained model is worth, for every condition: mean PSNR (dB) of the VARIANTS, and over
     all pixels the median effective neighbours and the largest |S| of every state.
 
     "self only" is a 1 x 1 window: every pixel averages itself alone. Nothing is trained again, so a loss says
@@ -113,31 +193,31 @@ def attention_study(
     if not restorer.model.block.non_local.carries:
         raise ConfigError(f"the attention study is about {CARRIED}, not {restorer.model.config.distance}")
     study: dict[str, Any] = {}
-    for sigma in sigmas:
+    for condition in conditions:
         row: dict[str, Any] = {"psnr": {}}
         for variant, change in VARIANTS.items():
             changed = Restorer(
                 restorer.model.reconfigured(**change), device=str(restorer.device), settings=restorer.settings
             )
-            row["psnr"][variant] = float(np.mean([_score(changed, image, sigma, seed=0)[0] for _, image in pictures]))
-        row |= _spread(restorer.model, pictures, sigma, restorer.device)
-        study[f"{sigma:g}"] = row
-        say(f"sigma {sigma:g}: " + ", ".join(f"{k} {v:.2f}" for k, v in row["psnr"].items()))
+            row["psnr"][variant] = float(np.mean([condition.score(changed, image)[0] for _, image in pictures]))
+        row |= _spread(restorer.model, pictures, condition, restorer.device)
+        study[condition.name] = row
+        say(f"{condition.label}: " + ", ".join(f"{k} {v:.2f}" for k, v in row["psnr"].items()))
     return study
 
 
 @torch.inference_mode()
 def _spread(
-    model: NLRN, pictures: Sequence[NamedPicture], sigma: float, device: torch.device
+    model: NLRN, pictures: Sequence[NamedPicture], condition: Condition, device: torch.device
 ) -> dict[str, list[float]]:
     """{"neighbours": a median per state, "largest": |S|max per state} over the pixels of all pictures, float32."""
     meters = []
     for _, image in pictures:
-        noisy = np.atleast_3d(add_gaussian_noise(image / 255.0, sigma)).transpose(2, 0, 1)[None]
-        x = torch.from_numpy(np.ascontiguousarray(noisy)).to(device, torch.float32)
+        planes, sigma = condition.seen(image)
+        x = torch.from_numpy(np.ascontiguousarray(planes)).to(device, torch.float32)
         meter = AttentionMeter(model, x)
-        with within_memory(*noisy.shape[2:]):
-            model(x, sigma / 255 if model.config.sigma_input else None, observer=meter)
+        with within_memory(*planes.shape[2:]):
+            model(x, sigma if model.config.sigma_input else None, observer=meter)
         meters.append(meter)
     states = range(model.config.states)
     return {

@@ -1,10 +1,12 @@
-"""What the machine does quickly: number formats, and memory that is used again."""
+"""The machine: devices, the number formats it multiplies, and memory that is used again."""
 
 from __future__ import annotations
 
 import ctypes
 
 import torch
+
+from nlrn.errors import BackendError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -29,3 +31,16 @@ def hardware_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name, "auto" being the best there is. Raises BackendError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: the module of another vendor
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"the device {name!r} cannot be used here: {reason}") from error
+    return device

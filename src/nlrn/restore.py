@@ -7,7 +7,7 @@ not clipped. Files, other array types and user interfaces are converted by the m
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,25 +19,27 @@ from torch import Tensor
 
 from nlrn.alpha import fill_hidden, hidden
 from nlrn.checkpoint import default_model, load_model, to_device
-from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
-from nlrn.hardware import hardware_bf16
+from nlrn.degradations import resize_bicubic
+from nlrn.errors import ConfigError, InputError, MemoryBudgetError
+from nlrn.hardware import hardware_bf16, usable_device
 from nlrn.inference import FoldedNLRN, Unfolded
+from nlrn.metrics import studio_luma
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
 from nlrn.ops import KERNELS, state_bytes
 from nlrn.tiling import PATCH, Average, Blend, patch_size, patches, plan
+from nlrn.views import Progress, over_views, tick_of_part
 
 MODES = ("window", "patch")
 PRECISIONS = ("auto", "fp32", "bf16")
 MAX_SIGMA = 75.0
 TILES = (1024, 512, 256, 128)  # tried in turn when the whole picture is too large
+UPSCALE = (1.5, 4)  # factors of one pass; the network was trained for 2, 3 and 4
 OVERLAP = 32
 MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles everywhere
 _ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True, True): 22}
 # bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
-Progress = Callable[[int, int], None]
-Run = Callable[[np.ndarray, "float | np.ndarray", Progress | None], np.ndarray]
 Part = tuple[int, tuple[slice, slice]]  # picture of the batch, rows and columns
 
 
@@ -118,14 +120,52 @@ class Restorer:
         back as it was. progress(done, total) is called after each tile or batch of patches.
         Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
         """
+        self._check_task("denoise")
         image = checked_picture(image)
         seen = image if alpha is None else fill_hidden(image, alpha)
         noise = self.noise_level(seen, sigma)
         planes = _planes(seen, self.model.config.in_channels)
-        run = self._patchwise if self.settings.mode == "patch" else self._tilewise
-        restored = _over_views(run, planes, noise, progress) if self.settings.tta else run(planes, noise, progress)
-        result = _unplanes(restored, image.shape)
+        result = _unplanes(self._restored(planes, noise, progress), image.shape)
         return result if alpha is None else np.where(hidden(image, alpha), image, result)
+
+    def upscale(self, image: np.ndarray, height: int, width: int, *, progress: Progress | None = None) -> np.ndarray:
+        """The picture in another size, float32 [height, width(, C)], not clipped.
+
+        As in the paper: enlarged by MATLAB's bicubic, then the network restores the luminance (BT.601, studio range)
+        of the enlarged picture, and the colour differences stay bicubic; a grey picture is its own luminance. image:
+        float HW or HWC (C = 1 or 3) on the 0..1 scale. Each side grows by 1.5 to 16: by one pass up to 4, what the
+        network has seen in training, and by two equal ones beyond. Raises InputError for anything else, ConfigError
+        for a model of another task, MemoryBudgetError when no tile fits the memory.
+        """
+        self._check_task("sr")
+        image = checked_picture(image)
+        passes = passes_of(image.shape[:2], (height, width))
+        for i in range(passes):
+            share = (i + 1) / passes
+            sides = [round(n * (m / n) ** share) for n, m in zip(image.shape[:2], (height, width), strict=True)]
+            tick = progress and partial(tick_of_part, progress, i, passes)
+            image = self._enlarged(image, sides[0], sides[1], tick)
+        return image
+
+    def _enlarged(self, image: np.ndarray, height: int, width: int, progress: Progress | None) -> np.ndarray:
+        """One pass of `upscale`."""
+        larger = resize_bicubic(image.astype(np.float64), height, width)
+        colour = larger.ndim == 3 and larger.shape[2] == 3
+        luma = studio_luma(larger) if colour else larger.reshape(height, width)
+        planes = luma[None, None].astype(np.float32)
+        detail = self._restored(planes, 0.0, progress)[0, 0] - planes[0, 0]
+        if colour:  # as much of it in every channel leaves the colour differences alone
+            return (larger + detail[..., None] * (255 / 219)).astype(np.float32)
+        return (larger + detail.reshape(larger.shape)).astype(np.float32)
+
+    def _check_task(self, task: str) -> None:
+        if self.model.config.task != task:
+            raise ConfigError(f"this model is for {self.model.config.task}, not for {task}: give another")
+
+    def _restored(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
+        """[B, C, H, W] as the settings say."""
+        run = self._patchwise if self.settings.mode == "patch" else self._tilewise
+        return over_views(run, planes, noise, progress) if self.settings.tta else run(planes, noise, progress)
 
     def noise_level(self, image: np.ndarray, sigma: float | str | np.ndarray) -> float | np.ndarray:
         """The noise level that will be used, in 0-255 units: as given, or estimated and held to 0..75.
@@ -293,28 +333,17 @@ def checked_picture(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32, copy=False)
 
 
-def _over_views(run: Run, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
-    """The mean of what `run` makes of planes [B, C, H, W] turned and mirrored in 8 ways, each turned back."""
-    total = np.zeros_like(planes, dtype=np.float32)
-    for view in range(8):
-        tick = progress and partial(_tick_of_view, progress, view)
-        level = noise if isinstance(noise, float) else _turned(noise, view)
-        total += _turned_back(run(_turned(planes, view), level, tick), view)
-    return total / 8
+def passes_of(size: tuple[int, ...], wanted: tuple[int, ...]) -> int:
+    """How often a picture is enlarged on the way from one size (rows, columns) to another: once or twice.
 
-
-def _tick_of_view(progress: Progress, view: int, done: int, total: int) -> None:
-    progress(view * total + done, 8 * total)
-
-
-def _turned(x: np.ndarray, view: int) -> np.ndarray:
-    """The last two axes turned by view % 4 quarters, and mirrored from the fourth view on."""
-    return np.rot90(x[..., ::-1] if view >= 4 else x, view % 4, (-2, -1))
-
-
-def _turned_back(x: np.ndarray, view: int) -> np.ndarray:
-    back = np.rot90(x, -view % 4, (-2, -1))
-    return back[..., ::-1] if view >= 4 else back
+    Raises InputError for a factor that is not offered.
+    """
+    factors = [m / n for n, m in zip(size, wanted, strict=True)]
+    least, most = UPSCALE
+    if min(factors) < least or max(factors) > most**2:
+        found = " and ".join(f"{f:.3g}" for f in sorted(set(factors)))
+        raise InputError(f"sides can grow by {least:g} to {most**2:g} times, not by {found}")
+    return 1 if max(factors) <= most else 2
 
 
 def _planes(image: np.ndarray, channels: int) -> np.ndarray:
@@ -344,16 +373,3 @@ def _groups(items: list[Part], size: int) -> Iterator[tuple[list[Part], int]]:
 
 def _range(level: np.ndarray) -> str:
     return f"{float(level):g}" if level.ndim == 0 else f"{level.min():g}..{level.max():g}"
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of that name, "auto" being the best there is. Raises BackendError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: the module of another vendor
-        reason = str(error).splitlines()[0]
-        raise BackendError(f"the device {name!r} cannot be used here: {reason}") from error
-    return device

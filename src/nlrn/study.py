@@ -24,7 +24,7 @@ import torch
 from nlrn.checkpoint import model_metadata, sha256
 from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder, scoring_set
 from nlrn.errors import ConfigError, ModelError, TrainingError
-from nlrn.evaluation import evaluate_denoising, provenance
+from nlrn.evaluation import denoising, evaluate, provenance
 from nlrn.model import DISTANCES
 from nlrn.plotting import new_figure, write_figure
 from nlrn.publish import publish
@@ -217,7 +217,7 @@ def _scored(
     path: Path, restorer: Restorer, sets: dict[str, list[NamedPicture]], sigmas: Sequence[float], say: Say
 ) -> dict[str, Any]:
     """What the result says of one run."""
-    scores = evaluate_denoising(restorer, sets, sigmas, say=say)
+    scores = evaluate(restorer, sets, denoising(sigmas), say=say)
     for by_sigma in scores.values():
         for score in by_sigma.values():
             del score["pictures"]

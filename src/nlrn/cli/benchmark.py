@@ -27,8 +27,8 @@ def _benchmark(options: argparse.Namespace) -> int:
     from nlrn import benchmark
     from nlrn.benchmark import report
     from nlrn.evaluation import machine
+    from nlrn.hardware import usable_device
     from nlrn.plotting import check_plot
-    from nlrn.restore import usable_device
 
     check_result(options.json, ".json", overwrite=options.overwrite)
     check_result(options.plot, ".png", overwrite=options.overwrite)

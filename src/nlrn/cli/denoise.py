@@ -6,8 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import ProgressBar, add_model_options, count, make_restorer, mebibytes, sayer, sigma_or_auto
-from nlrn.errors import ConfigError
+from nlrn.cli.shared import (
+    ProgressBar,
+    add_model_options,
+    add_tile_options,
+    check_tiles,
+    make_restorer,
+    sayer,
+    sigma_or_auto,
+)
 
 
 def add(commands: Any) -> None:
@@ -18,10 +25,7 @@ def add(commands: Any) -> None:
         "--sigma", type=sigma_or_auto, default="auto", help="noise level in 0-255 units, 0..75, or auto (default)"
     )
     add_model_options(parser)
-    parser.add_argument("-t", "--tile", type=count, metavar="PIXELS", help="side of a tile; 0: the whole picture")
-    parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
-    parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    add_tile_options(parser)
     parser.set_defaults(run=_denoise)
 
 
@@ -29,8 +33,7 @@ def _denoise(options: argparse.Namespace) -> int:
     from nlrn.alpha import fill_hidden
     from nlrn.images import check_output, read_picture, write_picture
 
-    if options.mode == "patch" and options.tile is not None:
-        raise ConfigError("tiles are for window mode: patch mode has patches of its own")
+    check_tiles(options)
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
     picture = read_picture(options.input)
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)

@@ -23,8 +23,15 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help="score a model on the field's data sets")
     parser.add_argument("--data", type=Path, help="folder of the data sets, or of pictures (default: $NLRN_DATA)")
     parser.add_argument("--set", dest="sets", nargs="+", default=[], metavar="NAME", help="set12, bsd68, cbsd68 ...")
-    parser.add_argument("--task", choices=("denoise",), default="denoise")
+    parser.add_argument("--task", choices=("denoise", "sr"), default="denoise", help="sr: super-resolution")
     parser.add_argument("--sigma", type=sigma_level, nargs="+", default=[15.0, 25.0, 50.0], help="default: 15 25 50")
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), nargs="+", default=[2, 3, 4], help="default: 2 3 4")
+    parser.add_argument(
+        "--protocol",
+        choices=("float-lr", "8bit-lr"),
+        default="float-lr",
+        help="of super-resolution: is the small picture rounded to 8 bit?",
+    )
     parser.add_argument("--attention", action="store_true", help="also what the attention is worth (first set)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
@@ -35,7 +42,15 @@ def add(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     from nlrn.checkpoint import model_metadata, resolve_model, sha256
     from nlrn.datasets import data_root
-    from nlrn.evaluation import PROTOCOL, attention_study, evaluate_denoising, find_sets, provenance
+    from nlrn.evaluation import (
+        PROTOCOLS,
+        attention_study,
+        denoising,
+        evaluate,
+        find_sets,
+        provenance,
+        super_resolution,
+    )
 
     if options.precision == "auto":
         options.precision = "fp32"  # scores are reproducible numbers
@@ -44,20 +59,25 @@ def _evaluate(options: argparse.Namespace) -> int:
     restorer = make_restorer(options, channels=1, tile=0)
     if restorer.model.config.window is None and options.mode == "window":
         raise ConfigError("this model looks at the whole picture, more than a memory holds: use --mode patch")
-    sets = find_sets(data_root(options.data), options.sets, channels=restorer.model.config.in_channels)
+    config = restorer.model.config
+    if config.task != options.task:
+        raise ConfigError(f"this model is for {config.task}: say --task {config.task}")
+    sets = find_sets(data_root(options.data), options.sets, channels=config.in_channels, task=options.task)
+    enlarges = options.task == "sr"
+    conditions = super_resolution(options.scale, options.protocol) if enlarges else denoising(options.sigma)
     say = sayer(options)
     result: dict[str, Any] = {
         "model": path.stem,
         "sha256": sha256(path),
         "steps": model_metadata(path).get("steps"),
         "task": options.task,
-        "protocol": PROTOCOL,
+        "protocol": PROTOCOLS[options.protocol if enlarges else "noise"],
         "run": provenance(restorer),
-        "scores": evaluate_denoising(restorer, sets, options.sigma, say=say),
+        "scores": evaluate(restorer, sets, conditions, say=say),
     }
     if options.attention:
         say("the attention, on " + next(iter(sets)))
-        result["attention"] = attention_study(restorer, next(iter(sets.values())), options.sigma, say=say)
+        result["attention"] = attention_study(restorer, next(iter(sets.values())), conditions, say=say)
     _table(result, options.quiet)
     if options.json is not None:
         write_json(options.json, result)
@@ -66,22 +86,22 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _table(result: dict[str, Any], quiet: bool) -> None:
-    """PSNR / SSIM by set and sigma; with the attention study, its rows below."""
+    """PSNR / SSIM by set and sigma or scale; with the attention study, its rows below."""
     if quiet:
         return
-    sigmas = list(next(iter(result["scores"].values())))
+    names = list(next(iter(result["scores"].values())))
     title = f"{result['model']}, {result['run']['mode']} mode: PSNR (dB) / SSIM"
     rows = [
-        [name, *(f"{scores[s]['psnr']:.2f} / {scores[s]['ssim']:.4f}" for s in sigmas)]
+        [name, *(f"{scores[s]['psnr']:.2f} / {scores[s]['ssim']:.4f}" for s in names)]
         for name, scores in result["scores"].items()
     ]
-    header = [f"sigma {s}" for s in sigmas]
+    header = names if result["task"] == "sr" else [f"sigma {s}" for s in names]
     print_table(title, ["set", *header], rows)
     if "attention" not in result:
         return
     study = result["attention"]
     variants = next(iter(study.values()))["psnr"]
-    rows = [[f"PSNR, {variant}", *(f"{study[s]['psnr'][variant]:.2f}" for s in sigmas)] for variant in variants]
+    rows = [[f"PSNR, {variant}", *(f"{study[s]['psnr'][variant]:.2f}" for s in names)] for variant in variants]
     for key, label in (("neighbours", "effective neighbours by state"), ("largest", "|S|max by state")):
-        rows.append([label, *(" ".join(f"{v:.3g}" for v in study[s][key]) for s in sigmas)])
+        rows.append([label, *(" ".join(f"{v:.3g}" for v in study[s][key]) for s in names)])
     print_table(None, ["the attention", *header], rows)

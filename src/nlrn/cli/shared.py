@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn.errors import InputError
+from nlrn.errors import ConfigError, InputError
 from nlrn.publish import check_target, publish
 
 if TYPE_CHECKING:
@@ -32,6 +32,19 @@ def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True)
         )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+
+
+def add_tile_options(parser: argparse.ArgumentParser) -> None:
+    """--tile, --overlap, --memory and --overwrite of a command that writes a restored picture."""
+    parser.add_argument("-t", "--tile", type=count, metavar="PIXELS", help="side of a tile; 0: the whole picture")
+    parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
+    parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+
+
+def check_tiles(options: argparse.Namespace) -> None:
+    if options.mode == "patch" and options.tile is not None:
+        raise ConfigError("tiles are for window mode: patch mode has patches of its own")
 
 
 def model_name(options: argparse.Namespace, channels: int) -> str:
@@ -124,6 +137,13 @@ def count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
+
+
+def side(text: str) -> int:
+    value = count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("a side has at least 1 pixel")
+    return value
 
 
 def mebibytes(text: str) -> int:
