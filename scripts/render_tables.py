@@ -22,7 +22,7 @@ from nlrn.study import table as study_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-PAGES = ("README.md", "docs/models.md", "docs/performance.md", "docs/training.md")
+PAGES = ("README.md", "docs/models.md", "docs/performance.md", "docs/training.md", "docs/studies.md")
 SIGMAS = ("15", "25", "50")
 MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
@@ -47,7 +47,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def denoising() -> str:
     """Grey denoising: ours beside the published ones."""
     rows = [
-        [f"**{r['model']}**, {r['run']['mode']} mode", *(_scores(r, name) for name in ("set12", "bsd68"))]
+        [_way(r), *(_scores(r, name) for name in ("set12", "bsd68"))]
         for r in evaluations("denoise")
     ]
     for name, method in load("published")["denoise_grey"]["methods"].items():
@@ -56,11 +56,17 @@ def denoising() -> str:
         rows.append([title + size, *(" / ".join(f"{v:.2f}" for v in method[s]) for s in ("set12", "bsd68"))])
     table = markdown(["PSNR (dB) at sigma 15 / 25 / 50", "Set12", "BSD68"], rows)
     notes = [
-        f"{r['model']}, {r['run']['mode']}: {r['run']['date']}, commit {r['run']['commit']},"
+        f"{_way(r).replace('*', '')}: {r['run']['date']}, commit {r['run']['commit']},"
         f" {r['run']['precision']}, weights {r['sha256'][:12]}"
         for r in evaluations("denoise")
     ]
     return table + "\nMeasured: " + "; ".join(notes) + ". Published numbers: `results/published.json`.\n"
+
+
+def _way(result: dict[str, Any]) -> str:
+    """A model and how it was run."""
+    views = ", mean of 8 views" if result["run"].get("tta") else ""
+    return f"**{result['model']}**, {result['run']['mode']} mode{views}"
 
 
 def _scores(result: dict[str, Any], name: str) -> str:
@@ -71,8 +77,10 @@ def _scores(result: dict[str, Any], name: str) -> str:
 def attention() -> str:
     """What the attention of every evaluated model is worth."""
     parts = []
-    for result in evaluations("attention"):
-        study = result["attention"]
+    for result in evaluations("denoise"):
+        study = result.get("attention")
+        if study is None:  # another mode of a model that has one
+            continue
         variants = list(study[SIGMAS[0]]["psnr"])
         rows = [[v, *(f"{study[s]['psnr'][v]:.2f}" for s in SIGMAS)] for v in variants]
         for key, label in (("neighbours", "effective neighbours, states 1.."), ("largest", "largest abs(S)")):
