@@ -46,10 +46,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def denoising() -> str:
     """Grey denoising: ours beside the published ones."""
-    rows = [
-        [_way(r), *(_scores(r, name) for name in ("set12", "bsd68"))]
-        for r in evaluations("denoise")
-    ]
+    rows = [[_way(r), *(_scores(r, name) for name in ("set12", "bsd68"))] for r in evaluations("denoise")]
     for name, method in load("published")["denoise_grey"]["methods"].items():
         size = f" ({method['params'] / 1e6:.2f}M)" if "params" in method else ""
         title = "NLRN, the paper" if name == "NLRN" else name

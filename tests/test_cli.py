@@ -73,8 +73,14 @@ def test_sigma_is_estimated_by_default_and_said(noisy: Path, weights: Path, caps
 
 
 def test_colour_and_tiles_are_said(noisy: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.open(noisy).convert("RGB").save(noisy)
+    colour = np.array(Image.open(noisy).convert("RGB"))
+    Image.fromarray(colour).save(noisy)
     out = noisy.with_name("clean.png")
+    assert run(["denoise", str(noisy), "-o", str(out), "--sigma", "20", "--model", str(weights)]) == 0
+    assert "channel by channel" not in capsys.readouterr().out  # grey in three channels
+    colour[0, 0, 0] ^= 128
+    Image.fromarray(colour).save(noisy)
+    out = noisy.with_name("coloured.png")
     command = ["denoise", str(noisy), "-o", str(out), "--sigma", "20", "--model", str(weights), "-t", "32"]
     assert run(command) == 0
     printed = capsys.readouterr().out

@@ -9,7 +9,7 @@ import torch
 from nlrn.degradations import resize_bicubic
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.model import DISTANCES, NLRN, NLRNConfig
-from nlrn.restore import MAX_SIGMA, Restorer, Settings, passes_of
+from nlrn.restore import MAX_SIGMA, Restorer, Settings, channels_of, passes_of
 from nlrn.tiling import patch_size, patches
 
 FP32 = Settings(precision="fp32")
@@ -70,6 +70,21 @@ def test_a_map_of_one_level_is_that_level_and_halves_keep_to_themselves() -> Non
     np.testing.assert_allclose(restored[:, 32 + radius :], restorer.denoise(image, 50)[:, 32 + radius :], atol=1e-5)
     tiled = Restorer(model, settings=Settings(precision="fp32", tile=30, overlap=15)).denoise(image, halves)
     assert np.abs(tiled - restored).mean() < 0.05 * restored.std()
+
+
+def test_a_grey_picture_in_three_channels_is_run_once_and_stays_grey() -> None:
+    image, ticks = picture(40, 30), []
+    restorer = Restorer(random_model(), settings=Settings(precision="fp32", tile=20))
+    colour = np.repeat(image[..., None], 3, axis=2)
+    found = restorer.denoise(colour, 25, progress=lambda done, total: ticks.append(total))
+    np.testing.assert_array_equal(found, np.repeat(restorer.denoise(image, 25)[..., None], 3, axis=2))
+    alone: list[int] = []
+    restorer.denoise(image, 25, progress=lambda done, total: alone.append(total))
+    assert ticks == alone
+    assert [channels_of(x) for x in (image, image[..., None], colour)] == [1, 1, 1]
+    colour[3, 4, 1] += 0.01
+    assert channels_of(colour) == 3
+    assert np.ptp(restorer.denoise(colour, 25), axis=2).max() > 0
 
 
 @pytest.mark.parametrize("distance", DISTANCES[:-1])

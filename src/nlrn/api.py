@@ -17,7 +17,7 @@ from nlrn.alpha import enlarged_alpha, fill_hidden
 from nlrn.checkpoint import default_model
 from nlrn.errors import InputError
 from nlrn.model import NLRN
-from nlrn.restore import Restorer, Settings, checked_picture
+from nlrn.restore import Restorer, Settings, channels_of, checked_picture
 
 PictureT = TypeVar("PictureT", np.ndarray, Tensor, Image.Image)
 Restore = Callable[[np.ndarray, np.ndarray | None], np.ndarray]  # float HW or HWC and its alpha -> the result
@@ -135,7 +135,7 @@ def _pil(picture: Image.Image, restore: Restore) -> Image.Image:
 def _restorer(model: NLRN | str | Path | None, task: str, image: np.ndarray, mode: str) -> Restorer:
     if isinstance(model, NLRN):
         return Restorer(model, settings=Settings(mode=mode))
-    channels = image.shape[2] if image.ndim == 3 else 1
+    channels = channels_of(image)
     return _cached(str(default_model(task, channels) if model is None else model), mode)
 
 

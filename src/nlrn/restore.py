@@ -122,6 +122,11 @@ class Restorer:
         """
         self._check_task("denoise")
         image = checked_picture(image)
+        if (
+            image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1
+        ):  # once, not three times
+            grey = self.denoise(image[..., :1], sigma, alpha=alpha, progress=progress)
+            return grey.repeat(3, axis=2)
         seen = image if alpha is None else fill_hidden(image, alpha)
         noise = self.noise_level(seen, sigma)
         planes = _planes(seen, self.model.config.in_channels)
@@ -344,6 +349,12 @@ def passes_of(size: tuple[int, ...], wanted: tuple[int, ...]) -> int:
         found = " and ".join(f"{f:.3g}" for f in sorted(set(factors)))
         raise InputError(f"sides can grow by {least:g} to {most**2:g} times, not by {found}")
     return 1 if max(factors) <= most else 2
+
+
+def channels_of(image: np.ndarray) -> int:
+    """1 for a picture that is grey, HW or HWC, whatever its number of channels; 3 for one that has colour."""
+    equal = image.ndim == 2 or all(np.array_equal(image[..., 0], image[..., c]) for c in range(1, image.shape[2]))
+    return 1 if equal else 3
 
 
 def _planes(image: np.ndarray, channels: int) -> np.ndarray:

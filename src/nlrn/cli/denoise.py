@@ -32,20 +32,22 @@ def add(commands: Any) -> None:
 def _denoise(options: argparse.Namespace) -> int:
     from nlrn.alpha import fill_hidden
     from nlrn.images import check_output, read_picture, write_picture
+    from nlrn.restore import channels_of
 
     check_tiles(options)
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
     picture = read_picture(options.input)
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)
-    restorer = make_restorer(options, channels=1 if picture.array.ndim == 2 else 3)
-    say = sayer(options)
     seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+    channels = channels_of(seen)
+    restorer = make_restorer(options, channels=channels)
+    say = sayer(options)
     level = restorer.noise_level(seen, options.sigma)
     if not restorer.model.config.sigma_input:
         say("this model was trained for one noise level and takes none")
     elif options.sigma == "auto":
         say(f"estimated noise: sigma {level:.1f}" + (" or more, this model's limit" if level == 75 else ""))
-    if picture.array.ndim == 3 and restorer.model.config.in_channels == 1:
+    if channels == 3 and restorer.model.config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
     height, width = picture.array.shape[:2]
     side = restorer.tile_for(height, width) if options.mode == "window" else None
