@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from nlrn.degradations import Border, add_gaussian_noise, resize_bicubic, resize
 from nlrn.errors import InputError
 from nlrn.metrics import psnr, quantize8, ssim, studio_luma
 
+BICUBIC_OF_PILLOW = Image.Resampling.BICUBIC
 NOISY_PSNR = {
     "set12": (24.638, 20.201, 14.181),
     "bsd68": (24.631, 20.194, 14.173),
@@ -22,6 +24,7 @@ NOISY_PSNR = {
 BICUBIC = {
     "set5": ((33.66, 0.9299), (30.39, 0.8682), (28.42, 0.8104)),
     "set14": ((30.23, 0.8687), (27.54, 0.7736), (26.00, 0.7019)),
+    "bsd100": ((29.56, 0.8431), (27.21, 0.7384), (25.96, 0.6674)),
 }
 
 
@@ -75,12 +78,45 @@ def test_bicubic_meets_the_published_scores_under_float_lr(data_root: Path, name
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-@pytest.mark.parametrize("name", ["set5", "set14"])
-def test_low_resolution_pictures_made_by_matlab_are_reproduced_exactly(data_root: Path, name: str, scale: int) -> None:
-    for stem, image in scoring_set(data_root, name):
+@pytest.mark.parametrize("name", ["set5", "set14", "bsd100"])
+def test_low_resolution_pictures_made_by_matlab_are_reproduced_exactly(
+    data_root: Path, name: str, scale: int, count: Callable[[int], int]
+) -> None:
+    pictures = scoring_set(data_root, name)
+    for stem, image in pictures[: count(100) if name == "bsd100" else None]:
         expected = np.array(Image.open(data_root / name / f"lr_x{scale}" / f"{stem}.png"))
         made = resize_bicubic8(crop(image, scale), *expected.shape[:2])
         np.testing.assert_array_equal(made, expected)
+
+
+def bicubic_psnr(pictures: list[np.ndarray], plane: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Of a plane, or of all channels, of pictures made two times smaller and larger again, float in between."""
+    scores = []
+    for image in pictures:
+        high = plane(crop(image, 2) / 255)
+        height, width = high.shape[:2]
+        low = resize_bicubic(high, height // 2, width // 2)
+        scores.append(psnr(high, np.clip(resize_bicubic(low, height, width), 0, 1), border=2))
+    return float(np.mean(scores))
+
+
+def test_traps_of_the_protocol_cost_what_they_are_known_to_cost(data_root: Path) -> None:
+    """Another luminance, colour, or Pillow's bicubic: numbers that look like the field's and are not."""
+    pictures = [image for _, image in scoring_set(data_root, "set5")]
+    right = bicubic_psnr(pictures, studio_luma)
+    assert right - bicubic_psnr(pictures, lambda x: x @ [0.299, 0.587, 0.114]) == pytest.approx(1.32, abs=0.01)
+    assert 1.3 < right - bicubic_psnr(pictures, lambda x: x) < 1.9
+    pillow = []
+    for image in pictures:
+        high = crop(quantize8(studio_luma(image / 255)), 2)
+        height, width = high.shape
+        small = Image.fromarray(np.rint(high * 255).astype(np.uint8)).resize(
+            (width // 2, height // 2), BICUBIC_OF_PILLOW
+        )
+        large = np.asarray(small.resize((width, height), BICUBIC_OF_PILLOW)) / 255
+        pillow.append(psnr(high, large, border=2))
+    assert 33.66 - np.mean(pillow) > 0.02  # of a picture, up to 0.05
+    assert dict(scoring_set(data_root, "set14"))["bridge"].ndim == 2  # grey, and stays so
 
 
 @pytest.mark.parametrize("factor", [1 / 4, 1 / 3, 1 / 2, 2, 3, 4])
