@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -60,17 +61,24 @@ def test_a_study_trains_scores_and_goes_on_where_it_stands(tmp_path: Path, jobs:
     options = {"steps": 8, "sigmas": (25.0,), "study": TOY, "say": said.append, **places}
     first = study.run("toy", recipe, tmp_path, seeds=(0,), jobs=jobs, **options)
     assert json.loads((tmp_path / "found.json").read_text()) == first
+    shutil.rmtree(tmp_path / "runs" / "3-0")  # what the result knows is not needed again
     both = study.run("toy", recipe, tmp_path, seeds=(0, 1), jobs=jobs, **options)
+    assert not (tmp_path / "runs" / "3-0").exists()
     assert list(both["runs"]) == ["3", "5"]
     for arm, runs in both["runs"].items():
         assert runs["0"] == first["runs"][arm]["0"]  # neither trained nor scored again
         assert runs["0"]["sha256"] != runs["1"]["sha256"]
-        for seed in ("0", "1"):
+        for seed in ("0", "1") if arm == "5" else ("1",):
             made = model_metadata(tmp_path / "runs" / f"{arm}-{seed}" / f"{arm}-{seed}.safetensors")
             header = json.loads(made["recipe"])
             assert (header["model"]["window"], header["seed"]) == (int(arm), int(seed))
             assert runs[seed]["training_pixels"] == 8 * 4 * 12 * 12
     assert sum("seed 0" in line for line in said) == 2
+    changed = dataclasses.replace(recipe, loss="mse")  # the same name and steps, other trainings
+    other = {**options, "runs": tmp_path / "others"}
+    assert (
+        study.run("toy", changed, tmp_path, seeds=(0,), jobs=jobs, **other)["runs"]["3"]["0"] != first["runs"]["3"]["0"]
+    )
     title, header, lines = study.table(both)
     assert "8 steps" in title
     each = [run["scores"]["held"]["25"]["psnr"] for run in both["runs"]["3"].values()]

@@ -7,6 +7,7 @@ recipes. What a study with a short budget shows is what pays early; it says noth
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import signal
 import statistics
@@ -106,7 +107,7 @@ def arm_config(recipe: TrainConfig, change: dict[str, Any], name: str, seed: int
     return dataclasses.replace(recipe, name=name, seed=seed, stages=stages, **parts)
 
 
-def trained(config: TrainConfig, folder: Path, data: Path, threads: int | None = None, quiet: bool = False) -> Path:
+def trained(config: TrainConfig, folder: Path, data: Path, quiet: bool = False) -> Path:
     """The weights that a run ends with; it is made, or made to its end, when they are not there."""
     weights = folder / f"{config.name}.safetensors"
     try:
@@ -115,31 +116,55 @@ def trained(config: TrainConfig, folder: Path, data: Path, threads: int | None =
             return weights
     except ModelError:
         pass
-    if threads is not None:
-        torch.set_num_threads(threads)
     return train(config, output=folder, data=data, resume=holds_a_run(folder), quiet=quiet)
 
 
-Configs = dict[tuple[str, int], TrainConfig]  # by arm and seed
+@dataclass(frozen=True)
+class Run:
+    """One arm's training with one seed, and what it is scored on."""
+
+    config: TrainConfig
+    folder: Path
+    data: Path
+    sets: tuple[str, ...]
+    sigmas: tuple[float, ...]
+
+    def __call__(self, quiet: bool = False, threads: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the result says of it, and where that came about."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        path = trained(self.config, self.folder, self.data, quiet)
+        restorer = Restorer(str(path), device="cpu", settings=Settings(precision="fp32", tile=0))
+        sets = {name: _pictures(self.data, name) for name in self.sets}
+        scores = evaluate(restorer, sets, denoising(self.sigmas))
+        for score in (score for by_sigma in scores.values() for score in by_sigma.values()):
+            del score["pictures"]
+        made = model_metadata(path)
+        return {
+            "recipe": _digest(self.config),
+            "sha256": sha256(path),
+            "parameters": sum(p.numel() for p in restorer.model.parameters()),
+            "training_pixels": int(made["training_pixels"]),
+            "training_seconds": float(made["hardware_seconds"]),
+            "scores": scores,
+        }, provenance(restorer)
 
 
-def _all_trained(
-    configs: Configs, runs: Path, data: Path, jobs: int, quiet: bool
-) -> Generator[tuple[tuple[str, int], Path]]:
-    """Every arm's weights as they come; several at once are trained by processes with a share of the threads each.
+Key = tuple[str, int]  # arm and seed
 
-    An error, or an interrupt, ends the other trainings at once: they go on from their last states another time.
+
+def _all_made(runs: dict[Key, Run], jobs: int, quiet: bool) -> Generator[tuple[Key, Any]]:
+    """What every run comes to, as they come; several at once are processes with a share of the threads each.
+
+    An error, or an interrupt, ends the others at once: they go on from their last states another time.
     """
     if jobs == 1:
-        yield from ((key, trained(config, runs / config.name, data, None, quiet)) for key, config in configs.items())
+        yield from ((key, run(quiet)) for key, run in runs.items())
         return
     threads, others = max(1, torch.get_num_threads() // jobs), set(active_children())
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
-        ahead = {
-            pool.submit(trained, config, runs / config.name, data, threads, True): key
-            for key, config in configs.items()
-        }
+        ahead = {pool.submit(run, True, threads): key for key, run in runs.items()}
         for future in as_completed(ahead):
             yield ahead[future], future.result()
     except BrokenProcessPool as error:
@@ -165,9 +190,9 @@ def run(
     study: Study | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Make every run that is missing, score it in float32, and keep what is known in `output` after each.
+    """Make every run that `output` does not know, score it in float32, and keep what is known there after each.
 
-    Runs lie in `runs`/<arm>-<seed> and go on from where they stand. jobs: how many are trained at once, each on its
+    Runs lie in `runs`/<arm>-<seed> and go on from where they stand. jobs: how many are made at once, each on its
     share of the threads, on CPUs (there, one after the other leaves threads idle); quiet: a single one shows nothing.
     Raises ConfigError when `output` holds another study, TrainingError when the process of one was killed, and what
     training raises.
@@ -177,23 +202,30 @@ def run(
     head = {"study": name, "recipe": recipe.name, "steps": steps, "sigmas": list(sigmas)}
     result: dict[str, Any] = _known(output, head) or {**head, "runs": {}}
     known = result["runs"]
-    configs = {
-        (arm, seed): arm_config(recipe, change, arm, seed, steps)
-        for seed in seeds
-        for arm, change in study.arms.items()
-    }
-    sets = {s: _pictures(data, s) for s in study.scored_on}
-    with closing(_all_trained(configs, runs, data, jobs, quiet)) as made:
-        for (arm, seed), path in made:
-            if known.get(arm, {}).get(str(seed), {}).get("sha256") == sha256(path):
-                continue
-            say(f"{arm}, seed {seed}:")
-            restorer = Restorer(str(path), device="cpu", settings=Settings(precision="fp32", tile=0))
-            known.setdefault(arm, {})[str(seed)] = _scored(path, restorer, sets, sigmas, say)
+    for scored_on in study.scored_on:
+        _pictures(data, scored_on)  # before hours of training
+    wanted = {}
+    for seed in seeds:
+        for arm, change in study.arms.items():
+            config = arm_config(recipe, change, arm, seed, steps)
+            if known.get(arm, {}).get(str(seed), {}).get("recipe") != _digest(config):
+                wanted[arm, seed] = Run(config, runs / config.name, data, study.scored_on, tuple(sigmas))
+    with closing(_all_made(wanted, jobs, quiet)) as made:
+        for (arm, seed), found in made:
+            known.setdefault(arm, {})[str(seed)], result["run"] = found
             result["runs"] = known = {a: dict(sorted(known[a].items())) for a in study.arms if a in known}
-            result["run"] = provenance(restorer)
             publish(output, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
+            say(f"{arm}, seed {seed}: {_summary(found[0]['scores'])}")
     return result
+
+
+def _digest(config: TrainConfig) -> str:
+    """Of all that makes a run what it is."""
+    return hashlib.sha256(config.header().encode()).hexdigest()[:16]
+
+
+def _summary(scores: dict[str, Any]) -> str:
+    return ", ".join(f"{s} {x}: {score['psnr']:.3f} dB" for s, by in scores.items() for x, score in by.items())
 
 
 def _known(output: Path, head: dict[str, Any]) -> dict[str, Any] | None:
@@ -211,24 +243,6 @@ def _known(output: Path, head: dict[str, Any]) -> dict[str, Any] | None:
 
 def _pictures(data: Path, name: str) -> list[NamedPicture]:
     return scoring_set(data, name) if name in SCORING_SETS else read_folder(data / name, channels=1)
-
-
-def _scored(
-    path: Path, restorer: Restorer, sets: dict[str, list[NamedPicture]], sigmas: Sequence[float], say: Say
-) -> dict[str, Any]:
-    """What the result says of one run."""
-    scores = evaluate(restorer, sets, denoising(sigmas), say=say)
-    for by_sigma in scores.values():
-        for score in by_sigma.values():
-            del score["pictures"]
-    made = model_metadata(path)
-    return {
-        "sha256": sha256(path),
-        "parameters": sum(p.numel() for p in restorer.model.parameters()),
-        "training_pixels": int(made["training_pixels"]),
-        "training_seconds": float(made["hardware_seconds"]),
-        "scores": scores,
-    }
 
 
 # -- what came out -----------------------------------------------------------------------------------------------

@@ -49,9 +49,9 @@ def _upscale(options: argparse.Namespace) -> int:
     say = sayer(options)
     if passes > 1:
         say("beyond 4 times: two equal steps, the second on what the first made")
-    side = restorer.tile_for(height, width) if options.mode == "window" else None
-    if side is not None:
-        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {restorer.settings.overlap_of(side)}")
+    tile = restorer.tile_for(height, width) if options.mode == "window" else None
+    if tile is not None:
+        say(f"{width} x {height} pixels in tiles of {tile}, overlapping by {restorer.settings.overlap_of(tile)}")
     seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     with ProgressBar(options, "enlarging") as tick:
         array = restorer.upscale(seen, height, width, progress=tick)
