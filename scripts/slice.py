@@ -22,6 +22,7 @@ import torch
 from nlrn.checkpoint import load_model, model_metadata, save_model, sha256
 from nlrn.evaluation import machine
 from nlrn.hardware import usable_device
+from nlrn.publish import publish, publish_json
 from nlrn.recipe import TrainConfig, read_recipe
 from nlrn.trainstate import BEFORE_DECAY, holds_a_run
 
@@ -70,8 +71,8 @@ def release(weights: Path, result: dict[str, Any], hardware: str, root: Path) ->
     path = shipped / weights.name
     save_model(path, load_model(weights), {**metadata, "hardware": hardware})
     sums = [f"{sha256(file)}  {file.name}\n" for file in sorted(shipped.glob("*.safetensors"))]
-    (shipped / "SHA256SUMS").write_text("".join(sums))
-    (results / f"{weights.stem}.json").write_text(json.dumps(result | {"sha256": sha256(path)}, indent=1) + "\n")
+    publish(shipped / "SHA256SUMS", "".join(sums).encode(), overwrite=True)
+    publish_json(results / f"{weights.stem}.json", result | {"sha256": sha256(path)})
     state.mkdir(parents=True, exist_ok=True)
     shutil.copy(weights.with_name(BEFORE_DECAY), state)
 

@@ -22,6 +22,7 @@ from nlrn.recipe import (
     build,
     read_recipe,
 )
+from nlrn.trainstate import BEFORE_DECAY, read_state
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -244,6 +245,14 @@ def test_the_shipped_weights_were_made_by_the_recipe_of_their_name() -> None:
     made_by = recorded(model_metadata(name)["recipe"])
     assert made_by.name == name
     assert made_by.digest() == read_recipe(RECIPES / f"{name}.toml").digest()
+
+
+def test_every_released_state_goes_on_under_the_recipe_of_its_name() -> None:
+    states = sorted((RECIPES.parent / "training" / "state").iterdir())
+    assert states
+    for folder in states:
+        _, meta = read_state(folder / BEFORE_DECAY)
+        assert meta["recipe"] == read_recipe(RECIPES / f"{folder.name}.toml").digest()
 
 
 def test_the_papers_recipe_is_the_paper_to_the_letter() -> None:

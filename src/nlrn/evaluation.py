@@ -56,8 +56,8 @@ def find_sets(
 
     With no names: set12 and bsd68 for a grey denoiser, cbsd68 for a colour one, set5, set14 and bsd100 for
     super-resolution, those that are there. A grey model takes pictures as they are, colour channel by channel or as
-    their luminance; for a colour model grey ones are made colour. Raises
-    InputError when there is nothing to score on, or a picture is too small for SSIM.
+    their luminance; for a colour model grey ones are made colour. Raises InputError when there is nothing to score
+    on, two pictures of a set share a name, or one is too small for SSIM.
     """
     root = Path(data)
     if not root.is_dir():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from nlrn.errors import InputError
 
@@ -67,6 +69,11 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+
+def publish_json(path: str | Path, result: dict[str, Any]) -> Path:
+    """A result as JSON, in the place of what is there. Raises InputError."""
+    return publish(path, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -96,11 +96,8 @@ class Restorer:
     ) -> None:
         self.device = usable_device(device)
         self.settings = settings or Settings()
-        own = (
-            copy.deepcopy(model)
-            if isinstance(model, NLRN)
-            else load_model(default_model("denoise", 1) if model is None else model)
-        )
+        model = default_model("denoise", 1) if model is None else model
+        own = copy.deepcopy(model) if isinstance(model, NLRN) else load_model(model)
         self.model = to_device(own.float(), self.device).eval()
         self._folded: dict[torch.dtype, FoldedNLRN] = {}
 
@@ -122,9 +119,8 @@ class Restorer:
         """
         self._check_task("denoise")
         image = checked_picture(image)
-        if (
-            image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1
-        ):  # once, not three times
+        if image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1:
+            # grey in three channels: once, not three times
             grey = self.denoise(image[..., :1], sigma, alpha=alpha, progress=progress)
             return grey.repeat(3, axis=2)
         seen = image if alpha is None else fill_hidden(image, alpha)

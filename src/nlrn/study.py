@@ -28,7 +28,7 @@ from nlrn.errors import ConfigError, ModelError, TrainingError
 from nlrn.evaluation import denoising, evaluate, provenance
 from nlrn.model import DISTANCES
 from nlrn.plotting import new_figure, write_figure
-from nlrn.publish import publish
+from nlrn.publish import publish_json
 from nlrn.recipe import TrainConfig
 from nlrn.restore import Restorer, Settings
 from nlrn.training import train
@@ -214,7 +214,7 @@ def run(
         for (arm, seed), found in made:
             known.setdefault(arm, {})[str(seed)], result["run"] = found
             result["runs"] = known = {a: dict(sorted(known[a].items())) for a in study.arms if a in known}
-            publish(output, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
+            publish_json(output, result)
             say(f"{arm}, seed {seed}: {_summary(found[0]['scores'])}")
     return result
 

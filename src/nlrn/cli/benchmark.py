@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import check_result, print_table, sayer, write_json
+from nlrn.cli.shared import check_result, print_table, sayer
 
 
 def add(commands: Any) -> None:
@@ -29,6 +29,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from nlrn.evaluation import machine
     from nlrn.hardware import usable_device
     from nlrn.plotting import check_plot
+    from nlrn.publish import publish_json
 
     check_result(options.json, ".json", overwrite=options.overwrite)
     check_result(options.plot, ".png", overwrite=options.overwrite)
@@ -48,7 +49,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     ):
         rows.append(row)
         if options.json is not None:  # after every one: the whole takes long
-            write_json(options.json, result)
+            publish_json(options.json, result)
     if not options.quiet:
         for title, header, lines in report.tables(result):
             print_table(title, header, lines)

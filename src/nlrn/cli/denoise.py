@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import (
-    ProgressBar,
-    add_model_options,
-    add_tile_options,
-    check_tiles,
-    make_restorer,
-    sayer,
-    sigma_or_auto,
-)
+from nlrn.cli.shared import ProgressBar, add_picture_options, make_restorer, read_input, say_tiles, sayer, sigma_or_auto
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("denoise", help="remove noise from a picture")
-    parser.add_argument("input", type=Path, metavar="IN")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="its suffix sets the format")
     parser.add_argument(
         "--sigma", type=sigma_or_auto, default="auto", help="noise level in 0-255 units, 0..75, or auto (default)"
     )
-    add_model_options(parser)
-    add_tile_options(parser)
+    add_picture_options(parser)
     parser.set_defaults(run=_denoise)
 
 
 def _denoise(options: argparse.Namespace) -> int:
     from nlrn.alpha import fill_hidden
-    from nlrn.images import check_output, read_picture, write_picture
+    from nlrn.images import write_picture
     from nlrn.restore import channels_of
 
-    check_tiles(options)
-    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
-    picture = read_picture(options.input)
-    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)
+    picture = read_input(options)
     seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     channels = channels_of(seen)
     restorer = make_restorer(options, channels=channels)
@@ -49,10 +34,7 @@ def _denoise(options: argparse.Namespace) -> int:
         say(f"estimated noise: sigma {level:.1f}" + (" or more, this model's limit" if level == 75 else ""))
     if channels == 3 and restorer.model.config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
-    height, width = picture.array.shape[:2]
-    side = restorer.tile_for(height, width) if options.mode == "window" else None
-    if side is not None:
-        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {restorer.settings.overlap_of(side)}")
+    say_tiles(options, restorer, *picture.array.shape[:2])
     with ProgressBar(options, "denoising") as tick:
         restored = restorer.denoise(picture.array, level, alpha=picture.alpha, progress=tick)
     write_picture(options.output, picture.with_array(restored), overwrite=options.overwrite)

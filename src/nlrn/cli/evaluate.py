@@ -14,7 +14,6 @@ from nlrn.cli.shared import (
     print_table,
     sayer,
     sigma_level,
-    write_json,
 )
 from nlrn.errors import ConfigError
 
@@ -51,6 +50,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         provenance,
         super_resolution,
     )
+    from nlrn.publish import publish_json
 
     if options.precision == "auto":
         options.precision = "fp32"  # scores are reproducible numbers
@@ -80,7 +80,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         result["attention"] = attention_study(restorer, next(iter(sets.values())), conditions, say=say)
     _table(result, options.quiet)
     if options.json is not None:
-        write_json(options.json, result)
+        publish_json(options.json, result)
         say(f"wrote {options.json}")
     return 0
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrn.errors import ConfigError, InputError
-from nlrn.publish import check_target, publish
+from nlrn.publish import check_target
 
 if TYPE_CHECKING:
+    from nlrn.images import Picture
     from nlrn.restore import Restorer
 
 
@@ -34,17 +34,35 @@ def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True)
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 
 
-def add_tile_options(parser: argparse.ArgumentParser) -> None:
-    """--tile, --overlap, --memory and --overwrite of a command that writes a restored picture."""
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """IN, --output, --overwrite, the options of a model and those of tiles: of a command that restores a picture."""
+    parser.add_argument("input", type=Path, metavar="IN")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="its suffix sets the format")
+    add_model_options(parser)
     parser.add_argument("-t", "--tile", type=count, metavar="PIXELS", help="side of a tile; 0: the whole picture")
     parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
     parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
 
-def check_tiles(options: argparse.Namespace) -> None:
+def read_input(options: argparse.Namespace) -> Picture:
+    """The picture IN, once nothing speaks against writing OUT."""
+    from nlrn.images import check_output, read_picture
+
     if options.mode == "patch" and options.tile is not None:
         raise ConfigError("tiles are for window mode: patch mode has patches of its own")
+    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
+    picture = read_picture(options.input)
+    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)
+    return picture
+
+
+def say_tiles(options: argparse.Namespace, restorer: Restorer, height: int, width: int) -> None:
+    """One line where a picture of this size is cut up."""
+    side = restorer.tile_for(height, width) if options.mode == "window" else None
+    if side is not None:
+        overlap = restorer.settings.overlap_of(side)
+        sayer(options)(f"{width} x {height} pixels in tiles of {side}, overlapping by {overlap}")
 
 
 def model_name(options: argparse.Namespace, channels: int) -> str:
@@ -74,10 +92,6 @@ def check_result(path: Path | None, suffix: str, *, overwrite: bool, inputs: Ite
     if path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}, which is what is written")
     check_target(path, overwrite=overwrite, inputs=inputs)
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    publish(path, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
 
 
 def print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -124,12 +138,17 @@ def sigma_or_auto(text: str) -> float | str:
 
 
 def sigma_level(text: str) -> float:
+    return number(text, "noise level", 0, 75, " (0-255 units)")
+
+
+def number(text: str, what: str, low: float, high: float, unit: str = "") -> float:
+    """The type of an argument that is a number from low to high."""
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a noise level") from None
-    if not 0 <= value <= 75:
-        raise argparse.ArgumentTypeError(f"{text} is outside 0..75 (0-255 units)")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what}") from None
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text} is outside {low:g}..{high:g}{unit}")
     return value
 
 

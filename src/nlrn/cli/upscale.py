@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from nlrn.cli.shared import (
     ProgressBar,
-    add_model_options,
-    add_tile_options,
-    check_tiles,
+    add_picture_options,
     make_restorer,
+    number,
+    read_input,
+    say_tiles,
     sayer,
     side,
 )
@@ -21,25 +21,19 @@ from nlrn.errors import ConfigError, InputError
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("upscale", help="enlarge a picture (super-resolution)")
-    parser.add_argument("input", type=Path, metavar="IN")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="its suffix sets the format")
     parser.add_argument("-s", "--scale", type=_scale, help="how many times, 1.5 to 16 (default: 2)")
     parser.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
     parser.add_argument("--height", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
-    add_model_options(parser)
-    add_tile_options(parser)
+    add_picture_options(parser)
     parser.set_defaults(run=_upscale, task="sr")
 
 
 def _upscale(options: argparse.Namespace) -> int:
     from nlrn.alpha import enlarged_alpha, fill_hidden
-    from nlrn.images import MAX_PIXELS, check_output, read_picture, write_picture
+    from nlrn.images import MAX_PIXELS, write_picture
     from nlrn.restore import passes_of
 
-    check_tiles(options)
-    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
-    picture = read_picture(options.input)
-    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)
+    picture = read_input(options)
     before = picture.array.shape[:2]
     height, width = _size(options, *before)
     passes = passes_of(before, (height, width))
@@ -49,9 +43,7 @@ def _upscale(options: argparse.Namespace) -> int:
     say = sayer(options)
     if passes > 1:
         say("beyond 4 times: two equal steps, the second on what the first made")
-    tile = restorer.tile_for(height, width) if options.mode == "window" else None
-    if tile is not None:
-        say(f"{width} x {height} pixels in tiles of {tile}, overlapping by {restorer.settings.overlap_of(tile)}")
+    say_tiles(options, restorer, height, width)
     seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     with ProgressBar(options, "enlarging") as tick:
         array = restorer.upscale(seen, height, width, progress=tick)
@@ -76,10 +68,4 @@ def _size(options: argparse.Namespace, height: int, width: int) -> tuple[int, in
 
 
 def _scale(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a scale") from None
-    if not 1.5 <= value <= 16:
-        raise argparse.ArgumentTypeError(f"{text} is outside 1.5..16")
-    return value
+    return number(text, "scale", 1.5, 16)
