@@ -218,7 +218,18 @@ def test_two_processes_take_one_step_together(recipe: Path, tmp_path: Path) -> N
     assert record["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert record["loss"] == pytest.approx(whole, rel=0.1)
 
+    for share in shares:
+        (loss_of(single.model(noisy[share], sigma[share]), clean[share], "rms") / 2).backward()
+    norm = clip_gradients(list(single.model.parameters()), single.config.optim)
+    assert record["gradient"] == pytest.approx(float(norm), rel=1e-4)
+    for group in single.optimizer.param_groups:
+        group["lr"] = group["factor"] * record["lr"]
+    single.optimizer.step()
+    single._average()
     shipped = load_model(folder / "tiny.safetensors")
+    for name, value in shipped.named_parameters():
+        assert torch.allclose(value, single.ema[name], rtol=0, atol=0.01 * record["lr"]), name
+
     single.step, single.ema = 1, {name: p.detach() for name, p in shipped.named_parameters()}
     again = single.averaged_model().state_dict()
     for name, value in shipped.state_dict().items():

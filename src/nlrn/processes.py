@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -37,6 +39,23 @@ class Processes:
             dist.all_reduce(value)
         return value
 
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Every tensor becomes its mean over the processes, in place and in one message; one dtype."""
+        if self.world == 1:
+            return
+        flat = self.sum(torch.cat([t.flatten() for t in tensors])).div_(self.world)
+        means = torch.split(flat, [t.numel() for t in tensors])
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def follow(self, tensors: Iterable[Tensor]) -> None:
+        """Every tensor becomes rank 0's, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                theirs = tensor.contiguous()
+                dist.broadcast(theirs, 0)
+                tensor.copy_(theirs)
+
     def wait(self) -> None:
         """Until all are here."""
         if self.world > 1:
@@ -55,6 +74,10 @@ class joined:  # noqa: N801  # a context, used like a function
         self.several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         if not self.several:
             return Processes(device)
+        # The optimiser imports this. After init_process_group it would keep the group for good, whose threads then
+        # outlive destroy_process_group and can abort the process at its end, when they free a tensor.
+        import_module("torch._dynamo")
+
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return Processes(device, dist.get_rank(), dist.get_world_size())
 

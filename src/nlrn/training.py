@@ -11,14 +11,12 @@ import dataclasses
 import math
 import tempfile
 import time
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from nlrn import trainstate
 from nlrn.batches import Batches
@@ -102,10 +100,6 @@ class Trainer:
         start_embeddings(self.model, config.embedding_gain, config.embedding_tied)
         if config.compile and device.type == "cuda":
             compile_states(self.model.block)
-        self.parallel: nn.Module = self.model
-        if processes.world > 1:  # rank 0's batch-norm statistics count: all get them before every step
-            warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1 x 1 kernels: harmless
-            self.parallel = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.optimizer = make_optimizer(config, self.model)
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware_bf16(device))
@@ -156,6 +150,7 @@ class Trainer:
             raise ConfigError(f"{self.weights} is there already: give another folder")
         if resume:
             self._resume()
+        self.processes.follow(self.model.state_dict().values())
         self.processes.wait()  # nobody writes before all have looked
         if self.processes.leads:
             for leftover in self.folder.glob(LEFTOVERS):
@@ -270,6 +265,7 @@ class Trainer:
     def _freeze(self, log: TrainingLog) -> None:
         """The averaged weights and their statistics take over; the statistics stay from here on."""
         self.model.load_state_dict(self.averaged_model().state_dict())
+        self.processes.follow(self.model.buffers())  # not measured (ema = 0), they are each process's own
         log.say(f"step {self.step}: the batch norms are frozen")
 
     @property
@@ -315,9 +311,10 @@ class Trainer:
         noisy, clean, sigma = self.batches(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            restored = self.parallel(noisy, sigma)
+            restored = self.model(noisy, sigma)
         loss = loss_of(restored.float(), clean, self.config.loss)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.processes.average([p.grad for p in self.model.parameters() if p.grad is not None])
         norm = clip_gradients(list(self.model.parameters()), self.config.optim)
         loss = loss.detach()
         self.health += loss + norm
