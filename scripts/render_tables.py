@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from nlrn.study import table as study_table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 PAGES = ("README.md", "docs/models.md", "docs/performance.md", "docs/training.md", "docs/studies.md")
-SIGMAS = ("15", "25", "50")
 MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
 
@@ -44,45 +44,69 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def denoising() -> str:
-    """Grey denoising: ours beside the published ones."""
-    rows = [[_way(r), *(_scores(r, name) for name in ("set12", "bsd68"))] for r in evaluations("denoise")]
-    for name, method in load("published")["denoise_grey"]["methods"].items():
+@dataclass(frozen=True)
+class Task:
+    """What models of a kind are scored on: files of results/ by their beginning, published scores by their key."""
+
+    files: str
+    published: str
+    label: str
+    conditions: tuple[str, ...]
+    sets: tuple[str, ...]
+
+
+TASKS = {
+    "denoising": Task("denoise-gray", "denoise_grey", "sigma", ("15", "25", "50"), ("set12", "bsd68")),
+    "colour": Task("denoise-color", "denoise_colour", "sigma", ("15", "25", "50"), ("cbsd68",)),
+    "enlarging": Task("sr", "sr_y", "", ("x2", "x3", "x4"), ("set5", "set14", "bsd100")),
+}
+TITLES = {"set12": "Set12", "bsd68": "BSD68", "cbsd68": "CBSD68", "set5": "Set5", "set14": "Set14", "bsd100": "BSD100"}
+
+
+def scores(task: Task) -> str:
+    """Ours beside the published ones."""
+    results = evaluations(task.files)
+    rows = [[f"**{r['model']}**, {_way(r)}", *(_scores(r, task, name) for name in task.sets)] for r in results]
+    for name, method in load("published")[task.published]["methods"].items():
         size = f" ({method['params'] / 1e6:.2f}M)" if "params" in method else ""
         title = "NLRN, the paper" if name == "NLRN" else name
-        rows.append([title + size, *(" / ".join(f"{v:.2f}" for v in method[s]) for s in ("set12", "bsd68"))])
-    table = markdown(["PSNR (dB) at sigma 15 / 25 / 50", "Set12", "BSD68"], rows)
+        rows.append([title + size, *(" / ".join(f"{v:.2f}" for v in method[s]) for s in task.sets)])
+    under = f"{task.label} {' / '.join(task.conditions)}".strip()
+    table = markdown([f"PSNR (dB) at {under}", *(TITLES[name] for name in task.sets)], rows)
     notes = [
-        f"{_way(r).replace('*', '')}: {r['run']['date']}, commit {r['run']['commit']},"
+        f"{r['model']}, {_way(r)}: {r['run']['date']}, commit {r['run']['commit']},"
         f" {r['run']['precision']}, weights {r['sha256'][:12]}"
-        for r in evaluations("denoise")
+        for r in results
     ]
     return table + "\nMeasured: " + "; ".join(notes) + ". Published numbers: `results/published.json`.\n"
 
 
 def _way(result: dict[str, Any]) -> str:
-    """A model and how it was run."""
+    """How a model was run."""
     views = ", mean of 8 views" if result["run"].get("tta") else ""
-    return f"**{result['model']}**, {result['run']['mode']} mode{views}"
+    protocol = result["protocol"].partition(":")[0] + ", " if result["task"] == "sr" else ""
+    return f"{protocol}{result['run']['mode']} mode{views}"
 
 
-def _scores(result: dict[str, Any], name: str) -> str:
-    scores = result["scores"].get(name)
-    return " / ".join(f"{scores[s]['psnr']:.2f}" for s in SIGMAS) if scores else "not measured"
+def _scores(result: dict[str, Any], task: Task, name: str) -> str:
+    found = result["scores"].get(name)
+    return " / ".join(f"{found[c]['psnr']:.2f}" for c in task.conditions) if found else "not measured"
 
 
-def attention() -> str:
+def attention(task: Task) -> str:
     """What the attention of every evaluated model is worth."""
     parts = []
-    for result in evaluations("denoise"):
+    for result in evaluations(task.files):
         study = result.get("attention")
         if study is None:  # another mode of a model that has one
             continue
-        variants = list(study[SIGMAS[0]]["psnr"])
-        rows = [[v, *(f"{study[s]['psnr'][v]:.2f}" for s in SIGMAS)] for v in variants]
+        first = task.conditions[0]
+        rows = [[v, *(f"{study[c]['psnr'][v]:.2f}" for c in task.conditions)] for v in study[first]["psnr"]]
         for key, label in (("neighbours", "effective neighbours, states 1.."), ("largest", "largest abs(S)")):
-            rows.append([label, *(" ".join(f"{x:.3g}" for x in study[s][key]) for s in SIGMAS)])
-        parts.append(markdown([f"{result['model']}, Set12", *(f"sigma {s}" for s in SIGMAS)], rows))
+            rows.append([label, *(" ".join(f"{x:.3g}" for x in study[c][key]) for c in task.conditions)])
+        set_name = TITLES[next(iter(result["scores"]))]
+        header = [f"{result['model']}, {set_name}", *(f"{task.label} {c}".strip() for c in task.conditions)]
+        parts.append(markdown(header, rows))
     return "\n".join(parts)
 
 
@@ -127,12 +151,14 @@ def study(name: str) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "attention": attention,
+    "attention": partial(attention, TASKS["denoising"]),
+    "attention-colour": partial(attention, TASKS["colour"]),
+    "attention-enlarging": partial(attention, TASKS["enlarging"]),
     "benchmark-model": lambda: benchmark("model"),
     "benchmark-operator": lambda: benchmark("operator"),
     "card": card,
-    "denoising": denoising,
     "inference": inference,
+    **{name: partial(scores, task) for name, task in TASKS.items()},
     **{f"study-{name}": partial(study, name) for name in STUDIES},
 }
 

@@ -3,7 +3,8 @@
 It goes on from runs/<name>, or from training/state/<name>, the released state before the last decay, or begins. Then
 `nlrn train` for so many minutes, and `nlrn evaluate` with the attention study on what comes out. --release puts the
 weights, their digest, the scores and the state before the decay in place if the mean PSNR over all sets and levels is
-above that of results/<name>.json: what was worse is left in the run folder.
+above that of results/<name>.json: what was worse is left in the run folder. Of super-resolution the scores are those
+under float-lr, and results/<name>-8bit-lr.json holds the other protocol's.
 """
 
 from __future__ import annotations
@@ -40,12 +41,10 @@ def train(recipe: Path, folder: Path, state: Path, options: argparse.Namespace) 
     return folder / f"{read_recipe(recipe).name}.safetensors"
 
 
-def score(weights: Path, config: TrainConfig, options: argparse.Namespace) -> dict[str, Any]:
-    """What nlrn evaluate says of the weights."""
-    file = weights.with_name("scores.json")
-    arguments = ["evaluate", "--model", str(weights), "--task", config.model.task, "--attention", "--json", str(file)]
-    arguments.append("--overwrite")
-    _run(["-m", "nlrn", *arguments, *data_of(options)])
+def score(weights: Path, config: TrainConfig, file: Path, words: list[str]) -> dict[str, Any]:
+    """What nlrn evaluate, with these words more, says of the weights, and writes into a file."""
+    arguments = ["evaluate", "--model", str(weights), "--task", config.model.task, "--json", str(file), "--overwrite"]
+    _run(["-m", "nlrn", *arguments, *words])
     result: dict[str, Any] = json.loads(file.read_text())
     return result
 
@@ -60,7 +59,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def mean_psnr(result: dict[str, Any]) -> float:
-    """Over all sets and noise levels, in dB."""
+    """Over all sets and noise levels, or scales, in dB."""
     return statistics.mean(score["psnr"] for scores in result["scores"].values() for score in scores.values())
 
 
@@ -89,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     config, root = read_recipe(options.recipe), options.root
     weights = train(options.recipe, root / "runs" / config.name, root / "training/state" / config.name, options)
-    result = score(weights, config, options)
+    result = score(weights, config, weights.with_name("scores.json"), ["--attention", *data_of(options)])
     before = root / "results" / f"{config.name}.json"
     known = mean_psnr(json.loads(before.read_text())) if before.exists() else float("-inf")
     print(f"mean PSNR {mean_psnr(result):.3f} dB, released: {known:.3f} dB")
@@ -97,6 +96,9 @@ def main() -> None:
         here = machine(usable_device("auto"))
         count = f"{options.processes} x " if torch.cuda.is_available() else f"{here['threads']} threads of "
         release(weights, result, options.hardware or count + here["device"], root)
+        if config.model.task == "sr":  # the bars are for float-lr; the other protocol stands beside it
+            words, file = ["--protocol", "8bit-lr"], f"{config.name}-8bit-lr.json"
+            score(root / "src/nlrn/weights" / weights.name, config, root / "results" / file, words + data_of(options))
         print(f"released {weights.name}: now scripts/render_tables.py, and look at docs/models.md")
 
 

@@ -17,24 +17,29 @@ from nlrn.trainstate import BEFORE_DECAY, read_state
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(recipe: Path, *arguments: str) -> str:
+def run(recipe: Path, *arguments: str, minutes: float = 0.2) -> str:
     command = [sys.executable, ROOT / "scripts" / "slice.py", recipe, "--data", recipe.parent, "--root", recipe.parent]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
-        [*command, "--minutes", "0.2", *arguments], env=environment, capture_output=True, text=True, timeout=300
+        [*command, "--minutes", str(minutes), *arguments], env=environment, capture_output=True, text=True, timeout=300
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
 
+def lay_out(root: Path, *sets: str) -> None:
+    """The places of a release, and scoring sets that are the pictures held back."""
+    for name in sets:
+        place = root / SCORING_SETS[name]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(root / "held")
+    for folder in ("src/nlrn/weights", "results"):
+        (root / folder).mkdir(parents=True)
+
+
 def test_a_slice_is_scored_and_released_only_when_it_is_better(tmp_path: Path) -> None:
     recipe = make(tmp_path)
-    for name in ("set12", "bsd68"):
-        place = tmp_path / SCORING_SETS[name]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(tmp_path / "held")
-    for folder in ("src/nlrn/weights", "results"):
-        (tmp_path / folder).mkdir(parents=True)
+    lay_out(tmp_path, "set12", "bsd68")
     shipped, scores = tmp_path / "src/nlrn/weights/tiny.safetensors", tmp_path / "results/tiny.json"
 
     run(recipe)
@@ -63,3 +68,16 @@ def test_a_slice_is_scored_and_released_only_when_it_is_better(tmp_path: Path) -
     assert (shipped.read_bytes(), scores.read_bytes()) == before
     log = [json.loads(line) for line in (tmp_path / "runs/tiny/log.jsonl").read_text().splitlines()]
     assert min(line["step"] for line in log) >= meta["step"]  # it went on from the released state
+
+
+def test_a_slice_of_super_resolution_is_scored_under_both_protocols(tmp_path: Path) -> None:
+    recipe = make(tmp_path)
+    text = recipe.read_text().replace("[noise]\nlow = 10.0\nhigh = 50.0", "[resize]\nscales = [2]")
+    recipe.write_text(text.replace("sigma_input = true", 'task = "sr"'))
+    lay_out(tmp_path, "set5", "set14")
+    run(recipe, "--release", minutes=0.05)
+    results = [json.loads((tmp_path / f"results/{name}.json").read_text()) for name in ("tiny", "tiny-8bit-lr")]
+    assert [r["protocol"].partition(":")[0] for r in results] == ["float-lr", "8bit-lr"]
+    assert results[0]["scores"]["set14"]["x2"]["psnr"] != results[1]["scores"]["set14"]["x2"]["psnr"]
+    assert len({r["sha256"] for r in results}) == 1
+    assert list(results[0]["attention"]) == ["x2", "x3", "x4"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toy import CPU, ONE_RUN, make, run_script, trainer
 
 from nlrn.checkpoint import load_model
-from nlrn.errors import ConfigError
+from nlrn.errors import ConfigError, InputError
 from nlrn.model import NLRN, NLRNConfig
 from nlrn.optimization import clip_gradients, compile_states, loss_of
 from nlrn.processes import Processes
@@ -38,6 +38,11 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(recipe: Path, tmp_path: Pat
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
     for other in (one.batches(8), trainer(recipe, tmp_path, seed=1).batches(7)):
         assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_later_stages_patch_that_no_picture_holds_is_refused_at_once(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no picture holds a patch of 41 x 41"):
+        trainer(recipe, tmp_path, stages=(Stage(0, 12, 4), Stage(30, 41, 4)))
 
 
 @pytest.mark.parametrize("world", [2, 4])

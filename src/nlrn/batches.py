@@ -31,7 +31,8 @@ class Batches:
         channels = None if self.enlarges else config.model.in_channels
         images = [image for f in config.data.folders for _, image in read_folder(data / f, channels=channels)]
         images = [luma8(image) for image in images] if self.enlarges else images
-        self.patches = PatchSet(images, self._side(config.stages[0].patch), device=processes.device)
+        sides = [self._side(stage.patch) for stage in config.stages]
+        self.patches = PatchSet(images, max(sides), device=processes.device).with_patch(sides[0])  # all fit, or none
 
     def __call__(self, step: int, *, whole: bool = False) -> Batch:
         """degraded and clean [B, C, P, P], sigma / 255 [B] or None: of this process, or (`whole`) of all together."""

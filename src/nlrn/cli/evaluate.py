@@ -65,13 +65,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     sets = find_sets(data_root(options.data), options.sets, channels=config.in_channels, task=options.task)
     enlarges = options.task == "sr"
     conditions = super_resolution(options.scale, options.protocol) if enlarges else denoising(options.sigma)
-    say = sayer(options)
+    say, protocol = sayer(options), options.protocol if enlarges else "noise"
     result: dict[str, Any] = {
         "model": path.stem,
         "sha256": sha256(path),
         "steps": model_metadata(path).get("steps"),
         "task": options.task,
-        "protocol": PROTOCOLS[options.protocol if enlarges else "noise"],
+        "protocol": f"{protocol}: {PROTOCOLS[protocol]}",
         "run": provenance(restorer),
         "scores": evaluate(restorer, sets, conditions, say=say),
     }
