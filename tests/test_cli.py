@@ -136,6 +136,15 @@ def test_upscale_writes_what_the_restorer_gives(
     np.testing.assert_array_equal(np.asarray(Image.open(out)), np.rint(np.clip(exact, 0, 1) * 255))
 
 
+def test_a_result_beyond_the_limit_is_refused(
+    enlarger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (1300, 1300)).save(tmp_path / "large.png")
+    command = ["upscale", str(tmp_path / "large.png"), "-o", str(tmp_path / "out.png"), "--model", str(enlarger)]
+    assert run([*command, "-s", "16"]) == 1
+    assert "20800 x 20800 pixels is beyond the limit of 400,000,000" in capsys.readouterr().err
+
+
 def test_upscale_keeps_the_kind_of_the_picture(noisy: Path, enlarger: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grey = np.asarray(Image.open(noisy))
     alpha = np.full_like(grey, 255)

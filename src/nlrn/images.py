@@ -26,7 +26,8 @@ from nlrn.decoding import decode
 from nlrn.errors import ConfigError, InputError
 from nlrn.publish import check_target, publish
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 100_000_000  # of what is read
+MAX_RESULT_PIXELS = 400_000_000  # of what is made larger
 MAX_BYTES = 512 << 20
 SUFFIXES = {
     ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM", ".png": "PNG", ".pnm": "PPM",

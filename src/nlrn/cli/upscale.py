@@ -30,15 +30,15 @@ def add(commands: Any) -> None:
 
 def _upscale(options: argparse.Namespace) -> int:
     from nlrn.alpha import enlarged_alpha, fill_hidden
-    from nlrn.images import MAX_PIXELS, write_picture
+    from nlrn.images import MAX_RESULT_PIXELS, write_picture
     from nlrn.restore import passes_of
 
     picture = read_input(options)
     before = picture.array.shape[:2]
     height, width = _size(options, *before)
     passes = passes_of(before, (height, width))
-    if height * width > MAX_PIXELS:
-        raise InputError(f"{width} x {height} are more than {MAX_PIXELS:,} pixels, which nothing here would read again")
+    if height * width > MAX_RESULT_PIXELS:
+        raise InputError(f"a result of {width} x {height} pixels is beyond the limit of {MAX_RESULT_PIXELS:,}")
     restorer = make_restorer(options, channels=1)
     say = sayer(options)
     if passes > 1:
