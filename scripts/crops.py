@@ -1,0 +1,100 @@
+"""Sheets of crops for docs/: what goes in, what comes out, what was there, on pictures of the scoring sets.
+
+`crops.py sr` enlarges Set5 (its 8-bit colour pictures, made smaller by MATLAB's bicubic); `crops.py denoise` restores
+CBSD68 under noise. Of every picture the square with the strongest edges is shown, enlarged without smoothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import nlrn
+from nlrn.datasets import data_root, scoring_set
+from nlrn.degradations import add_gaussian_noise, resize_bicubic8
+from nlrn.metrics import luma8, psnr, quantize8
+
+ZOOM, GAP, BAND = 3, 6, 18
+Column = tuple[str, np.ndarray]  # a caption and a picture HWC in 0..1
+
+
+def square_with_edges(picture: np.ndarray, side: int) -> tuple[slice, slice]:
+    """Where the summed gradient of the luminance is largest, on a grid of an eighth of the side."""
+    luma = luma8(picture).astype(np.float64)
+    steep = np.abs(np.gradient(luma)).sum(axis=0)
+    total = np.pad(steep.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    grid = max(1, side // 8)
+    down, right = np.unravel_index(np.argmax(sums[::grid, ::grid]), sums[::grid, ::grid].shape)
+    return slice(down * grid, down * grid + side), slice(right * grid, right * grid + side)
+
+
+def sheet(rows: list[tuple[np.ndarray, list[Column]]], side: int) -> Image.Image:
+    """A row for every picture: the same square of all columns."""
+    cell = ZOOM * side
+    columns = len(rows[0][1])
+    page = Image.new("RGB", (columns * (cell + GAP) - GAP, len(rows) * (cell + BAND)), (255, 255, 255))
+    draw = ImageDraw.Draw(page)
+    for y, (truth, cells) in enumerate(rows):
+        part = square_with_edges(truth, side)
+        for x, (caption, picture) in enumerate(cells):
+            at = x * (cell + GAP), y * (cell + BAND)
+            draw.text((at[0] + 3, at[1] + 2), caption, fill=(0, 0, 0), font_size=12)
+            crop = Image.fromarray(np.rint(quantize8(picture[part]) * 255).astype(np.uint8))
+            page.paste(crop.resize((cell, cell), Image.Resampling.NEAREST), (at[0], at[1] + BAND))
+    return page
+
+
+def enlarged(image: np.ndarray, scale: int, restorer: nlrn.Restorer) -> tuple[np.ndarray, list[Column]]:
+    """The small picture, bicubic, ours and the truth, with the PSNR of Y."""
+    height, width = (n // scale * scale for n in image.shape[:2])
+    image = image[:height, :width]
+    low = resize_bicubic8(image, height // scale, width // scale)
+    bicubic = resize_bicubic8(low, height, width) / 255
+    ours = restorer.upscale(low / 255.0, height, width)
+
+    def caption(name: str, picture: np.ndarray) -> Column:
+        y = [luma8(np.rint(quantize8(p) * 255).astype(np.uint8)) / 255 for p in (image / 255, picture)]
+        return f"{name}, {psnr(*y, border=scale):.2f} dB", picture
+
+    small = low.repeat(scale, axis=0).repeat(scale, axis=1) / 255
+    return image, [(f"1/{scale}", small), caption("bicubic", bicubic), caption("nlrn", ours), ("truth", image / 255)]
+
+
+def denoised(image: np.ndarray, sigma: float, restorer: nlrn.Restorer) -> tuple[np.ndarray, list[Column]]:
+    """Noisy, ours and the truth, with the PSNR."""
+    noisy = add_gaussian_noise(image / 255.0, sigma)
+    ours = quantize8(restorer.denoise(noisy, sigma))
+    pair = [(f"{name}, {psnr(image / 255, p):.2f} dB", p) for name, p in ((f"sigma {sigma:g}", noisy), ("nlrn", ours))]
+    return image, [*pair, ("truth", image / 255)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("sr", "denoise"))
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png|.jpg")
+    parser.add_argument("--model", required=True, help="a shipped model or a weights file")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
+    parser.add_argument("--scale", type=int, default=3)
+    parser.add_argument("--sigma", type=float, default=25.0)
+    parser.add_argument("--pictures", type=int, default=5, help="the first so many of the set (default: 5)")
+    parser.add_argument("--side", type=int, default=72, help="of the square that is shown (default: 72)")
+    options = parser.parse_args()
+
+    restorer = nlrn.load(options.model)
+    pictures = scoring_set(data_root(options.data), "set5" if options.task == "sr" else "cbsd68")
+    row: Callable[[np.ndarray], tuple[np.ndarray, list[Column]]] = {
+        "sr": lambda image: enlarged(image, options.scale, restorer),
+        "denoise": lambda image: denoised(image, options.sigma, restorer),
+    }[options.task]
+    rows = [row(image) for _, image in pictures[: options.pictures]]
+    sheet(rows, options.side).save(options.output, quality=92)
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()
