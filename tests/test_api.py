@@ -22,7 +22,7 @@ from nlrn.errors import ConfigError, InputError, ModelNotFoundError, NLRNError
 SOURCE = Path(nlrn.__file__).parent
 ORDER = [  # imports go down this list only
     {"errors"},
-    {"hardware", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "views"},
+    {"allocator", "hardware", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "views"},
     {"plotting", "alpha"},
     {"model", "datasets", "decoding", "processes"},
     {"attention", "checkpoint", "images", "inference", "recipe", "tensorflow"},
@@ -154,8 +154,23 @@ def test_docstring_examples_hold() -> None:
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
-    code = "import sys, nlrn, nlrn.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'rich')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    heavy = "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'rich')))"
+    assert subprocess.run([sys.executable, "-c", f"import sys, nlrn, nlrn.cli; {heavy}"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("words", ["--help", "denoise", "denoise a.png -o b.png --sigma 300"])
+def test_arguments_are_checked_before_torch_is_imported(words: str) -> None:
+    command = f"""
+import sys
+from nlrn.__main__ import main
+sys.argv = ["nlrn", *{words.split()!r}]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == ({"0" if words == "--help" else "2"})
+sys.exit(any(m in sys.modules for m in ("torch", "numpy", "rich")))
+"""
+    assert subprocess.run([sys.executable, "-c", command], check=False, capture_output=True).returncode == 0
 
 
 def _imports(file: Path) -> set[str]:

@@ -11,7 +11,7 @@ import nlrn
 
 FAULTS = """
 import resource, sys, torch
-from nlrn.hardware import keep_freed_memory
+from nlrn.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def work():

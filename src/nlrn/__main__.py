@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from nlrn.allocator import keep_freed_memory
 from nlrn.cli import run
-from nlrn.hardware import keep_freed_memory
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import sys
 
 import torch
 
+from nlrn.allocator import keep_freed_memory
 from nlrn.benchmark import network, operator
-from nlrn.hardware import keep_freed_memory
 
 
 def main() -> None:
