@@ -22,7 +22,19 @@ from nlrn.errors import ConfigError, InputError, ModelNotFoundError, NLRNError
 SOURCE = Path(nlrn.__file__).parent
 ORDER = [  # imports go down this list only
     {"errors"},
-    {"allocator", "hardware", "publish", "ops", "metrics", "degradations", "noise", "tiling", "containers", "views"},
+    {
+        "allocator",
+        "hardware",
+        "publish",
+        "ops",
+        "metrics",
+        "degradations",
+        "noise",
+        "stabilization",
+        "tiling",
+        "containers",
+        "views",
+    },
     {"plotting", "alpha"},
     {"model", "datasets", "decoding", "processes"},
     {"attention", "checkpoint", "images", "inference", "recipe", "tensorflow"},

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nlrn.noise import estimate_sigma
     from nlrn.ops import neighborhood_attention
     from nlrn.restore import Restorer, Settings
+    from nlrn.stabilization import PoissonNoise
     from nlrn.training import train_from_recipe
 
 _HOMES = {
@@ -45,6 +46,7 @@ _HOMES = {
     "noise": ("estimate_sigma",),
     "ops": ("neighborhood_attention",),
     "restore": ("Restorer", "Settings"),
+    "stabilization": ("PoissonNoise",),
     "training": ("train_from_recipe",),
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "NLRNConfig",
     "NLRNError",
     "NonLocal2d",
+    "PoissonNoise",
     "Restorer",
     "Settings",
     "TrainingError",

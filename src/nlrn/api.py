@@ -18,6 +18,7 @@ from nlrn.checkpoint import default_model
 from nlrn.errors import InputError
 from nlrn.model import NLRN
 from nlrn.restore import Restorer, Settings, channels_of, checked_picture
+from nlrn.stabilization import PoissonNoise
 
 PictureT = TypeVar("PictureT", np.ndarray, Tensor, Image.Image)
 Restore = Callable[[np.ndarray, np.ndarray | None], np.ndarray]  # float HW or HWC and its alpha -> the result
@@ -37,7 +38,7 @@ def load(
 
 def denoise(
     picture: PictureT,
-    sigma: float | str | np.ndarray = "auto",
+    sigma: float | str | np.ndarray | PoissonNoise = "auto",
     model: NLRN | str | Path | None = None,
     mode: str = "window",
 ) -> PictureT:
@@ -46,7 +47,8 @@ def denoise(
     picture: a PIL image (L, LA, RGB, RGBA, I;16; alpha is passed through), a NumPy array HW or HWC, or a torch
     tensor HW, CHW or BCHW, with 1 or 3 channels. Integers (uint8, uint16) are scaled by their own range and come
     back rounded and clipped; floats are on the 0..1 scale, may exceed it as noise does, and are not clipped.
-    sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, or "auto". model: a shipped
+    sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, "auto", or a
+    PoissonNoise (photons counted: microscopy, low light). model: a shipped
     name (`nlrn models` lists them), a weights file or an NLRN; None takes the best one for the picture.
     mode: "window", or "patch" for the authors' slow test protocol.
 

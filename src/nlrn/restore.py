@@ -27,6 +27,7 @@ from nlrn.metrics import studio_luma
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
 from nlrn.ops import KERNELS, state_bytes
+from nlrn.stabilization import PoissonNoise
 from nlrn.tiling import PATCH, Average, Blend, patch_size, patches, plan
 from nlrn.views import Progress, over_views, tick_of_part
 
@@ -104,7 +105,7 @@ class Restorer:
     def denoise(
         self,
         image: np.ndarray,
-        sigma: float | str | np.ndarray = "auto",
+        sigma: float | str | np.ndarray | PoissonNoise = "auto",
         *,
         alpha: np.ndarray | None = None,
         progress: Progress | None = None,
@@ -112,13 +113,20 @@ class Restorer:
         """The denoised picture, float32 of the same shape, not clipped.
 
         image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour picture goes through a grey model channel
-        by channel. sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, or "auto"
-        to estimate it. alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes
-        back as it was. progress(done, total) is called after each tile or batch of patches.
+        by channel. sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, "auto"
+        to estimate it, or a PoissonNoise, which grows with the light. alpha: HW, or None; the colour of pixels where it
+        is 0 does not reach the others and comes back as it was. progress(done, total) is called after each tile or
+        batch of patches.
         Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
         """
         self._check_task("denoise")
         image = checked_picture(image)
+        if isinstance(sigma, PoissonNoise):
+            if not self.model.config.sigma_input:
+                raise ConfigError("Poisson noise wants a model that is told the noise level")
+            seen = image if alpha is None else fill_hidden(image, alpha)
+            result = sigma.removed(seen, partial(self.denoise, progress=progress))
+            return result if alpha is None else np.where(hidden(image, alpha), image, result)
         if image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1:
             # grey in three channels: once, not three times
             grey = self.denoise(image[..., :1], sigma, alpha=alpha, progress=progress)

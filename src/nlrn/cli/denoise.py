@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.shared import ProgressBar, add_picture_options, make_restorer, read_input, say_tiles, sayer, sigma_or_auto
+from nlrn.cli.shared import (
+    ProgressBar,
+    add_picture_options,
+    make_restorer,
+    number,
+    read_input,
+    say_tiles,
+    sayer,
+    sigma_level,
+    sigma_or_auto,
+)
+from nlrn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nlrn.stabilization import PoissonNoise
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("denoise", help="remove noise from a picture")
+    parser.add_argument("--sigma", type=sigma_or_auto, help="noise level in 0-255 units, 0..75, or auto (default)")
     parser.add_argument(
-        "--sigma", type=sigma_or_auto, default="auto", help="noise level in 0-255 units, 0..75, or auto (default)"
+        "--noise",
+        choices=("gaussian", "poisson"),
+        default="gaussian",
+        help="poisson: counted photons, noise that grows with the light",
     )
+    parser.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
+    parser.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
     add_picture_options(parser)
     parser.set_defaults(run=_denoise)
 
@@ -22,15 +42,16 @@ def _denoise(options: argparse.Namespace) -> int:
     from nlrn.images import write_picture
     from nlrn.restore import channels_of
 
+    noise, sigma = _noise(options), "auto" if options.sigma is None else options.sigma
     picture = read_input(options)
     seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     channels = channels_of(seen)
     restorer = make_restorer(options, channels=channels)
     say = sayer(options)
-    level = restorer.noise_level(seen, options.sigma)
+    level = noise or restorer.noise_level(seen, sigma)
     if not restorer.model.config.sigma_input:
         say("this model was trained for one noise level and takes none")
-    elif options.sigma == "auto":
+    elif noise is None and sigma == "auto":
         say(f"estimated noise: sigma {level:.1f}" + (" or more, this model's limit" if level == 75 else ""))
     if channels == 3 and restorer.model.config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
@@ -40,3 +61,20 @@ def _denoise(options: argparse.Namespace) -> int:
     write_picture(options.output, picture.with_array(restored), overwrite=options.overwrite)
     say(f"wrote {options.output}")
     return 0
+
+
+def _noise(options: argparse.Namespace) -> PoissonNoise | None:
+    """What --noise poisson says; None for Gaussian noise."""
+    from nlrn.stabilization import PoissonNoise
+
+    if options.noise == "poisson":
+        if options.gain is None or options.sigma is not None:
+            raise ConfigError("--noise poisson wants --gain, and takes no --sigma")
+        return PoissonNoise(options.gain, options.read_noise or 0.0)
+    if options.gain is not None or options.read_noise is not None:
+        raise ConfigError("--gain and --read-noise belong to --noise poisson")
+    return None
+
+
+def _gain(text: str) -> float:
+    return number(text, "gain", 1e-4, 255)
