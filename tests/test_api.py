@@ -16,6 +16,8 @@ from test_restore import FP32, picture, random_model
 
 import nlrn
 import nlrn.api
+from nlrn import checkpoint
+from nlrn.checkpoint import save_model
 from nlrn.degradations import resize_bicubic8
 from nlrn.errors import ConfigError, InputError, ModelNotFoundError, NLRNError
 
@@ -35,7 +37,7 @@ ORDER = [  # imports go down this list only
         "containers",
         "views",
     },
-    {"plotting", "alpha"},
+    {"plotting", "alpha", "enlarging"},
     {"model", "datasets", "decoding", "processes"},
     {"attention", "checkpoint", "images", "inference", "recipe", "tensorflow"},
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
@@ -59,6 +61,41 @@ def test_floats_come_back_as_floats_and_integers_as_integers() -> None:
         out = nlrn.denoise(stored, 25, model)
         assert out.dtype == dtype
         np.testing.assert_array_equal(out, np.rint(np.clip(exact, 0, 1) * levels).astype(dtype))
+
+
+def test_a_weights_file_that_was_written_again_is_read_again(tmp_path: Path) -> None:
+    image, file = picture(20, 24), tmp_path / "own.safetensors"
+    for seed in (0, 1):
+        model = random_model(seed=seed)
+        save_model(file, model, {}, overwrite=True)
+        np.testing.assert_array_equal(nlrn.denoise(image, 25, file), nlrn.denoise(image, 25, model))
+
+
+def test_hidden_colour_does_not_choose_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grey wherever it is seen, a picture goes to the grey model, whatever lies under alpha = 0."""
+    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)
+    save_model(tmp_path / "denoise-gray.safetensors", random_model(), {})
+    save_model(tmp_path / "denoise-color.safetensors", random_model(in_channels=3), {})
+    sums = [f"{checkpoint.sha256(file)}  {file.name}\n" for file in sorted(tmp_path.glob("*.safetensors"))]
+    (tmp_path / "SHA256SUMS").write_text("".join(sums))
+    levels = np.random.RandomState(0).randint(0, 256, (20, 24, 1)).astype(np.uint8).repeat(3, axis=2)
+    alpha = np.full((20, 24), 255, np.uint8)
+    alpha[3:9, 4:12] = 0
+    found = []
+    for hidden in ((255, 0, 0), (0, 0, 0)):
+        colour = np.where(alpha[..., None] == 0, np.uint8(hidden), levels)
+        given = Image.fromarray(np.dstack([colour, alpha]))
+        found.append(np.where(alpha[..., None] == 0, 0, np.asarray(nlrn.denoise(given, 25))[..., :3]))
+    np.testing.assert_array_equal(*found)
+    assert (found[0][..., 0] == found[0][..., 1]).all()
+
+
+def test_a_transparent_colour_is_refused() -> None:
+    given = Image.new("RGB", (20, 24))
+    given.info["transparency"] = (0, 0, 0)
+    for restore in (nlrn.denoise, nlrn.upscale):
+        with pytest.raises(InputError, match="convert it to RGBA"):
+            restore(given)
 
 
 @pytest.mark.parametrize("shape", [(20, 24), (1, 20, 24), (3, 20, 24), (2, 3, 20, 24)])
@@ -125,7 +162,9 @@ def test_arrays_and_tensors_are_enlarged_as_they_are_denoised() -> None:
     out = nlrn.upscale(batch, 3, sr_model())
     assert out.shape == (2, 3, 60, 72)
     np.testing.assert_array_equal(out[1].movedim(0, -1).numpy(), expected)
-    for scale in (1.2, 17, float("nan"), "2", None):
+    for scale in (np.int64(3), np.float32(3)):
+        np.testing.assert_array_equal(nlrn.upscale(image, scale, sr_model()), expected)  # type: ignore[arg-type]
+    for scale in (1.2, 17, 1e308, float("inf"), float("nan"), "2", None):
         with pytest.raises(InputError, match=r"scale|grow"):
             nlrn.upscale(image, scale, sr_model())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="is for denoise"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from test_restore import random_model
 
 from nlrn.checkpoint import save_model
@@ -134,6 +134,42 @@ def test_upscale_writes_what_the_restorer_gives(
     settings = Settings(mode="patch" if "patch" in arguments else "window", tile=40 if "-t" in arguments else None)
     exact = Restorer(enlarger, settings=settings).upscale(np.asarray(Image.open(noisy)) / np.float32(255), *size)
     np.testing.assert_array_equal(np.asarray(Image.open(out)), np.rint(np.clip(exact, 0, 1) * 255))
+
+
+@pytest.mark.parametrize(("name", "side"), [("out.webp", 16400), ("out.jpg", 65600)])
+def test_a_format_too_small_for_the_result_is_refused_before_the_work(
+    enlarger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, side: int
+) -> None:
+    Image.new("L", (side // 16, 4)).save(tmp_path / "long.png")
+    command = ["upscale", str(tmp_path / "long.png"), "-o", str(tmp_path / name), "--model", str(enlarger)]
+    assert run([*command, "-s", "16", "--memory", "1"]) == 1  # with work, it would be the memory that is too small
+    assert f"this would be {side} x 64" in capsys.readouterr().err
+
+
+def test_a_model_for_enlarging_neither_denoises_nor_explains(
+    noisy: Path, enlarger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["denoise", str(noisy)], ["explain", str(noisy), "--at", "3,3"]):
+        assert run([*words, "-o", str(tmp_path / "out.png"), "--model", str(enlarger)]) == 2
+        told = capsys.readouterr()
+        assert "is for sr, not for denoise" in told.err
+        assert told.out == ""
+
+
+def test_upscale_brings_exif_up_to_date(enlarger: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "me"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] = 24
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageHeight] = 20
+    Image.new("RGB", (24, 20)).save(tmp_path / "in.jpg", exif=exif)
+    command = ["upscale", str(tmp_path / "in.jpg"), "-o", str(tmp_path / "out.jpg"), "--model", str(enlarger)]
+    assert run(command) == 0
+    with Image.open(tmp_path / "out.jpg") as out:
+        found = out.getexif()
+        details = found.get_ifd(ExifTags.IFD.Exif)
+        assert out.size == (48, 40)
+    assert found[ExifTags.Base.Artist] == "me"
+    assert (details[ExifTags.Base.ExifImageWidth], details[ExifTags.Base.ExifImageHeight]) == (48, 40)
 
 
 def test_a_result_beyond_the_limit_is_refused(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 
 from nlrn.degradations import resize_bicubic
+from nlrn.enlarging import enlarged, enlarged_size, passes_of
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.model import DISTANCES, NLRN, NLRNConfig
-from nlrn.restore import MAX_SIGMA, Restorer, Settings, channels_of, passes_of
+from nlrn.restore import MAX_SIGMA, Restorer, Settings, channels_of
 from nlrn.tiling import patch_size, patches
 
 FP32 = Settings(precision="fp32")
@@ -312,6 +315,24 @@ def test_large_factors_take_two_equal_steps() -> None:
     np.testing.assert_array_equal(found, restorer.upscale(restorer.upscale(image, 30, 27), 90, 60))
     assert ticks[-1][0] == ticks[-1][1]
     assert passes_of((10, 12), (40, 48)) == 1
+
+
+def test_every_offered_scale_is_taken_on_every_side() -> None:
+    for scale, passes in ((1.5, 1), (2, 1), (2.5, 1), (3.5, 1), (4, 1), (16, 2)):
+        for side in (*range(1, 40), 427, 1023):
+            wanted = enlarged_size((side, side + 1, 3), scale)
+            assert all(abs(m - scale * n) <= 0.5 for n, m in zip((side, side + 1), wanted, strict=True))
+            assert passes_of((side, side + 1), wanted) == passes
+    assert enlarged_size((43, 39), 1.5) == (65, 59)
+
+
+def test_a_large_result_takes_little_beside_the_network() -> None:
+    image = np.random.RandomState(0).random((400, 500, 3)).astype(np.float32)
+    tracemalloc.start()
+    enlarged(image, 1200, 1500, lambda luma: luma * np.float32(0.5))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / (1200 * 1500) < 32  # 12 the result, 8 the luminance before and after, the rest while it is made
 
 
 @pytest.mark.parametrize("size", [(14, 40), (161, 100), (10, 12), (0, 0), (-20, 24)])

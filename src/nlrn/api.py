@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from nlrn.alpha import enlarged_alpha, fill_hidden
-from nlrn.checkpoint import default_model
+from nlrn.checkpoint import default_model, resolve_model
+from nlrn.enlarging import enlarged_size
 from nlrn.errors import InputError
 from nlrn.model import NLRN
 from nlrn.restore import Restorer, Settings, channels_of, checked_picture
@@ -62,7 +62,8 @@ def denoise(
     """
 
     def restore(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
-        return _restorer(model, "denoise", image, mode).denoise(image, sigma, alpha=alpha)
+        seen = image if alpha is None else fill_hidden(image, alpha)
+        return _restorer(model, "denoise", seen, mode).denoise(image, sigma, alpha=alpha)
 
     return _of_the_same_kind(picture, restore)
 
@@ -73,16 +74,15 @@ def upscale(
     """The picture enlarged `scale` times (1.5 to 16), of the same kind, dtype and device as the one given.
 
     picture and what happens to its numbers: as for `denoise`; alpha is enlarged by bicubic. The sides are rounded
-    to whole pixels. The network restores the luminance, whatever the scale: it was trained for 2, 3 and 4; beyond 4
-    it runs twice. model: a shipped name, a weights file or an NLRN; None takes the best one. mode: as for `denoise`.
+    to whole pixels, halves up. The network restores the luminance, whatever the scale: it was trained for 2, 3 and 4;
+    beyond 4 it runs twice. model: a shipped name, a weights file or an NLRN; None takes the best one. mode: as for
+    `denoise`.
 
     Raises InputError for a picture or scale that is refused, ModelError for the model.
     """
-    if not (isinstance(scale, int | float) and math.isfinite(scale)):
-        raise InputError(f"scale must be a number, not {scale!r}")
 
     def restore(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
-        height, width = (round(n * scale) for n in image.shape[:2])
+        height, width = enlarged_size(image.shape, scale)
         seen = image if alpha is None else fill_hidden(image, alpha)
         return _restorer(model, "sr", image, mode).upscale(seen, height, width)
 
@@ -123,6 +123,8 @@ def _pil(picture: Image.Image, restore: Restore) -> Image.Image:
     if picture.mode not in _PIL_MODES:
         modes = ", ".join(_PIL_MODES)
         raise InputError(f"pictures of mode {picture.mode} are not taken, only {modes}: convert it first")
+    if "transparency" in picture.info:
+        raise InputError("one of the picture's colours is transparent: convert it to RGBA or LA first")
     array = np.asarray(picture)
     if picture.mode.endswith("A"):
         colour, alpha = (array[..., 0] if picture.mode == "LA" else array[..., :3]), array[..., -1]
@@ -137,10 +139,12 @@ def _pil(picture: Image.Image, restore: Restore) -> Image.Image:
 def _restorer(model: NLRN | str | Path | None, task: str, image: np.ndarray, mode: str) -> Restorer:
     if isinstance(model, NLRN):
         return Restorer(model, settings=Settings(mode=mode))
-    channels = channels_of(image)
-    return _cached(str(default_model(task, channels) if model is None else model), mode)
+    name = str(default_model(task, channels_of(image)) if model is None else model)
+    path = resolve_model(name).resolve()
+    found = path.stat()  # a file that was written again is another model
+    return _cached(path, found.st_mtime_ns, found.st_size, mode)
 
 
 @lru_cache(maxsize=4)
-def _cached(model: str, mode: str) -> Restorer:
-    return load(model, mode=mode)
+def _cached(path: Path, time: int, size: int, mode: str) -> Restorer:
+    return load(path, mode=mode)

@@ -14,6 +14,7 @@ import numpy as np
 from nlrn.errors import InputError
 
 Border = Literal["replicate", "symmetric"]
+_STRIP = 256  # rows
 
 
 def add_gaussian_noise(image: np.ndarray, sigma: float, seed: int = 0) -> np.ndarray:
@@ -38,14 +39,17 @@ def resize_bicubic(
     in the MATLAB that made the usual test sets) or mirrored with the edge ("symmetric", newer MATLAB).
     """
     image = _float_picture(image)
-    rows = _resize_rows(image, height, antialias, border)
-    return _resize_rows(rows.swapaxes(0, 1), width, antialias, border).swapaxes(0, 1)
+    down, across = _taps(image.shape[0], height, antialias, border), _taps(image.shape[1], width, antialias, border)
+    result = np.empty((height, width, *image.shape[2:]))
+    for top in range(0, height, _STRIP):  # what lies between the two passes is never there as a whole
+        strip = slice(top, top + _STRIP)
+        rows = _resampled(image, *(x[strip] for x in down))
+        result[strip] = _resampled(rows.swapaxes(0, 1), *across).swapaxes(0, 1)
+    return result
 
 
 def resize_matrix(length: int, size: int, *, antialias: bool = True, border: Border = "replicate") -> np.ndarray:
     """`resize_bicubic` along one axis as a matrix [size, length], float64."""
-    if min(length, size) < 1:
-        raise InputError(f"sides of {length} and {size} pixels; expected at least 1")
     index, weight = _taps(length, size, antialias, border)
     matrix = np.zeros((size, length))
     np.add.at(matrix, (np.arange(size)[:, None], index), weight)
@@ -59,8 +63,10 @@ def resize_bicubic8(image: np.ndarray, height: int, width: int, *, border: Borde
     """
     if image.dtype != np.uint8:
         raise InputError(f"expected a uint8 picture; got {image.dtype}")
-    rows = _round8(_resize_rows(_float_picture(image.astype(np.float64)), height, True, border))
-    return _round8(_resize_rows(rows.swapaxes(0, 1), width, True, border)).swapaxes(0, 1).astype(np.uint8)
+    image = _float_picture(image.astype(np.float64))
+    rows = _round8(_resampled(image, *_taps(image.shape[0], height, True, border)))
+    columns = _resampled(rows.swapaxes(0, 1), *_taps(image.shape[1], width, True, border))
+    return _round8(columns).swapaxes(0, 1).astype(np.uint8)
 
 
 def _float_picture(image: np.ndarray) -> np.ndarray:
@@ -76,13 +82,10 @@ def _round8(values: np.ndarray) -> np.ndarray:
     return np.clip(np.floor(values + 0.5), 0, 255)
 
 
-def _resize_rows(image: np.ndarray, size: int, antialias: bool, border: Border) -> np.ndarray:
-    """The first axis resampled to `size`; one pass over the picture for each of the kernel's few taps."""
-    if size < 1:
-        raise InputError(f"a side of {size} pixels; expected at least 1")
-    index, weight = _taps(image.shape[0], size, antialias, border)
-    shape = (size,) + (1,) * (image.ndim - 1)
-    result = np.zeros((size, *image.shape[1:]))
+def _resampled(image: np.ndarray, index: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The first axis resampled; one pass over the picture for each of the kernel's few taps."""
+    result = np.zeros((len(index), *image.shape[1:]))
+    shape = (-1,) + (1,) * (image.ndim - 1)
     for tap in range(index.shape[1]):
         result += weight[:, tap].reshape(shape) * image[index[:, tap]]
     return result
@@ -90,6 +93,8 @@ def _resize_rows(image: np.ndarray, size: int, antialias: bool, border: Border) 
 
 def _taps(length: int, size: int, antialias: bool, border: Border) -> tuple[np.ndarray, np.ndarray]:
     """Source rows and normalised weights of every output row: two arrays [size, taps]."""
+    if min(length, size) < 1:
+        raise InputError(f"sides of {length} and {size} pixels; expected at least 1")
     scale = size / length
     squeeze = min(scale, 1.0) if antialias else 1.0  # a shrinking kernel is stretched by 1 / scale
     centre = (np.arange(size) + 0.5) / scale - 0.5

@@ -102,9 +102,13 @@ def _states(model: NLRN, x: Tensor, centre: tuple[int, int], sigma: float | None
 
 
 def explain(restorer: Restorer, clean: np.ndarray, at: tuple[int, int], sigma: float, seed: int = 0) -> list[Maps]:
-    """The maps of a picture taken for clean, and of the same with Gaussian noise of `sigma` added."""
+    """The maps of a picture taken for clean, and of the same with Gaussian noise of `sigma` added.
+
+    Raises InputError for a sigma or a picture that is refused, ConfigError for a model that does not denoise.
+    """
     if not 0 < sigma <= MAX_SIGMA:
         raise InputError(f"sigma must lie above 0 and up to {MAX_SIGMA:g} (0-255 units), not {sigma:g}")
+    restorer.require("denoise")
     clean = checked_picture(clean)
     noisy = add_gaussian_noise(clean, sigma, seed).astype(np.float32)
     return [correlation_maps(restorer, clean, at, 0.0), correlation_maps(restorer, noisy, at, sigma)]

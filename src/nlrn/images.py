@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from nlrn.decoding import decode
 from nlrn.errors import ConfigError, InputError
@@ -35,6 +35,7 @@ SUFFIXES = {
 }  # fmt: skip
 _WITH_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
 _WITH_16_BITS = frozenset({"PNG", "PPM", "TIFF"})
+_LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels of a side
 _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": 0},  # 4:4:4
     "WEBP": {"lossless": True, "exact": True},  # exact: colours under full transparency too
@@ -70,6 +71,12 @@ class Picture:
             raise InputError(
                 f"alpha is {self.alpha.dtype} {self.alpha.shape}; expected uint8 {shape[:2]} as the picture"
             )
+
+    def of_size(self, height: int, width: int) -> Picture:
+        """The same in another size, without values yet: black, and memory for none of it."""
+        array = np.broadcast_to(np.float32(0), (height, width, *self.array.shape[2:]))
+        alpha = None if self.alpha is None else np.broadcast_to(np.uint8(0), (height, width))
+        return replace(self, array=array, alpha=alpha, exif=self.exif and _of_size(self.exif, height, width))
 
     def with_array(self, array: np.ndarray) -> Picture:
         """The same with another colour array: HW, HW1 or HW3. With alpha its size must stay the same."""
@@ -152,7 +159,7 @@ def check_output(
 ) -> None:
     """Find out before any work whether `path` can be written. Raises InputError with the reason.
 
-    Checked: a known suffix, that the format holds `picture` (its alpha and depth), and what
+    Checked: a known suffix, that the format holds `picture` (its size, alpha and depth), and what
     nlrn.publish.check_target checks.
     """
     path = Path(path)
@@ -163,6 +170,12 @@ def check_output(
 
 
 def _check_holds(picture: Picture, format: str) -> None:  # noqa: A002
+    height, width = picture.array.shape[:2]
+    if max(height, width) > _LONGEST.get(format, max(height, width)):
+        raise InputError(
+            f"{format} files have sides of at most {_LONGEST[format]:,} pixels, and this would be {width} x {height};"
+            " write PNG or TIFF instead"
+        )
     if picture.alpha is not None and format not in _WITH_ALPHA:
         raise InputError(f"{format} files hold no transparency; write PNG, TIFF or WebP instead")
     if picture.depth == 8:
@@ -210,6 +223,17 @@ def _integers(array: np.ndarray, depth: int) -> np.ndarray:
         block = np.clip(array[start : start + 256].astype(np.float64), 0, 1)
         out[start : start + 256] = np.rint(block * levels)
     return out
+
+
+def _of_size(exif: bytes, height: int, width: int) -> bytes:
+    """The EXIF block, what it says of the picture's size brought up to date."""
+    found = Image.Exif()
+    found.load(exif)
+    details = found.get_ifd(ExifTags.IFD.Exif)
+    for tag, side in ((ExifTags.Base.ExifImageWidth, width), (ExifTags.Base.ExifImageHeight, height)):
+        if tag in details:
+            details[tag] = side
+    return found.tobytes()
 
 
 def _metadata(picture: Picture, format: str) -> dict[str, bytes]:  # noqa: A002

@@ -7,6 +7,7 @@ not clipped. Files, other array types and user interfaces are converted by the m
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,10 @@ from torch import Tensor
 
 from nlrn.alpha import fill_hidden, hidden
 from nlrn.checkpoint import default_model, load_model, to_device
-from nlrn.degradations import resize_bicubic
+from nlrn.enlarging import enlarged, passes_of
 from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 from nlrn.hardware import hardware_bf16, usable_device
 from nlrn.inference import FoldedNLRN, Unfolded
-from nlrn.metrics import studio_luma
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
 from nlrn.ops import KERNELS, state_bytes
@@ -35,7 +35,6 @@ MODES = ("window", "patch")
 PRECISIONS = ("auto", "fp32", "bf16")
 MAX_SIGMA = 75.0
 TILES = (1024, 512, 256, 128)  # tried in turn when the whole picture is too large
-UPSCALE = (1.5, 4)  # factors of one pass; the network was trained for 2, 3 and 4
 OVERLAP = 32
 MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles everywhere
 _ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True, True): 22}
@@ -119,23 +118,24 @@ class Restorer:
         batch of patches.
         Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
         """
-        self._check_task("denoise")
+        self.require("denoise")
         image = checked_picture(image)
+        if alpha is None:
+            return self._denoised(image, sigma, progress)
+        return np.where(hidden(image, alpha), image, self._denoised(fill_hidden(image, alpha), sigma, progress))
+
+    def _denoised(
+        self, image: np.ndarray, sigma: float | str | np.ndarray | PoissonNoise, progress: Progress | None
+    ) -> np.ndarray:
         if isinstance(sigma, PoissonNoise):
             if not self.model.config.sigma_input:
                 raise ConfigError("Poisson noise wants a model that is told the noise level")
-            seen = image if alpha is None else fill_hidden(image, alpha)
-            result = sigma.removed(seen, partial(self.denoise, progress=progress))
-            return result if alpha is None else np.where(hidden(image, alpha), image, result)
+            return sigma.removed(image, partial(self._denoised, progress=progress))
         if image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1:
-            # grey in three channels: once, not three times
-            grey = self.denoise(image[..., :1], sigma, alpha=alpha, progress=progress)
-            return grey.repeat(3, axis=2)
-        seen = image if alpha is None else fill_hidden(image, alpha)
-        noise = self.noise_level(seen, sigma)
-        planes = _planes(seen, self.model.config.in_channels)
-        result = _unplanes(self._restored(planes, noise, progress), image.shape)
-        return result if alpha is None else np.where(hidden(image, alpha), image, result)
+            return self._denoised(image[..., :1], sigma, progress).repeat(3, axis=2)  # once, not three times
+        noise = self.noise_level(image, sigma)
+        planes = _planes(image, self.model.config.in_channels)
+        return _unplanes(self._restored(planes, noise, progress), image.shape)
 
     def upscale(self, image: np.ndarray, height: int, width: int, *, progress: Progress | None = None) -> np.ndarray:
         """The picture in another size, float32 [height, width(, C)], not clipped.
@@ -146,28 +146,19 @@ class Restorer:
         network has seen in training, and by two equal ones beyond. Raises InputError for anything else, ConfigError
         for a model of another task, MemoryBudgetError when no tile fits the memory.
         """
-        self._check_task("sr")
+        self.require("sr")
         image = checked_picture(image)
         passes = passes_of(image.shape[:2], (height, width))
         for i in range(passes):
             share = (i + 1) / passes
-            sides = [round(n * (m / n) ** share) for n, m in zip(image.shape[:2], (height, width), strict=True)]
+            pairs = zip(image.shape[:2], (height, width), strict=True)
+            sides = [math.floor(n * (m / n) ** share + 0.5) for n, m in pairs]
             tick = progress and partial(tick_of_part, progress, i, passes)
-            image = self._enlarged(image, sides[0], sides[1], tick)
+            image = enlarged(image, sides[0], sides[1], partial(self._restored, noise=0.0, progress=tick))
         return image
 
-    def _enlarged(self, image: np.ndarray, height: int, width: int, progress: Progress | None) -> np.ndarray:
-        """One pass of `upscale`."""
-        larger = resize_bicubic(image.astype(np.float64), height, width)
-        colour = larger.ndim == 3 and larger.shape[2] == 3
-        luma = studio_luma(larger) if colour else larger.reshape(height, width)
-        planes = luma[None, None].astype(np.float32)
-        detail = self._restored(planes, 0.0, progress)[0, 0] - planes[0, 0]
-        if colour:  # as much of it in every channel leaves the colour differences alone
-            return (larger + detail[..., None] * (255 / 219)).astype(np.float32)
-        return (larger + detail.reshape(larger.shape)).astype(np.float32)
-
-    def _check_task(self, task: str) -> None:
+    def require(self, task: str) -> None:
+        """Raises ConfigError for a model of another task."""
         if self.model.config.task != task:
             raise ConfigError(f"this model is for {self.model.config.task}, not for {task}: give another")
 
@@ -340,19 +331,6 @@ def checked_picture(image: np.ndarray) -> np.ndarray:
     if low < -4 or high > 5:
         raise InputError(f"the picture's values span {low:g}..{high:g}, far from 0..1; divide by 255 or 65535")
     return image.astype(np.float32, copy=False)
-
-
-def passes_of(size: tuple[int, ...], wanted: tuple[int, ...]) -> int:
-    """How often a picture is enlarged on the way from one size (rows, columns) to another: once or twice.
-
-    Raises InputError for a factor that is not offered.
-    """
-    factors = [m / n for n, m in zip(size, wanted, strict=True)]
-    least, most = UPSCALE
-    if min(factors) < least or max(factors) > most**2:
-        found = " and ".join(f"{f:.3g}" for f in sorted(set(factors)))
-        raise InputError(f"sides can grow by {least:g} to {most**2:g} times, not by {found}")
-    return 1 if max(factors) <= most else 2
 
 
 def channels_of(image: np.ndarray) -> int:

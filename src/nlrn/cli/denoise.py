@@ -47,6 +47,7 @@ def _denoise(options: argparse.Namespace) -> int:
     seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     channels = channels_of(seen)
     restorer = make_restorer(options, channels=channels)
+    restorer.require("denoise")
     say = sayer(options)
     level = noise or restorer.noise_level(seen, sigma)
     if not restorer.model.config.sigma_input:

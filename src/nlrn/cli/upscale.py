@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from typing import Any
 
 from nlrn.cli.shared import (
@@ -30,8 +31,8 @@ def add(commands: Any) -> None:
 
 def _upscale(options: argparse.Namespace) -> int:
     from nlrn.alpha import enlarged_alpha, fill_hidden
-    from nlrn.images import MAX_RESULT_PIXELS, write_picture
-    from nlrn.restore import passes_of
+    from nlrn.enlarging import passes_of
+    from nlrn.images import MAX_RESULT_PIXELS, check_output, write_picture
 
     picture = read_input(options)
     before = picture.array.shape[:2]
@@ -39,6 +40,8 @@ def _upscale(options: argparse.Namespace) -> int:
     passes = passes_of(before, (height, width))
     if height * width > MAX_RESULT_PIXELS:
         raise InputError(f"a result of {width} x {height} pixels is beyond the limit of {MAX_RESULT_PIXELS:,}")
+    larger = picture.of_size(height, width)
+    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=larger)
     restorer = make_restorer(options, channels=1)
     say = sayer(options)
     if passes > 1:
@@ -48,22 +51,23 @@ def _upscale(options: argparse.Namespace) -> int:
     with ProgressBar(options, "enlarging") as tick:
         array = restorer.upscale(seen, height, width, progress=tick)
     alpha = None if picture.alpha is None else enlarged_alpha(picture.alpha, height, width)
-    larger = dataclasses.replace(picture, array=array, alpha=alpha)
-    write_picture(options.output, larger, overwrite=options.overwrite)
+    result = dataclasses.replace(larger, array=array, alpha=alpha)
+    write_picture(options.output, result, overwrite=options.overwrite)
     say(f"wrote {options.output}, {width} x {height}")
     return 0
 
 
 def _size(options: argparse.Namespace, height: int, width: int) -> tuple[int, int]:
-    """(height, width) of the result."""
+    """(height, width) of the result; a side alone sets the other in proportion, halves rounded up."""
+    from nlrn.enlarging import enlarged_size
+
     if options.width is None and options.height is None:
-        scale = options.scale or 2.0
-        return round(height * scale), round(width * scale)
+        return enlarged_size((height, width), options.scale or 2.0)
     if options.scale is not None:
         raise ConfigError("give a scale, or a width and a height, not both")
     return (
-        options.height or max(1, round(height * options.width / width)),
-        options.width or max(1, round(width * options.height / height)),
+        options.height or max(1, math.floor(height * options.width / width + 0.5)),
+        options.width or max(1, math.floor(width * options.height / height + 0.5)),
     )
 
 
