@@ -34,8 +34,8 @@ def load(name: str) -> dict[str, Any]:
 
 
 def evaluations(kind: str) -> list[dict[str, Any]]:
-    """The results of nlrn evaluate whose file names begin with `kind`."""
-    return [load(path.stem) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
+    """The results of nlrn evaluate of a kind of model: <kind>.json, the base model's, and <kind>-*.json."""
+    return [load(path.stem) for path in sorted(RESULTS.glob("*.json")) if f"{path.stem}-".startswith(f"{kind}-")]
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from nlrn.checkpoint import load_model, model_metadata, save_model, sha256
-from nlrn.evaluation import machine
+from nlrn.datasets import SCORING_SETS, data_root
+from nlrn.evaluation import machine, usual_sets
 from nlrn.hardware import usable_device
 from nlrn.publish import publish, publish_json
 from nlrn.recipe import TrainConfig, read_recipe
@@ -43,8 +44,9 @@ def train(recipe: Path, folder: Path, state: Path, options: argparse.Namespace) 
 
 def score(weights: Path, config: TrainConfig, file: Path, words: list[str]) -> dict[str, Any]:
     """What nlrn evaluate, with these words more, says of the weights, and writes into a file."""
-    arguments = ["evaluate", "--model", str(weights), "--task", config.model.task, "--json", str(file), "--overwrite"]
-    _run(["-m", "nlrn", *arguments, *words])
+    sets = usual_sets(config.model.task, config.model.in_channels)
+    arguments = ["evaluate", "--model", str(weights), "--task", config.model.task, "--set", *sets]
+    _run(["-m", "nlrn", *arguments, "--json", str(file), "--overwrite", *words])
     result: dict[str, Any] = json.loads(file.read_text())
     return result
 
@@ -56,6 +58,18 @@ def data_of(options: argparse.Namespace) -> list[str]:
 
 def _run(arguments: list[str]) -> None:
     subprocess.run([sys.executable, *arguments], check=True)
+
+
+def check_sets(config: TrainConfig, data: Path) -> None:
+    """Before hours of training: are the sets there that the outcome is compared on? Exits if not."""
+    for name in usual_sets(config.model.task, config.model.in_channels):
+        if not (data / SCORING_SETS[name]).is_dir():
+            sys.exit(f"no {data / SCORING_SETS[name]}: {config.name} is scored on {name}")
+
+
+def layout(result: dict[str, Any]) -> dict[str, list[str]]:
+    """What was scored: sets, and noise levels or scales."""
+    return {name: sorted(scores) for name, scores in result["scores"].items()}
 
 
 def mean_psnr(result: dict[str, Any]) -> float:
@@ -87,10 +101,16 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args()
     config, root = read_recipe(options.recipe), options.root
+    check_sets(config, data_root(options.data))
     weights = train(options.recipe, root / "runs" / config.name, root / "training/state" / config.name, options)
     result = score(weights, config, weights.with_name("scores.json"), ["--attention", *data_of(options)])
     before = root / "results" / f"{config.name}.json"
-    known = mean_psnr(json.loads(before.read_text())) if before.exists() else float("-inf")
+    known = float("-inf")
+    if before.exists():
+        released = json.loads(before.read_text())
+        if layout(released) != layout(result):
+            sys.exit(f"{before} holds other sets or levels than those scored now: nothing to compare, nothing released")
+        known = mean_psnr(released)
     print(f"mean PSNR {mean_psnr(result):.3f} dB, released: {known:.3f} dB")
     if options.release and mean_psnr(result) > known:
         here = machine(usable_device("auto"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -36,6 +37,35 @@ def test_a_mark_without_its_end_is_refused_before_it_costs_a_line() -> None:
     ):
         with pytest.raises(SystemExit, match="mark"):
             render_tables.rendered(bad)
+
+
+def test_every_evaluated_model_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base and small, both protocols of super-resolution; a study of the attention where there is one."""
+    conditions, run = ("x2", "x3", "x4"), {"date": "2026-01-02", "commit": "abc", "precision": "fp32", "mode": "window"}
+    scores = {c: {"psnr": 30.0 + i} for i, c in enumerate(conditions)}
+    row = {"psnr": {"as is": 31.5}, "neighbours": [3.25], "largest": [9.0]}
+    for name, protocol in (("sr", "float-lr"), ("sr-8bit-lr", "8bit-lr"), ("sr-small", "float-lr")):
+        result = {
+            "model": name.removesuffix("-8bit-lr"),
+            "task": "sr",
+            "protocol": f"{protocol}: as it is",
+            "sha256": "f" * 64,
+            "run": run,
+            "scores": dict.fromkeys(("set5", "set14", "bsd100"), scores),
+        } | ({"attention": dict.fromkeys(conditions, row)} if protocol == "float-lr" else {})
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    (tmp_path / "published.json").write_bytes((ROOT / "results" / "published.json").read_bytes())
+    (tmp_path / "srx.json").write_text("{}")  # another's
+    monkeypatch.setattr(render_tables, "RESULTS", tmp_path)
+    lines = render_tables.TABLES["enlarging"]().splitlines()
+    assert lines[0] == "| PSNR (dB) at x2 / x3 / x4 | Set5 | Set14 | BSD100 |"
+    ours = " | ".join(["30.00 / 31.00 / 32.00"] * 3)
+    names = ["**sr**, float-lr", "**sr**, 8bit-lr", "**sr-small**, float-lr"]
+    assert {line for line in lines if "**" in line} == {f"| {name}, window mode | {ours} |" for name in names}
+    assert any(line.startswith("| NLRN, the paper (0.35M) | 38.00 / 34.27 / 31.92") for line in lines)
+    attention = render_tables.TABLES["attention-enlarging"]()
+    assert attention.count("| as is | 31.50 | 31.50 | 31.50 |") == 2
+    assert "| sr-small, Set5 | x2 | x3 | x4 |" in attention
 
 
 def test_the_commands_of_the_readme_parse() -> None:

@@ -15,16 +15,19 @@ from nlrn.datasets import SCORING_SETS
 from nlrn.trainstate import BEFORE_DECAY, read_state
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+from slice import layout  # noqa: E402
 
 
-def run(recipe: Path, *arguments: str, minutes: float = 0.2) -> str:
+def run(recipe: Path, *arguments: str, minutes: float = 0.2, code: int = 0) -> str:
+    """What slice.py prints, errors included."""
     command = [sys.executable, ROOT / "scripts" / "slice.py", recipe, "--data", recipe.parent, "--root", recipe.parent]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
         [*command, "--minutes", str(minutes), *arguments], env=environment, capture_output=True, text=True, timeout=300
     )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+    assert finished.returncode == code, finished.stderr
+    return finished.stdout + finished.stderr
 
 
 def lay_out(root: Path, *sets: str) -> None:
@@ -63,6 +66,9 @@ def test_a_slice_is_scored_and_released_only_when_it_is_better(tmp_path: Path) -
             score["psnr"] += 50
     scores.write_text(json.dumps(found))
     before = shipped.read_bytes(), scores.read_bytes()
+    (tmp_path / SCORING_SETS["bsd68"]).rename(tmp_path / "away")
+    assert "is scored on bsd68" in run(recipe, "--release", code=1)
+    (tmp_path / "away").rename(tmp_path / SCORING_SETS["bsd68"])
     (tmp_path / "runs").rename(tmp_path / "old")
     assert "released tiny" not in run(recipe, "--release")
     assert (shipped.read_bytes(), scores.read_bytes()) == before
@@ -74,10 +80,17 @@ def test_a_slice_of_super_resolution_is_scored_under_both_protocols(tmp_path: Pa
     recipe = make(tmp_path)
     text = recipe.read_text().replace("[noise]\nlow = 10.0\nhigh = 50.0", "[resize]\nscales = [2]")
     recipe.write_text(text.replace("sigma_input = true", 'task = "sr"'))
-    lay_out(tmp_path, "set5", "set14")
+    lay_out(tmp_path, "set5", "set14", "bsd100")
     run(recipe, "--release", minutes=0.05)
     results = [json.loads((tmp_path / f"results/{name}.json").read_text()) for name in ("tiny", "tiny-8bit-lr")]
     assert [r["protocol"].partition(":")[0] for r in results] == ["float-lr", "8bit-lr"]
     assert results[0]["scores"]["set14"]["x2"]["psnr"] != results[1]["scores"]["set14"]["x2"]["psnr"]
     assert len({r["sha256"] for r in results}) == 1
     assert list(results[0]["attention"]) == ["x2", "x3", "x4"]
+
+
+def test_other_sets_are_never_compared() -> None:
+    one = {"scores": {"set12": {"25": {"psnr": 40.0}}, "bsd68": {"25": {"psnr": -30.0}}}}
+    assert layout(one) == {"set12": ["25"], "bsd68": ["25"]}
+    assert layout(one) != layout({"scores": {"set12": {"25": {"psnr": 9.0}}}})
+    assert layout(one) != layout({"scores": {"set12": {"50": {"psnr": 9.0}}, "bsd68": {"25": {"psnr": 9.0}}}})

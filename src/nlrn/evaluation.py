@@ -49,21 +49,25 @@ LEAST_SIDE = 2 * SSIM_RADIUS + 1
 Say = Callable[[str], None]
 
 
+def usual_sets(task: str, channels: int) -> tuple[str, ...]:
+    """What the field scores a model on: set12 and bsd68 for a grey denoiser, cbsd68 for a colour one, set5, set14 and
+    bsd100 for super-resolution."""
+    return ("set5", "set14", "bsd100") if task == "sr" else ("set12", "bsd68") if channels == 1 else ("cbsd68",)
+
+
 def find_sets(
     data: str | Path, names: Sequence[str] = (), *, channels: int = 1, task: str = "denoise"
 ) -> dict[str, list[NamedPicture]]:
     """The pictures to score on: the named scoring sets below `data`, or `data` itself as one set.
 
-    With no names: set12 and bsd68 for a grey denoiser, cbsd68 for a colour one, set5, set14 and bsd100 for
-    super-resolution, those that are there. A grey model takes pictures as they are, colour channel by channel or as
-    their luminance; for a colour model grey ones are made colour. Raises InputError when there is nothing to score
-    on, two pictures of a set share a name, or one is too small for SSIM.
+    With no names: the usual ones, those that are there. A grey model takes pictures as they are, colour channel by
+    channel or as their luminance; for a colour model grey ones are made colour. Raises InputError when there is nothing
+    to score on, two pictures of a set share a name, or one is too small for SSIM.
     """
     root = Path(data)
     if not root.is_dir():
         raise InputError(f"no data folder at {root}")
-    usual = ("set5", "set14", "bsd100") if task == "sr" else ("set12", "bsd68") if channels == 1 else ("cbsd68",)
-    wanted = list(names) or [name for name in usual if (root / SCORING_SETS[name]).is_dir()]
+    wanted = list(names) or [name for name in usual_sets(task, channels) if (root / SCORING_SETS[name]).is_dir()]
     unknown = [name for name in wanted if name not in SCORING_SETS]
     if unknown:
         raise InputError(f"no scoring set {unknown[0]!r}; there are {', '.join(sorted(SCORING_SETS))}")
