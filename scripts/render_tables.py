@@ -139,7 +139,9 @@ def benchmark(what: str) -> str:
 
 def _measured(result: dict[str, Any]) -> str:
     run = result["run"]
-    machine = f"{run['device']}, {run['threads']} threads, torch {run['torch']}"
+    threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+    precision = f"{run['precision']}, " if "precision" in run else ""
+    machine = f"{precision}{run['device']}, {threads}, torch {run['torch']}"
     return f"\nMeasured: {run['date']}, commit {run['commit']}, {machine}.\n"
 
 
@@ -147,6 +149,8 @@ def study(name: str) -> str:
     """Equal trainings that differ in one thing."""
     result = load(f"study-{name}")
     _, header, lines = study_table(result)
+    commits = {run.get("commit", result["run"]["commit"]) for runs in result["runs"].values() for run in runs.values()}
+    result["run"]["commit"] = ", ".join(sorted(commits))
     return markdown([f"{result['steps']:,} steps", *header[1:]], lines) + _measured(result)
 
 

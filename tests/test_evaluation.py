@@ -119,7 +119,6 @@ def sr_restorer(idle: bool = False) -> Restorer:
 def test_a_network_that_adds_nothing_has_the_published_scores_of_bicubic(data_root: Path, name: str) -> None:
     sets = find_sets(data_root, [name], task="sr")
     restorer = sr_restorer(idle=True)
-    restorer.upscale = lambda low, height, width: resize_bicubic(low, height, width)  # type: ignore[method-assign]
     exact = evaluate(restorer, sets, super_resolution([2, 3, 4]))[name]
     coarse = evaluate(restorer, sets, super_resolution([2, 3, 4], "8bit-lr"))[name]
     for scale, expected in zip((2, 3, 4), BICUBIC[name], strict=True):
@@ -158,3 +157,19 @@ def test_the_attention_of_super_resolution_is_that_of_the_enlarged_picture() -> 
         mask = oracle.neighbours(height, width, 5)
         largest = max(largest, np.abs(np.where(mask, trace.correlations[0], 0)).max())
     assert study["largest"][0] == pytest.approx(largest, rel=1e-4)
+
+
+def test_the_attention_of_a_grey_model_is_studied_on_colour_channel_by_channel() -> None:
+    restorer, made = Restorer(random_model(), settings=FP32), pictures((36, 40, 3), (25, 30, 3))
+    grey = [(f"{stem}{c}", image[..., c]) for stem, image in made for c in range(3)]
+    found = attention_study(restorer, made, denoising([0]))["0"]
+    assert found["psnr"]["self only"] != found["psnr"]["as is"]
+    assert found["neighbours"] == pytest.approx(attention_study(restorer, grey, denoising([0]))["0"]["neighbours"])
+
+
+def test_a_picture_too_small_at_one_of_the_scales_is_named_before_any_is_scored(tmp_path: Path) -> None:
+    for name, side in (("fine", 24), ("tight", 19), ("small", 18)):
+        Image.new("L", (40, side)).save(tmp_path / f"{name}.png")
+    assert len(find_sets(tmp_path, task="sr", scales=[2, 3])) == 1
+    with pytest.raises(InputError, match=r"small of .* inside a border of 4"):
+        find_sets(tmp_path, task="sr", scales=[2, 3, 4])

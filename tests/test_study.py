@@ -49,8 +49,9 @@ def test_every_arm_of_every_study_changes_what_it_says_and_nothing_else() -> Non
     choices = STUDIES["choices"]
     assert not set(choices.scored_on) & {"set12", "bsd68"}  # nothing is chosen on a scoring set
     assert arm_config(recipe, {"stages": {"frozen": False}}, "x", 0, 9).freeze is None
-    with pytest.raises(TypeError):
-        arm_config(recipe, {"optim": {"speed": 2}}, "x", 0, 9)
+    for change in ({"optim": {"speed": 2}}, {"speed": 2}, {"sails": {"speed": 2}}):
+        with pytest.raises(ConfigError, match="does not have"):
+            arm_config(recipe, change, "x", 0, 9)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -74,11 +75,17 @@ def test_a_study_trains_scores_and_goes_on_where_it_stands(tmp_path: Path, jobs:
             assert (header["model"]["window"], header["seed"]) == (int(arm), int(seed))
             assert runs[seed]["training_pixels"] == 8 * 4 * 12 * 12
     assert sum("seed 0" in line for line in said) == 2
+    before = (tmp_path / "found.json").read_bytes()
     changed = dataclasses.replace(recipe, loss="mse")  # the same name and steps, other trainings
-    other = {**options, "runs": tmp_path / "others"}
-    assert (
-        study.run("toy", changed, tmp_path, seeds=(0,), jobs=jobs, **other)["runs"]["3"]["0"] != first["runs"]["3"]["0"]
-    )
+    for seeds in ((0,), (2,)):
+        with pytest.raises(ConfigError, match="of another recipe"):
+            study.run("toy", changed, tmp_path, seeds=seeds, jobs=jobs, **{**options, "runs": tmp_path / "others"})
+    for model in ({"task": "sr", "sigma_input": False}, {"in_channels": 3}):
+        foreign = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **model))
+        with pytest.raises(ConfigError, match="scored as a grey denoiser"):
+            study.run("toy", foreign, tmp_path, seeds=(0,), jobs=jobs, **{**options, "output": tmp_path / "new.json"})
+    assert not (tmp_path / "others").exists()
+    assert (tmp_path / "found.json").read_bytes() == before
     title, header, lines = study.table(both)
     assert "8 steps" in title
     each = [run["scores"]["held"]["25"]["psnr"] for run in both["runs"]["3"].values()]

@@ -56,13 +56,19 @@ def usual_sets(task: str, channels: int) -> tuple[str, ...]:
 
 
 def find_sets(
-    data: str | Path, names: Sequence[str] = (), *, channels: int = 1, task: str = "denoise"
+    data: str | Path,
+    names: Sequence[str] = (),
+    *,
+    channels: int = 1,
+    task: str = "denoise",
+    scales: Sequence[int] = (),
 ) -> dict[str, list[NamedPicture]]:
     """The pictures to score on: the named scoring sets below `data`, or `data` itself as one set.
 
     With no names: the usual ones, those that are there. A grey model takes pictures as they are, colour channel by
     channel or as their luminance; for a colour model grey ones are made colour. Raises InputError when there is nothing
-    to score on, two pictures of a set share a name, or one is too small for SSIM.
+    to score on, two pictures of a set share a name, or one is too small for SSIM, at one of the `scales`
+    without its border.
     """
     root = Path(data)
     if not root.is_dir():
@@ -78,11 +84,13 @@ def find_sets(
         twice = next((stem for stem in stems if stems.count(stem) > 1), None)
         if twice is not None:
             raise InputError(f"{name} holds two pictures called {twice}: scores go by that name, rename one")
-        small = [stem for stem, image in pictures if min(image.shape[:2]) < LEAST_SIDE]
-        if small:
-            raise InputError(
-                f"{small[0]} of {name} is too small to score: SSIM wants {LEAST_SIDE} x {LEAST_SIDE} pixels"
-            )
+        for stem, image in pictures:
+            side = min(image.shape[:2])
+            if min([side, *(side // scale * scale - 2 * scale for scale in scales)]) < LEAST_SIDE:
+                border = f" inside a border of {max(scales)}" if scales else ""
+                raise InputError(
+                    f"{stem} of {name} is too small to score: SSIM wants {LEAST_SIDE} x {LEAST_SIDE} pixels{border}"
+                )
     return sets
 
 
@@ -218,6 +226,7 @@ def _spread(
     meters = []
     for _, image in pictures:
         planes, sigma = condition.seen(image)
+        planes = planes.reshape(-1, model.config.in_channels, *planes.shape[2:])  # colour through a grey model
         x = torch.from_numpy(np.ascontiguousarray(planes)).to(device, torch.float32)
         meter = AttentionMeter(model, x)
         with within_memory(*planes.shape[2:]):

@@ -102,9 +102,14 @@ def arm_config(recipe: TrainConfig, change: dict[str, Any], name: str, seed: int
     changed["schedule"] = changed["schedule"] | {"steps": steps}
     every = changed.pop("stages")
     stages = tuple(dataclasses.replace(stage, **every) for stage in recipe.stages)
-    parts = {k: dataclasses.replace(getattr(recipe, k), **v) if isinstance(v, dict) else v for k, v in changed.items()}
     name = f"{name}-{seed}".replace(" ", "-").replace(",", "")
-    return dataclasses.replace(recipe, name=name, seed=seed, stages=stages, **parts)
+    try:
+        parts = {
+            k: dataclasses.replace(getattr(recipe, k), **v) if isinstance(v, dict) else v for k, v in changed.items()
+        }
+        return dataclasses.replace(recipe, name=name, seed=seed, stages=stages, **parts)
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"the study's arm {name} changes what a recipe does not have: {error}") from error
 
 
 def trained(config: TrainConfig, folder: Path, data: Path, quiet: bool = False) -> Path:
@@ -139,15 +144,16 @@ class Run:
         scores = evaluate(restorer, sets, denoising(self.sigmas))
         for score in (score for by_sigma in scores.values() for score in by_sigma.values()):
             del score["pictures"]
-        made = model_metadata(path)
+        made, origin = model_metadata(path), provenance(restorer)
         return {
             "recipe": _digest(self.config),
+            "commit": origin["commit"],
             "sha256": sha256(path),
             "parameters": sum(p.numel() for p in restorer.model.parameters()),
             "training_pixels": int(made["training_pixels"]),
             "training_seconds": float(made["hardware_seconds"]),
             "scores": scores,
-        }, provenance(restorer)
+        }, origin
 
 
 Key = tuple[str, int]  # arm and seed
@@ -194,21 +200,28 @@ def run(
 
     Runs lie in `runs`/<arm>-<seed> and go on from where they stand. jobs: how many are made at once, each on its
     share of the threads, on CPUs (there, one after the other leaves threads idle); quiet: a single one shows nothing.
-    Raises ConfigError when `output` holds another study, TrainingError when the process of one was killed, and what
-    training raises.
+    Raises ConfigError when `output` holds another study, or one of another recipe, TrainingError when the process of
+    one was killed, and what training raises.
     """
     study = study or STUDIES[name]
+    if (recipe.model.task, recipe.model.in_channels) != ("denoise", 1):
+        raise ConfigError(f"a study is scored as a grey denoiser, and {recipe.name} makes another model")
     steps = recipe.schedule.steps if steps is None else steps
     head = {"study": name, "recipe": recipe.name, "steps": steps, "sigmas": list(sigmas)}
     result: dict[str, Any] = _known(output, head) or {**head, "runs": {}}
     known = result["runs"]
     for scored_on in study.scored_on:
         _pictures(data, scored_on)  # before hours of training
+
+    def config_of(arm: str, seed: int) -> TrainConfig:
+        return arm_config(recipe, study.arms[arm], arm, seed, steps)
+
+    _check_known(known, study, config_of, output)
     wanted = {}
     for seed in seeds:
-        for arm, change in study.arms.items():
-            config = arm_config(recipe, change, arm, seed, steps)
-            if known.get(arm, {}).get(str(seed), {}).get("recipe") != _digest(config):
+        for arm in study.arms:
+            if str(seed) not in known.get(arm, {}):
+                config = config_of(arm, seed)
                 wanted[arm, seed] = Run(config, runs / config.name, data, study.scored_on, tuple(sigmas))
     with closing(_all_made(wanted, jobs, quiet)) as made:
         for (arm, seed), found in made:
@@ -217,6 +230,16 @@ def run(
             publish_json(output, result)
             say(f"{arm}, seed {seed}: {_summary(found[0]['scores'])}")
     return result
+
+
+def _check_known(
+    known: dict[str, Any], study: Study, config_of: Callable[[str, int], TrainConfig], output: Path
+) -> None:
+    """Raises ConfigError when a run that `output` holds was made by another recipe: arms would not be equal."""
+    for arm, seeds in known.items():
+        for seed, found in seeds.items():
+            if arm not in study.arms or found.get("recipe") != _digest(config_of(arm, int(seed))):
+                raise ConfigError(f"{output} holds {arm}, seed {seed}, of another recipe: give another name")
 
 
 def _digest(config: TrainConfig) -> str:

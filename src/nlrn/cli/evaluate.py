@@ -62,8 +62,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     config = restorer.model.config
     if config.task != options.task:
         raise ConfigError(f"this model is for {config.task}: say --task {config.task}")
-    sets = find_sets(data_root(options.data), options.sets, channels=config.in_channels, task=options.task)
     enlarges = options.task == "sr"
+    sets = find_sets(
+        data_root(options.data),
+        options.sets,
+        channels=config.in_channels,
+        task=options.task,
+        scales=options.scale if enlarges else (),
+    )
     conditions = super_resolution(options.scale, options.protocol) if enlarges else denoising(options.sigma)
     say, protocol = sayer(options), options.protocol if enlarges else "noise"
     result: dict[str, Any] = {
