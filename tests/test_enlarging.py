@@ -20,7 +20,7 @@ from nlrn.metrics import luma8, psnr, quantize8, studio_luma
 from nlrn.model import NLRN, NLRNConfig
 from nlrn.processes import Processes
 from nlrn.progress import read_log
-from nlrn.recipe import ResizeConfig, Stage, TrainConfig, read_recipe
+from nlrn.recipe import DataConfig, ResizeConfig, Stage, TrainConfig, read_recipe
 from nlrn.training import train
 from nlrn.validation import Validation
 
@@ -62,14 +62,14 @@ def enlarged(picture: np.ndarray, scale: int, phase: tuple[int, int], rounded: b
 
 def test_a_patch_is_that_of_the_whole_picture_made_smaller_and_larger(tmp_path: Path) -> None:
     """For every sample the one scale, grid and rounding that made it is found; all of them occur."""
-    config = sr_recipe(tmp_path)
+    config = dataclasses.replace(sr_recipe(tmp_path), stages=(Stage(0, 16, 8),))
     batches = Batches(config, tmp_path, Processes(CPU))
     lumas = [luma8(image) for _, image in read_folder(tmp_path / "pictures")]
-    seen = set()
-    for step in range(6):
+    seen, grids = set(), set()
+    for step in range(8):
         degraded, clean, sigma = batches(step)
         assert sigma is None
-        assert degraded.shape == clean.shape == (8, 1, 12, 12)
+        assert degraded.shape == clean.shape == (8, 1, 16, 16)
         for x, part in zip(degraded[:, 0].double().numpy() * 255, clean[:, 0].double().numpy() * 255, strict=True):
             for luma in lumas:
                 try:
@@ -78,17 +78,23 @@ def test_a_patch_is_that_of_the_whole_picture_made_smaller_and_larger(tmp_path: 
                 except AssertionError:
                     continue
             ways = [
-                (scale, rounded)
+                (scale, rounded, phase)
                 for scale in (2, 3, 4)
                 for phase in product(range(scale), repeat=2)
                 for rounded in (False, True)
                 if np.abs(
-                    enlarged(turned, scale, phase, rounded)[y - phase[0] :, left - phase[1] :][:12, :12] - x
+                    enlarged(turned, scale, phase, rounded)[y - phase[0] :, left - phase[1] :][:16, :16] - x
                 ).max() < 2e-3
             ]  # fmt: skip
             assert len(ways) == 1
-            seen.add(ways[0])
+            scale, rounded, phase = ways[0]
+            seen.add((scale, rounded))
+            grids |= {
+                (scale, axis, (start - first) % scale)
+                for axis, start, first in zip("yx", (y, left), phase, strict=True)
+            }
     assert seen == set(product((2, 3, 4), (False, True)))
+    assert grids == {(scale, axis, at) for scale in (2, 3, 4) for axis in "yx" for at in range(scale)}
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -159,6 +165,8 @@ def test_what_makes_no_sense_is_refused() -> None:
     for changes in ({"scales": ()}, {"scales": (1,)}, {"scales": (9,)}, {"rounded": 1.5}):
         with pytest.raises(ConfigError, match="resize"):
             ResizeConfig(**changes)
+    with pytest.raises(ConfigError, match="every scale divides"):
+        TrainConfig("x", NLRNConfig(task="sr"))
     for model in (NLRNConfig(task="sr", in_channels=3), NLRNConfig(task="sr", sigma_input=True)):
         with pytest.raises(ConfigError, match="luminance"):
             TrainConfig("x", model)
@@ -166,7 +174,10 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 def test_noise_and_scales_each_belong_to_their_task() -> None:
     """A section that the task does not use changes no digest, so that released states go on."""
-    denoise, sr = TrainConfig("x", NLRNConfig(sigma_input=True)), TrainConfig("x", NLRNConfig(task="sr"))
+    denoise, sr = (
+        TrainConfig("x", NLRNConfig(sigma_input=True)),
+        TrainConfig("x", NLRNConfig(task="sr"), data=DataConfig(validation_size=120)),
+    )
     other = ResizeConfig((2,))
     assert dataclasses.replace(denoise, resize=other).digest() == denoise.digest()
     assert dataclasses.replace(sr, resize=other).digest() != sr.digest()

@@ -101,7 +101,7 @@ def test_a_later_slice_goes_on_from_before_the_decay(train: Callable[..., Path],
     assert sha256_of_tensors(other) == sha256_of_tensors(weights)
 
 
-def test_more_steps_may_be_asked_for_on_the_way(recipe: Path, tmp_path: Path) -> None:
+def test_more_steps_or_another_decay_may_be_asked_for_on_the_way(recipe: Path, tmp_path: Path) -> None:
     config = read_recipe(recipe)
     first = trainer(recipe, tmp_path)
     first.step = 10
@@ -110,6 +110,10 @@ def test_more_steps_may_be_asked_for_on_the_way(recipe: Path, tmp_path: Path) ->
     second = trainer(recipe, tmp_path, schedule=longer)
     second.start(resume=True)
     assert (second.step, second.decay_start, second.end) == (10, 80, 100)
+    slower = dataclasses.replace(config.schedule, decay=0.7)
+    third = trainer(recipe, tmp_path, schedule=slower)
+    third.start(resume=True)
+    assert (third.decay_start, third.end) == (18, 60)
     shorter = dataclasses.replace(config.schedule, steps=9)
     with pytest.raises(ConfigError, match="stands at step 10"):
         trainer(recipe, tmp_path, schedule=shorter).start(resume=True)

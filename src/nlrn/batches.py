@@ -79,11 +79,13 @@ class Batches:
         return 4 * max(self.config.resize.scales)
 
     def _side(self, patch: int) -> int:
-        """Of what is cut out of the pictures for a patch: where there is a margin, a multiple of every scale."""
+        """Of what is cut out of the pictures for a patch: with a margin and room to lie on every grid, a multiple of
+        every scale."""
         if not self.enlarges:
             return patch
-        step = math.lcm(*self.config.resize.scales)
-        return -(-(patch + 2 * self._margin) // step) * step
+        scales = self.config.resize.scales
+        step = math.lcm(*scales)
+        return -(-(patch + 2 * self._margin + max(scales) - 1) // step) * step
 
     def _enlarged(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
         """Every picture of clean [B, 1, side, side] made smaller and larger again, and a part within the margin.

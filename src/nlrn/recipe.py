@@ -170,10 +170,18 @@ class TrainConfig:
             raise ConfigError("checkpoint_minutes must not be negative, seed between 0 and 2^64 - 1")
         if not self.name or Path(self.name).name != self.name or self.name.startswith(("state-", "before-decay")):
             raise ConfigError(f"name becomes a file's name, which {self.name!r} cannot be")
-        if self.model.task == "sr" and (self.model.in_channels != 1 or self.model.sigma_input):
+        self._check_task()
+
+    def _check_task(self) -> None:
+        """What the model is for must fit what it is and what it is shown."""
+        if self.model.task == "denoise":
+            if not self.model.sigma_input and self.noise.low != self.noise.high:
+                raise ConfigError("a range of noise levels needs a model with sigma_input = true")
+            return
+        if self.model.in_channels != 1 or self.model.sigma_input:
             raise ConfigError("super-resolution restores luminance: in_channels = 1 and sigma_input = false")
-        if self.model.task == "denoise" and not self.model.sigma_input and self.noise.low != self.noise.high:
-            raise ConfigError("a range of noise levels needs a model with sigma_input = true")
+        if any(self.data.validation_size % scale for scale in self.resize.scales):
+            raise ConfigError("super-resolution wants a validation_size that every scale divides")
 
     def stage(self, step: int) -> Stage:
         """The stage that `step` belongs to."""

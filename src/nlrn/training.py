@@ -128,6 +128,7 @@ class Trainer:
         return {name: getattr(self, name) for name in names} | {
             "world": self.processes.world,
             "steps": self.config.schedule.steps,
+            "decay": self.config.schedule.decay,
             "recipe": self.config.digest(),
             "seconds": self.seconds,
         }
@@ -178,8 +179,9 @@ class Trainer:
         trainstate.unpack(tensors, self.model, self.ema, self.optimizer)
         self.step, self.seconds_before = meta["step"], meta.get("seconds", 0.0)
         self.first = self.step if later else meta.get("first", 0)
-        planned = meta.get("steps", meta["end"])
-        if later or (planned != self.config.schedule.steps and self.step <= meta["decay_start"]):
+        schedule = self.config.schedule
+        planned = meta.get("steps", meta["end"]), meta.get("decay", schedule.decay)
+        if later or (planned != (schedule.steps, schedule.decay) and self.step <= meta["decay_start"]):
             self._plan()
         else:  # exactly what was under way
             self.decay_start, self.decay_steps, self.end = (meta[k] for k in ("decay_start", "decay_steps", "end"))
