@@ -7,6 +7,8 @@ CBSD68 under noise. Of every picture the square with the strongest edges is show
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +16,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import nlrn
+from nlrn.cli.shared import sigma_level
 from nlrn.datasets import data_root, scoring_set
 from nlrn.degradations import add_gaussian_noise, resize_bicubic8
+from nlrn.errors import InputError, NLRNError
 from nlrn.metrics import luma8, psnr, quantize8
+from nlrn.publish import check_target, publish
 
 ZOOM, GAP, BAND = 3, 6, 18
 Column = tuple[str, np.ndarray]  # a caption and a picture HWC in 0..1
@@ -79,12 +84,23 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png|.jpg")
     parser.add_argument("--model", required=True, help="a shipped model or a weights file")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
-    parser.add_argument("--scale", type=int, default=3)
-    parser.add_argument("--sigma", type=float, default=25.0)
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=3)
+    parser.add_argument("--sigma", type=sigma_level, default=25.0)
     parser.add_argument("--pictures", type=int, default=5, help="the first so many of the set (default: 5)")
     parser.add_argument("--side", type=int, default=72, help="of the square that is shown (default: 72)")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     options = parser.parse_args()
+    try:
+        draw(options)
+    except NLRNError as error:
+        sys.exit(f"crops.py: {error}")
 
+
+def draw(options: argparse.Namespace) -> None:
+    """The sheet, as the command line asks for it."""
+    if options.output.suffix.lower() not in (".png", ".jpg"):
+        raise InputError(f"{options.output} must end in .png or .jpg")
+    check_target(options.output, overwrite=options.overwrite)
     restorer = nlrn.load(options.model)
     pictures = scoring_set(data_root(options.data), "set5" if options.task == "sr" else "cbsd68")
     row: Callable[[np.ndarray], tuple[np.ndarray, list[Column]]] = {
@@ -92,7 +108,9 @@ def main() -> None:
         "denoise": lambda image: denoised(image, options.sigma, restorer),
     }[options.task]
     rows = [row(image) for _, image in pictures[: options.pictures]]
-    sheet(rows, options.side).save(options.output, quality=92)
+    file = io.BytesIO()
+    sheet(rows, options.side).save(file, Image.registered_extensions()[options.output.suffix.lower()], quality=92)
+    publish(options.output, file.getvalue(), overwrite=options.overwrite)
     print(f"wrote {options.output}")
 
 
