@@ -42,7 +42,7 @@ ORDER = [  # imports go down this list only
     {"attention", "checkpoint", "images", "inference", "recipe", "tensorflow"},
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
     {"training", "evaluation", "api", "benchmark", "explain"},
-    {"study"},
+    {"study", "doctor"},
     {"cli"},
     {"__main__"},
 ]

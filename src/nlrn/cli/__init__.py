@@ -13,10 +13,21 @@ import sys
 from collections.abc import Sequence
 
 from nlrn import __version__
-from nlrn.cli import benchmark, convert, denoise, evaluate, explain, models, study, train, upscale
+from nlrn.cli import benchmark, convert, denoise, doctor, evaluate, explain, models, study, train, upscale
 from nlrn.errors import ConfigError, InputError, NLRNError
 
-COMMANDS = (denoise, upscale, evaluate, explain, train, study, models, convert, benchmark)  # in the order of --help
+COMMANDS = (
+    denoise,
+    upscale,
+    evaluate,
+    explain,
+    train,
+    study,
+    models,
+    convert,
+    benchmark,
+    doctor,
+)  # in the order of --help
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,41 @@
+"""nlrn doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="what this installation can do here, and why not more")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from nlrn.doctor import examine, is_well
+
+    found = examine()
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return 0 if is_well(found) else 3
+    for title, value in found.items():
+        if isinstance(value, dict):
+            print(title)
+            for name, what in value.items():
+                print(f"  {name}: {_plain(what)}")
+        else:
+            print(f"{title}: {_plain(value)}")
+    print("all is well" if is_well(found) else "something is wrong: see above")
+    return 0 if is_well(found) else 3
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{_plain(v)} {k}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,56 @@
+"""nlrn doctor: what it says is so, and what is wrong is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import nlrn
+from nlrn import checkpoint
+from nlrn.cli import run
+from nlrn.doctor import examine, is_well
+from nlrn.ops import BACKENDS, cpu
+
+
+def test_it_tells_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["machine"]["threads"] == torch.get_num_threads()
+    assert 1 <= found["machine"]["cores"] <= (os.cpu_count() or 1)
+    assert set(found["backends"]) == set(BACKENDS)
+    assert found["backends"]["reference"] == "runs"
+    if found["machine"]["device"] == "cpu":
+        assert "CUDA device" in found["backends"]["gpu"] or "Triton" in found["backends"]["gpu"]
+        assert found["backend in use"] == "cpu"
+    assert set(found["models"]) == {info.name for info in nlrn.list_models()}
+    for info in nlrn.list_models():
+        assert info.sha256 in found["models"][info.name]
+    assert run(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "all is well" in text
+    assert f"torch: {torch.__version__}" in text
+
+
+def test_a_damaged_model_and_a_missing_kernel_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert is_well(examine())
+    shutil.copytree(checkpoint.WEIGHTS, tmp_path / "weights")
+    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
+    file = tmp_path / "weights" / "denoise-gray-small.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x55")
+    assert run(["doctor"]) == 3
+    assert "not the file that was released" in capsys.readouterr().out
+    monkeypatch.setattr(checkpoint, "WEIGHTS", Path(checkpoint.__file__).parent / "weights")
+    monkeypatch.setattr(cpu, "_problem_found", "the fused CPU kernel was not built")
+    found = examine()
+    assert found["backends"]["cpu"] == "the fused CPU kernel was not built"
+    assert found["backend in use"] == "tiled"
+    assert not is_well(found)
