@@ -116,7 +116,7 @@ def test_every_small_size_round_trips(form: str, count: Count) -> None:
 def test_long_and_thin_pictures(form: str) -> None:
     picture = picture_of(samples((65535, 1, 3)))
     if form in ("WEBP", "JPEG"):  # their own limits
-        with pytest.raises(InputError, match=f"cannot be written as {form}"):
+        with pytest.raises(InputError, match=f"{form} files have sides of at most"):
             encode_picture(picture, form)
         return
     np.testing.assert_array_equal(read_picture(encode_picture(picture, form)).array, picture.array)
