@@ -58,15 +58,32 @@ def outcome(data: bytes, **limits: int) -> Picture | None:
         return None
 
 
-def tiff(width: int, height: int, bits: tuple[int, ...], photometric: int, pixels: bytes) -> bytes:
-    """An uncompressed little-endian TIFF by our own hand."""
-    depth = struct.pack(f"<{len(bits)}H", *bits)
+def tiff(
+    width: int,
+    height: int,
+    bits: tuple[int, ...],
+    photometric: int,
+    pixels: bytes,
+    *,
+    extra: tuple[int, ...] = (),
+    kind: int = 1,
+) -> bytes:
+    """An uncompressed little-endian TIFF by our own hand. extra: kinds of alpha; kind: 1 integers, 3 floats."""
+    count = len(bits)
+    after = struct.pack(f"<{count}H", *bits) + struct.pack(f"<{count}H", *[kind] * count)
+    place = 8 + len(pixels)
     tags = [
         (256, 4, 1, width), (257, 4, 1, height),
-        (258, 3, len(bits), bits[0] if len(bits) == 1 else 8 + len(pixels)), (259, 3, 1, 1),
-        (262, 3, 1, photometric), (273, 4, 1, 8), (277, 3, 1, len(bits)), (278, 4, 1, height),
-        (279, 4, 1, len(pixels)),
+        (258, 3, count, bits[0] if count == 1 else _pair(bits) if count == 2 else place), (259, 3, 1, 1),
+        (262, 3, 1, photometric), (273, 4, 1, 8), (277, 3, 1, count), (278, 4, 1, height), (279, 4, 1, len(pixels)),
+        *([(338, 3, 1, extra[0])] if extra else []),
+        (339, 3, count, kind if count == 1 else _pair((kind, kind)) if count == 2 else place + 2 * count),
     ]  # fmt: skip
     body = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    start = 8 + len(pixels) + len(depth)
-    return b"II*\0" + struct.pack("<I", start) + pixels + depth + struct.pack("<H", len(tags)) + body + bytes(4)
+    start = place + len(after)
+    return b"II*\0" + struct.pack("<I", start) + pixels + after + struct.pack("<H", len(tags)) + body + bytes(4)
+
+
+def _pair(values: tuple[int, ...]) -> int:
+    """Two shorts in the place of one long."""
+    return values[0] | values[1] << 16

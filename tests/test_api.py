@@ -36,6 +36,7 @@ ORDER = [  # imports go down this list only
         "tiling",
         "containers",
         "views",
+        "wide",
     },
     {"plotting", "alpha", "enlarging"},
     {"model", "datasets", "decoding", "processes"},

@@ -20,6 +20,7 @@ from nlrn.checkpoint import save_model
 from nlrn.cli import run
 from nlrn.cli.shared import print_table
 from nlrn.degradations import add_gaussian_noise
+from nlrn.images import Picture, read_picture, write_picture
 from nlrn.restore import Restorer, Settings
 
 
@@ -144,6 +145,42 @@ def test_a_format_too_small_for_the_result_is_refused_before_the_work(
     command = ["upscale", str(tmp_path / "long.png"), "-o", str(tmp_path / name), "--model", str(enlarger)]
     assert run([*command, "-s", "16", "--memory", "1"]) == 1  # with work, it would be the memory that is too small
     assert f"this would be {side} x 64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "out"), [("a.png", 16, "b.tif"), ("a.tif", 16, "b.png"), ("a.tif", 32, "b.tif")]
+)
+def test_deep_pictures_stay_deep(
+    weights: Path, enlarger: Path, tmp_path: Path, name: str, depth: int, out: str
+) -> None:
+    """Colour of 16 bits with alpha, and floats: what is written is what the restorer gives, to their last bit."""
+    random = np.random.RandomState(0)
+    alpha = None if depth == 32 else random.randint(0, 65536, (20, 24)).astype(np.uint16)
+    picture = Picture(random.random((20, 24, 3)).astype(np.float32), alpha, depth)
+    write_picture(tmp_path / name, picture)
+    given, model = read_picture(tmp_path / name), str(weights)
+    assert run(["denoise", str(tmp_path / name), "-o", str(tmp_path / out), "--sigma", "9", "--model", model]) == 0
+    found = read_picture(tmp_path / out)
+    assert found.depth == depth
+    np.testing.assert_equal(found.alpha, alpha)
+    exact = Restorer(model).denoise(given.array, 9, alpha=given.alpha)
+    expected = exact if depth == 32 else np.clip(exact, 0, 1)
+    np.testing.assert_allclose(found.array, expected, atol=0 if depth == 32 else 0.51 / 65535)
+    larger = tmp_path / f"larger-{out}"
+    assert run(["upscale", str(tmp_path / name), "-o", str(larger), "--model", str(enlarger)]) == 0
+    assert read_picture(larger).array.shape == (40, 48, 3)
+    assert read_picture(larger).depth == depth
+
+
+def test_another_depth_is_written_when_asked_for(
+    noisy: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["denoise", str(noisy), "--model", str(weights), "--sigma", "9", "-o"]
+    for depth, name in ((16, "a.png"), (16, "a.tif"), (32, "b.tif")):
+        assert run([*command, str(tmp_path / name), "--depth", str(depth)]) == 0
+        assert read_picture(tmp_path / name).depth == depth
+    assert run([*command, str(tmp_path / "c.jpg"), "--depth", "16"]) == 1
+    assert "would cut the picture's 16 bits" in capsys.readouterr().err
 
 
 def test_a_model_for_enlarging_neither_denoises_nor_explains(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from picturefiles import FORMATS, WITH_ALPHA, file_of, levels, picture_of, samples
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from nlrn.errors import ConfigError, InputError, NLRNError
 from nlrn.images import SUFFIXES, Picture, check_output, encode_picture, read_picture, write_picture
@@ -128,12 +128,73 @@ def test_16_bits_are_written_exactly(form: str) -> None:
     again = read_picture(encode_picture(picture_of(values), form))
     assert again.depth == 16
     np.testing.assert_array_equal(levels(again), values)
-    for bad in (
-        picture_of(samples((4, 4, 3), top=65535)),
-        picture_of(values, np.zeros((256, 256), np.uint8)),
-    ):
-        with pytest.raises(InputError, match=r"16 bits are written for grey|hold no transparency"):
-            encode_picture(bad, form)
+    if form == "PPM":
+        with pytest.raises(InputError, match="would cut the picture's 16 bits"):
+            encode_picture(picture_of(samples((4, 4, 3), top=65535)), form)
+        with pytest.raises(InputError, match="hold no transparency"):
+            encode_picture(picture_of(values, values), form)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_a_deep_picture_keeps_samples_alpha_profile_and_exif(
+    form: str, colour: bool, alpha: bool, orientation: int
+) -> None:
+    """16 bits in every kind that the format has; what a camera turned comes upright, and is written so."""
+    shape = (5, 7, 3) if colour else (5, 7)
+    values, opacity = samples(shape, top=65535), samples((5, 7), 1, 65535) if alpha else None
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[ExifTags.Base.Make] = orientation, "a camera"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FNumber] = 2.5
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    turned = picture_of(values, opacity, icc=profile, exif=exif.tobytes())
+    picture = read_picture(encode_picture(turned, form))
+
+    def upright(stored: np.ndarray) -> np.ndarray:
+        """By Pillow, in 8 bits: where every pixel goes."""
+        places = Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7))
+        places.getexif()[ORIENTATION] = orientation
+        order = np.asarray(ImageOps.exif_transpose(places))
+        return stored.reshape(35, *stored.shape[2:])[order]
+
+    for found in (picture, read_picture(encode_picture(picture, form))):
+        assert found.depth == 16
+        np.testing.assert_array_equal(levels(found), upright(values))
+        np.testing.assert_equal(found.alpha, None if opacity is None else upright(opacity))
+        assert found.icc == (profile if colour else None)
+        tags = Image.Exif()
+        assert found.exif is not None
+        tags.load(found.exif)
+        assert tags[ExifTags.Base.Make] == "a camera"
+        assert tags.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FNumber] == 2.5
+        assert not tags.get_ifd(ExifTags.IFD.GPSInfo)
+        assert tags.get(ORIENTATION, 1) == 1
+
+
+def test_floats_round_trip_as_they_are_and_go_into_tiff_alone(tmp_path: Path) -> None:
+    for shape in ((5, 7), (5, 7, 3)):
+        picture = Picture(np.random.RandomState(0).normal(0.5, 1, shape).astype(np.float32), depth=32)
+        again = read_picture(write_picture(tmp_path / f"{len(shape)}.tif", picture))
+        assert again.depth == 32
+        np.testing.assert_array_equal(again.array, picture.array)
+        for form in ("PNG", "JPEG", "PPM"):
+            with pytest.raises(InputError, match="hold no floats"):
+                encode_picture(picture, form)
+        assert read_picture(encode_picture(picture.with_depth(16), "PNG")).depth == 16
+
+
+def test_another_depth_takes_the_alpha_along() -> None:
+    opacity = np.array([[0, 1, 128, 255]], np.uint8)
+    picture = picture_of(samples((1, 4, 3)), opacity)
+    deep = picture.with_depth(16)
+    np.testing.assert_array_equal(deep.alpha, opacity.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(deep.with_depth(8).alpha, opacity)
+    again = read_picture(encode_picture(deep, "PNG"))
+    np.testing.assert_array_equal(again.alpha, deep.alpha)
+    np.testing.assert_array_equal(levels(again), levels(picture) * 257)
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".webp"])
@@ -270,6 +331,10 @@ def test_pictures_are_checked_where_they_are_made() -> None:
             Picture(good, alpha)
     with pytest.raises(InputError, match="depth"):
         Picture(good, depth=12)
+    with pytest.raises(InputError, match="expected uint16"):
+        Picture(good, np.zeros((4, 5), np.uint8), depth=16)
+    with pytest.raises(InputError, match="floats have no alpha"):
+        Picture(good, np.zeros((4, 5), np.uint8), depth=32)
     picture = Picture(good, np.zeros((4, 5), np.uint8), exif=b"e")
     other = picture.with_array(np.ones((4, 5, 1), np.float32))
     assert (other.array.shape, other.exif) == ((4, 5), b"e")

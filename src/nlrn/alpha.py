@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nlrn.degradations import resize_bicubic8
+from nlrn.degradations import resize_bicubic, resize_bicubic8
 from nlrn.errors import InputError
 
 
@@ -49,5 +49,10 @@ def _halve(x: np.ndarray) -> np.ndarray:
 
 
 def enlarged_alpha(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
-    """alpha, uint8 [H, W], in another size by bicubic, uint8; in its own it stays as it is."""
-    return alpha if alpha.shape == (height, width) else resize_bicubic8(alpha, height, width)
+    """alpha, uint8 or uint16 [H, W], in another size by bicubic, of the same type; in its own it stays as it is."""
+    if alpha.shape == (height, width):
+        return alpha
+    if alpha.dtype == np.uint8:
+        return resize_bicubic8(alpha, height, width)
+    larger = resize_bicubic(alpha.astype(np.float64), height, width)
+    return np.rint(np.clip(larger, 0, np.iinfo(alpha.dtype).max)).astype(alpha.dtype)

@@ -6,6 +6,7 @@ Pillow decodes. What it would cut or misread without a word is found here and re
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from nlrn.containers import gif_frames, inflated_size, png_parts, png_size, tiff_pages
 from nlrn.errors import InputError
+from nlrn.wide import check_tiff, is_wide_png, is_wide_tiff, read, tiff_tags
 
 # The readers are called by name: Image.open has a limit of its own, global to the process.
 _READERS: dict[bytes, type[ImageFile]] = {
@@ -37,10 +39,15 @@ _DROPPED_TAGS = frozenset(
     {*range(254, 260), 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, *range(322, 326), 330, 338, 339, 347}
     | {*range(512, 522), 529, 530, 532, 700, 33723, 34377, 34675, ExifTags.IFD.GPSInfo, ExifTags.IFD.Exif}
 )
+_TURNS: dict[int | None, Callable[[np.ndarray], np.ndarray]] = {  # HW or HWC by EXIF orientation
+    2: np.fliplr, 3: lambda x: x[::-1, ::-1], 4: np.flipud, 5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1), 7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: np.rot90,
+}  # fmt: skip
 
 
 class Decoded(NamedTuple):
-    """Samples HW or HW3 (uint8; uint16 for depth 16), alpha HW uint8 or None, and what else the file said."""
+    """Samples HW or HW3 (uint8; uint16 for depth 16, float32 for 32), alpha HW of their type or None, and what else the
+    file said."""
 
     colour: np.ndarray
     alpha: np.ndarray | None
@@ -64,25 +71,57 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
     elif reader is GifImageFile:
         frames = gif_frames(data)
     elif reader is TiffImageFile:
-        frames = tiff_pages(data)
+        frames, tags = tiff_pages(data), tiff_tags(data)
+        if is_wide_tiff(tags):  # some of which Pillow does not even open
+            check_tiff(tags)
+            size = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
+            _check_size(*size, max_pixels)
+            _check_frames(frames)
+            return _wide(data, size, "TIFF", tags, tags.get(ExifTags.Base.InterColorProfile))
     with reader(io.BytesIO(data)) as picture:
-        width, height = picture.size
-        if width * height > max_pixels:
-            raise InputError(
-                f"{width} x {height} is {width * height:,} pixels; the limit is {max_pixels:,}, raised by max_pixels"
-            )
-        frames = max(frames, int(getattr(picture, "n_frames", 1))) if frames == 1 else frames
-        if frames > 1:
-            raise InputError(f"{frames} frames or pages; expected a single picture")
-        depth = _depth(picture, data)
+        _check_size(*picture.size, max_pixels)
+        _check_frames(max(frames, int(getattr(picture, "n_frames", 1))) if frames == 1 else frames)
+        wide = reader is PngImageFile and is_wide_png(data, "transparency" in picture.info)
+        depth = 16 if wide else _depth(picture, data)
         if reader is PngImageFile and inflated_size(rows, png_size(data)) < png_size(data):
             raise InputError("truncated: rows are missing")
+        if wide:
+            return _wide(data, picture.size, "PNG", _readable_exif(picture), picture.info.get("icc_profile"))
         picture.load()
-        exif = _exif(picture)
+        exif = _kept_exif(_readable_exif(picture))
         _apply_orientation(picture)
         colour, alpha = _planes(picture, data)
         icc = picture.info.get("icc_profile") or None
         return Decoded(colour, alpha, depth, str(picture.format), icc, exif)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise InputError(
+            f"{width} x {height} is {width * height:,} pixels; the limit is {max_pixels:,}, raised by max_pixels"
+        )
+
+
+def _check_frames(frames: int) -> None:
+    if frames > 1:
+        raise InputError(f"{frames} frames or pages; expected a single picture")
+
+
+def _wide(data: bytes, size: tuple[int, int], form: str, exif: Image.Exif, icc: bytes | None) -> Decoded:
+    """16-bit colour or alpha, or floats, upright."""
+    turn = _TURNS.get(exif.get(ExifTags.Base.Orientation), np.asarray)
+    colour, alpha = read(data, size)
+    depth = 8 * colour.itemsize
+    return Decoded(turn(colour), None if alpha is None else turn(alpha), depth, form, icc or None, _kept_exif(exif))
+
+
+def _readable_exif(picture: Image.Image) -> Image.Exif:
+    """EXIF, or none where it cannot be read."""
+    try:
+        _check_exif(picture)
+        return picture.getexif()
+    except Exception:
+        return Image.Exif()
 
 
 def _depth(picture: ImageFile, data: bytes) -> int:
@@ -151,11 +190,10 @@ def _planes(picture: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray |
     return values, opaque.astype(np.uint8) * np.uint8(255)
 
 
-def _exif(picture: Image.Image) -> bytes | None:
+def _kept_exif(source: Image.Exif) -> bytes | None:
     """EXIF that still holds: without orientation, GPS, and how the pixels were stored; None for none."""
+    kept = Image.Exif()
     try:
-        _check_exif(picture)
-        source, kept = picture.getexif(), Image.Exif()
         for tag, value in source.items():
             if tag not in _DROPPED_TAGS:
                 kept[tag] = value

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from nlrn import wide
 from nlrn.decoding import decode
 from nlrn.errors import ConfigError, InputError
 from nlrn.publish import check_target, publish
@@ -35,6 +36,7 @@ SUFFIXES = {
 }  # fmt: skip
 _WITH_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
 _WITH_16_BITS = frozenset({"PNG", "PPM", "TIFF"})
+_TYPES: dict[int, type] = {8: np.uint8, 16: np.uint16, 32: np.float32}  # of samples, by depth
 _LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels of a side
 _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": 0},  # 4:4:4
@@ -48,7 +50,8 @@ class Picture:
     """A picture and what its file said besides.
 
     array: float32 HW (grey) or HWC with 3 channels, in [0, 1]; a restored one may exceed the range.
-    alpha: HW uint8 or None, kept as it was. depth: bits a sample of the file, 8 or 16. format: Pillow's name.
+    alpha: HW uint8 or None, uint16 for depth 16, kept as it was. depth: bits a sample of the file, 8 or 16, or 32 for
+    floats, which have no alpha and are neither clipped nor rounded. format: Pillow's name.
     icc: colour profile. exif: without orientation (it has been applied) and without GPS.
     """
 
@@ -65,18 +68,30 @@ class Picture:
             raise InputError(f"expected an array HW, or HWC with 3 channels; got shape {shape}")
         if not np.issubdtype(self.array.dtype, np.floating):
             raise InputError(f"expected a float array in [0, 1]; got {self.array.dtype}")
-        if self.depth not in (8, 16):
-            raise InputError(f"depth is {self.depth}; expected 8 or 16 bits")
-        if self.alpha is not None and (self.alpha.shape != shape[:2] or self.alpha.dtype != np.uint8):
+        if self.depth not in _TYPES:
+            raise InputError(f"depth is {self.depth}; expected 8 or 16 bits, or 32 for floats")
+        if self.alpha is None:
+            return
+        wanted = f"uint{self.depth}"
+        if self.alpha.shape != shape[:2] or self.alpha.dtype != wanted or self.depth == 32:
             raise InputError(
-                f"alpha is {self.alpha.dtype} {self.alpha.shape}; expected uint8 {shape[:2]} as the picture"
+                f"alpha is {self.alpha.dtype} {self.alpha.shape}; expected {wanted} {shape[:2]} as the picture"
+                if self.depth < 32
+                else "pictures of floats have no alpha"
             )
 
     def of_size(self, height: int, width: int) -> Picture:
         """The same in another size, without values yet: black, and memory for none of it."""
         array = np.broadcast_to(np.float32(0), (height, width, *self.array.shape[2:]))
-        alpha = None if self.alpha is None else np.broadcast_to(np.uint8(0), (height, width))
+        alpha = None if self.alpha is None else np.broadcast_to(self.alpha.dtype.type(0), (height, width))
         return replace(self, array=array, alpha=alpha, exif=self.exif and _of_size(self.exif, height, width))
+
+    def with_depth(self, depth: int) -> Picture:
+        """The same to be written with another depth, alpha scaled to it."""
+        if self.alpha is None or depth == self.depth or depth not in (8, 16):
+            return replace(self, depth=depth)
+        alpha = self.alpha.astype(np.uint16) * 257 if depth == 16 else np.rint(self.alpha / 257).astype(np.uint8)
+        return replace(self, depth=depth, alpha=alpha)
 
     def with_array(self, array: np.ndarray) -> Picture:
         """The same with another colour array: HW, HW1 or HW3. With alpha its size must stay the same."""
@@ -103,8 +118,8 @@ def read_picture(
         raise InputError(f"{name}: {error}") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise InputError(f"{name}: damaged or truncated ({error or type(error).__name__})") from error
-    array = np.divide(decoded.colour, 2**decoded.depth - 1, dtype=np.float32)
-    return Picture(array, *decoded[1:])
+    levels = 1 if decoded.depth == 32 else 2**decoded.depth - 1
+    return Picture(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:])
 
 
 def write_picture(
@@ -131,8 +146,9 @@ def write_picture(
 def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes:  # noqa: A002 - Pillow's word
     """The bytes of a file of one of the formats BMP, JPEG, PNG, PPM, TIFF, WEBP.
 
-    The array is clipped to [0, 1] and rounded, halves to even, to the picture's depth; BMP, JPEG and WebP
-    refuse 16 bits. All but JPEG (4:4:4 at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
+    The array is clipped to [0, 1] and rounded, halves to even, to the picture's depth; floats are written as they are.
+    BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG (4:4:4 at `quality`,
+    1 to 100) are lossless; WebP turns grey into colour.
     Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels.
     Raises InputError for values that are not finite, and for what the format cannot hold.
     """
@@ -144,7 +160,10 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
     values = _integers(picture.array, picture.depth)
     if picture.alpha is not None:
         values = np.dstack((values, picture.alpha))
-    options = _OPTIONS.get(format, {}) | _metadata(picture, format)
+    metadata = _metadata(picture, format)
+    if picture.depth == 32 or (picture.depth == 16 and values.ndim == 3):  # more than Pillow holds
+        return {"PNG": wide.png, "TIFF": wide.tiff}[format](np.atleast_3d(values), metadata)
+    options = _OPTIONS.get(format, {}) | metadata
     if format == "JPEG":
         options["quality"] = quality
     return _save(values, format, options)
@@ -180,11 +199,15 @@ def _check_holds(picture: Picture, format: str) -> None:  # noqa: A002
         raise InputError(f"{format} files hold no transparency; write PNG, TIFF or WebP instead")
     if picture.depth == 8:
         return
-    if picture.array.ndim == 3 or picture.alpha is not None:
-        raise InputError("16 bits are written for grey without alpha only; set depth=8 for the rest")
-    if format not in _WITH_16_BITS:
-        keep = ", ".join(suffix for suffix, kind in SUFFIXES.items() if kind in _WITH_16_BITS)
-        raise InputError(f"{format} files would cut the picture's 16 bits to 8; these suffixes keep them: {keep}")
+    if picture.depth == 32 and format != "TIFF":
+        raise InputError(f"{format} files hold no floats: write TIFF, or give a depth of 8 or 16 bits")
+    if format not in _WITH_16_BITS or (format == "PPM" and picture.array.ndim == 3):
+        colour = picture.array.ndim == 3
+        keep = [suffix for suffix, kind in SUFFIXES.items() if kind in _WITH_16_BITS - ({"PPM"} if colour else set())]
+        raise InputError(
+            f"{format} files would cut the picture's 16 bits to 8; these suffixes keep them: {', '.join(keep)};"
+            " or give a depth of 8"
+        )
 
 
 def _output_format(path: Path, otherwise: str | None) -> str:
@@ -214,11 +237,13 @@ def _file_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes
 
 
 def _integers(array: np.ndarray, depth: int) -> np.ndarray:
-    """uint8 or uint16 of the same shape; in float64 as nlrn.metrics.quantize8 rounds, block by block."""
+    """uint8 or uint16 of the same shape; in float64 as nlrn.metrics.quantize8 rounds, block by block; floats for 32."""
     if not np.isfinite(array).all():
         raise InputError("the picture has values that are not finite; nothing was written")
+    if depth == 32:
+        return array.astype(np.float32, copy=False)
     levels = 2**depth - 1
-    out = np.empty(array.shape, dtype=np.uint16 if depth == 16 else np.uint8)
+    out: np.ndarray = np.empty(array.shape, dtype=_TYPES[depth])
     for start in range(0, len(array), 256):
         block = np.clip(array[start : start + 256].astype(np.float64), 0, 1)
         out[start : start + 256] = np.rint(block * levels)

@@ -38,6 +38,9 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """IN, --output, --overwrite, the options of a model and those of tiles: of a command that restores a picture."""
     parser.add_argument("input", type=Path, metavar="IN")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="its suffix sets the format")
+    parser.add_argument(
+        "--depth", type=int, choices=(8, 16, 32), help="bits a sample of OUT, 32: floats (default: those of IN)"
+    )
     add_model_options(parser)
     parser.add_argument("-t", "--tile", type=count, metavar="PIXELS", help="side of a tile; 0: the whole picture")
     parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
@@ -53,6 +56,7 @@ def read_input(options: argparse.Namespace) -> Picture:
         raise ConfigError("tiles are for window mode: patch mode has patches of its own")
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
     picture = read_picture(options.input)
+    picture = picture if options.depth is None else picture.with_depth(options.depth)
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)
     return picture
 
