@@ -20,6 +20,7 @@ from nlrn.checkpoint import save_model
 from nlrn.cli import run
 from nlrn.cli.shared import print_table
 from nlrn.degradations import add_gaussian_noise
+from nlrn.errors import InputError
 from nlrn.images import Picture, read_picture, write_picture
 from nlrn.restore import Restorer, Settings
 
@@ -170,6 +171,34 @@ def test_deep_pictures_stay_deep(
     assert run(["upscale", str(tmp_path / name), "-o", str(larger), "--model", str(enlarger)]) == 0
     assert read_picture(larger).array.shape == (40, 48, 3)
     assert read_picture(larger).depth == depth
+
+
+def test_a_map_of_noise_levels_and_the_strength_reach_the_restorer(
+    noisy: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.asarray(Image.open(noisy)) / np.float32(255)
+    levels = np.linspace(0, 75, image.size).reshape(image.shape).astype(np.float32)
+    Image.fromarray(np.rint(levels).astype(np.uint8)).save(tmp_path / "map.png")
+    write_picture(tmp_path / "map.tif", Picture(levels, depth=32))
+    command = ["denoise", str(noisy), "--model", str(weights), "-o", str(tmp_path / "out.tif"), "--depth", "32"]
+    for name, told in (("map.png", np.rint(levels)), ("map.tif", levels)):
+        words = ["--overwrite", "--strength", "0.25", "--sigma-map", str(tmp_path / name)]
+        assert run([*command, *words]) == 0
+        whole = Restorer(weights).denoise(image, told)
+        np.testing.assert_allclose(read_picture(tmp_path / "out.tif").array, image + 0.25 * (whole - image), atol=1e-5)
+    Image.new("L", (9, 9)).save(tmp_path / "small.png")
+    Image.new("RGB", (50, 40), (1, 2, 3)).save(tmp_path / "colour.png")
+    for words, code, message in (
+        (["--sigma-map", str(tmp_path / "small.png")], 1, "a map of"),
+        (["--sigma-map", str(tmp_path / "colour.png")], 1, "grey picture"),
+        (["--sigma-map", str(tmp_path / "map.png"), "--sigma", "3"], 2, "not both"),
+        (["--strength", "1.5"], 2, "0..1"),
+    ):
+        assert run([*command, "--overwrite", *words]) == code
+        assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match="strength"):
+        Restorer(weights).denoise(image, 5, strength=-1)
+    np.testing.assert_array_equal(Restorer(weights).denoise(image, 5, strength=0), image)
 
 
 def test_another_depth_is_written_when_asked_for(

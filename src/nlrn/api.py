@@ -41,6 +41,7 @@ def denoise(
     sigma: float | str | np.ndarray | PoissonNoise = "auto",
     model: NLRN | str | Path | None = None,
     mode: str = "window",
+    strength: float = 1.0,
 ) -> PictureT:
     """The denoised picture, of the same kind, dtype, shape and device as the one given.
 
@@ -50,7 +51,7 @@ def denoise(
     sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, "auto", or a
     PoissonNoise (photons counted: microscopy, low light). model: a shipped
     name (`nlrn models` lists them), a weights file or an NLRN; None takes the best one for the picture.
-    mode: "window", or "patch" for the authors' slow test protocol.
+    mode: "window", or "patch" for the authors' slow test protocol. strength: how much of the noise goes, 0..1.
 
     >>> import numpy, nlrn
     >>> noisy = numpy.random.default_rng(0).normal(0.5, 25 / 255, (32, 32))
@@ -63,7 +64,7 @@ def denoise(
 
     def restore(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
         seen = image if alpha is None else fill_hidden(image, alpha)
-        return _restorer(model, "denoise", seen, mode).denoise(image, sigma, alpha=alpha)
+        return _restorer(model, "denoise", seen, mode).denoise(image, sigma, strength=strength, alpha=alpha)
 
     return _of_the_same_kind(picture, restore)
 

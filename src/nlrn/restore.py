@@ -106,6 +106,7 @@ class Restorer:
         image: np.ndarray,
         sigma: float | str | np.ndarray | PoissonNoise = "auto",
         *,
+        strength: float = 1.0,
         alpha: np.ndarray | None = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
@@ -113,16 +114,19 @@ class Restorer:
 
         image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour picture goes through a grey model channel
         by channel. sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, "auto"
-        to estimate it, or a PoissonNoise, which grows with the light. alpha: HW, or None; the colour of pixels where it
-        is 0 does not reach the others and comes back as it was. progress(done, total) is called after each tile or
-        batch of patches.
+        to estimate it, or a PoissonNoise, which grows with the light. strength: how much of the noise goes, 0..1.
+        alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes back as it was.
+        progress(done, total) is called after each tile or batch of patches.
         Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
         """
         self.require("denoise")
         image = checked_picture(image)
-        if alpha is None:
-            return self._denoised(image, sigma, progress)
-        return np.where(hidden(image, alpha), image, self._denoised(fill_hidden(image, alpha), sigma, progress))
+        if not 0 <= strength <= 1:
+            raise InputError(f"strength must lie in 0..1, not be {strength}")
+        result = self._denoised(image if alpha is None else fill_hidden(image, alpha), sigma, progress)
+        if strength < 1:
+            result = image + np.float32(strength) * (result - image)
+        return result if alpha is None else np.where(hidden(image, alpha), image, result)
 
     def _denoised(
         self, image: np.ndarray, sigma: float | str | np.ndarray | PoissonNoise, progress: Progress | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.shared import (
@@ -16,15 +17,24 @@ from nlrn.cli.shared import (
     sigma_level,
     sigma_or_auto,
 )
-from nlrn.errors import ConfigError
+from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from nlrn.stabilization import PoissonNoise
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("denoise", help="remove noise from a picture")
     parser.add_argument("--sigma", type=sigma_or_auto, help="noise level in 0-255 units, 0..75, or auto (default)")
+    parser.add_argument(
+        "--sigma-map",
+        type=Path,
+        metavar="FILE",
+        help="a noise level for each pixel: the levels, 0-255, of a grey picture, or the numbers of a float TIFF",
+    )
+    parser.add_argument("--strength", type=_strength, default=1.0, help="how much of the noise goes, 0..1 (default: 1)")
     parser.add_argument(
         "--noise",
         choices=("gaussian", "poisson"),
@@ -42,8 +52,11 @@ def _denoise(options: argparse.Namespace) -> int:
     from nlrn.images import write_picture
     from nlrn.restore import channels_of
 
-    noise, sigma = _noise(options), "auto" if options.sigma is None else options.sigma
+    noise = _noise(options)
     picture = read_input(options)
+    sigma = "auto" if options.sigma is None else options.sigma
+    if options.sigma_map is not None:
+        sigma = _map(options.sigma_map)
     seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     channels = channels_of(seen)
     restorer = make_restorer(options, channels=channels)
@@ -52,13 +65,13 @@ def _denoise(options: argparse.Namespace) -> int:
     level = noise or restorer.noise_level(seen, sigma)
     if not restorer.model.config.sigma_input:
         say("this model was trained for one noise level and takes none")
-    elif noise is None and sigma == "auto":
+    elif noise is None and isinstance(sigma, str):
         say(f"estimated noise: sigma {level:.1f}" + (" or more, this model's limit" if level == 75 else ""))
     if channels == 3 and restorer.model.config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
     say_tiles(options, restorer, *picture.array.shape[:2])
     with ProgressBar(options, "denoising") as tick:
-        restored = restorer.denoise(picture.array, level, alpha=picture.alpha, progress=tick)
+        restored = restorer.denoise(picture.array, level, strength=options.strength, alpha=picture.alpha, progress=tick)
     write_picture(options.output, picture.with_array(restored), overwrite=options.overwrite)
     say(f"wrote {options.output}")
     return 0
@@ -69,13 +82,31 @@ def _noise(options: argparse.Namespace) -> PoissonNoise | None:
     from nlrn.stabilization import PoissonNoise
 
     if options.noise == "poisson":
-        if options.gain is None or options.sigma is not None:
+        if options.gain is None or options.sigma is not None or options.sigma_map is not None:
             raise ConfigError("--noise poisson wants --gain, and takes no --sigma")
         return PoissonNoise(options.gain, options.read_noise or 0.0)
     if options.gain is not None or options.read_noise is not None:
         raise ConfigError("--gain and --read-noise belong to --noise poisson")
+    if options.sigma is not None and options.sigma_map is not None:
+        raise ConfigError("give --sigma or --sigma-map, not both")
     return None
+
+
+def _map(path: Path) -> np.ndarray:
+    """Noise levels in 0-255 units, float32 HW."""
+    from nlrn.images import read_picture
+    from nlrn.restore import channels_of
+
+    picture = read_picture(path)
+    if channels_of(picture.array) == 3 or picture.alpha is not None:
+        raise InputError(f"{path}: a map of noise levels is a grey picture without alpha")
+    levels = picture.array if picture.array.ndim == 2 else picture.array[..., 0]
+    return levels if picture.depth == 32 else levels * 255
 
 
 def _gain(text: str) -> float:
     return number(text, "gain", 1e-4, 255)
+
+
+def _strength(text: str) -> float:
+    return number(text, "strength", 0, 1)
