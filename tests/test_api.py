@@ -27,6 +27,7 @@ ORDER = [  # imports go down this list only
     {
         "allocator",
         "hardware",
+        "pool",
         "publish",
         "ops",
         "metrics",
@@ -42,7 +43,7 @@ ORDER = [  # imports go down this list only
     {"model", "datasets", "decoding", "processes"},
     {"attention", "checkpoint", "images", "inference", "recipe", "tensorflow"},
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
-    {"training", "evaluation", "api", "benchmark", "explain"},
+    {"training", "evaluation", "api", "batch", "benchmark", "explain"},
     {"study", "doctor"},
     {"cli"},
     {"__main__"},

@@ -14,7 +14,7 @@ import torch
 from nlrn.checkpoint import list_models, load_model, released
 from nlrn.errors import ModelError
 from nlrn.evaluation import machine
-from nlrn.hardware import hardware_bf16, usable_device
+from nlrn.hardware import hardware_bf16, memory, usable_device
 from nlrn.model import PRESETS
 from nlrn.ops import BACKENDS, select_backend, unsupported
 from nlrn.ops.cpu import INSTRUCTION_SETS
@@ -46,7 +46,7 @@ def examine() -> dict[str, Any]:
             "instruction sets": list(INSTRUCTION_SETS),
             "multiplies bf16": hardware_bf16(device),
             "GPU": _gpus(),
-            "memory, MiB": _memory(),
+            "memory, MiB": memory(),
             "a picture may take, MiB": MEMORY >> 20,
         },
         "backends": {name: unsupported(name, q, base.window) or "runs" for name in BACKENDS},
@@ -66,16 +66,6 @@ def _gpus() -> str | list[str]:
     if torch.cuda.is_available():
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return "none found" if torch.version.cuda else "this build of torch has no CUDA"
-
-
-def _memory() -> dict[str, int] | None:
-    """Total and available, by Linux's /proc."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = {line.split(":")[0]: int(line.split()[1]) >> 10 for line in lines}
-    return {"total": sizes["MemTotal"], "available": sizes["MemAvailable"]}
 
 
 def _condition(name: str, path: Path, digest: str) -> str:

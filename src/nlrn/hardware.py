@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from nlrn.errors import BackendError
+
+
+def memory() -> dict[str, int] | None:
+    """ "total" and "available" MiB of this machine, by Linux's /proc; None elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = {line.split(":")[0]: int(line.split()[1]) >> 10 for line in lines}
+    return {"total": sizes["MemTotal"], "available": sizes["MemAvailable"]}
 
 
 def hardware_bf16(device: torch.device) -> bool:

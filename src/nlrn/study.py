@@ -9,18 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import signal
 import statistics
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from nlrn.checkpoint import model_metadata, sha256
 from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder, scoring_set
@@ -28,6 +24,7 @@ from nlrn.errors import ConfigError, ModelError, TrainingError
 from nlrn.evaluation import denoising, evaluate, provenance
 from nlrn.model import DISTANCES
 from nlrn.plotting import new_figure, write_figure
+from nlrn.pool import pool
 from nlrn.publish import publish_json
 from nlrn.recipe import TrainConfig
 from nlrn.restore import Restorer, Settings
@@ -134,10 +131,8 @@ class Run:
     sets: tuple[str, ...]
     sigmas: tuple[float, ...]
 
-    def __call__(self, quiet: bool = False, threads: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def __call__(self, quiet: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the result says of it, and where that came about."""
-        if threads is not None:
-            torch.set_num_threads(threads)
         path = trained(self.config, self.folder, self.data, quiet)
         restorer = Restorer(str(path), device="cpu", settings=Settings(precision="fp32", tile=0))
         sets = {name: _pictures(self.data, name) for name in self.sets}
@@ -167,18 +162,13 @@ def _all_made(runs: dict[Key, Run], jobs: int, quiet: bool) -> Generator[tuple[K
     if jobs == 1:
         yield from ((key, run(quiet)) for key, run in runs.items())
         return
-    threads, others = max(1, torch.get_num_threads() // jobs), set(active_children())
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    try:
-        ahead = {pool.submit(run, True, threads): key for key, run in runs.items()}
-        for future in as_completed(ahead):
-            yield ahead[future], future.result()
-    except BrokenProcessPool as error:
-        raise TrainingError("a training's process was killed (its memory?); the same command goes on") from error
-    finally:
-        for process in set(active_children()) - others:
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
+    with pool(jobs) as processes:
+        ahead = {processes.submit(run, True): key for key, run in runs.items()}
+        try:
+            for future in as_completed(ahead):
+                yield ahead[future], future.result()
+        except BrokenProcessPool as error:
+            raise TrainingError("a training's process was killed (its memory?); the same command goes on") from error
 
 
 def run(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlrn.cli.folders import add_folder_options, restore_folder
 from nlrn.cli.shared import (
     ProgressBar,
     add_picture_options,
@@ -22,7 +24,11 @@ from nlrn.errors import ConfigError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from nlrn.batch import Restore
+    from nlrn.cli.shared import Say
+    from nlrn.images import Picture
     from nlrn.stabilization import PoissonNoise
+    from nlrn.views import Progress
 
 
 def add(commands: Any) -> None:
@@ -44,24 +50,45 @@ def add(commands: Any) -> None:
     parser.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
     parser.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
     add_picture_options(parser)
+    add_folder_options(parser)
     parser.set_defaults(run=_denoise)
 
 
 def _denoise(options: argparse.Namespace) -> int:
-    from nlrn.alpha import fill_hidden
+    _noise(options)
+    if options.input.is_dir():
+        if options.sigma_map is not None:
+            raise ConfigError("a map of noise levels fits one picture, not a folder")
+        return restore_folder(options, partial(_make, options), "denoising")
     from nlrn.images import write_picture
+
+    picture, say = read_input(options), sayer(options)
+    with ProgressBar(options, "denoising") as tick:
+        result = _restored(options, picture, say, tick)
+    write_picture(options.output, result, overwrite=options.overwrite)
+    say(f"wrote {options.output}")
+    return 0
+
+
+def _make(options: argparse.Namespace) -> Restore:
+    return partial(_restored, options)
+
+
+def _restored(
+    options: argparse.Namespace, picture: Picture, say: Say = lambda line: None, tick: Progress | None = None
+) -> Picture:
+    from nlrn.alpha import fill_hidden
     from nlrn.restore import channels_of
 
+    picture = picture if options.depth is None else picture.with_depth(options.depth)
     noise = _noise(options)
-    picture = read_input(options)
-    sigma = "auto" if options.sigma is None else options.sigma
+    sigma: Any = "auto" if options.sigma is None else options.sigma
     if options.sigma_map is not None:
         sigma = _map(options.sigma_map)
     seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     channels = channels_of(seen)
     restorer = make_restorer(options, channels=channels)
     restorer.require("denoise")
-    say = sayer(options)
     level = noise or restorer.noise_level(seen, sigma)
     if not restorer.model.config.sigma_input:
         say("this model was trained for one noise level and takes none")
@@ -69,12 +96,9 @@ def _denoise(options: argparse.Namespace) -> int:
         say(f"estimated noise: sigma {level:.1f}" + (" or more, this model's limit" if level == 75 else ""))
     if channels == 3 and restorer.model.config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
-    say_tiles(options, restorer, *picture.array.shape[:2])
-    with ProgressBar(options, "denoising") as tick:
-        restored = restorer.denoise(picture.array, level, strength=options.strength, alpha=picture.alpha, progress=tick)
-    write_picture(options.output, picture.with_array(restored), overwrite=options.overwrite)
-    say(f"wrote {options.output}")
-    return 0
+    say_tiles(options, restorer, say, *picture.array.shape[:2])
+    array = restorer.denoise(picture.array, level, strength=options.strength, alpha=picture.alpha, progress=tick)
+    return picture.with_array(array)
 
 
 def _noise(options: argparse.Namespace) -> PoissonNoise | None:

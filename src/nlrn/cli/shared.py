@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,11 @@ from nlrn.publish import check_target
 
 if TYPE_CHECKING:
     from nlrn.images import Picture
-    from nlrn.restore import Restorer
+    from nlrn.restore import Restorer, Settings
+
+Say = Callable[[str], None]
+# of restoring a folder: options, and what they are where they are not given
+FOLDER_OPTIONS = {"recursive": False, "suffix": "", "format": None, "skip_existing": False, "jobs": 1, "json": False}
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True) -> None:
@@ -35,9 +41,16 @@ def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True)
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """IN, --output, --overwrite, the options of a model and those of tiles: of a command that restores a picture."""
-    parser.add_argument("input", type=Path, metavar="IN")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="its suffix sets the format")
+    """IN, --output, --overwrite, --depth, the options of a model and of tiles: of a command that restores pictures."""
+    parser.add_argument("input", type=Path, metavar="IN", help="a picture, or a folder of pictures")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="its suffix sets the format; of a folder: a folder",
+    )
     parser.add_argument(
         "--depth", type=int, choices=(8, 16, 32), help="bits a sample of OUT, 32: floats (default: those of IN)"
     )
@@ -52,8 +65,10 @@ def read_input(options: argparse.Namespace) -> Picture:
     """The picture IN, once nothing speaks against writing OUT."""
     from nlrn.images import check_output, read_picture
 
-    if options.mode == "patch" and options.tile is not None:
-        raise ConfigError("tiles are for window mode: patch mode has patches of its own")
+    check_tiles(options)
+    given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual]
+    if given:
+        raise ConfigError(f"{options.input} is no folder: --{given[0].replace('_', '-')} is for one")
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
     picture = read_picture(options.input)
     picture = picture if options.depth is None else picture.with_depth(options.depth)
@@ -61,12 +76,17 @@ def read_input(options: argparse.Namespace) -> Picture:
     return picture
 
 
-def say_tiles(options: argparse.Namespace, restorer: Restorer, height: int, width: int) -> None:
+def check_tiles(options: argparse.Namespace) -> None:
+    if options.mode == "patch" and options.tile is not None:
+        raise ConfigError("tiles are for window mode: patch mode has patches of its own")
+
+
+def say_tiles(options: argparse.Namespace, restorer: Restorer, say: Say, height: int, width: int) -> None:
     """One line where a picture of this size is cut up."""
     side = restorer.tile_for(height, width) if options.mode == "window" else None
     if side is not None:
         overlap = restorer.settings.overlap_of(side)
-        sayer(options)(f"{width} x {height} pixels in tiles of {side}, overlapping by {overlap}")
+        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {overlap}")
 
 
 def model_name(options: argparse.Namespace, channels: int) -> str:
@@ -76,7 +96,7 @@ def model_name(options: argparse.Namespace, channels: int) -> str:
 
 
 def make_restorer(options: argparse.Namespace, channels: int, tile: int | None = None) -> Restorer:
-    from nlrn.restore import MEMORY, Restorer, Settings
+    from nlrn.restore import MEMORY, Settings
 
     settings = Settings(
         mode=getattr(options, "mode", "window"),
@@ -86,7 +106,15 @@ def make_restorer(options: argparse.Namespace, channels: int, tile: int | None =
         tta=getattr(options, "tta", False),
         memory=getattr(options, "memory", None) or MEMORY,
     )
-    return Restorer(model_name(options, channels), device=options.device, settings=settings)
+    return _restorer(model_name(options, channels), options.device, settings)
+
+
+@lru_cache(maxsize=2)
+def _restorer(name: str, device: str, settings: Settings) -> Restorer:
+    """Loaded once for all pictures of a folder."""
+    from nlrn.restore import Restorer
+
+    return Restorer(name, device=device, settings=settings)
 
 
 def check_result(path: Path | None, suffix: str, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
@@ -111,14 +139,14 @@ def print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequenc
     Console().print(table)
 
 
-def sayer(options: argparse.Namespace) -> Any:
+def sayer(options: argparse.Namespace) -> Say:
     return (lambda line: None) if options.quiet else lambda line: print(line, flush=True)
 
 
 class ProgressBar:
-    """A bar on a terminal while tiles or patches are worked on; nothing elsewhere."""
+    """A bar on a terminal while tiles, patches or pictures are worked on; nothing elsewhere."""
 
-    def __init__(self, options: argparse.Namespace, what: str) -> None:
+    def __init__(self, options: argparse.Namespace, what: str, total: int | None = None) -> None:
         from rich.console import Console
         from rich.progress import Progress
 
@@ -127,11 +155,17 @@ class ProgressBar:
             transient=True,
             disable=options.quiet or not (sys.stderr and sys.stderr.isatty()),
         )
-        self.task = self.bar.add_task(what, total=None)
+        self.what, self.pace = what, total is not None  # how many pictures a second, of tiles it says nothing
+        self.task = self.bar.add_task(what, total=total)
 
     def __enter__(self) -> Any:
         self.bar.start()
-        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
+        self.began = time.monotonic()
+        return self._tick
+
+    def _tick(self, done: int, total: int) -> None:
+        pace = f"{self.what}, {done / max(1e-9, time.monotonic() - self.began):.2f} a second"
+        self.bar.update(self.task, description=pace if self.pace else self.what, completed=done, total=total)
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from nlrn.cli.folders import add_folder_options, restore_folder
 from nlrn.cli.shared import (
     ProgressBar,
     add_picture_options,
@@ -19,6 +21,12 @@ from nlrn.cli.shared import (
 )
 from nlrn.errors import ConfigError, InputError
 
+if TYPE_CHECKING:
+    from nlrn.batch import Restore
+    from nlrn.cli.shared import Say
+    from nlrn.images import Picture
+    from nlrn.views import Progress
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("upscale", help="enlarge a picture (super-resolution)")
@@ -26,49 +34,70 @@ def add(commands: Any) -> None:
     parser.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
     parser.add_argument("--height", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
     add_picture_options(parser)
+    add_folder_options(parser)
     parser.set_defaults(run=_upscale, task="sr")
 
 
 def _upscale(options: argparse.Namespace) -> int:
-    from nlrn.alpha import enlarged_alpha, fill_hidden
-    from nlrn.enlarging import passes_of
-    from nlrn.images import MAX_RESULT_PIXELS, check_output, write_picture
+    if options.input.is_dir():
+        _check_scale(options)
+        return restore_folder(options, partial(_make, options), "enlarging")
+    from nlrn.images import check_output, write_picture
 
-    picture = read_input(options)
-    before = picture.array.shape[:2]
-    height, width = _size(options, *before)
-    passes = passes_of(before, (height, width))
-    if height * width > MAX_RESULT_PIXELS:
-        raise InputError(f"a result of {width} x {height} pixels is beyond the limit of {MAX_RESULT_PIXELS:,}")
-    larger = picture.of_size(height, width)
+    picture, say = read_input(options), sayer(options)
+    larger = picture.of_size(*_size(options, *picture.array.shape[:2]))
     check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=larger)
-    restorer = make_restorer(options, channels=1)
-    say = sayer(options)
-    if passes > 1:
-        say("beyond 4 times: two equal steps, the second on what the first made")
-    say_tiles(options, restorer, height, width)
-    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     with ProgressBar(options, "enlarging") as tick:
-        array = restorer.upscale(seen, height, width, progress=tick)
-    alpha = None if picture.alpha is None else enlarged_alpha(picture.alpha, height, width)
-    result = dataclasses.replace(larger, array=array, alpha=alpha)
+        result = _restored(options, picture, say, tick)
     write_picture(options.output, result, overwrite=options.overwrite)
-    say(f"wrote {options.output}, {width} x {height}")
+    say("wrote {}, {} x {}".format(options.output, *result.array.shape[1::-1]))
     return 0
 
 
-def _size(options: argparse.Namespace, height: int, width: int) -> tuple[int, int]:
-    """(height, width) of the result; a side alone sets the other in proportion, halves rounded up."""
-    from nlrn.enlarging import enlarged_size
+def _make(options: argparse.Namespace) -> Restore:
+    return partial(_restored, options)
 
-    if options.width is None and options.height is None:
-        return enlarged_size((height, width), options.scale or 2.0)
-    if options.scale is not None:
+
+def _restored(
+    options: argparse.Namespace, picture: Picture, say: Say = lambda line: None, tick: Progress | None = None
+) -> Picture:
+    from nlrn.alpha import enlarged_alpha, fill_hidden
+    from nlrn.enlarging import passes_of
+
+    picture = picture if options.depth is None else picture.with_depth(options.depth)
+    height, width = _size(options, *picture.array.shape[:2])
+    restorer = make_restorer(options, channels=1)
+    if passes_of(picture.array.shape[:2], (height, width)) > 1:
+        say("beyond 4 times: two equal steps, the second on what the first made")
+    say_tiles(options, restorer, say, height, width)
+    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+    array = restorer.upscale(seen, height, width, progress=tick)
+    alpha = None if picture.alpha is None else enlarged_alpha(picture.alpha, height, width)
+    return dataclasses.replace(picture.of_size(height, width), array=array, alpha=alpha)
+
+
+def _check_scale(options: argparse.Namespace) -> None:
+    if options.scale is not None and (options.width or options.height):
         raise ConfigError("give a scale, or a width and a height, not both")
-    return (
-        options.height or max(1, math.floor(height * options.width / width + 0.5)),
-        options.width or max(1, math.floor(width * options.height / height + 0.5)),
-    )
+
+
+def _size(options: argparse.Namespace, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the result, one that is offered; a side alone sets the other, halves rounded up."""
+    from nlrn.enlarging import enlarged_size, passes_of
+    from nlrn.images import MAX_RESULT_PIXELS
+
+    _check_scale(options)
+    if options.width is None and options.height is None:
+        size = enlarged_size((height, width), options.scale or 2.0)
+    else:
+        size = (
+            options.height or max(1, math.floor(height * options.width / width + 0.5)),
+            options.width or max(1, math.floor(width * options.height / height + 0.5)),
+        )
+    passes_of((height, width), size)
+    if size[0] * size[1] > MAX_RESULT_PIXELS:
+        raise InputError(f"a result of {size[1]} x {size[0]} pixels is beyond the limit of {MAX_RESULT_PIXELS:,}")
+    return size
 
 
 def _scale(text: str) -> float:

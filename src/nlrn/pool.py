@@ -1,0 +1,33 @@
+"""Processes of our own that share the threads, and that end at once with the work."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
+
+import torch
+
+
+@contextmanager
+def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of so many fresh processes, each with a share of this one's threads.
+
+    Ctrl-C reaches this process alone; when the context ends, by an error or an interrupt too, its processes are
+    ended, whatever they are at.
+    """
+    threads, others = max(1, torch.get_num_threads() // workers), set(active_children())
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads,))
+    try:
+        yield executor
+    finally:
+        for process in set(active_children()) - others:
+            process.terminate()
+        executor.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)

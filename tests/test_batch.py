@@ -1,0 +1,297 @@
+"""Folders of pictures: planned, restored once, gone on with after a kill, bad ones listed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_restore import FP32, random_model
+
+from nlrn.batch import LOCK, MANIFEST, Manifest, plan, run
+from nlrn.checkpoint import save_model
+from nlrn.cli import run as command
+from nlrn.errors import ConfigError, InputError
+from nlrn.images import Picture, read_picture
+from nlrn.restore import Restorer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_model(path, random_model(), {"steps": "0"})
+    return path
+
+
+def fill(folder: Path, count: int, bad: int = 0) -> None:
+    """Small pictures grey and colour, PNG and JPEG, in two folders; every so many-th is damaged."""
+    chance = np.random.RandomState(0)
+    (folder / "deep").mkdir(parents=True)
+    for i in range(count):
+        place = folder / ("deep" if i % 3 == 0 else "") / f"{i:03}.{'jpg' if i % 5 == 0 else 'png'}"
+        shape = (16, 18) if i % 2 else (16, 18, 3)
+        Image.fromarray(chance.randint(0, 256, shape).astype(np.uint8)).save(place)
+        if bad and i % bad == 0:
+            place.write_bytes(place.read_bytes()[:60])
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [f for f in folder.rglob("*") if f.is_file() and f.name not in (MANIFEST, LOCK)]
+    return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / MANIFEST).read_text().splitlines() if line.endswith("}")]
+
+
+# -- the plan
+
+
+def test_the_plan_keeps_folders_and_formats(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 4)
+    Image.new("L", (4, 4)).save(tmp_path / "in" / "e.gif")
+    for name in ("notes.txt", ".hidden.png", "x.PNG"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / ".git").mkdir()
+    (tmp_path / "in" / ".git" / "a.png").touch()
+    out = tmp_path / "out"
+    flat = plan(tmp_path / "in", out)
+    assert [(j.name, j.target.relative_to(out).as_posix()) for j in flat] == [
+        ("001.png", "001.png"), ("002.png", "002.png"), ("e.gif", "e.png"), ("x.PNG", "x.PNG")
+    ]  # fmt: skip
+    whole = plan(tmp_path / "in", out, recursive=True, ending="_clean", form=".tif")
+    assert [j.target.relative_to(out).as_posix() for j in whole] == [
+        "001_clean.tif", "002_clean.tif", "deep/000_clean.tif", "deep/003_clean.tif", "e_clean.tif", "x_clean.tif"
+    ]  # fmt: skip
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "form"),
+    [
+        (("a.png", "a.jpg"), ".png"),
+        (("a.png", "A.png"), None),
+        ((unicodedata.normalize("NFC", "\u00e9.png"), unicodedata.normalize("NFD", "\u00e9.png")), None),
+        (("b.gif", "b.png"), None),
+    ],
+)
+def test_two_results_of_one_name_are_found_before_any_work(
+    tmp_path: Path, names: tuple[str, ...], form: str | None
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in names:
+        (tmp_path / "in" / name).touch()
+    with pytest.raises(ConfigError, match="would both become"):
+        plan(tmp_path / "in", tmp_path / "out", form=form)
+
+
+def test_originals_are_out_of_reach(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 2)
+    for output in (tmp_path / "in", tmp_path / "in" / "clean", tmp_path / "in" / "deep" / ".." / "x"):
+        with pytest.raises(ConfigError, match="lies inside"):
+            plan(tmp_path / "in", output)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "001.png").symlink_to(tmp_path / "in" / "001.png")
+    with pytest.raises(ConfigError, match="is an input"):
+        plan(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(ConfigError, match="are not written"):
+        plan(tmp_path / "in", tmp_path / "new", form=".gif")
+    with pytest.raises(ConfigError, match="end of a file"):
+        plan(tmp_path / "in", tmp_path / "new", ending="/../x")
+    with pytest.raises(InputError, match="no folder"):
+        plan(tmp_path / "none", tmp_path / "out")
+
+
+# -- the work
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_is_restored_and_bad_pictures_stop_nothing(
+    tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str], workers: int
+) -> None:
+    fill(tmp_path / "in", 24, bad=8)
+    before = digests(tmp_path / "in")
+    words = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out" / "new"), "-r", "--sigma", "20"]
+    words += ["--model", str(weights), "--precision", "fp32", "--memory", "512"]
+    assert command([*words, "--json", "-j", str(workers)]) == 1
+    told = capfd.readouterr()
+    outcome = json.loads(told.out)
+    assert set(outcome["failed"]) == {"deep/000.jpg", "008.png", "016.png"}
+    assert len(outcome["done"]) == 21
+    assert outcome["skipped"] == []
+    assert told.err.count("nlrn: ") == 3
+    assert "008.png: " in told.err
+    assert digests(tmp_path / "in") == before
+    made = digests(tmp_path / "out" / "new")
+    assert set(made) == set(before) - set(outcome["failed"])
+    restorer = Restorer(weights, settings=FP32)
+    for name in ("001.png", "002.png"):  # grey, colour
+        exact = restorer.denoise(read_picture(tmp_path / "in" / name).array, 20)
+        levels = np.rint(np.clip(exact, 0, 1) * 255)
+        made_of = read_picture(tmp_path / "out" / "new" / name).array * 255
+        np.testing.assert_allclose(made_of, levels, atol=1e-3)
+
+    assert command([*words, "--json"]) == 1  # the same again: only the bad ones are tried
+    outcome = json.loads(capfd.readouterr().out)
+    assert (len(outcome["skipped"]), len(outcome["failed"]), outcome["done"]) == (21, 3, [])
+    assert digests(tmp_path / "out" / "new") == made
+    done = Counter(r["in"] for r in records(tmp_path / "out" / "new") if r.get("published"))
+    assert set(done.values()) == {1}
+
+
+def test_results_that_are_there_are_refused_left_or_replaced(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", 6)
+    words = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--sigma", "20", "--model", str(weights)]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "001.png").write_text("mine")
+    assert command(words) == 2
+    assert "001.png exists already" in capsys.readouterr().err
+    assert set(digests(tmp_path / "out")) == {"001.png"}
+    assert command([*words, "--skip-existing"]) == 0
+    assert (tmp_path / "out" / "001.png").read_text() == "mine"
+    assert len(digests(tmp_path / "out")) == 4  # without the folder below
+    assert command([*words, "--overwrite"]) == 0
+    made = digests(tmp_path / "out")
+    assert read_picture(tmp_path / "out" / "001.png").array.shape == (16, 18)
+    assert command([*words, "--strength", "0.5"]) == 2
+    assert "exist already" in capsys.readouterr().err
+    assert digests(tmp_path / "out") == made  # other options are another work
+
+    Image.new("L", (18, 16), 90).save(tmp_path / "in" / "001.png")  # another picture under the old name
+    assert command(words) == 1
+    assert "has changed since" in capsys.readouterr().err
+    assert command([*words, "--overwrite"]) == 0
+    changed = digests(tmp_path / "out")
+    assert {name for name in made if made[name] != changed[name]} == {"001.png"}
+
+
+def test_upscale_takes_folders_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "sr.safetensors", random_model(task="sr", sigma_input=False), {})
+    fill(tmp_path / "in", 5)
+    words = ["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "sr.safetensors")]
+    assert command([*words, "-s", "2", "--format", "png", "--suffix", "_x2"]) == 0
+    assert "3 pictures restored" in capsys.readouterr().out
+    assert read_picture(tmp_path / "out" / "001_x2.png").array.shape == (32, 36)
+    assert command([*words, "-s", "2", "--width", "9"]) == 2
+
+
+def test_what_is_for_folders_or_for_pictures_is_said(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", 2)
+    one, out = str(tmp_path / "in" / "001.png"), ["--model", str(weights), "-o", str(tmp_path / "out.png")]
+    for words in (["-r"], ["-j", "2"], ["--json"], ["--skip-existing"], ["--suffix", "x"], ["--format", "png"]):
+        assert command(["denoise", one, *out, *words]) == 2
+        assert "is no folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert command(["denoise", str(tmp_path / "empty"), *out]) == 3
+    assert "there is no picture" in capsys.readouterr().err
+    assert command(["denoise", str(tmp_path / "in"), *out, "-j", "999"]) == 2
+    assert "fewer --jobs" in capsys.readouterr().err
+    assert command(["denoise", str(tmp_path / "in"), *out, "--sigma-map", one]) == 2
+    assert not (tmp_path / "out.png").exists()
+
+
+def _same(picture: Picture) -> Picture:
+    return picture
+
+
+def _deadly(picture: Picture) -> Picture:
+    """Kills its process for a picture that is white at a corner."""
+    if picture.array.flat[0] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return picture
+
+
+def _give(restore: Callable[[Picture], Picture]) -> Callable[[Picture], Picture]:
+    return restore
+
+
+def test_a_picture_that_kills_its_process_is_found_and_the_rest_is_done(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 12)
+    Image.new("L", (9, 9), 255).save(tmp_path / "in" / "005b.png")
+    jobs = plan(tmp_path / "in", tmp_path / "out")
+    outcome = run(jobs, partial(_give, _deadly), tmp_path / "out", "work", workers=2)
+    assert list(outcome.failed) == ["005b.png"]
+    assert "was killed" in outcome.failed["005b.png"]
+    assert len(outcome.done) == len(jobs) - 1
+
+
+def test_one_run_holds_a_folder_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 4)
+    jobs = plan(tmp_path / "in", tmp_path / "out")
+    with Manifest(_made(tmp_path / "out"), "work"), pytest.raises(ConfigError, match=f"process {os.getpid()} on "):
+        run(jobs, partial(_give, _same), tmp_path / "out", "work")
+    assert len(run(jobs, partial(_give, _same), tmp_path / "out", "work").done) == len(jobs)
+    with (tmp_path / "out" / MANIFEST).open("ab") as file:
+        file.write(b'{"in": "00')
+    (tmp_path / "out" / ".nlrn-0123.part").touch()
+    outcome = run(jobs, partial(_give, _same), tmp_path / "out", "work")
+    assert len(outcome.skipped) == len(jobs)
+    (tmp_path / "out" / jobs[0].target.name).unlink()
+    assert run(jobs, partial(_give, _same), tmp_path / "out", "work").done == [jobs[0].name]
+    assert run(jobs, partial(_give, _same), tmp_path / "out", "work").done == []
+    assert not (tmp_path / "out" / ".nlrn-0123.part").exists()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_done_twice(
+    tmp_path: Path, weights: Path, count: Callable[[int], int], workers: str
+) -> None:
+    """300 pictures, a tenth of them bad, SIGKILL at random times, repeated to the end."""
+    number = count(300)
+    fill(tmp_path / "in", number, bad=10)
+    before, chance = digests(tmp_path / "in"), random.Random(int(workers))
+    words = ["denoise", str(tmp_path / "in"), "-r", "--sigma", "20", "--model", str(weights), "-q", "-j", workers]
+    words += ["--memory", "512"]
+
+    def start(output: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+        arguments = [sys.executable, "-m", "nlrn", *words, "-o", str(tmp_path / output)]
+        return subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    assert start("whole").wait(300) == 1
+    manifest = tmp_path / "killed" / MANIFEST
+    for _ in range(count(10)):
+        had = manifest.stat().st_size if manifest.exists() else 0
+        process = start("killed")
+        while (manifest.stat().st_size if manifest.exists() else 0) <= had + chance.randrange(40 * number):
+            assert process.poll() is None or process.returncode == 1
+            if process.poll() == 1:
+                break
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert start("killed").wait(300) == 1
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    assert len(digests(tmp_path / "killed")) == number * 9 // 10
+    done = Counter(r["in"] for r in records(tmp_path / "killed") if r.get("published"))
+    assert len(done) >= number * 9 // 10 - count(
+        10
+    )  # of one published between its two lines, the second may be missing
+    assert set(done.values()) == {1}
+    assert digests(tmp_path / "in") == before
+    assert not list((tmp_path / "killed").rglob(".nlrn-*.part"))
