@@ -276,7 +276,10 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def plot(result: dict[str, Any], path: Path, study: Study | None = None) -> None:
-    """PSNR by arm as a PNG, a point for every seed. Raises BackendError without matplotlib."""
+    """PSNR by arm as a PNG, a point for every seed, over at least 1 dB, so that chance looks as small as it is.
+
+    Raises BackendError without matplotlib.
+    """
     study = study or STUDIES[result["study"]]
     sets = study.scored_on
     figure = new_figure(4.2 * len(sets) * len(result["sigmas"]), 3.4)
@@ -289,7 +292,11 @@ def plot(result: dict[str, Any], path: Path, study: Study | None = None) -> None
         axis.plot(
             at, [statistics.mean(v) for v in points.values()], "-" if study.axis else "_", color="C1", markersize=14
         )
-        axis.set(title=f"{s}, sigma {x}", ylabel="PSNR (dB)", xlabel=study.axis or "")
+        every = [value for values in points.values() for value in values]
+        middle, half = (max(every) + min(every)) / 2, max(0.5, 0.6 * (max(every) - min(every)))
+        axis.set(
+            title=f"{s}, sigma {x}", ylabel="PSNR (dB)", xlabel=study.axis or "", ylim=(middle - half, middle + half)
+        )
         if study.axis is None:
             axis.set_xticks(at, list(points), rotation=25, ha="right", fontsize=7)
         else:
