@@ -106,18 +106,6 @@ def test_floats_are_kept_and_what_is_not_finite_is_refused() -> None:
             read_picture(tiff(5, 3, (32,) * 3, 2, values.tobytes(), kind=3))
 
 
-def test_avif_of_more_than_8_bits_is_refused_and_8_bits_are_near() -> None:
-    import pyvips
-
-    values = samples((24, 32, 3))
-    plain = file_of(Image.fromarray(values), "AVIF", quality=100, subsampling="4:4:4")
-    assert np.abs(levels(read_picture(plain)) - values).max() <= 4
-    for bits in (10, 12):
-        deep = pyvips.Image.new_from_array(values.astype(np.uint16) * 257, interpretation="rgb16")
-        with pytest.raises(InputError, match=f"{bits}-bit samples"):
-            read_picture(deep.heifsave_buffer(compression="av1", bitdepth=bits))
-
-
 def test_other_wide_samples_are_refused() -> None:
     for data, reason in (
         (b"P6\n4 3\n65535\n" + bytes(72), "16-bit samples"),

@@ -1,11 +1,10 @@
 """Picture files <-> float arrays in [0, 1]: exactly what the file says, or a refusal that gives the reason.
 
-Read: AVIF, BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey; 16 bits stay 16 in PNG and TIFF, and in PGM;
-float TIFFs stay floats. Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind becomes
-a separate alpha plane, the EXIF orientation is applied. Of a multi-picture JPEG the main picture is read.
-Refused: what would be cut or misread (AVIF of more than 8 bits, 16-bit PPM, signed or 32-bit integers, alpha that was
-multiplied into the colour of 16 bits, floats that are not finite), animations, several pages, truncated files, PNGs
-whose checksums or amount of data are wrong.
+Read: BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey, and 16-bit grey PNG, PGM and TIFF keep 16 bits.
+Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind becomes a separate
+alpha plane, the EXIF orientation is applied. Of a multi-picture JPEG the main picture is read.
+Refused: what Pillow would cut or misread without a word (16-bit colour, 16 bits with alpha, float, signed or
+32-bit samples), animations, several pages, truncated files, PNGs whose checksums or amount of data are wrong.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ MAX_PIXELS = 100_000_000  # of what is read
 MAX_RESULT_PIXELS = 400_000_000  # of what is made larger
 MAX_BYTES = 512 << 20
 SUFFIXES = {
-    ".avif": "AVIF", ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM", ".png": "PNG", ".pnm": "PPM",
+    ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM", ".png": "PNG", ".pnm": "PPM",
     ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
 _WITH_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
 _WITH_16_BITS = frozenset({"PNG", "PPM", "TIFF"})
 _TYPES: dict[int, type] = {8: np.uint8, 16: np.uint16, 32: np.float32}  # of samples, by depth
-_LONGEST = {"AVIF": 32768, "JPEG": 65500, "WEBP": 16383}  # pixels of a side
+_LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels of a side
 _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": 0},  # 4:4:4
     "WEBP": {"lossless": True, "exact": True},  # exact: colours under full transparency too
@@ -145,11 +144,11 @@ def write_picture(
 
 
 def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes:  # noqa: A002 - Pillow's word
-    """The bytes of a file of one of the formats AVIF, BMP, JPEG, PNG, PPM, TIFF, WEBP.
+    """The bytes of a file of one of the formats BMP, JPEG, PNG, PPM, TIFF, WEBP.
 
     The array is clipped to [0, 1] and rounded, halves to even, to the picture's depth; floats are written as they are.
-    AVIF, BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG and AVIF (4:4:4
-    at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
+    BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG (4:4:4 at `quality`,
+    1 to 100) are lossless; WebP turns grey into colour.
     Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels.
     Raises InputError for values that are not finite, and for what the format cannot hold.
     """
@@ -165,10 +164,8 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
     if picture.depth == 32 or (picture.depth == 16 and values.ndim == 3):  # more than Pillow holds
         return {"PNG": wide.png, "TIFF": wide.tiff}[format](np.atleast_3d(values), metadata)
     options = _OPTIONS.get(format, {}) | metadata
-    if format in ("AVIF", "JPEG"):
+    if format == "JPEG":
         options["quality"] = quality
-    if format == "AVIF":
-        options["subsampling"] = "4:0:0" if values.ndim == 2 else "4:4:4"
     return _save(values, format, options)
 
 
