@@ -196,6 +196,11 @@ def test_a_map_of_noise_levels_and_the_strength_reach_the_restorer(
     ):
         assert run([*command, "--overwrite", *words]) == code
         assert message in capsys.readouterr().err
+    mine = tmp_path / "map.png"
+    before = mine.read_bytes()
+    words = ["denoise", str(noisy), "--model", str(weights), "-o", str(mine), "--sigma-map", str(mine), "--overwrite"]
+    assert run(words) == 1
+    assert mine.read_bytes() == before
     with pytest.raises(InputError, match="strength"):
         Restorer(weights).denoise(image, 5, strength=-1)
     np.testing.assert_array_equal(Restorer(weights).denoise(image, 5, strength=0), image)

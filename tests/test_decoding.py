@@ -115,7 +115,10 @@ def test_other_wide_samples_are_refused() -> None:
         (tiff(4, 3, (16,) * 4, 2, bytes(96), extra=(1,)), "multiplied into the colour"),
         (tiff(4, 3, (16,) * 4, 2, bytes(96), extra=(0,)), "unknown kind"),
         (tiff(4, 3, (16,) * 3, 2, bytes(70)), "truncated"),
-        (tiff(4, 3, (32,) * 2, 1, bytes(96), extra=(2,), kind=3), "2 samples a pixel of float32"),
+        (tiff(4, 3, (32,) * 2, 1, bytes(96), extra=(2,), kind=3), "2 samples a pixel"),
+        (tiff(4, 3, (32,), 0, bytes(48), kind=3), "grey or RGB only"),  # white is zero: not inverted by libvips
+        (tiff(4, 3, (64,), 1, bytes(96), kind=3), "samples of .64. bits"),
+        (tiff(4, 3, (16,), 1, bytes(24), kind=3), "samples of .16. bits"),
     ):
         with pytest.raises(InputError, match=reason):
             read_picture(data)
@@ -265,6 +268,68 @@ def test_mutated_files_never_raise_anything_else(count: Count) -> None:
     law()
 
 
+def test_tags_that_libtiff_frowns_at_stop_no_intact_picture() -> None:
+    """Strange metadata is nothing of the pixels: they are decoded by the tags of the pixels alone."""
+    values = samples((5, 7, 3), top=65535)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Copyright] = "me\0you\0"
+    exif[ExifTags.Base.DateTime] = "2026:01:02 03:04:05"
+    exif[ExifTags.Base.ResolutionUnit] = 0
+    exif[ExifTags.Base.Rating] = 3
+    for form in ("PNG", "TIFF"):
+        picture = read_picture(encode_picture(picture_of(values, exif=exif.tobytes()), form))
+        np.testing.assert_array_equal(levels(picture), values)
+        kept = Image.Exif()
+        kept.load(picture.exif)
+        assert dict(kept) == dict(exif)
+    plain = read_picture(encode_picture(picture_of(values), "PNG"))
+    assert plain.exif is None
+    assert b"pHYs" not in encode_picture(picture_of(values), "PNG")
+    data = bytearray(tiff(7, 5, (16,) * 3, 2, values.astype("<u2").tobytes()))
+    place = data.index(struct.pack("<HHI", 278, 4, 1))
+    data[place : place + 12] = struct.pack("<HHII", 278, 4, 1, 5)
+    np.testing.assert_array_equal(levels(read_picture(bytes(data))), values)
+
+
+@pytest.mark.parametrize("cut", [1, 50, 200])
+def test_wide_tiffs_that_end_early_are_refused(cut: int) -> None:
+    data = encode_picture(picture_of(samples((9, 9, 3), top=65535)), "TIFF")
+    with pytest.raises(InputError, match="truncated"):
+        read_picture(data[:-cut])
+
+
+def test_places_are_left_out_of_every_result() -> None:
+    image, exif = Image.fromarray(samples((4, 5))), Image.Exif()
+    exif[33922] = (0.0, 0.0, 0.0, 11.5, 48.1, 0.0)
+    exif[33550] = (1.0, 1.0, 0.0)
+    picture = read_picture(file_of(image, "TIFF", tiffinfo=exif))
+    for form in ("TIFF", "PNG", "JPEG"):
+        found = read_picture(encode_picture(picture, form)).exif
+        kept = Image.Exif()
+        kept.load(found or b"")
+        assert not {33922, 33550} & set(kept)
+
+
+def late_exif_bomb() -> bytes:
+    """EXIF of a 16-bit PNG that stands behind its pixels: 9,000 tags that each claim nearly all of it."""
+    tags = b"".join(struct.pack("<HHII", 1000 + k, 1, 100_000, 8) for k in range(9000))
+    block = b"II*\0" + struct.pack("<IH", 8, 9000) + tags + bytes(4)
+    data = png(4, 3, 16, 2, b"".join(b"\0" + bytes(24) for _ in range(3)))
+    return data[:-12] + chunk(b"eXIf", block) + data[-12:]
+
+
+def test_exif_behind_the_pixels_is_read_or_left_out_at_once() -> None:
+    started = time.process_time()
+    assert read_picture(late_exif_bomb()).exif is None
+    assert time.process_time() - started < 5
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "a camera", 6
+    data = png(4, 3, 16, 2, b"".join(b"\0" + bytes(24) for _ in range(3)))
+    picture = read_picture(data[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[-12:])
+    assert picture.array.shape == (4, 3, 3)
+    assert picture.exif is not None
+
+
 def ifd_bomb() -> bytes:
     """5,000 tags that each claim nearly the whole file, which Pillow would copy 5,000 times."""
     tags = b"".join(struct.pack("<HHII", 1000 + k, 1, 60_000, 8) for k in range(5_000))
@@ -292,6 +357,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         "ppm size": (b"P6 60000 60000 255\n", "raised by max_pixels"),
         "tiff size": (tiff(60_000, 60_000, (8,), 1, b""), "raised by max_pixels"),
         "wide png size": (png(60_000, 60_000, 16, 2, b""), "raised by max_pixels"),
+        "samples": (tiff(1000, 100, (16,) * 10_000, 1, bytes(8)), "10000 samples a pixel"),
         "wide tiff size": (tiff(60_000, 60_000, (16,) * 3, 2, b""), "raised by max_pixels"),
         "gif size": (b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\0;", "pixels"),
         "zTXt": (png(1, 1, 8, 0, row, chunk(b"zTXt", b"k\0\0" + text)), "Decompressed data too large"),

@@ -48,6 +48,16 @@ def test_a_damaged_model_and_a_missing_kernel_are_found(
     file.write_bytes(file.read_bytes()[:-1] + b"\x55")
     assert run(["doctor"]) == 3
     assert "not the file that was released" in capsys.readouterr().out
+    for damage in (b"", b"version https://git-lfs", None):
+        file.unlink(missing_ok=True)
+        if damage is not None:
+            file.write_bytes(damage)
+        assert run(["doctor"]) == 3
+        assert "denoise-gray-small: " in (told := capsys.readouterr().out)
+        assert "not the file that was released" in told if damage is not None else "cannot be read" in told
+    (tmp_path / "weights" / "SHA256SUMS").write_text("a\n\n\xff")
+    assert run(["doctor"]) == 3
+    assert "SHA256SUMS: cannot be read" in capsys.readouterr().out
     monkeypatch.setattr(checkpoint, "WEIGHTS", Path(checkpoint.__file__).parent / "weights")
     monkeypatch.setattr(cpu, "_problem_found", "the fused CPU kernel was not built")
     found = examine()

@@ -186,6 +186,20 @@ def test_floats_round_trip_as_they_are_and_go_into_tiff_alone(tmp_path: Path) ->
         assert read_picture(encode_picture(picture.with_depth(16), "PNG")).depth == 16
 
 
+def test_a_strange_profile_is_kept_and_no_traceback(tmp_path: Path) -> None:
+    """libpng dislikes it; Pillow's 8-bit PNGs carry it, and so do those of 16 bits."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()[:300]
+    deep = picture_of(samples((4, 5, 3), top=65535), icc=profile)
+    for form in ("PNG", "TIFF"):
+        assert read_picture(encode_picture(deep, form)).icc == profile
+
+
+def test_a_tiff_beyond_4_gib_is_refused_before_it_is_made() -> None:
+    large = Picture(np.zeros((1, 1, 3), np.float32), depth=32).of_size(20_000, 20_000)
+    with pytest.raises(InputError, match="4 GiB"):
+        check_output("large.tif", overwrite=False, picture=large)
+
+
 def test_another_depth_takes_the_alpha_along() -> None:
     opacity = np.array([[0, 1, 128, 255]], np.uint8)
     picture = picture_of(samples((1, 4, 3)), opacity)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nlrn.degradations import resize_bicubic
+from nlrn.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.enlarging import enlarged, enlarged_size, passes_of
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.model import DISTANCES, NLRN, NLRNConfig
@@ -315,6 +315,26 @@ def test_large_factors_take_two_equal_steps() -> None:
     np.testing.assert_array_equal(found, restorer.upscale(restorer.upscale(image, 30, 27), 90, 60))
     assert ticks[-1][0] == ticks[-1][1]
     assert passes_of((10, 12), (40, 48)) == 1
+
+
+def test_values_beyond_0_to_1_are_restored_on_their_own_scale() -> None:
+    """A float picture may span -1..4; noise alone, however far it goes, changes no scale."""
+    restorer = Restorer(random_model(), settings=FP32)
+    image = picture(20, 24)
+    for low, spread in ((0.0, 4.0), (-1.0, 3.5)):
+        wide = low + spread * image
+        low, high = wide.min(), wide.max()
+        expected = low + (high - low) * restorer.denoise((wide - low) / (high - low), 20 / (high - low))
+        np.testing.assert_allclose(restorer.denoise(wide, 20), expected, atol=1e-5)
+    noisy = add_gaussian_noise(np.round(image.astype(np.float64)), 50).astype(np.float32)
+    assert noisy.max() > 1.4
+    x, told = torch.from_numpy(noisy)[None, None], 50 / 255
+    np.testing.assert_allclose(restorer.denoise(noisy, 50), network_of(restorer, x, told), atol=2e-5)
+
+
+def network_of(restorer: Restorer, x: torch.Tensor, sigma: float) -> np.ndarray:
+    with torch.no_grad():
+        return restorer.model(x, sigma)[0, 0].numpy()
 
 
 def test_every_offered_scale_is_taken_on_every_side() -> None:

@@ -71,6 +71,21 @@ def test_it_is_better_than_the_plain_way(peak: int, read: float) -> None:
     assert abs(restored.mean() - clean.mean()) < 0.01
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.05])
+def test_small_bright_things_on_the_dark_survive(gain: float) -> None:
+    """Cells, stars: less than a pixel in a hundred, far above the rest."""
+    clean = np.full((128, 128), 0.004)
+    clean[60:66, 60:66] = 1.0
+    clean[20, 100] = clean[100, 30] = 0.8
+    noise = PoissonNoise(gain)
+    noisy = noise.add(clean * 255) / 255
+    restored = Restorer().denoise(noisy, noise)
+    bright = clean > 0.5
+    assert np.sqrt(np.mean((restored - clean) ** 2)) < np.sqrt(np.mean((noisy - clean) ** 2))
+    assert np.abs(restored - clean)[60:66, 60:66].mean() < 0.1
+    assert restored[bright].min() > 0.4
+
+
 def test_colour_alpha_and_dtypes() -> None:
     model, random = random_model(), np.random.RandomState(0)
     noise = PoissonNoise(8.0, 2.0)

@@ -100,6 +100,17 @@ def png_parts(data: bytes) -> list[memoryview]:
     return parts
 
 
+def png_exif(data: bytes) -> bytes:
+    """The EXIF block of a PNG, wherever it stands; empty for none."""
+    place = 8
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] == b"eXIf":
+            return data[place + 8 : place + 8 + size]
+        place += 12 + size
+    return b""
+
+
 def png_size(data: bytes) -> int:
     """Bytes of the filtered rows of a PNG, from its header."""
     width, height = (int.from_bytes(data[k : k + 4], "big") for k in (16, 20))

@@ -20,9 +20,9 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from nlrn.containers import gif_frames, inflated_size, png_parts, png_size, tiff_pages
+from nlrn.containers import gif_frames, inflated_size, png_exif, png_parts, png_size, tiff_pages
 from nlrn.errors import InputError
-from nlrn.wide import check_tiff, is_wide_png, is_wide_tiff, read, tiff_tags
+from nlrn.wide import check_tiff, is_wide_png, is_wide_tiff, read, tiff_pixels, tiff_tags
 
 # The readers are called by name: Image.open has a limit of its own, global to the process.
 _READERS: dict[bytes, type[ImageFile]] = {
@@ -36,8 +36,9 @@ _MODES = _GREY16 | {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 # Not carried over: how a TIFF stores its pixels, orientation, position, other blocks of metadata.
 _DROPPED_TAGS = frozenset(
-    {*range(254, 260), 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, *range(322, 326), 330, 338, 339, 347}
-    | {*range(512, 522), 529, 530, 532, 700, 33723, 34377, 34675, ExifTags.IFD.GPSInfo, ExifTags.IFD.Exif}
+    {*range(254, 260), 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 301, 317, 320, *range(322, 326), 330}
+    | {*range(338, 342), 347, *range(512, 522), 529, 530, 532, 700, 33723, 34377, 34675, 37724}
+    | {ExifTags.IFD.GPSInfo, ExifTags.IFD.Exif, 33550, 33922, 34264, 34735, 34736, 34737, 42112}  # the last: places
 )
 _TURNS: dict[int | None, Callable[[np.ndarray], np.ndarray]] = {  # HW or HWC by EXIF orientation
     2: np.fliplr, 3: lambda x: x[::-1, ::-1], 4: np.flipud, 5: lambda x: x.swapaxes(0, 1),
@@ -77,7 +78,7 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
             size = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
             _check_size(*size, max_pixels)
             _check_frames(frames)
-            return _wide(data, size, "TIFF", tags, tags.get(ExifTags.Base.InterColorProfile))
+            return _wide(tiff_pixels(data, tags), size, "TIFF", tags, tags.get(ExifTags.Base.InterColorProfile))
     with reader(io.BytesIO(data)) as picture:
         _check_size(*picture.size, max_pixels)
         _check_frames(max(frames, int(getattr(picture, "n_frames", 1))) if frames == 1 else frames)
@@ -86,7 +87,7 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
         if reader is PngImageFile and inflated_size(rows, png_size(data)) < png_size(data):
             raise InputError("truncated: rows are missing")
         if wide:
-            return _wide(data, picture.size, "PNG", _readable_exif(picture), picture.info.get("icc_profile"))
+            return _wide(data, picture.size, "PNG", _loaded_exif(png_exif(data)), picture.info.get("icc_profile"))
         picture.load()
         exif = _kept_exif(_readable_exif(picture))
         _apply_orientation(picture)
@@ -113,6 +114,18 @@ def _wide(data: bytes, size: tuple[int, int], form: str, exif: Image.Exif, icc: 
     colour, alpha = read(data, size)
     depth = 8 * colour.itemsize
     return Decoded(turn(colour), None if alpha is None else turn(alpha), depth, form, icc or None, _kept_exif(exif))
+
+
+def _loaded_exif(block: bytes) -> Image.Exif:
+    """Of a block, or none where it cannot be read or would fill the memory."""
+    exif = Image.Exif()
+    try:
+        if block:
+            tiff_pages(block)
+            exif.load(block)
+        return exif
+    except Exception:
+        return Image.Exif()
 
 
 def _readable_exif(picture: Image.Image) -> Image.Exif:

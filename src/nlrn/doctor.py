@@ -11,7 +11,7 @@ import numpy as np
 import PIL
 import torch
 
-from nlrn.checkpoint import list_models, load_model, released
+from nlrn import checkpoint
 from nlrn.errors import ModelError
 from nlrn.evaluation import machine
 from nlrn.hardware import hardware_bf16, memory, usable_device
@@ -20,7 +20,8 @@ from nlrn.ops import BACKENDS, select_backend, unsupported
 from nlrn.ops.cpu import INSTRUCTION_SETS
 from nlrn.restore import MEMORY
 
-EXTRAS = {"plots": "matplotlib", "curves of a training": "tensorboard", "the GPU kernel": "triton"}
+VIPS = "16-bit colour and floats"
+EXTRAS = {VIPS: "pyvips", "plots": "matplotlib", "curves of a training": "tensorboard", "the GPU kernel": "triton"}
 
 
 def examine() -> dict[str, Any]:
@@ -51,7 +52,7 @@ def examine() -> dict[str, Any]:
         },
         "backends": {name: unsupported(name, q, base.window) or "runs" for name in BACKENDS},
         "backend in use": select_backend(q, base.window),
-        "models": {info.name: _condition(info.name, info.path, info.sha256) for info in list_models()},
+        "models": _models(),
         "extras": {what: _installed(package) for what, package in EXTRAS.items()},
     }
 
@@ -59,7 +60,8 @@ def examine() -> dict[str, Any]:
 def is_well(found: dict[str, Any]) -> bool:
     """Whether every shipped model is as it was released and a fused kernel runs."""
     intact = all(condition.startswith("as released") for condition in found["models"].values())
-    return intact and bool(found["models"]) and found["backend in use"] in ("cpu", "gpu")
+    whole = found["extras"][VIPS] == "installed"  # it comes with the package
+    return intact and bool(found["models"]) and whole and found["backend in use"] in ("cpu", "gpu")
 
 
 def _gpus() -> str | list[str]:
@@ -68,13 +70,24 @@ def _gpus() -> str | list[str]:
     return "none found" if torch.version.cuda else "this build of torch has no CUDA"
 
 
-def _condition(name: str, path: Path, digest: str) -> str:
-    if digest != released().get(path.name):
-        return f"not the file that was released: sha256 {digest}"
+def _models() -> dict[str, str]:
+    """Every model that was released, and every file beside them: as released, or what is wrong."""
     try:
-        load_model(name)
-    except ModelError as error:
-        return str(error)
+        known = checkpoint.released()
+    except (OSError, ValueError) as error:
+        return {"SHA256SUMS": f"cannot be read: {error}"}
+    names = sorted({*known, *(path.name for path in checkpoint.WEIGHTS.glob("*.safetensors"))})
+    return {Path(name).stem: _condition(checkpoint.WEIGHTS / name, known.get(name)) for name in names}
+
+
+def _condition(path: Path, released: str | None) -> str:
+    try:
+        digest = checkpoint.sha256(path)
+        if digest != released:
+            return f"not the file that was released: sha256 {digest}"
+        checkpoint.load_model(path)
+    except (OSError, ModelError) as error:
+        return f"cannot be read: {error}"
     return f"as released, sha256 {digest}"
 
 

@@ -24,7 +24,7 @@ from PIL import ExifTags, Image
 
 from nlrn import wide
 from nlrn.decoding import decode
-from nlrn.errors import ConfigError, InputError
+from nlrn.errors import BackendError, ConfigError, InputError
 from nlrn.publish import check_target, publish
 
 MAX_PIXELS = 100_000_000  # of what is read
@@ -36,6 +36,7 @@ SUFFIXES = {
 }  # fmt: skip
 _WITH_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
 _WITH_16_BITS = frozenset({"PNG", "PPM", "TIFF"})
+_TIFF_BYTES = 2**32 - 2**22  # of pixels, with room for tags
 _TYPES: dict[int, type] = {8: np.uint8, 16: np.uint16, 32: np.float32}  # of samples, by depth
 _LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels of a side
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -116,6 +117,8 @@ def read_picture(
             decoded = decode(data, max_pixels)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+    except BackendError:
+        raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise InputError(f"{name}: damaged or truncated ({error or type(error).__name__})") from error
     levels = 1 if decoded.depth == 32 else 2**decoded.depth - 1
@@ -162,7 +165,7 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
         values = np.dstack((values, picture.alpha))
     metadata = _metadata(picture, format)
     if picture.depth == 32 or (picture.depth == 16 and values.ndim == 3):  # more than Pillow holds
-        return {"PNG": wide.png, "TIFF": wide.tiff}[format](np.atleast_3d(values), metadata)
+        return _save_wide(np.atleast_3d(values), format, metadata)
     options = _OPTIONS.get(format, {}) | metadata
     if format == "JPEG":
         options["quality"] = quality
@@ -195,6 +198,9 @@ def _check_holds(picture: Picture, format: str) -> None:  # noqa: A002
             f"{format} files have sides of at most {_LONGEST[format]:,} pixels, and this would be {width} x {height};"
             " write PNG or TIFF instead"
         )
+    samples = picture.array.size + (0 if picture.alpha is None else height * width)
+    if format == "TIFF" and samples * picture.depth // 8 > _TIFF_BYTES:
+        raise InputError("TIFF files end at 4 GiB, and this would be larger; write PNG instead, or fewer bits")
     if picture.alpha is not None and format not in _WITH_ALPHA:
         raise InputError(f"{format} files hold no transparency; write PNG, TIFF or WebP instead")
     if picture.depth == 8:
@@ -269,6 +275,15 @@ def _metadata(picture: Picture, format: str) -> dict[str, bytes]:  # noqa: A002
     if picture.exif is not None and (format != "JPEG" or len(picture.exif) <= 65533):  # one JPEG segment
         found["exif"] = picture.exif
     return {} if format in ("BMP", "PPM") else found
+
+
+def _save_wide(values: np.ndarray, format: str, metadata: dict[str, bytes]) -> bytes:  # noqa: A002
+    try:
+        return {"PNG": wide.png, "TIFF": wide.tiff}[format](values, metadata)
+    except BackendError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot be written as {format}: {error}") from error
 
 
 def _save(values: np.ndarray, format: str, options: dict[str, Any]) -> bytes:  # noqa: A002

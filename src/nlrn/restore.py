@@ -138,8 +138,10 @@ class Restorer:
         if image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1:
             return self._denoised(image[..., :1], sigma, progress).repeat(3, axis=2)  # once, not three times
         noise = self.noise_level(image, sigma)
-        planes = _planes(image, self.model.config.in_channels)
-        return _unplanes(self._restored(planes, noise, progress), image.shape)
+        low, spread = _range_beyond(image, noise) if self.model.config.sigma_input else (0.0, 1.0)
+        planes = _planes((image - low) / spread if spread > 1 else image, self.model.config.in_channels)
+        result = _unplanes(self._restored(planes, noise / spread, progress), image.shape)
+        return result * np.float32(spread) + np.float32(low) if spread > 1 else result
 
     def upscale(self, image: np.ndarray, height: int, width: int, *, progress: Progress | None = None) -> np.ndarray:
         """The picture in another size, float32 [height, width(, C)], not clipped.
@@ -335,6 +337,13 @@ def checked_picture(image: np.ndarray) -> np.ndarray:
     if low < -4 or high > 5:
         raise InputError(f"the picture's values span {low:g}..{high:g}, far from 0..1; divide by 255 or 65535")
     return image.astype(np.float32, copy=False)
+
+
+def _range_beyond(image: np.ndarray, noise: float | np.ndarray) -> tuple[float, float]:
+    """(low, spread) of a picture whose values exceed 0..1 by more than noise does: it is restored on that scale."""
+    low, high = float(image.min()), float(image.max())
+    margin = 6 * float(np.max(noise)) / 255 + 0.05
+    return (low, high - low) if low < -margin or high > 1 + margin else (0.0, 1.0)
 
 
 def channels_of(image: np.ndarray) -> int:

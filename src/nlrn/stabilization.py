@@ -59,11 +59,11 @@ class PoissonNoise:
     def removed(self, image: np.ndarray, denoise: Callable[[np.ndarray, float], np.ndarray]) -> np.ndarray:
         """The restored picture, float32 on the 0..1 scale as `image` is, by a denoiser for Gaussian noise.
 
-        denoise(picture, sigma): of float32 on the 0..1 scale, sigma in 0-255 units. Nearly all of what it sees lies in
-        0..1, unless the noise is so strong that this needs a sigma above 75: then it lies in a part of that.
+        denoise(picture, sigma): of float32 on the 0..1 scale, sigma in 0-255 units. What it sees lies in 0..1, in a
+        part of that where the noise is so strong that all of it would need a sigma above 75.
         """
         noisy = self.stabilized(np.asarray(image, np.float64) * 255)
-        low, high = np.percentile(noisy, (0.5, 99.5))
+        low, high = float(noisy.min()), float(noisy.max())  # few bright pixels, stars or cells, may be all there is
         spread = max(high - low, 255 / _MOST)
         restored = denoise(((noisy - low) / spread).astype(np.float32), float(255 / spread))
         return (self.mean_of(restored * spread + low) / 255).astype(np.float32)

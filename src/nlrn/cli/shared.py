@@ -69,10 +69,11 @@ def read_input(options: argparse.Namespace) -> Picture:
     given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual]
     if given:
         raise ConfigError(f"{options.input} is no folder: --{given[0].replace('_', '-')} is for one")
-    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,))
+    inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]
+    check_output(options.output, overwrite=options.overwrite, inputs=inputs)
     picture = read_picture(options.input)
     picture = picture if options.depth is None else picture.with_depth(options.depth)
-    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=picture)
+    check_output(options.output, overwrite=options.overwrite, inputs=inputs, picture=picture)
     return picture
 
 
