@@ -221,6 +221,15 @@ def _deadly(picture: Picture) -> Picture:
     return picture
 
 
+def _odd(picture: Picture) -> Picture:
+    """Fails for a picture that is white at a corner, in a way that nobody thought of."""
+    if picture.array.flat[0] == 1:
+        raise ZeroDivisionError("oh")
+    if picture.array.flat[0] == 0:
+        raise ConfigError("of all of them")
+    return picture
+
+
 def _give(restore: Callable[[Picture], Picture]) -> Callable[[Picture], Picture]:
     return restore
 
@@ -233,6 +242,22 @@ def test_a_picture_that_kills_its_process_is_found_and_the_rest_is_done(tmp_path
     assert list(outcome.failed) == ["005b.png"]
     assert "was killed" in outcome.failed["005b.png"]
     assert len(outcome.done) == len(jobs) - 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_nobody_thought_of_is_the_pictures_and_one_of_the_settings_is_everybodys(
+    tmp_path: Path, workers: int
+) -> None:
+    for name, grey in (("a", 90), ("b", 255), ("c", 90)):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("L", (9, 9), grey).save(tmp_path / "in" / f"{name}.png")
+    jobs = plan(tmp_path / "in", tmp_path / "out")
+    outcome = run(jobs, partial(_give, _odd), tmp_path / "out", "work", workers=workers)
+    assert outcome.failed == {"b.png": "ZeroDivisionError: oh"}
+    assert outcome.done == ["a.png", "c.png"]
+    Image.new("L", (9, 9), 0).save(tmp_path / "in" / "d.png")
+    with pytest.raises(ConfigError, match="of all of them"):
+        run(plan(tmp_path / "in", tmp_path / "out"), partial(_give, _odd), tmp_path / "out", "work", workers=workers)
 
 
 def test_one_run_holds_a_folder_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:

@@ -246,8 +246,11 @@ def run(
             try:
                 _publish(job, found(), manifest, overwrite)
                 outcome.done.append(job.name)
-            except (NLRNError, OSError, MemoryError) as error:
-                outcome.failed[job.name] = reason = str(error) or "out of memory"
+            except ConfigError:  # of the settings, not of the picture: the next would say the same
+                raise
+            except Exception as error:  # whatever it is, it is this picture's
+                known = isinstance(error, NLRNError | OSError)
+                outcome.failed[job.name] = reason = str(error) if known else f"{type(error).__name__}: {error}"
                 manifest.write(job, failed=reason)
             tick(len(outcome))
         return outcome
@@ -299,7 +302,7 @@ def _by_threads(jobs: Iterable[Job], make: Make) -> Iterator[tuple[Job, Found]]:
             try:
                 source, picture = future.result()
                 found: Found = writer.submit(_encode, job, source, restore(picture)).result
-            except (NLRNError, OSError, MemoryError) as error:
+            except Exception as error:
                 found = partial(_raise, error)
             if before is not None:
                 yield before
