@@ -27,7 +27,6 @@ ORDER = [  # imports go down this list only
     {
         "allocator",
         "hardware",
-        "pool",
         "publish",
         "ops",
         "metrics",
@@ -39,7 +38,7 @@ ORDER = [  # imports go down this list only
         "views",
         "wide",
     },
-    {"plotting", "alpha", "enlarging"},
+    {"plotting", "alpha", "enlarging", "pool"},
     {"model", "datasets", "decoding", "processes"},
     {"attention", "checkpoint", "images", "inference", "recipe", "tensorflow"},
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 import nlrn
+from nlrn.pool import pool
 
 FAULTS = """
 import resource, sys, torch
@@ -38,3 +41,16 @@ def test_freed_memory_is_used_again() -> None:
     left = faults("leave")
     assert left >= 10 * 32  # of huge pages, where there are some
     assert min(faults("keep") for _ in range(3)) <= 0.8 * left
+    with pool(1) as processes:  # so do ours that share the work
+        assert min(processes.submit(_faults).result() for _ in range(3)) <= 0.8 * left
+
+
+def _faults() -> int:
+    """What FAULTS prints, in a process of a pool."""
+    import resource
+
+    torch.ones(16 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

@@ -10,6 +10,8 @@ from multiprocessing import active_children, get_context
 
 import torch
 
+from nlrn.allocator import keep_freed_memory
+
 
 @contextmanager
 def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
@@ -29,5 +31,6 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin(threads: int) -> None:
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
