@@ -115,7 +115,7 @@ def test_an_error_of_one_training_ends_the_others_at_once(tmp_path: Path) -> Non
     assert not active_children()
 
 
-@pytest.mark.parametrize("how", ["interrupt", "killed"])
+@pytest.mark.parametrize("how", ["interrupt", "killed", "beheaded"])
 def test_an_interrupt_or_a_killed_training_ends_a_study_with_one_sentence(tmp_path: Path, how: str) -> None:
     make(tmp_path)
     (tmp_path / "set12").symlink_to(tmp_path / "held")
@@ -135,11 +135,15 @@ def test_an_interrupt_or_a_killed_training_ends_a_study_with_one_sentence(tmp_pa
     if how == "interrupt":
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     else:
-        os.kill(_youngest_child(process.pid), signal.SIGKILL)
+        os.kill(process.pid if how == "beheaded" else _youngest_child(process.pid), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert "Traceback" not in errors, errors
-    assert ("interrupted" if how == "interrupt" else "was killed") in errors
-    assert process.returncode in ((130, -signal.SIGINT) if how == "interrupt" else (3,))
+    said = {"interrupt": "interrupted", "killed": "was killed", "beheaded": ""}
+    assert said[how] in errors
+    codes = {"interrupt": (130, -signal.SIGINT), "killed": (3,), "beheaded": (-signal.SIGKILL,)}
+    assert process.returncode in codes[how]
+    if how == "beheaded":
+        time.sleep(2)  # its processes have to notice
     states = sorted(runs.glob("*/state-*"))
     time.sleep(1)
     assert sorted(runs.glob("*/state-*")) == states  # neither goes on

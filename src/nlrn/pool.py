@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
@@ -18,7 +20,7 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of so many fresh processes, each with a share of this one's threads.
 
     Ctrl-C reaches this process alone; when the context ends, by an error or an interrupt too, its processes are
-    ended, whatever they are at.
+    ended, whatever they are at. They end by themselves when this one is killed.
     """
     threads, others = max(1, torch.get_num_threads() // workers), set(active_children())
     executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads,))
@@ -31,6 +33,14 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin(threads: int) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+
+
+def _end_with_the_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
