@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 
 import torch
 
@@ -23,7 +24,7 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     ended, whatever they are at. They end by themselves when this one is killed.
     """
     threads, others = max(1, torch.get_num_threads() // workers), set(active_children())
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads,))
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads, os.getpid()))
     try:
         yield executor
     finally:
@@ -32,15 +33,15 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         executor.shutdown(cancel_futures=True)
 
 
-def _begin(threads: int) -> None:
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+def _begin(threads: int, parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
 
 
-def _end_with_the_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with(parent: int) -> None:
+    """A process whose parent was killed is given another."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
