@@ -176,8 +176,9 @@ def test_results_that_are_there_are_refused_left_or_replaced(
     assert digests(tmp_path / "out") == made  # other options are another work
 
     Image.new("L", (18, 16), 90).save(tmp_path / "in" / "001.png")  # another picture under the old name
-    assert command(words) == 1
-    assert "has changed since" in capsys.readouterr().err
+    for _ in range(2):  # a failure does not make our result somebody else's, which would stop the whole folder
+        assert command(words) == 1
+        assert "has changed since" in capsys.readouterr().err
     assert command([*words, "--overwrite"]) == 0
     changed = digests(tmp_path / "out")
     assert {name for name in made if made[name] != changed[name]} == {"001.png"}

@@ -141,7 +141,7 @@ def _restorer(model: NLRN | str | Path | None, task: str, image: np.ndarray, mod
     if isinstance(model, NLRN):
         return Restorer(model, settings=Settings(mode=mode))
     name = str(default_model(task, channels_of(image)) if model is None else model)
-    path = resolve_model(name).resolve()
+    path = resolve_model(name).absolute()
     found = path.stat()  # a file that was written again is another model
     return _cached(path, found.st_mtime_ns, found.st_size, mode)
 

@@ -19,10 +19,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+from nlrn.checkpoint import sha256
 from nlrn.errors import ConfigError, InputError, NLRNError
 from nlrn.images import SUFFIXES, Picture, encode_picture, read_picture
 from nlrn.pool import pool
@@ -147,7 +148,7 @@ class Manifest:
             for line in lines:
                 record = _record(line)
                 if record is not None:
-                    self.records[record["in"]] = record
+                    self._note(record)
         self._file = path.open("ab")
         if torn:  # so that the next line begins on its own
             self._file.write(b"\n")
@@ -167,19 +168,24 @@ class Manifest:
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.records[job.name] = record
+        self._note(record)
+
+    def _note(self, record: dict[str, Any]) -> None:
+        """Remember the last result of a picture; a failure since then does not make it somebody else's."""
+        if "output" in record:
+            self.records[record["in"]] = record
 
     def knows(self, job: Job) -> bool:
         """Whether a run with the same options published the picture's result, or was about to."""
         record = self.records.get(job.name, {})
-        return (record.get("out"), record.get("work")) == (self._out(job), self.work) and "output" in record
+        return (record.get("out"), record.get("work")) == (self._out(job), self.work)
 
     def holds(self, job: Job) -> bool:
         """Whether what it knows is what lies there: the same picture, the same result."""
         if not self.knows(job) or not job.target.is_file():
             return False
         record = self.records[job.name]
-        return (_sha256(job.source), _sha256(job.target)) == (record["input"], record["output"])
+        return (sha256(job.source), sha256(job.target)) == (record["input"], record["output"])
 
     def complete(self, job: Job) -> None:
         """Say that a result was published, where the run that did was killed before it could."""
@@ -197,11 +203,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) and isinstance(found.get("in"), str) else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # -- the work ------------------------------------------------------------------------------------------------------
@@ -235,16 +236,15 @@ def run(
         left = {job.name for job in strangers} if skip_existing else set()
         for job in jobs:
             if job.name in left or manifest.holds(job):
-                if job.name not in left:
-                    manifest.complete(job)
+                manifest.complete(job)
                 outcome.skipped.append(job.name)
                 tick(len(outcome))
             else:
                 open_jobs.append(job)
         results = _by_processes(open_jobs, make, workers) if workers > 1 else _by_threads(open_jobs, make)
-        for job, found in results:
+        for job, future in results:
             try:
-                _publish(job, found(), manifest, overwrite)
+                _publish(job, future.result(), manifest, overwrite)
                 outcome.done.append(job.name)
             except ConfigError:  # of the settings, not of the picture: the next would say the same
                 raise
@@ -263,7 +263,7 @@ def _publish(job: Job, encoded: Encoded, manifest: Manifest, overwrite: bool) ->
     source, data = encoded
     digest = hashlib.sha256(data).hexdigest()
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    ours = manifest.knows(job) and job.target.is_file() and _sha256(job.target) == manifest.records[job.name]["output"]
+    ours = manifest.knows(job) and job.target.is_file() and sha256(job.target) == manifest.records[job.name]["output"]
     if ours and not overwrite:
         raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
     manifest.write(job, input=source, output=digest)
@@ -283,10 +283,7 @@ def _encode(job: Job, source: str, picture: Picture) -> Encoded:
     return source, encode_picture(picture, SUFFIXES[job.target.suffix.lower()])
 
 
-Found = Callable[[], Encoded]
-
-
-def _by_threads(jobs: Iterable[Job], make: Make) -> Iterator[tuple[Job, Found]]:
+def _by_threads(jobs: Iterable[Job], make: Make) -> Iterator[tuple[Job, Future[Encoded]]]:
     """One picture is computed, the next is read and the last one encoded."""
     waiting = deque(jobs)
     if not waiting:
@@ -294,28 +291,30 @@ def _by_threads(jobs: Iterable[Job], make: Make) -> Iterator[tuple[Job, Found]]:
     restore = make()
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         ahead = reader.submit(_read, waiting[0])
-        before: tuple[Job, Found] | None = None
+        before: tuple[Job, Future[Encoded]] | None = None
         while waiting:
-            job, future = waiting.popleft(), ahead
+            job, reading = waiting.popleft(), ahead
             if waiting:
                 ahead = reader.submit(_read, waiting[0])
             try:
-                source, picture = future.result()
-                found: Found = writer.submit(_encode, job, source, restore(picture)).result
+                source, picture = reading.result()
+                future = writer.submit(_encode, job, source, restore(picture))
             except Exception as error:
-                found = partial(_raise, error)
+                future = _failed(error)
             if before is not None:
                 yield before
-            before = job, found
+            before = job, future
         assert before is not None
         yield before
 
 
-def _raise(error: Exception) -> Encoded:
-    raise error
+def _failed(error: Exception) -> Future[Encoded]:
+    future: Future[Encoded] = Future()
+    future.set_exception(error)
+    return future
 
 
-def _by_processes(jobs: Iterable[Job], make: Make, workers: int) -> Iterator[tuple[Job, Found]]:
+def _by_processes(jobs: Iterable[Job], make: Make, workers: int) -> Iterator[tuple[Job, Future[Encoded]]]:
     """Several pictures at once, in their order; those under way when a process was killed are tried again, alone."""
     waiting, made = deque(jobs), pickle.dumps(make)
     while waiting:
@@ -330,17 +329,13 @@ def _by_processes(jobs: Iterable[Job], make: Make, workers: int) -> Iterator[tup
                 if isinstance(error, BrokenProcessPool):
                     raise error
                 running.popleft()
-                yield job, future.result
+                yield job, future
         for job, _ in running:
             with pool(1) as alone:
                 future = alone.submit(_work, job, made)
-                killed = isinstance(future.exception(), BrokenProcessPool)
-            yield (
-                job,
-                partial(_raise, InputError("its process was killed, by its memory perhaps"))
-                if killed
-                else future.result,
-            )
+                if isinstance(future.exception(), BrokenProcessPool):
+                    future = _failed(InputError("its process was killed, by its memory perhaps"))
+            yield job, future
 
 
 def _work(job: Job, make: bytes) -> Encoded:

@@ -21,11 +21,11 @@ from nlrn.ops.cpu import INSTRUCTION_SETS
 from nlrn.restore import MEMORY
 
 VIPS = "16-bit colour and floats"
-EXTRAS = {VIPS: "pyvips", "plots": "matplotlib", "curves of a training": "tensorboard", "the GPU kernel": "triton"}
+LIBRARIES = {VIPS: "pyvips", "plots": "matplotlib", "curves of a training": "tensorboard", "the GPU kernel": "triton"}
 
 
 def examine() -> dict[str, Any]:
-    """Versions, machine, backends ("runs", or why not), models ("as released", or what is wrong) and extras."""
+    """Versions, machine, backends ("runs", or why not), models ("as released", or what is wrong) and libraries."""
     device = usable_device("auto")
     where = machine(device)
     base = PRESETS["base"]
@@ -53,14 +53,14 @@ def examine() -> dict[str, Any]:
         "backends": {name: unsupported(name, q, base.window) or "runs" for name in BACKENDS},
         "backend in use": select_backend(q, base.window),
         "models": _models(),
-        "extras": {what: _installed(package) for what, package in EXTRAS.items()},
+        "libraries": {what: _installed(package) for what, package in LIBRARIES.items()},
     }
 
 
 def is_well(found: dict[str, Any]) -> bool:
     """Whether every shipped model is as it was released and a fused kernel runs."""
     intact = all(condition.startswith("as released") for condition in found["models"].values())
-    whole = found["extras"][VIPS] == "installed"  # it comes with the package
+    whole = found["libraries"][VIPS] == "installed"
     return intact and bool(found["models"]) and whole and found["backend in use"] in ("cpu", "gpu")
 
 

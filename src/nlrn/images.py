@@ -163,10 +163,7 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
     values = _integers(picture.array, picture.depth)
     if picture.alpha is not None:
         values = np.dstack((values, picture.alpha))
-    metadata = _metadata(picture, format)
-    if picture.depth == 32 or (picture.depth == 16 and values.ndim == 3):  # more than Pillow holds
-        return _save_wide(np.atleast_3d(values), format, metadata)
-    options = _OPTIONS.get(format, {}) | metadata
+    options = _OPTIONS.get(format, {}) | _metadata(picture, format)
     if format == "JPEG":
         options["quality"] = quality
     return _save(values, format, options)
@@ -277,19 +274,15 @@ def _metadata(picture: Picture, format: str) -> dict[str, bytes]:  # noqa: A002
     return {} if format in ("BMP", "PPM") else found
 
 
-def _save_wide(values: np.ndarray, format: str, metadata: dict[str, bytes]) -> bytes:  # noqa: A002
+def _save(values: np.ndarray, format: str, options: dict[str, Any]) -> bytes:  # noqa: A002
+    wider = values.dtype == np.float32 or (values.dtype == np.uint16 and values.ndim == 3)  # than Pillow holds
     try:
-        return {"PNG": wide.png, "TIFF": wide.tiff}[format](values, metadata)
+        if wider:
+            return {"PNG": wide.png, "TIFF": wide.tiff}[format](np.atleast_3d(values), options)
+        file = io.BytesIO()
+        Image.fromarray(values).save(file, format, **options)
+        return file.getvalue()
     except BackendError:
         raise
-    except Exception as error:
-        raise InputError(f"cannot be written as {format}: {error}") from error
-
-
-def _save(values: np.ndarray, format: str, options: dict[str, Any]) -> bytes:  # noqa: A002
-    file = io.BytesIO()
-    try:
-        Image.fromarray(values).save(file, format, **options)
     except Exception as error:  # a side that is too long, for example
         raise InputError(f"cannot be written as {format}: {error}") from error
-    return file.getvalue()

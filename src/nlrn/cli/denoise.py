@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.folders import add_folder_options, restore_folder
-from nlrn.cli.shared import (
-    ProgressBar,
-    add_picture_options,
-    make_restorer,
-    number,
-    read_input,
-    say_tiles,
-    sayer,
-    sigma_level,
-    sigma_or_auto,
-)
+from nlrn.cli.pictures import add_picture_options, restore_input, say_tiles
+from nlrn.cli.shared import make_restorer, number, sigma_level, sigma_or_auto
 from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from nlrn.batch import Restore
     from nlrn.cli.shared import Say
     from nlrn.images import Picture
     from nlrn.stabilization import PoissonNoise
@@ -50,37 +38,20 @@ def add(commands: Any) -> None:
     parser.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
     parser.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
     add_picture_options(parser)
-    add_folder_options(parser)
     parser.set_defaults(run=_denoise)
 
 
 def _denoise(options: argparse.Namespace) -> int:
     _noise(options)
-    if options.input.is_dir():
-        if options.sigma_map is not None:
-            raise ConfigError("a map of noise levels fits one picture, not a folder")
-        return restore_folder(options, partial(_make, options), "denoising")
-    from nlrn.images import write_picture
-
-    picture, say = read_input(options), sayer(options)
-    with ProgressBar(options, "denoising") as tick:
-        result = _restored(options, picture, say, tick)
-    write_picture(options.output, result, overwrite=options.overwrite)
-    say(f"wrote {options.output}")
-    return 0
+    if options.sigma_map is not None and options.input.is_dir():
+        raise ConfigError("a map of noise levels fits one picture, not a folder")
+    return restore_input(options, _restored, "denoising")
 
 
-def _make(options: argparse.Namespace) -> Restore:
-    return partial(_restored, options)
-
-
-def _restored(
-    options: argparse.Namespace, picture: Picture, say: Say = lambda line: None, tick: Progress | None = None
-) -> Picture:
+def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Progress | None) -> Picture:
     from nlrn.alpha import fill_hidden
     from nlrn.restore import channels_of
 
-    picture = picture if options.depth is None else picture.with_depth(options.depth)
     noise = _noise(options)
     sigma: Any = "auto" if options.sigma is None else options.sigma
     if options.sigma_map is not None:

@@ -10,16 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn.errors import ConfigError, InputError
+from nlrn.errors import InputError
 from nlrn.publish import check_target
 
 if TYPE_CHECKING:
-    from nlrn.images import Picture
     from nlrn.restore import Restorer, Settings
 
 Say = Callable[[str], None]
-# of restoring a folder: options, and what they are where they are not given
-FOLDER_OPTIONS = {"recursive": False, "suffix": "", "format": None, "skip_existing": False, "jobs": 1, "json": False}
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True) -> None:
@@ -38,56 +35,6 @@ def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True)
         )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
-
-
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """IN, --output, --overwrite, --depth, the options of a model and of tiles: of a command that restores pictures."""
-    parser.add_argument("input", type=Path, metavar="IN", help="a picture, or a folder of pictures")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="OUT",
-        help="its suffix sets the format; of a folder: a folder",
-    )
-    parser.add_argument(
-        "--depth", type=int, choices=(8, 16, 32), help="bits a sample of OUT, 32: floats (default: those of IN)"
-    )
-    add_model_options(parser)
-    parser.add_argument("-t", "--tile", type=count, metavar="PIXELS", help="side of a tile; 0: the whole picture")
-    parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
-    parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-
-
-def read_input(options: argparse.Namespace) -> Picture:
-    """The picture IN, once nothing speaks against writing OUT."""
-    from nlrn.images import check_output, read_picture
-
-    check_tiles(options)
-    given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual]
-    if given:
-        raise ConfigError(f"{options.input} is no folder: --{given[0].replace('_', '-')} is for one")
-    inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]
-    check_output(options.output, overwrite=options.overwrite, inputs=inputs)
-    picture = read_picture(options.input)
-    picture = picture if options.depth is None else picture.with_depth(options.depth)
-    check_output(options.output, overwrite=options.overwrite, inputs=inputs, picture=picture)
-    return picture
-
-
-def check_tiles(options: argparse.Namespace) -> None:
-    if options.mode == "patch" and options.tile is not None:
-        raise ConfigError("tiles are for window mode: patch mode has patches of its own")
-
-
-def say_tiles(options: argparse.Namespace, restorer: Restorer, say: Say, height: int, width: int) -> None:
-    """One line where a picture of this size is cut up."""
-    side = restorer.tile_for(height, width) if options.mode == "window" else None
-    if side is not None:
-        overlap = restorer.settings.overlap_of(side)
-        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {overlap}")
 
 
 def model_name(options: argparse.Namespace, channels: int) -> str:

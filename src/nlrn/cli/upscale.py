@@ -5,24 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.folders import add_folder_options, restore_folder
-from nlrn.cli.shared import (
-    ProgressBar,
-    add_picture_options,
-    make_restorer,
-    number,
-    read_input,
-    say_tiles,
-    sayer,
-    side,
-)
+from nlrn.cli.pictures import add_picture_options, restore_input, say_tiles
+from nlrn.cli.shared import make_restorer, number, side
 from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from nlrn.batch import Restore
     from nlrn.cli.shared import Say
     from nlrn.images import Picture
     from nlrn.views import Progress
@@ -34,37 +23,21 @@ def add(commands: Any) -> None:
     parser.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
     parser.add_argument("--height", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
     add_picture_options(parser)
-    add_folder_options(parser)
     parser.set_defaults(run=_upscale, task="sr")
 
 
 def _upscale(options: argparse.Namespace) -> int:
-    if options.input.is_dir():
-        _check_scale(options)
-        return restore_folder(options, partial(_make, options), "enlarging")
-    from nlrn.images import check_output, write_picture
-
-    picture, say = read_input(options), sayer(options)
-    larger = picture.of_size(*_size(options, *picture.array.shape[:2]))
-    check_output(options.output, overwrite=options.overwrite, inputs=(options.input,), picture=larger)
-    with ProgressBar(options, "enlarging") as tick:
-        result = _restored(options, picture, say, tick)
-    write_picture(options.output, result, overwrite=options.overwrite)
-    say("wrote {}, {} x {}".format(options.output, *result.array.shape[1::-1]))
-    return 0
+    if options.scale is not None and (options.width or options.height):
+        raise ConfigError("give a scale, or a width and a height, not both")
+    return restore_input(
+        options, _restored, "enlarging", lambda picture: picture.of_size(*_size(options, *picture.array.shape[:2]))
+    )
 
 
-def _make(options: argparse.Namespace) -> Restore:
-    return partial(_restored, options)
-
-
-def _restored(
-    options: argparse.Namespace, picture: Picture, say: Say = lambda line: None, tick: Progress | None = None
-) -> Picture:
+def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Progress | None) -> Picture:
     from nlrn.alpha import enlarged_alpha, fill_hidden
     from nlrn.enlarging import passes_of
 
-    picture = picture if options.depth is None else picture.with_depth(options.depth)
     height, width = _size(options, *picture.array.shape[:2])
     restorer = make_restorer(options, channels=1)
     if passes_of(picture.array.shape[:2], (height, width)) > 1:
@@ -76,17 +49,11 @@ def _restored(
     return dataclasses.replace(picture.of_size(height, width), array=array, alpha=alpha)
 
 
-def _check_scale(options: argparse.Namespace) -> None:
-    if options.scale is not None and (options.width or options.height):
-        raise ConfigError("give a scale, or a width and a height, not both")
-
-
 def _size(options: argparse.Namespace, height: int, width: int) -> tuple[int, int]:
     """(height, width) of the result, one that is offered; a side alone sets the other, halves rounded up."""
     from nlrn.enlarging import enlarged_size, passes_of
     from nlrn.images import MAX_RESULT_PIXELS
 
-    _check_scale(options)
     if options.width is None and options.height is None:
         size = enlarged_size((height, width), options.scale or 2.0)
     else:

@@ -1,0 +1,170 @@
+"""What the commands that restore pictures share: one picture, or a folder of them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nlrn import __version__
+from nlrn.cli.shared import ProgressBar, Say, add_model_options, count, mebibytes, model_name, sayer, side
+from nlrn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nlrn.images import Picture
+    from nlrn.restore import Restorer
+    from nlrn.views import Progress
+
+    Restored = Callable[[argparse.Namespace, Picture, Say, Progress | None], Picture]
+
+# of restoring a folder: options, and what they are where they are not given
+FOLDER_OPTIONS = {"recursive": False, "suffix": "", "format": None, "skip_existing": False, "jobs": 1, "json": False}
+# What decides nothing about a result; the model is told by the digests of its weights.
+_FREE = {*FOLDER_OPTIONS, "input", "output", "overwrite", "quiet", "run", "command", "model"}
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """IN, --output, --overwrite, --depth, the options of a model, of tiles and of folders."""
+    parser.add_argument("input", type=Path, metavar="IN", help="a picture, or a folder of pictures")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="its suffix sets the format; of a folder: a folder",
+    )
+    parser.add_argument(
+        "--depth", type=int, choices=(8, 16, 32), help="bits a sample of OUT, 32: floats (default: those of IN)"
+    )
+    add_model_options(parser)
+    parser.add_argument("-t", "--tile", type=count, metavar="PIXELS", help="side of a tile; 0: the whole picture")
+    parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
+    parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    group = parser.add_argument_group("where IN is a folder")
+    group.add_argument("-r", "--recursive", action="store_true", help="the folders below it too")
+    group.add_argument("--suffix", default="", metavar="TEXT", help="at the end of the results' names")
+    group.add_argument("--format", metavar="EXT", help="of all results: png, tif ... (default: each picture's own)")
+    group.add_argument("--skip-existing", action="store_true", help="leave results that are there as they are")
+    group.add_argument("-j", "--jobs", type=side, default=1, help="pictures at once, sharing the threads (default: 1)")
+    group.add_argument("--json", action="store_true", help="print the outcome as JSON")
+
+
+def restore_input(
+    options: argparse.Namespace,
+    restored: Restored,
+    what: str,
+    expected: Callable[[Picture], Picture] = lambda picture: picture,
+) -> int:
+    """IN, a picture or a folder, restored into OUT; returns the exit code.
+
+    restored(options, picture, say, tick): a function of a module, the result of one picture. expected: a picture of the
+    size of the result, before there is one.
+    """
+    if options.mode == "patch" and options.tile is not None:
+        raise ConfigError("tiles are for window mode: patch mode has patches of its own")
+    if options.input.is_dir():
+        return _restore_folder(options, restored, what)
+    from nlrn.images import write_picture
+
+    picture, say = _read_input(options, expected), sayer(options)
+    with ProgressBar(options, what) as tick:
+        result = restored(options, picture, say, tick)
+    write_picture(options.output, result, overwrite=options.overwrite)
+    (height, width), before = result.array.shape[:2], picture.array.shape[:2]
+    say(f"wrote {options.output}" + (f", {width} x {height}" if (height, width) != before else ""))
+    return 0
+
+
+def _read_input(options: argparse.Namespace, expected: Callable[[Picture], Picture]) -> Picture:
+    """The picture IN, once nothing speaks against writing what is expected of it as OUT."""
+    from nlrn.images import check_output, read_picture
+
+    given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual]
+    if given:
+        raise ConfigError(f"{options.input} is no folder: --{given[0].replace('_', '-')} is for one")
+    inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]
+    check_output(options.output, overwrite=options.overwrite, inputs=inputs)
+    picture = _to_depth(options, read_picture(options.input))
+    check_output(options.output, overwrite=options.overwrite, inputs=inputs, picture=expected(picture))
+    return picture
+
+
+def _to_depth(options: argparse.Namespace, picture: Picture) -> Picture:
+    return picture if options.depth is None else picture.with_depth(options.depth)
+
+
+def _one_of_many(restored: Restored, options: argparse.Namespace, picture: Picture) -> Picture:
+    return restored(options, _to_depth(options, picture), lambda line: None, None)
+
+
+def _restore_folder(options: argparse.Namespace, restored: Restored, what: str) -> int:
+    """Every picture of the folder IN into the folder OUT."""
+    from nlrn.batch import MANIFEST, plan, run
+
+    work = _digest(options)
+    form = options.format and f".{options.format.lower().lstrip('.')}"
+    _check_memory(options)
+    jobs = plan(options.input, options.output, recursive=options.recursive, ending=options.suffix, form=form)
+    if not jobs:
+        print(f"nlrn: there is no picture in {options.input}", file=sys.stderr)
+        return 3
+    started = time.monotonic()
+    with ProgressBar(options, what, total=len(jobs)) as tick:
+        outcome = run(
+            jobs, partial(partial, _one_of_many, restored, options), options.output, work,
+            workers=min(options.jobs, len(jobs)),
+            overwrite=options.overwrite,
+            skip_existing=options.skip_existing,
+            tick=lambda count: tick(count, len(jobs)),
+        )  # fmt: skip
+    seconds = time.monotonic() - started
+    for name, reason in outcome.failed.items():
+        print(f"nlrn: {name}: {reason}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"seconds": seconds, **vars(outcome)}))
+    else:
+        pace = f" in {seconds:.0f} s ({len(outcome.done) / seconds:.2f} a second)" if outcome.done else ""
+        sayer(options)(
+            f"{len(outcome.done)} pictures restored{pace}, {len(outcome.skipped)} there already,"
+            f" {len(outcome.failed)} refused; {options.output / MANIFEST} lists them"
+        )
+    return 1 if outcome.failed else 0
+
+
+def _check_memory(options: argparse.Namespace) -> None:
+    """Several pictures at once must fit what is free: where memory runs out, the system kills without a word."""
+    from nlrn.hardware import memory
+    from nlrn.restore import MEMORY
+
+    each, found = (options.memory or MEMORY) >> 20, memory()
+    if options.jobs > 1 and found is not None and options.jobs * each > found["available"]:
+        raise ConfigError(
+            f"{options.jobs} pictures at once may take {each:,} MiB each, and {found['available']:,} are free:"
+            " fewer --jobs, or less --memory for each"
+        )
+
+
+def _digest(options: argparse.Namespace) -> str:
+    """Of what decides the results: the options, the weights, the version."""
+    from nlrn.checkpoint import resolve_model, sha256
+
+    chosen = {name: str(value) for name, value in vars(options).items() if name not in _FREE}
+    models = {sha256(resolve_model(model_name(options, channels))) for channels in (1, 3)}
+    told = json.dumps([__version__, chosen, sorted(models)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def say_tiles(options: argparse.Namespace, restorer: Restorer, say: Say, height: int, width: int) -> None:
+    """One line where a picture of this size is cut up."""
+    side = restorer.tile_for(height, width) if options.mode == "window" else None
+    if side is not None:
+        overlap = restorer.settings.overlap_of(side)
+        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {overlap}")
