@@ -17,6 +17,7 @@ from nlrn.degradations import resize_bicubic, resize_bicubic8
 from nlrn.errors import ConfigError, InputError
 from nlrn.evaluation import VARIANTS, attention_study, denoising, evaluate, find_sets, provenance, super_resolution
 from nlrn.metrics import quantize8, studio_luma
+from nlrn.noise import estimate_sigma
 from nlrn.restore import Restorer
 
 
@@ -43,6 +44,19 @@ def test_scores_follow_the_protocol() -> None:
     assert scores["made"]["50"]["ssim"] == pytest.approx(np.mean([s for _, s in expected]), abs=1e-4)
     assert scores["made"]["50"]["pictures"]["p1"][0] == pytest.approx(expected[1][0], abs=1e-6)
     assert scores["made"]["15"]["psnr"] != scores["made"]["50"]["psnr"]
+
+
+def test_an_estimated_level_is_what_the_model_is_told() -> None:
+    restorer, made = Restorer(random_model(), settings=FP32), pictures((40, 44))
+    scores = evaluate(restorer, {"made": made}, denoising([25.0], auto=True))["made"]["25"]
+    noisy = made[0][1] / 255 + np.random.RandomState(0).normal(0, 25 / 255, (40, 44))
+    level = estimate_sigma(noisy)
+    assert abs(level - 25) > 5  # the picture itself is noise
+    output = np.rint(np.clip(restorer.denoise(noisy, min(level, 75.0)), 0, 1) * 255) / 255
+    expected = peak_signal_noise_ratio(made[0][1] / 255, output, data_range=1)
+    assert scores["pictures"]["p0"][::2] == pytest.approx([expected, min(level, 75.0)], abs=1e-6)
+    told = evaluate(restorer, {"made": made}, denoising([25.0]))["made"]["25"]
+    assert abs(told["psnr"] - scores["psnr"]) > 1e-3
 
 
 def test_the_attention_study_says_what_its_words_mean() -> None:

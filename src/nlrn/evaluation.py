@@ -101,8 +101,9 @@ def find_sets(
 class Condition:
     """One degradation under which every picture is scored. name: of its column, label: of its printed line.
 
-    score: [PSNR, SSIM] of a restorer on a clean uint8 picture. seen: the planes [B, C, H, W], float64, that the network
-    sees of it, and the noise level it is told, on their scale, or None.
+    score: [PSNR, SSIM] of a restorer on a clean uint8 picture, and where it estimates the noise the estimate. seen:
+    the planes [B, C, H, W], float64, that the network sees of it, and the noise level it is told, on their scale, or
+    None.
     """
 
     name: str
@@ -111,16 +112,18 @@ class Condition:
     seen: Callable[[np.ndarray], tuple[np.ndarray, float | None]]
 
 
-def denoising(sigmas: Iterable[float], seed: int = 0) -> list[Condition]:
-    """Gaussian noise of each level (PROTOCOLS["noise"])."""
-    return [_noise(sigma, seed) for sigma in sigmas]
+def denoising(sigmas: Iterable[float], seed: int = 0, *, auto: bool = False) -> list[Condition]:
+    """Gaussian noise of each level (PROTOCOLS["noise"]). auto: the model is told the estimated level, not the true."""
+    return [_noise(sigma, seed, auto) for sigma in sigmas]
 
 
-def _noise(sigma: float, seed: int) -> Condition:
+def _noise(sigma: float, seed: int, auto: bool) -> Condition:
     def score(restorer: Restorer, image: np.ndarray) -> list[float]:
         clean = image / 255.0
-        output = quantize8(restorer.denoise(add_gaussian_noise(clean, sigma, seed), sigma))
-        return [psnr(clean, output), ssim(clean, output)]
+        noisy = add_gaussian_noise(clean, sigma, seed)
+        told = restorer.noise_level(noisy, "auto") if auto else sigma
+        output = quantize8(restorer.denoise(noisy, told))
+        return [psnr(clean, output), ssim(clean, output), *([float(told)] if auto else [])]
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, float]:
         noisy = np.atleast_3d(add_gaussian_noise(image / 255.0, sigma, seed))

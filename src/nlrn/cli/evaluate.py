@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--set", dest="sets", nargs="+", default=[], metavar="NAME", help="set12, bsd68, cbsd68 ...")
     parser.add_argument("--task", choices=("denoise", "sr"), default="denoise", help="sr: super-resolution")
     parser.add_argument("--sigma", type=sigma_level, nargs="+", default=[15.0, 25.0, 50.0], help="default: 15 25 50")
+    parser.add_argument("--auto", action="store_true", help="tell the model the estimated noise level instead")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), nargs="+", default=[2, 3, 4], help="default: 2 3 4")
     parser.add_argument(
         "--protocol",
@@ -63,6 +64,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if config.task != options.task:
         raise ConfigError(f"this model is for {config.task}: say --task {config.task}")
     enlarges = options.task == "sr"
+    if options.auto and (enlarges or not config.sigma_input):
+        raise ConfigError("--auto is for models that are told the noise level")
     sets = find_sets(
         data_root(options.data),
         options.sets,
@@ -70,7 +73,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         task=options.task,
         scales=options.scale if enlarges else (),
     )
-    conditions = super_resolution(options.scale, options.protocol) if enlarges else denoising(options.sigma)
+    conditions = (
+        super_resolution(options.scale, options.protocol) if enlarges else denoising(options.sigma, auto=options.auto)
+    )
     say, protocol = sayer(options), options.protocol if enlarges else "noise"
     result: dict[str, Any] = {
         "model": path.stem,
@@ -78,7 +83,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         "steps": model_metadata(path).get("steps"),
         "task": options.task,
         "protocol": f"{protocol}: {PROTOCOLS[protocol]}",
-        "run": provenance(restorer),
+        "run": provenance(restorer) | ({"auto": True} if options.auto else {}),
         "scores": evaluate(restorer, sets, conditions, say=say),
     }
     if options.attention:
