@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow check clean
+.PHONY: install demo docs test test-slow check clean
 
 install: $(VENV)/installed
 
@@ -14,6 +14,10 @@ $(VENV)/installed: pyproject.toml constraints.txt setup.py $(wildcard src/nlrn/o
 
 demo: install
 	$(BIN)/python examples/demo.py --output demo-out
+
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
+	@echo "open docs/_build/index.html"
 
 check: install
 	$(BIN)/ruff check .
@@ -27,4 +31,4 @@ test-slow: check
 	$(BIN)/python -m pytest -n 2 --slow
 
 clean:
-	rm -rf $(VENV) build dist src/nlrn/ops/*.so demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) build dist src/nlrn/ops/*.so demo-out docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

@@ -90,16 +90,20 @@ def release(weights: Path, result: dict[str, Any], hardware: str, root: Path) ->
     shutil.copy(weights.with_name(BEFORE_DECAY), state)
 
 
+def parser() -> argparse.ArgumentParser:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    words.add_argument("--minutes", type=float, required=True, help="of training, its decay included")
+    words.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
+    words.add_argument("--processes", type=int, default=1, help="one a GPU, under torchrun (default: 1)")
+    words.add_argument("--hardware", help="what the model card says it was trained on (default: this device)")
+    words.add_argument("--release", action="store_true", help="keep it if it is better")
+    words.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
-    parser.add_argument("--minutes", type=float, required=True, help="of training, its decay included")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
-    parser.add_argument("--processes", type=int, default=1, help="one a GPU, under torchrun (default: 1)")
-    parser.add_argument("--hardware", help="what the model card says it was trained on (default: this device)")
-    parser.add_argument("--release", action="store_true", help="keep it if it is better")
-    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser().parse_args()
     config, root = read_recipe(options.recipe), options.root
     check_sets(config, data_root(options.data))
     weights = train(options.recipe, root / "runs" / config.name, root / "training/state" / config.name, options)

@@ -285,7 +285,8 @@ def test_upscale_keeps_the_kind_of_the_picture(noisy: Path, enlarger: Path, caps
         (["upscale", "{noisy}", "-o", "{out}", "--width", "50"], 1, "grow by 1.5 to 16"),
         (["upscale", "{noisy}", "-o", "{out}", "--width", "0"], 2, "at least 1"),
         (["evaluate", "--data", "{folder}", "--model", "{weights}", "--task", "sr"], 2, "is for denoise"),
-        (["denoise", "{missing}", "-o", "{out}"], 1, "missing.png"),
+        (["denoise", "{missing}", "-o", "{out}"], 1, "no file or folder"),
+        (["denoise", "{folder}/missing", "-o", "{folder}/results"], 1, "no file or folder"),
         (["denoise", "{noisy}", "-o", "{noisy}", "--overwrite"], 1, "noisy.png"),
         (["denoise", "{noisy}", "-o", "{noisy}.xyz"], 1, "xyz"),
         (["denoise", "{noisy}", "-o", "{out}", "--sigma", "76"], 2, "0..75"),
@@ -320,7 +321,8 @@ def test_mistakes_get_one_sentence_a_code_and_no_output(
     assert run([a.format(**names) for a in arguments]) == code
     printed = capsys.readouterr()
     assert words in printed.err
-    assert "Traceback" not in printed.err
+    assert printed.err.startswith("nlrn")
+    assert printed.err.count("\n") == 1
     assert printed.out == ""
     assert sorted(p.name for p in noisy.parent.iterdir()) == ["noisy.png"]
     assert noisy.read_bytes() == before
@@ -382,6 +384,14 @@ def test_models_lists_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> Non
     assert run(["models", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert all(len(row["sha256"]) == 64 for row in rows)
+
+
+def test_without_a_model_for_it_upscale_says_how_to_name_one(
+    noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nlrn.checkpoint.WEIGHTS", tmp_path / "none")
+    assert run(["upscale", str(noisy), "-o", str(tmp_path / "large.png")]) == 3
+    assert "--model" in capsys.readouterr().err
 
 
 def test_alone_it_helps_and_version_and_module_work(capsys: pytest.CaptureFixture[str]) -> None:

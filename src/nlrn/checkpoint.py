@@ -80,7 +80,8 @@ def model_metadata(name_or_path: str | Path) -> dict[str, str]:
 
 
 def list_models() -> list[ModelInfo]:
-    """The models inside this package, by name."""
+    """The models inside this package, by name; each has name, path, task ("denoise" or "sr"), channels of its pictures,
+    parameters, sha256 and metadata."""
     return [_describe(path) for path in sorted(WEIGHTS.glob("*.safetensors"))]
 
 
@@ -101,7 +102,7 @@ def default_model(task: str, channels: int) -> str:
     for name in (f"{kind}{size}" for kind in kinds for size in ("", "-small")):
         if (WEIGHTS / f"{name}.safetensors").is_file():
             return name
-    raise ModelNotFoundError(f"no model for the task {task!r} is shipped yet; train one and give its file")
+    raise ModelNotFoundError(f"no model for the task {task!r} is shipped yet: train one and name its file (--model)")
 
 
 def released() -> dict[str, str]:

@@ -1,10 +1,10 @@
 """Picture files <-> float arrays in [0, 1]: exactly what the file says, or a refusal that gives the reason.
 
-Read: BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey, and 16-bit grey PNG, PGM and TIFF keep 16 bits.
-Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind becomes a separate
-alpha plane, the EXIF orientation is applied. Of a multi-picture JPEG the main picture is read.
-Refused: what Pillow would cut or misread without a word (16-bit colour, 16 bits with alpha, float, signed or
-32-bit samples), animations, several pages, truncated files, PNGs whose checksums or amount of data are wrong.
+Read: BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey; 16 bits stay 16 bits in PNG, TIFF and grey PGM, floats
+stay floats in TIFF. Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind becomes a
+separate alpha plane, the EXIF orientation is applied. Of a multi-picture JPEG the main picture is read.
+Refused: what would be cut or misread without a word (16-bit colour PPM, signed or 32-bit integers), animations,
+several pages, truncated files, PNGs whose checksums or amount of data are wrong.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class Restorer:
         by channel. sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, "auto"
         to estimate it, or a PoissonNoise, which grows with the light. strength: how much of the noise goes, 0..1.
         alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes back as it was.
-        progress(done, total) is called after each tile or batch of patches.
+        progress: progress(done, total) is called after each tile or batch of patches.
         Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
         """
         self.require("denoise")

@@ -37,7 +37,12 @@ FORWARD = 0.4  # of a training step's time, what a forward pass alone takes, to 
 
 
 def train_from_recipe(recipe: str | Path, *, steps: int | None = None, **options: Any) -> Path:
-    """`train` as the TOML file says. steps: overrules the recipe's number."""
+    """Train as a TOML file says and return the path of the weights it ends with.
+
+    steps: overrules the recipe's number. options: output, the run folder, by default runs/<recipe name>; resume, go on
+    from the newest good state; minutes, stop by the clock; data, the folder of the data sets; tensorboard, write
+    curves; quiet. Raises ConfigError, InputError, CheckpointError, TrainingError.
+    """
     config = read_recipe(recipe)
     if steps is not None:
         config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=steps))

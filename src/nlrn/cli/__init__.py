@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from nlrn import __version__
 from nlrn.cli import benchmark, convert, denoise, doctor, evaluate, explain, models, study, train, upscale
@@ -59,8 +60,15 @@ def run(arguments: Sequence[str]) -> int:
         return 3
 
 
+class _Parser(argparse.ArgumentParser):
+    """One sentence for a usage error: the list of all options before it would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see: {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="nlrn",
         description="Restore pictures with the Non-Local Recurrent Network (NeurIPS 2018).",
         epilog="Start with: nlrn denoise noisy.png -o clean.png",

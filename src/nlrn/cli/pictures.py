@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from nlrn import __version__
 from nlrn.cli.shared import ProgressBar, Say, add_model_options, count, mebibytes, model_name, sayer, side
-from nlrn.errors import ConfigError
+from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from nlrn.images import Picture
@@ -50,7 +50,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     group = parser.add_argument_group("where IN is a folder")
     group.add_argument("-r", "--recursive", action="store_true", help="the folders below it too")
-    group.add_argument("--suffix", default="", metavar="TEXT", help="at the end of the results' names")
+    group.add_argument("--suffix", default="", metavar="TEXT", help="at the end of the results' names: --suffix=-clean")
     group.add_argument("--format", metavar="EXT", help="of all results: png, tif ... (default: each picture's own)")
     group.add_argument("--skip-existing", action="store_true", help="leave results that are there as they are")
     group.add_argument("-j", "--jobs", type=side, default=1, help="pictures at once, sharing the threads (default: 1)")
@@ -70,6 +70,8 @@ def restore_input(
     """
     if options.mode == "patch" and options.tile is not None:
         raise ConfigError("tiles are for window mode: patch mode has patches of its own")
+    if not options.input.exists():  # before OUT is looked at, which of a folder has no suffix
+        raise InputError(f"there is no file or folder {options.input}")
     if options.input.is_dir():
         return _restore_folder(options, restored, what)
     from nlrn.images import write_picture

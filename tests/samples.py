@@ -1,0 +1,71 @@
+"""The pictures, weights and folders that the documentation's pages speak of, small, under the names that they use."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import toy
+from PIL import Image
+from test_restore import random_model
+
+from nlrn.checkpoint import save_model
+from nlrn.degradations import add_gaussian_noise
+from nlrn.stabilization import PoissonNoise
+
+ROOT = Path(__file__).resolve().parents[1]
+GAIN, READ_NOISE = 0.5, 6.0  # of the even places in docs/sigma.md
+
+
+def make(folder: Path) -> None:
+    """Fill a folder."""
+    (folder / "examples").mkdir()
+    shutil.copy(ROOT / "examples" / "camera.png", folder / "examples")
+    camera = np.asarray(Image.open(ROOT / "examples" / "camera.png")) / 255
+    clean = camera[100:148, 200:264]
+    noisy = add_gaussian_noise(clean, 25)
+    _save(clean, folder / "levels.png", 40 / 255 / clean.max())
+    _save(noisy, folder / "noisy.png")
+    _save(camera[100:228, 180:308], folder / "picture.png")
+    _save(add_gaussian_noise(camera[180:244, 60:460], 25), folder / "panorama.png")
+    _save(PoissonNoise(8, 2).add(255 * clean) / 255, folder / "cells.png")
+    colour = add_gaussian_noise(np.dstack([clean, clean**0.8, clean**1.2]), 25)
+    _save(colour, folder / "colour.png")
+    alpha = np.where(np.hypot(*np.mgrid[-24:24, -32:32]) < 24, 255, 0) / 255
+    _save(np.dstack([colour, alpha]), folder / "sprite.png")
+    Image.fromarray(np.rint(np.clip(noisy, 0, 1) * 65535).astype(np.uint16)).save(folder / "scan.tif")
+    Image.fromarray(noisy.astype(np.float32)).save(folder / "float.tif")
+    _even_places(folder)
+    _folders(folder, camera)
+    save_model(folder / "your-sr.safetensors", random_model(task="sr", sigma_input=False), {"steps": "0"})
+    for file in (ROOT / "tests" / "authors").glob("first.ckpt.*"):
+        shutil.copy(file, folder / file.name.replace("first", "model"))
+
+
+def _save(picture: np.ndarray, path: Path, factor: float = 1.0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.rint(np.clip(picture * factor, 0, 1) * 255).astype(np.uint8)).save(path)
+
+
+def _even_places(folder: Path) -> None:
+    noise = PoissonNoise(GAIN, READ_NOISE)
+    for i, name in enumerate(("bright-1", "bright-2", "dim-1", "dim-2")):
+        place = noise.add(np.full((200, 200), 180.0 if name.startswith("bright") else 40.0), seed=i) / 255
+        Image.fromarray(np.rint(np.clip(place, 0, 1) * 65535).astype(np.uint16)).save(folder / f"{name}.tif")
+
+
+def _folders(folder: Path, camera: np.ndarray) -> None:
+    """photos; album, where one picture is torn; two-pictures to score; my-pictures, toy and recipes to train on."""
+    crops = [camera[y : y + 48, x : x + 64] for y, x in ((100, 200), (260, 100), (300, 240), (20, 320))]
+    for name in ("photos", "album"):
+        for i, file in enumerate(("a.png", "b.jpg", "below/c.png")):
+            _save(add_gaussian_noise(crops[i], 20), folder / name / file)
+    whole = (folder / "album" / "a.png").read_bytes()
+    (folder / "album" / "torn.png").write_bytes(whole[: len(whole) // 2])
+    for i, crop in enumerate(crops):
+        _save(crop, folder / "my-pictures" / ("train" if i < 2 else "held-back") / f"{i}.png")
+        _save(crop, folder / ("two-pictures" if i < 2 else "toy/bsd68") / f"{i}.png")
+        _save(crop, folder / "toy" / "set12" / f"{i}.png")
+    toy.make(folder / "toy")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")

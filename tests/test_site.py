@@ -1,0 +1,83 @@
+"""The site: built from the pages, the docstrings and the command line, every warning an error."""
+
+from __future__ import annotations
+
+import html
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nlrn
+from nlrn import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import extension  # noqa: E402
+
+
+def build(source: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(source), str(site)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = build(ROOT / "docs", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_reference_holds_every_public_name_and_no_other(site: Path) -> None:
+    page = (site / "api.html").read_text()
+    assert set(re.findall(r'<dt [^>]*id="nlrn\.(\w+)"', page)) == set(nlrn.__all__)
+    for name in ("Restorer.denoise", "NLRN.receptive_radius", "PoissonNoise.add"):
+        assert f'id="nlrn.{name}"' in page
+    assert re.search(r'Raises <a [^>]*href="#nlrn.InputError"', page)  # as prose says it, with a link
+    words = html.unescape(re.sub("<[^>]*>", "", page))
+    assert "``" not in words
+    assert not re.search(r":\w+:`", words)
+
+
+def test_every_command_shows_all_of_its_options(site: Path) -> None:
+    words = html.unescape(re.sub("<[^>]*>", "", (site / "commands.html").read_text()))
+    for command in cli.COMMANDS:
+        assert f"usage: nlrn {command.__name__.rpartition('.')[2]} " in words
+    for option in ("--sigma-map FILE", "--overlap PIXELS", "--tensorboard", "--propagation", "--seconds"):
+        assert option in words
+
+
+def test_every_page_stands_in_the_side_bar(site: Path) -> None:
+    bar = (site / "index.html").read_text().partition('<div class="sidebar-tree">')[2].partition("</ul>\n</div>")[0]
+    found = set(re.findall(r'href="([\w-]+)\.html"', bar))
+    assert found == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+
+
+def test_pages_ask_no_other_host(site: Path) -> None:
+    for page in site.glob("*.html"):
+        assert not re.findall(r'(?:src|<link [^>]*href)="(?:https?:)?//[^"]*"', page.read_text()), page.name
+
+
+def test_a_link_that_leads_nowhere_fails(tmp_path: Path) -> None:
+    for name in ("conf.py", "extension.py"):
+        (tmp_path / name).write_bytes((ROOT / "docs" / name).read_bytes())
+    (tmp_path / "index.md").write_text("# A page\n\n[gone](gone.md), [no such heading](#nothing)\n")
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode == 1
+    assert "gone.md" in done.stderr
+    assert "nothing" in done.stderr
+
+
+def test_docstrings_in_prose_become_lists_of_parameters() -> None:
+    text = (
+        "What it does: a thing.\n\nfirst: one\nthing. second, third: others, 0..1. Raises InputError, or ConfigError."
+    )
+    assert extension.as_rest(text, ["first", "second", "third"]) == (
+        "What it does: a thing.\n\n**first**\n   one thing.\n\n**second, third**\n   others, 0..1.\n\n"
+        "Raises :py:exc:`~nlrn.InputError`, or :py:exc:`~nlrn.ConfigError`."
+    )
+    for text in ("Short.\n\nArgs:\n    first: one.", ">>> first: int = 3"):
+        assert extension.as_rest(text, ["first"]) == text

@@ -1,0 +1,159 @@
+"""Every command and snippet of README and of docs/*.md is run; what is reduced, or only looked at, is listed here."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import samples
+from snippets import Rules, blocks, commands, parse, run_page
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import slice as slice_script  # noqa: E402
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+HOURS, SETS = "takes hours", "the data sets are not in the repository; two pictures stand in"
+
+REDUCED = {
+    "nlrn evaluate --data ../shared/data --sigma 15 25 50 --attention": (
+        "nlrn evaluate --data two-pictures --sigma 15 25 50 --attention",
+        SETS,
+    ),
+    "nlrn evaluate --data DATA --sigma 15 25 50 --json results/x.json": (
+        "nlrn evaluate --data two-pictures --sigma 15 25 50 --json x.json",
+        SETS,
+    ),
+    "nlrn evaluate --task sr --model WEIGHTS --scale 2 3 4 --protocol float-lr": (
+        "nlrn evaluate --task sr --model your-sr.safetensors --scale 2 3 4 --protocol float-lr --data two-pictures",
+        SETS,
+    ),
+    "nlrn train recipes/denoise-gray-small.toml --minutes 60": (
+        "nlrn train toy/tiny.toml --data toy --steps 2",
+        HOURS,
+    ),
+    "nlrn train recipes/denoise-gray-small.toml --data ../shared/data --minutes 60": (
+        "nlrn train toy/tiny.toml --data toy --steps 2",
+        HOURS,
+    ),
+    "nlrn train recipes/denoise-gray-small.toml --data ../shared/data --resume --minutes 60": (
+        "nlrn train toy/tiny.toml --data toy --resume --steps 4",
+        HOURS,
+    ),
+    "nlrn train own.toml --data my-pictures --minutes 60": (
+        "nlrn train own.toml --data my-pictures --steps 2",
+        HOURS,
+    ),
+    "nlrn train own.toml --data my-pictures --minutes 60 --resume": (
+        "nlrn train own.toml --data my-pictures --steps 4 --resume",
+        HOURS,
+    ),
+    "nlrn study attention recipes/study.toml -o attention.json -j 2": (
+        "nlrn study attention toy/tiny.toml -o attention.json --data toy --steps 2 --seeds 0 --sigma 25",
+        HOURS,
+    ),
+    "nlrn explain examples/camera.png --at 205,150 --sigma 25 -o map.png": (
+        "nlrn explain picture.png --at 25,50 --sigma 25 -o map.png",
+        "a sixteenth of the pixels",
+    ),
+    'nlrn benchmark operator --only "limit small"': (
+        'nlrn benchmark operator --quick --only "limit small forward fp32 avx2"',
+        "an hour for every line; tiny pictures",
+    ),
+}
+SMALLER = {  # numbers of the recipe in docs/own-pictures.md
+    "channels = 64": "channels = 8",
+    "embed_channels = 32": "embed_channels = 4",
+    "states = 6": "states = 2",
+    "window = 15": "window = 5",
+    "norm_batches = 200": "norm_batches = 2",
+    "validation_size = 128": "validation_size = 32",
+}
+
+
+def _make(words: list[str]) -> None:
+    assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+
+
+def _environment(words: list[str]) -> None:
+    assert f"VENV ?= {words[1].removesuffix('/bin/activate')}\n" in (ROOT / "Makefile").read_text()
+
+
+def _slice(words: list[str]) -> None:
+    assert words[:2] == ["python", "scripts/slice.py"]
+    assert (ROOT / slice_script.parser().parse_args(words[2:]).recipe).is_file()
+
+
+STUDY = "ten trainings and more, each a process of its own: test_study.py trains, the line above shows the command"
+BENCHMARK = "hours: test_benchmark.py measures and plots, docs/performance.md's third line is run"
+LOOKED_AT = {
+    "make demo": (_make, "installs; test_pages.py runs the demo"),
+    "make test": (_make, "is this"),
+    ". .venv/bin/activate": (_environment, "for a shell; the Makefile must make that folder"),
+    "nlrn study window recipes/study.toml -o window.json": (parse, STUDY),
+    "nlrn study choices recipes/study.toml --steps 2000 -o choices.json -j 2": (parse, STUDY),
+    "nlrn study window recipes/study.toml --steps 1000 -o window.json --plot window.png -j 2": (parse, STUDY),
+    "nlrn benchmark operator": (parse, BENCHMARK),
+    "nlrn benchmark operator --json operator.json --plot operator.png": (parse, BENCHMARK),
+    "nlrn benchmark model --json model.json --plot model.png": (parse, BENCHMARK),
+    'nlrn benchmark model --only "pictures small window bf16 256px"': (parse, BENCHMARK),
+    "torchrun --nproc-per-node 4 -m nlrn train recipes/denoise-gray.toml": (parse, "four devices"),
+    "python scripts/slice.py recipes/denoise-gray-small.toml --minutes 60 --data ../shared/data --release": (
+        _slice,
+        "an hour; test_slice.py makes slices",
+    ),
+    "python scripts/slice.py recipes/denoise-gray.toml --minutes 60 --processes 4 --release": (_slice, "four devices"),
+    "python scripts/slice.py recipes/denoise-gray.toml --minutes 30 --data ../shared/data --release": (
+        _slice,
+        "half an hour; test_slice.py makes slices",
+    ),
+}
+RULES = Rules(REDUCED, LOOKED_AT, SMALLER)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("samples")
+    samples.make(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page.read_text())], ids=lambda page: page.stem)
+def test_what_a_page_shows_is_so(page: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    run_page(page.read_text(), RULES)
+
+
+def test_every_rule_is_of_a_line_that_stands_somewhere() -> None:
+    sh = [text for page in PAGES for language, text in blocks(page.read_text()) if language == "sh"]
+    lines = {line for text in sh for line, _ in commands(text)}
+    assert REDUCED.keys() | LOOKED_AT.keys() <= lines
+    assert not REDUCED.keys() & LOOKED_AT.keys()
+
+
+@pytest.mark.parametrize(
+    ("page", "complaint"),
+    [
+        ("```sh\nnlrn train recipes/sr.toml\n```\n", "no rule for nlrn train"),
+        ("```sh\nrm -r photos\n```\n", "no rule for rm"),
+        ("```\nanything\n```\n", "no rule for a block of ''"),
+        ("```console\n$ nlrn models\n```\n", "no rule for a block of 'console'"),
+        ("```text\nwrote x.png\n```\n", "nothing before"),
+        ("```sh\nnlrn --version\n```\n\n```text\nnlrn 0.0.1\n```\n", "nlrn 0.0.1"),
+        ("```sh\nnlrn denoise missing.png -o x.png\n```\n", "exit code 1: nlrn: there is no file or folder"),
+        ("```sh\nnlrn --version  # exit code 2\n```\n", "exit code 0"),
+        ("- a list\n  ```sh\n  nlrn models\n  ```\n", "a fence that is not"),
+        ("```sh\nnlrn models\n", "a fence that is not"),
+        ("```python\nassert 1 == 2\n```\n", "assert 1 == 2|^$"),
+    ],
+)
+def test_a_page_that_is_wrong_or_has_no_rule_fails(
+    page: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError, match=complaint):
+        run_page(page, RULES)
