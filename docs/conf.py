@@ -21,5 +21,7 @@ autodoc_type_aliases = {"PictureT": "PictureT"}
 
 html_theme = "furo"
 html_title = "nlrn"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_copyright = False
 html_copy_source = False

@@ -21,7 +21,7 @@ from sphinx.application import Sphinx
 import nlrn
 from nlrn import cli
 
-COLUMNS = "100"  # of the help texts
+COLUMNS = "90"  # of the help texts
 ENTRY = re.compile(r"^- `nlrn\.(\w+)`(.*)$", re.MULTILINE)
 
 

@@ -28,7 +28,7 @@ def make(folder: Path) -> None:
     _save(clean, folder / "levels.png", 40 / 255 / clean.max())
     _save(noisy, folder / "noisy.png")
     _save(camera[100:228, 180:308], folder / "picture.png")
-    _save(add_gaussian_noise(camera[180:244, 60:460], 25), folder / "panorama.png")
+    _save(add_gaussian_noise(camera[180:244, 30:480], 25), folder / "panorama.png")
     _save(PoissonNoise(8, 2).add(255 * clean) / 255, folder / "cells.png")
     colour = add_gaussian_noise(np.dstack([clean, clean**0.8, clean**1.2]), 25)
     _save(colour, folder / "colour.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,10 +63,13 @@ def test_pages_ask_no_other_host(site: Path) -> None:
 
 
 def test_a_link_that_leads_nowhere_fails(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs" / "_static", tmp_path / "_static")
     for name in ("conf.py", "extension.py"):
-        (tmp_path / name).write_bytes((ROOT / "docs" / name).read_bytes())
+        shutil.copy(ROOT / "docs" / name, tmp_path)
+    (tmp_path / "index.md").write_text("# A page\n\n[a picture](_static/site.css), [a heading](#a-page)\n")
+    assert build(tmp_path, tmp_path / "good").returncode == 0
     (tmp_path / "index.md").write_text("# A page\n\n[gone](gone.md), [no such heading](#nothing)\n")
-    done = build(tmp_path, tmp_path / "site")
+    done = build(tmp_path, tmp_path / "bad")
     assert done.returncode == 1
     assert "gone.md" in done.stderr
     assert "nothing" in done.stderr

@@ -36,7 +36,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 MAX_SIGMA = 75.0
 TILES = (1024, 512, 256, 128)  # tried in turn when the whole picture is too large
 OVERLAP = 32
-MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles everywhere
+MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles each time
 _ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True, True): 22}
 # bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
