@@ -11,7 +11,7 @@ import nlrn
 
 project = "nlrn"
 version = release = nlrn.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "extension"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "extension"]
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # `denoise` in a docstring is a link where there is such a name, else plain code
 myst_heading_anchors = 3  # page.md#a-heading, as code hosts have it

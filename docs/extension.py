@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 from sphinx.application import Sphinx
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 import nlrn
 from nlrn import cli
@@ -27,7 +28,7 @@ ENTRY = re.compile(r"^- `nlrn\.(\w+)`(.*)$", re.MULTILINE)
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", _read)
-    app.connect("autodoc-process-docstring", _docstring, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", _docstring)
     return {"parallel_read_safe": True}
 
 
@@ -57,7 +58,7 @@ def _described(name: str, words: str) -> str:
     elif callable(found):
         lines = [f".. autofunction:: nlrn.{name}"]
     else:
-        lines = [f".. py:data:: nlrn.{name}", "", f"   {words.lstrip(': ')}"]
+        lines = [f".. py:data:: nlrn.{name}", "", f"   {words[2:3].upper()}{words[3:]}"]
         lines += ["", *(f"   * ``{key!r}``: ``{value}``" for key, value in found.items())]
     return "\n".join(["```{eval-rst}", *lines, "```", ""])
 
@@ -89,9 +90,9 @@ def _parameters(found: Any) -> list[str]:
 
 
 def as_rest(text: str, parameters: list[str]) -> str:
-    """Prose as reStructuredText; sections of Google's kind, which Sphinx knows, and examples stay as they are."""
+    """Prose as reStructuredText, and sections of Google's kind, which Sphinx knows; examples stay as they are."""
     if "Args:" in text:
-        return text
+        return str(GoogleDocstring(text))
     return "\n\n".join(_paragraph(part, parameters) for part in text.split("\n\n"))
 
 
@@ -101,9 +102,9 @@ def _paragraph(text: str, parameters: list[str]) -> str:
     text = " ".join(text.split())
     text, _, errors = re.sub(r"(?:^|(?<=[.)] ))Raises ", "\0", text, count=1).partition("\0")
     either = "|".join(parameters) or "(?!)"
-    pieces = re.split(rf"(?:^|(?<=[.)] ))((?:{either})(?:\([^)]*\))?(?:, (?:{either}))*): ", text)
+    pieces = re.split(rf"(?:^|(?<=[.;)] ))((?:{either})(?:\([^)]*\))?(?:, (?:{either}))*): ", text)
     parts = [pieces[0].strip()]
     for names, meaning in zip(pieces[1::2], pieces[2::2], strict=True):
-        parts.append(f"**{names}**\n   {meaning.strip()}")
+        parts.append(f"**{names}**\n   {meaning.strip(' ;')}")
     linked = re.sub(r"\b(\w+Error)\b", r":py:exc:`~nlrn.\1`", errors)
     return "\n\n".join(part for part in [*parts, linked and f"Raises {linked}"] if part)

@@ -296,6 +296,8 @@ def test_upscale_keeps_the_kind_of_the_picture(noisy: Path, enlarger: Path, caps
         (["denoise", "{noisy}", "-o", "{out}", "--model", "{noisy}"], 3, "safetensors"),
         (["denoise", "{noisy}", "-o", "{out}", "--model", "{weights}", "-d", "tpu3"], 3, "tpu3"),
         (["denoise", "{noisy}"], 2, "--output"),
+        (["denoise", "{noisy}", "{noisy}", "-o", "{out}"], 2, "one input at a time"),
+        (["denoise", "{noisy}", "-o", "{out}", "--sigmas", "25"], 2, "unrecognized arguments: --sigmas 25; see"),
         (["denoize", "{noisy}"], 2, "denoize"),
         (["train", "{missing}"], 2, "missing.png"),
         (["denoise", "{noisy}", "-o", "{out}", "--model", "{weights}", "-d", "meta"], 3, "meta"),

@@ -83,5 +83,8 @@ def test_docstrings_in_prose_become_lists_of_parameters() -> None:
         "What it does: a thing.\n\n**first**\n   one thing.\n\n**second, third**\n   others, 0..1.\n\n"
         "Raises :py:exc:`~nlrn.InputError`, or :py:exc:`~nlrn.ConfigError`."
     )
-    for text in ("Short.\n\nArgs:\n    first: one.", ">>> first: int = 3"):
-        assert extension.as_rest(text, ["first"]) == text
+    assert (
+        extension.as_rest("first: one; second: two.", ["first", "second"]) == "**first**\n   one\n\n**second**\n   two."
+    )
+    assert extension.as_rest(">>> first: int = 3", ["first"]) == ">>> first: int = 3"
+    assert ":param first: one." in extension.as_rest("Short.\n\nArgs:\n    first: one.", ["first"])

@@ -60,7 +60,7 @@ REDUCED = {
         "a sixteenth of the pixels",
     ),
     'nlrn benchmark operator --only "limit small"': (
-        'nlrn benchmark operator --quick --only "limit small forward fp32 avx2"',
+        'nlrn benchmark operator --quick --only "beside small tiled forward 16px"',
         "an hour for every line; tiny pictures",
     ),
 }

@@ -74,7 +74,7 @@ def upscale(
 ) -> PictureT:
     """The picture enlarged `scale` times (1.5 to 16), of the same kind, dtype and device as the one given.
 
-    picture and what happens to its numbers: as for `denoise`; alpha is enlarged by bicubic. The sides are rounded
+    picture: as for `denoise`, as is what happens to its numbers; alpha is enlarged by bicubic. The sides are rounded
     to whole pixels, halves up. The network restores the luminance, whatever the scale: it was trained for 2, 3 and 4;
     beyond 4 it runs twice. model: a shipped name, a weights file or an NLRN; None takes the best one. mode: as for
     `denoise`.

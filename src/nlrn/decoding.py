@@ -99,7 +99,8 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InputError(
-            f"{width} x {height} is {width * height:,} pixels; the limit is {max_pixels:,}, raised by max_pixels"
+            f"{width} x {height} is {width * height:,} pixels; the limit is {max_pixels:,},"
+            " raised by max_pixels of nlrn.images.read_picture"
         )
 
 

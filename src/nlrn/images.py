@@ -110,7 +110,7 @@ def read_picture(
     name = "the picture" if isinstance(source, bytes) else str(source)
     data = _file_bytes(source, max_bytes)
     if len(data) > max_bytes:
-        raise InputError(f"{name}: over {max_bytes:,} bytes; max_bytes raises this limit")
+        raise InputError(f"{name}: over {max_bytes:,} bytes; max_bytes of nlrn.images.read_picture raises this limit")
     try:
         with _DECODING, warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -151,7 +151,7 @@ class Trainer:
     def start(self, resume: bool) -> None:
         """Fresh, or from the newest verified state; after a finished run, from the state before its decay."""
         if not resume and trainstate.holds_a_run(self.folder):
-            raise ConfigError(f"{self.folder} holds a run already: resume it, or give another folder")
+            raise ConfigError(f"{self.folder} holds a run already: resume it (--resume), or give another folder")
         if not resume and self.weights.exists():
             raise ConfigError(f"{self.weights} is there already: give another folder")
         if resume:

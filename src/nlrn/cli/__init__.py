@@ -64,6 +64,9 @@ class _Parser(argparse.ArgumentParser):
     """One sentence for a usage error: the list of all options before it would hide it."""
 
     def error(self, message: str) -> NoReturn:
+        rest = message.partition("unrecognized arguments: ")[2]
+        if rest and not rest.startswith("-"):  # nlrn denoise *.png -o out
+            message += " (there is one input at a time, a file or a folder)"
         self.exit(2, f"{self.prog}: {message}; see: {self.prog} --help\n")
 
 
