@@ -101,8 +101,8 @@ def find_sets(
 class Condition:
     """One degradation under which every picture is scored. name: of its column, label: of its printed line.
 
-    score: [PSNR, SSIM] of a restorer on a clean uint8 picture, and where it estimates the noise the estimate. seen:
-    the planes [B, C, H, W], float64, that the network sees of it, and the noise level it is told, on their scale, or
+    score: [PSNR, SSIM] of a restorer on a clean uint8 picture; where it estimates the noise also the estimate, and the
+    PSNR when it is told the true level. seen: the planes [B, C, H, W], float64, that the network sees of it, and the noise level it is told, on their scale, or
     None.
     """
 
@@ -123,7 +123,10 @@ def _noise(sigma: float, seed: int, auto: bool) -> Condition:
         noisy = add_gaussian_noise(clean, sigma, seed)
         told = restorer.noise_level(noisy, "auto") if auto else sigma
         output = quantize8(restorer.denoise(noisy, told))
-        return [psnr(clean, output), ssim(clean, output), *([float(told)] if auto else [])]
+        scores = [psnr(clean, output), ssim(clean, output)]
+        if auto:
+            scores += [float(told), psnr(clean, quantize8(restorer.denoise(noisy, sigma)))]
+        return scores
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, float]:
         noisy = np.atleast_3d(add_gaussian_noise(image / 255.0, sigma, seed))
