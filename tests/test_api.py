@@ -40,7 +40,7 @@ ORDER = [  # imports go down this list only
     },
     {"plotting", "alpha", "enlarging", "pool"},
     {"model", "datasets", "decoding", "processes"},
-    {"attention", "checkpoint", "images", "inference", "recipe", "tensorflow"},
+    {"attention", "checkpoint", "footprint", "images", "inference", "recipe", "tensorflow"},
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
     {"training", "evaluation", "api", "batch", "benchmark", "explain"},
     {"study", "doctor"},

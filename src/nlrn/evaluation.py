@@ -19,9 +19,10 @@ from nlrn.attention import AttentionMeter
 from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder
 from nlrn.degradations import add_gaussian_noise, resize_bicubic, resize_bicubic8
 from nlrn.errors import ConfigError, InputError
+from nlrn.footprint import within_memory
 from nlrn.metrics import SSIM_RADIUS, luma8, psnr, quantize8, ssim, studio_luma
 from nlrn.model import CARRIED, NLRN
-from nlrn.restore import Restorer, within_memory
+from nlrn.restore import Restorer
 
 _SCORED = (
     "output clipped and rounded to 8 bit; mean over the pictures of PSNR in dB, and of SSIM of Wang et al. (11 x 11"
@@ -102,8 +103,8 @@ class Condition:
     """One degradation under which every picture is scored. name: of its column, label: of its printed line.
 
     score: [PSNR, SSIM] of a restorer on a clean uint8 picture; where it estimates the noise also the estimate, and the
-    PSNR when it is told the true level. seen: the planes [B, C, H, W], float64, that the network sees of it, and the noise level it is told, on their scale, or
-    None.
+    PSNR when it is told the true level. seen: the planes [B, C, H, W], float64, that the network sees of it, and the
+    noise level it is told, on their scale, or None.
     """
 
     name: str

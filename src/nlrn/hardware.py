@@ -10,13 +10,31 @@ from nlrn.errors import BackendError
 
 
 def memory() -> dict[str, int] | None:
-    """ "total" and "available" MiB of this machine, by Linux's /proc; None elsewhere."""
+    """ "total" and "available" MiB for this process, by Linux's /proc and its control group; None elsewhere."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
     sizes = {line.split(":")[0]: int(line.split()[1]) >> 10 for line in lines}
-    return {"total": sizes["MemTotal"], "available": sizes["MemAvailable"]}
+    found = {"total": sizes["MemTotal"], "available": sizes["MemAvailable"]}
+    group = _group_memory()
+    return {name: min(size, group[name]) for name, size in found.items()} if group else found
+
+
+def _group_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> dict[str, int]:
+    """The same by the limit of this process's control group (version 2), a container's for example; {} without one.
+
+    Pages of files that are not in use count as available, as in MemAvailable.
+    """
+    try:
+        line = next(line for line in own.read_text().splitlines() if line.startswith("0::"))
+        folder = groups / line.removeprefix("0::").lstrip("/")
+        limit, used = (folder / "memory.max").read_text(), int((folder / "memory.current").read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        total = int(limit)
+    except (OSError, StopIteration, ValueError):  # ValueError: "max", no limit
+        return {}
+    return {"total": total >> 20, "available": max(0, total - used + int(stat.get("inactive_file", 0))) >> 20}
 
 
 def hardware_bf16(device: torch.device) -> bool:

@@ -7,9 +7,9 @@ not clipped. Files, other array types and user interfaces are converted by the m
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,23 +22,21 @@ from nlrn.alpha import fill_hidden, hidden
 from nlrn.checkpoint import default_model, load_model, to_device
 from nlrn.enlarging import enlarged, passes_of
 from nlrn.errors import ConfigError, InputError, MemoryBudgetError
+from nlrn.footprint import TILES, memory_per_pixel, within_memory
 from nlrn.hardware import hardware_bf16, usable_device
 from nlrn.inference import FoldedNLRN, Unfolded
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
-from nlrn.ops import KERNELS, state_bytes
 from nlrn.stabilization import PoissonNoise
 from nlrn.tiling import PATCH, Average, Blend, patch_size, patches, plan
 from nlrn.views import Progress, over_views, tick_of_part
 
+_LOG = logging.getLogger("nlrn")
 MODES = ("window", "patch")
 PRECISIONS = ("auto", "fp32", "bf16")
 MAX_SIGMA = 75.0
-TILES = (1024, 512, 256, 128)  # tried in turn when the whole picture is too large
 OVERLAP = 32
 MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles each time
-_ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True, True): 22}
-# bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
 Part = tuple[int, tuple[slice, slice]]  # picture of the batch, rows and columns
 
@@ -116,7 +114,8 @@ class Restorer:
         by channel. sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, "auto"
         to estimate it, or a PoissonNoise, which grows with the light. strength: how much of the noise goes, 0..1.
         alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes back as it was.
-        progress: progress(done, total) is called after each tile or batch of patches.
+        progress: progress(done, total) is called after each tile or batch of patches; where
+        the system refuses memory, the work begins again in smaller tiles, and the logger "nlrn" says so.
         Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
         """
         self.require("denoise")
@@ -197,7 +196,7 @@ class Restorer:
 
         Fitted to the presets at 256 to 1024 pixels on a CPU; nlrn benchmark model sets it beside the peak.
         """
-        return _memory_per_pixel(self.model, height, width, self.bf16)
+        return memory_per_pixel(self.model, height, width, self.bf16)
 
     def tile_for(self, height: int, width: int) -> int | None:
         """The side of the tiles a picture is cut into, None for the whole picture at once.
@@ -223,10 +222,28 @@ class Restorer:
 
     # -- two ways over a picture -----------------------------------------------------------------------------
 
-    def _tilewise(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
-        """planes [B, C, H, W]; each picture of the batch is run by itself, so memory does not grow with B."""
+    def _tilewise(
+        self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None, side: int | None = None
+    ) -> np.ndarray:
+        """planes [B, C, H, W], in tiles of a side, or as the settings say; where the system refuses the memory after
+        all, from the start again in smaller ones."""
+        longest = max(planes.shape[2:])
+        side = side or self.tile_for(*planes.shape[2:]) or longest
+        smaller = next((t for t in TILES if t < side), None) if self.settings.tile is None else None
+        try:
+            return self._in_tiles(side, planes, noise, progress)
+        except MemoryBudgetError:
+            if smaller is None:
+                raise
+            what = "the whole picture" if side >= longest else f"tiles of {side}"
+            _LOG.warning("no memory for %s; going on with tiles of %d", what, smaller)
+        return self._tilewise(planes, noise, progress, smaller)
+
+    def _in_tiles(
+        self, side: int, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None
+    ) -> np.ndarray:
+        """Each picture of the batch is run by itself, so memory does not grow with B."""
         height, width = planes.shape[2:]
-        side = self.tile_for(height, width) or max(height, width)
         overlap = self.settings.overlap_of(side)
         tiles = plan(height, width, side, overlap, ramp=overlap // 4)  # the rest is context for both
         restored = np.empty_like(planes)
@@ -256,7 +273,7 @@ class Restorer:
             for y, x in patches(height, width)
         ]
         averages = [Average(height, width, planes.shape[1]) for _ in planes]
-        room = self.settings.memory / _memory_per_pixel(model, rows, columns, self.bf16)  # pixels together
+        room = self.settings.memory / memory_per_pixel(model, rows, columns, self.bf16)  # pixels together
         for group, done in _groups(parts, max(1, int(min(room, _BATCH_PIXELS)) // (rows * columns))):
             x = np.stack([planes[b][:, *region] for b, region in group])
             level = noise if isinstance(noise, float) else np.stack([noise[region] for _, region in group])
@@ -299,29 +316,6 @@ class Restorer:
         if self.settings.precision != "auto":
             return self.settings.precision == "bf16"
         return hardware_bf16(self.device)
-
-
-@contextmanager
-def within_memory(height: int, width: int) -> Iterator[None]:
-    """Around work on a picture of that size: an allocator's refusal becomes MemoryBudgetError."""
-    try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it bare
-        if "allocate" not in str(error) and "memory" not in str(error):
-            raise
-        size = f"{width} x {height} pixels at once"
-        raise MemoryBudgetError(f"no memory for {size}: use (smaller) tiles, or patch mode") from error
-
-
-def _memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:
-    c, backend = model.config, model.backend(height, width)
-    fused = backend in KERNELS
-    size = 2 if fused and bf16 else 4
-    carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=backend, itemsize=size)
-    # overwritten; else the one before, the one after, and a freed one whose place the next does not find again
-    states = (1 if fused else 3) if c.propagation and c.states > 1 else 0
-    sums = 5 * 4 * c.channels * c.embed_channels if c.distance.endswith("dot_product") else 0  # NonLocal2d._average
-    return states * carried / (height * width) + _ACTIVATIONS[fused, bf16] * c.channels + sums
 
 
 def checked_picture(image: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.pictures import add_picture_options, restore_input, say_tiles
+from nlrn.cli.pictures import add_picture_options, restore_input, say_plan
 from nlrn.cli.shared import make_restorer, number, sigma_level, sigma_or_auto
 from nlrn.errors import ConfigError, InputError
 
@@ -67,7 +67,7 @@ def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Pro
         say(f"estimated noise: sigma {level:.1f}" + (" or more, this model's limit" if level == 75 else ""))
     if channels == 3 and restorer.model.config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
-    say_tiles(options, restorer, say, *picture.array.shape[:2])
+    say_plan(options, restorer, say, *picture.array.shape[:2])
     array = restorer.denoise(picture.array, level, strength=options.strength, alpha=picture.alpha, progress=tick)
     return picture.with_array(array)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from nlrn import __version__
 from nlrn.cli.shared import ProgressBar, Say, add_model_options, count, mebibytes, model_name, sayer, side
-from nlrn.errors import ConfigError, InputError
+from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 
 if TYPE_CHECKING:
     from nlrn.images import Picture
@@ -164,9 +164,20 @@ def _digest(options: argparse.Namespace) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def say_tiles(options: argparse.Namespace, restorer: Restorer, say: Say, height: int, width: int) -> None:
-    """One line where a picture of this size is cut up."""
-    side = restorer.tile_for(height, width) if options.mode == "window" else None
+def say_plan(options: argparse.Namespace, restorer: Restorer, say: Say, height: int, width: int) -> None:
+    """One line where a picture of this size is cut up. Raises MemoryBudgetError where even so too little is free."""
+    from nlrn.hardware import memory
+
+    if options.mode != "window":
+        return
+    side = restorer.tile_for(height, width)
     if side is not None:
         overlap = restorer.settings.overlap_of(side)
         say(f"{width} x {height} pixels in tiles of {side}, overlapping by {overlap}")
+    height, width = min(height, side or height), min(width, side or width)
+    need, found = height * width * restorer.memory_per_pixel(height, width) / 2**20, memory()
+    if restorer.device.type == "cpu" and found is not None and need > found["available"]:
+        raise MemoryBudgetError(
+            f"{width} x {height} pixels at once take about {need:,.0f} MiB, and {found['available']:,} are free: give"
+            " --memory what may be taken, or --tile a smaller side"
+        )

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.pictures import add_picture_options, restore_input, say_tiles
+from nlrn.cli.pictures import add_picture_options, restore_input, say_plan
 from nlrn.cli.shared import make_restorer, number, side
 from nlrn.errors import ConfigError, InputError
 
@@ -42,7 +42,7 @@ def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Pro
     restorer = make_restorer(options, channels=1)
     if passes_of(picture.array.shape[:2], (height, width)) > 1:
         say("beyond 4 times: two equal steps, the second on what the first made")
-    say_tiles(options, restorer, say, height, width)
+    say_plan(options, restorer, say, height, width)
     seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     array = restorer.upscale(seen, height, width, progress=tick)
     alpha = None if picture.alpha is None else enlarged_alpha(picture.alpha, height, width)

@@ -1,0 +1,84 @@
+"""What happens where the system refuses memory that was promised: in processes with a limit of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nlrn
+from nlrn import cli, hardware
+from nlrn.hardware import _group_memory
+
+SCRIPT = """
+import logging, resource, sys
+import numpy as np
+import nlrn
+from nlrn import cli, hardware
+logging.basicConfig(format="%(message)s")
+tile, room = int(sys.argv[1]), int(sys.argv[2])
+image = np.random.default_rng(0).random((300, 330), np.float32)
+settings = nlrn.Settings(tile=tile if tile >= 0 else None, precision="fp32")
+restorer = nlrn.Restorer("denoise-gray-small", settings=settings)
+restorer.denoise(image[:64, :64], 25)  # whatever is made once is made
+if room:
+    status = open("/proc/self/status").read().split("VmSize:")[1].split()[0]
+    limit = (int(status) << 10) + (room << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    np.save(sys.argv[3], restorer.denoise(image, 25))
+except nlrn.MemoryBudgetError as error:
+    print("refused:", error)
+"""
+
+
+def restored(tile: int, room: int, file: Path) -> subprocess.CompletedProcess[str]:
+    """Restore a picture in tiles of a side, 0 for the whole, -1 for what fits, with so many MiB left to allocate."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(nlrn.__file__).parents[1]), "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(tile), str(room), str(file)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process and its size are Linux's")
+def test_where_memory_is_refused_the_work_goes_on_in_smaller_tiles_and_says_so(tmp_path: Path) -> None:
+    """The result is that of the smaller tiles; a tile that was asked for by name is not replaced."""
+    backed_off = restored(-1, 230, tmp_path / "a.npy")
+    lines = [line for line in backed_off.stderr.splitlines() if "no memory" in line]
+    assert lines[0] == "no memory for the whole picture; going on with tiles of 256"
+    side = int(lines[-1].split()[-1])
+    restored(side, 0, tmp_path / "b.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+    refused = restored(0, 230, tmp_path / "c.npy")
+    assert refused.stdout.startswith("refused: no memory for 330 x 300 pixels at once")
+    assert not (tmp_path / "c.npy").exists()
+
+
+def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
+    own, folder = tmp_path / "cgroup", tmp_path / "groups" / "a" / "b"
+    own.write_text("12:pids:/elsewhere\n0::/a/b\n")
+    assert _group_memory(tmp_path / "groups", own) == {}
+    folder.mkdir(parents=True)
+    (folder / "memory.current").write_text(f"{700 << 20}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {200 << 20}\n")
+    (folder / "memory.max").write_text("max\n")
+    assert _group_memory(tmp_path / "groups", own) == {}
+    (folder / "memory.max").write_text(f"{1 << 30}\n")
+    assert _group_memory(tmp_path / "groups", own) == {"total": 1024, "available": 524}
+
+
+def test_a_picture_that_does_not_fit_what_is_free_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.zeros((300, 330), np.uint8)).save(tmp_path / "in.png")
+    command = ["denoise", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--sigma", "25"]
+    monkeypatch.setattr(hardware, "memory", lambda: {"total": 1000, "available": 60})
+    assert cli.run(command) == 3
+    assert "give --memory what may be taken" in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+    assert cli.run([*command, "--memory", "60", "--precision", "fp32"]) == 0  # in tiles
+    assert (tmp_path / "out.png").exists()
