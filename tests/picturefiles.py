@@ -13,6 +13,7 @@ from nlrn.errors import InputError
 from nlrn.images import SUFFIXES, Picture, read_picture
 
 FORMATS = sorted(set(SUFFIXES.values()))
+LOSSY = ("AVIF", "JPEG")
 WITH_ALPHA = ("PNG", "TIFF", "WEBP")
 
 

@@ -106,6 +106,18 @@ def test_floats_are_kept_and_what_is_not_finite_is_refused() -> None:
             read_picture(tiff(5, 3, (32,) * 3, 2, values.tobytes(), kind=3))
 
 
+def test_avif_of_more_than_8_bits_is_refused_and_8_bits_are_near() -> None:
+    import pyvips
+
+    values = samples((24, 32, 3))
+    plain = file_of(Image.fromarray(values), "AVIF", quality=100, subsampling="4:4:4")
+    assert np.abs(levels(read_picture(plain)) - values).max() <= 4
+    for bits in (10, 12):
+        deep = pyvips.Image.new_from_array(values.astype(np.uint16) * 257, interpretation="rgb16")
+        with pytest.raises(InputError, match=f"{bits}-bit samples"):
+            read_picture(deep.heifsave_buffer(compression="av1", bitdepth=bits))
+
+
 def test_other_wide_samples_are_refused() -> None:
     for data, reason in (
         (b"P6\n4 3\n65535\n" + bytes(72), "16-bit samples"),
@@ -343,6 +355,14 @@ def gif_bomb() -> bytes:
     return data[:place] + b"\x21\xfe" + b"\x01a" * 1_000_000 + b"\0" + data[place:]
 
 
+def avif_bomb() -> bytes:
+    """64 million pixels in a container that says 16 x 16, which is what Pillow says before it decodes."""
+    data = file_of(Image.new("RGB", (8000, 8000)), "AVIF")
+    size = data.index(b"ispe") + 8
+    assert data[size : size + 8] == struct.pack(">II", 8000, 8000)
+    return data[:size] + struct.pack(">II", 16, 16) + data[size + 8 :]
+
+
 @functools.cache
 def bombs() -> dict[str, tuple[bytes, str]]:
     """Small files that would cost much, and what the refusal says."""
@@ -365,6 +385,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         "iTXt": (png(1, 1, 8, 0, row, chunk(b"iTXt", b"k\0\1\0\0\0" + text)), "ecompressed"),
         "chunks": (png(1, 1, 8, 0, row, chunk(b"abCd") * 70_000), "over 65,536 chunks"),
         "tags": (ifd_bomb(), "more bytes than the file has"),
+        "frame": (avif_bomb(), "Failed to decode frame 0"),
         "comment": (gif_bomb(), "comment is in over 1,000 pieces"),
     }
 
@@ -415,6 +436,29 @@ def test_bombs_are_refused_without_memory(tmp_path: Path) -> None:
     assert sum(growth) <= 64 << 20, dict(zip(bombs(), growth, strict=True))
     (tmp_path / "large").write_bytes(png(5000, 5000, 8, 0, bytes(5001 * 5000)))  # no bomb: 125 MB are needed
     assert growth_of_the_peak(tmp_path / "good", tmp_path / "large")[0] > 64 << 20
+
+
+CHILDREN = """
+import resource, sys
+from pathlib import Path
+from nlrn.errors import InputError
+from nlrn.images import read_picture
+
+for file in sys.argv[1:]:
+    try:
+        read_picture(file)
+    except InputError as error:
+        assert "Failed to decode frame" in str(error)
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)
+"""
+
+
+def test_a_decoder_of_its_own_gets_what_the_size_that_was_checked_may_take(tmp_path: Path) -> None:
+    (tmp_path / "good").write_bytes(file_of(Image.new("RGB", (16, 16)), "AVIF"))
+    (tmp_path / "bomb").write_bytes(avif_bomb())  # 64 million pixels: 96 MB and more
+    command = [sys.executable, "-c", CHILDREN, str(tmp_path / "good"), str(tmp_path / "bomb")]
+    good, bomb = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert bomb - good <= 64 << 20
 
 
 def test_animations_and_pages_are_refused_with_their_number() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picturefiles import FORMATS, WITH_ALPHA, file_of, levels, picture_of, samples
+from picturefiles import FORMATS, LOSSY, WITH_ALPHA, file_of, levels, picture_of, samples
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from nlrn.errors import ConfigError, InputError, NLRNError
@@ -22,7 +22,7 @@ ORIENTATION = ExifTags.Base.Orientation
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("form", ["AVIF", "PNG", "JPEG", "WEBP", "TIFF"])
 def test_the_orientation_is_applied_and_reset_and_gps_dropped(form: str, orientation: int) -> None:
     upright = np.zeros((16, 24), dtype=np.uint8)
     upright[:8, :8], upright[:8, 16:], upright[8:, :8] = 255, 160, 80
@@ -39,7 +39,7 @@ def test_the_orientation_is_applied_and_reset_and_gps_dropped(form: str, orienta
     grey = picture.array if picture.array.ndim == 2 else picture.array[..., 0]
     np.testing.assert_allclose(grey, upright / 255, atol=0.01)
 
-    for suffix in (".png", ".jpg", ".webp", ".tif"):
+    for suffix in (".png", ".jpg", ".webp", ".tif", ".avif"):
         again = read_picture(encode_picture(picture, SUFFIXES[suffix]))
         assert again.array.shape[:2] == upright.shape
         found = Image.Exif()
@@ -93,7 +93,7 @@ def test_round_trips(tmp_path: Path, suffix: str, shape: tuple[int, ...], alpha:
     if suffix == ".webp" and len(shape) == 2:
         assert (found == found[..., :1]).all()
         found = found[..., 0]
-    if SUFFIXES[suffix] == "JPEG":
+    if SUFFIXES[suffix] in LOSSY:
         assert found.shape == values.shape
         assert np.abs(found - values.astype(int)).mean() < 8
     else:
@@ -108,14 +108,14 @@ def test_every_small_size_round_trips(form: str, count: Count) -> None:
         values = samples((height, width, 3), seed=height)
         found = levels(read_picture(encode_picture(picture_of(values), form)))
         assert found.shape == values.shape
-        if form != "JPEG":
+        if form not in LOSSY:
             np.testing.assert_array_equal(found, values)
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_long_and_thin_pictures(form: str) -> None:
     picture = picture_of(samples((65535, 1, 3)))
-    if form in ("WEBP", "JPEG"):  # their own limits
+    if form in ("AVIF", "WEBP", "JPEG"):  # their own limits
         with pytest.raises(InputError, match=f"{form} files have sides of at most"):
             encode_picture(picture, form)
         return
@@ -180,7 +180,7 @@ def test_floats_round_trip_as_they_are_and_go_into_tiff_alone(tmp_path: Path) ->
         again = read_picture(write_picture(tmp_path / f"{len(shape)}.tif", picture))
         assert again.depth == 32
         np.testing.assert_array_equal(again.array, picture.array)
-        for form in ("PNG", "JPEG", "PPM"):
+        for form in ("AVIF", "PNG", "JPEG", "PPM"):
             with pytest.raises(InputError, match="hold no floats"):
                 encode_picture(picture, form)
         assert read_picture(encode_picture(picture.with_depth(16), "PNG")).depth == 16
@@ -211,7 +211,7 @@ def test_another_depth_takes_the_alpha_along() -> None:
     np.testing.assert_array_equal(levels(again), levels(picture) * 257)
 
 
-@pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".webp"])
+@pytest.mark.parametrize("suffix", [".avif", ".bmp", ".jpg", ".webp"])
 def test_16_bits_are_not_cut_to_8_without_a_word(tmp_path: Path, suffix: str) -> None:
     picture = picture_of(samples((4, 5), top=65535))
     reason = r"would cut the picture's 16 bits to 8; these suffixes keep them: \.pgm, \.png, .*\.tiff"
@@ -294,7 +294,7 @@ def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "link.png").hardlink_to(source)
     for name, overwrite, reason in (
-        ("a.xyz", False, "suffix '.xyz' is unknown; known are .bmp, .jpeg"),
+        ("a.xyz", False, "suffix '.xyz' is unknown; known are .avif, .bmp"),
         ("a", False, "no suffix"),
         ("none/a.png", False, "no folder"),
         ("/proc/a.png", False, "cannot write"),

@@ -1,4 +1,4 @@
-"""The outer structure of PNG, GIF and TIFF files, read before Pillow sees them.
+"""The outer structure of AVIF, PNG, GIF and TIFF files, read before Pillow sees them.
 
 Pillow passes over wrong checksums and missing rows in a PNG, and some small files keep it busy for minutes or
 fill the memory. Everything here takes time in proportion to the file and hardly any memory.
@@ -41,6 +41,16 @@ def gif_frames(data: bytes) -> int:
 def _gif_table(flags: int) -> int:
     """Bytes of a colour table."""
     return 3 << (flags % 8 + 1) if flags & 0x80 else 0
+
+
+def avif_bits(data: bytes) -> int:
+    """The most bits a sample of the pictures in an AVIF, 8, 10 or 12, by the boxes that set up their decoders."""
+    bits, place = 8, data.find(b"av1C")
+    while place >= 0:
+        flags = int.from_bytes(data[place + 6 : place + 7], "big")  # after a mark and the profile
+        bits = max(bits, (12 if flags & 0x20 else 10) if flags & 0x40 else 8)
+        place = data.find(b"av1C", place + 4)
+    return bits
 
 
 def tiff_pages(data: bytes) -> int:

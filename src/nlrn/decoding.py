@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -20,7 +21,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from nlrn.containers import gif_frames, inflated_size, png_exif, png_parts, png_size, tiff_pages
+from nlrn.containers import avif_bits, gif_frames, inflated_size, png_exif, png_parts, png_size, tiff_pages
 from nlrn.errors import InputError
 from nlrn.wide import check_tiff, is_wide_png, is_wide_tiff, read, tiff_pixels, tiff_tags
 
@@ -58,14 +59,24 @@ class Decoded(NamedTuple):
     exif: bytes | None
 
 
-def decode(data: bytes, max_pixels: int) -> Decoded:
+def is_avif(data: bytes) -> bool:
+    """Its decoder believes the frame, not the size in the container: nlrn.isolation decodes it."""
+    return data[4:12] in (b"ftypavif", b"ftypavis")
+
+
+def decode(
+    data: bytes, max_pixels: int, before_pixels: Callable[[int, int], None] = lambda width, height: None
+) -> Decoded:
     """Decode one picture, upright; its size and kind are checked before any pixel is decoded.
 
+    before_pixels(width, height) is called in between, of what Pillow decodes.
     Raises InputError for a picture that is refused, and whatever Pillow raises for one that is damaged.
     """
     reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
+    if is_avif(data):
+        reader = AvifImageFile
     if reader is None or (reader is WebPImageFile and data[8:12] != b"WEBP"):
-        raise InputError("not a picture of a known format (BMP, GIF, JPEG, PNG, PPM, TIFF, WebP)")
+        raise InputError("not a picture of a known format (AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WebP)")
     frames, rows = 1, []
     if reader is PngImageFile:
         rows = png_parts(data)
@@ -88,6 +99,7 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
             raise InputError("truncated: rows are missing")
         if wide:
             return _wide(data, picture.size, "PNG", _loaded_exif(png_exif(data)), picture.info.get("icc_profile"))
+        before_pixels(*picture.size)
         picture.load()
         exif = _kept_exif(_readable_exif(picture))
         _apply_orientation(picture)
@@ -151,8 +163,8 @@ def _depth(picture: ImageFile, data: bytes) -> int:
         return 16
     if bits > 8:
         raise InputError(
-            f"{bits}-bit samples are read for plain grey only, here they would be cut or misread "
-            f"(as mode {mode}); save the picture with 8 bits a sample"
+            f"{bits}-bit samples would be cut or misread here (as mode {mode}); save the picture with 8 bits a sample,"
+            " or as PNG or TIFF with 16"
         )
     return 8
 
@@ -161,6 +173,8 @@ def _bits(picture: ImageFile, data: bytes) -> int:
     """Bits a sample in the file, where Pillow's mode does not tell."""
     if isinstance(picture, PngImageFile):
         return data[24]
+    if isinstance(picture, AvifImageFile):
+        return avif_bits(data)
     if isinstance(picture, TiffImageFile):
         return int(max(picture.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
     arguments = picture.tile[0][3] if isinstance(picture, PpmImageFile) else None

@@ -1,10 +1,10 @@
 """Picture files <-> float arrays in [0, 1]: exactly what the file says, or a refusal that gives the reason.
 
-Read: BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey; 16 bits stay 16 bits in PNG, TIFF and grey PGM, floats
-stay floats in TIFF. Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind becomes a
-separate alpha plane, the EXIF orientation is applied. Of a multi-picture JPEG the main picture is read.
-Refused: what would be cut or misread without a word (16-bit colour PPM, signed or 32-bit integers), animations,
-several pages, truncated files, PNGs whose checksums or amount of data are wrong.
+Read: AVIF, BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey; 16 bits stay 16 bits in PNG, TIFF and grey PGM,
+floats stay floats in TIFF. Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind
+becomes a separate alpha plane, the EXIF orientation is applied. Of a multi-picture JPEG the main picture is read.
+Refused: what would be cut or misread without a word (AVIF of more than 8 bits, 16-bit colour PPM, signed or 32-bit
+integers), animations, several pages, truncated files, PNGs whose checksums or amount of data are wrong.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from nlrn import wide
-from nlrn.decoding import decode
+from nlrn.decoding import decode, is_avif
 from nlrn.errors import BackendError, ConfigError, InputError
+from nlrn.isolation import decode_apart
 from nlrn.publish import check_target, publish
 
 MAX_PIXELS = 100_000_000  # of what is read
 MAX_RESULT_PIXELS = 400_000_000  # of what is made larger
 MAX_BYTES = 512 << 20
 SUFFIXES = {
-    ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM", ".png": "PNG", ".pnm": "PPM",
+    ".avif": "AVIF", ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM", ".png": "PNG", ".pnm": "PPM",
     ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
 _WITH_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
 _WITH_16_BITS = frozenset({"PNG", "PPM", "TIFF"})
 _TIFF_BYTES = 2**32 - 2**22  # of pixels, with room for tags
 _TYPES: dict[int, type] = {8: np.uint8, 16: np.uint16, 32: np.float32}  # of samples, by depth
-_LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels of a side
+_LONGEST = {"AVIF": 32768, "JPEG": 65500, "WEBP": 16383}  # pixels of a side
 _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": 0},  # 4:4:4
     "WEBP": {"lossless": True, "exact": True},  # exact: colours under full transparency too
@@ -114,7 +115,7 @@ def read_picture(
     try:
         with _DECODING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            decoded = decode(data, max_pixels)
+            decoded = (decode_apart if is_avif(data) else decode)(data, max_pixels)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except BackendError:
@@ -147,11 +148,11 @@ def write_picture(
 
 
 def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes:  # noqa: A002 - Pillow's word
-    """The bytes of a file of one of the formats BMP, JPEG, PNG, PPM, TIFF, WEBP.
+    """The bytes of a file of one of the formats AVIF, BMP, JPEG, PNG, PPM, TIFF, WEBP.
 
     The array is clipped to [0, 1] and rounded, halves to even, to the picture's depth; floats are written as they are.
-    BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG (4:4:4 at `quality`,
-    1 to 100) are lossless; WebP turns grey into colour.
+    AVIF, BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG and AVIF (4:4:4
+    at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
     Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels.
     Raises InputError for values that are not finite, and for what the format cannot hold.
     """
@@ -164,8 +165,10 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
     if picture.alpha is not None:
         values = np.dstack((values, picture.alpha))
     options = _OPTIONS.get(format, {}) | _metadata(picture, format)
-    if format == "JPEG":
+    if format in ("AVIF", "JPEG"):
         options["quality"] = quality
+    if format == "AVIF":
+        options["subsampling"] = "4:0:0" if values.ndim == 2 else "4:4:4"
     return _save(values, format, options)
 
 
