@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import nlrn
 from nlrn.benchmark import report
 from nlrn.study import STUDIES
@@ -23,7 +25,7 @@ from nlrn.study import table as study_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-PAGES = ("README.md", "docs/models.md", "docs/performance.md", "docs/training.md", "docs/studies.md")
+PAGES = ("README.md", "docs/models.md", "docs/performance.md", "docs/training.md", "docs/studies.md", "docs/sigma.md")
 MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
 
@@ -122,6 +124,24 @@ def card() -> str:
     return markdown(["model", "parameters", "steps", "pixels seen", "training time", "sha256"], rows)
 
 
+def estimate() -> str:
+    """What `nlrn evaluate --auto` says of estimated noise levels: files results/estimate-*.json."""
+    lines, notes = [], []
+    for result in [load(path.stem) for path in sorted(RESULTS.glob("estimate-*.json"))]:
+        ((name, levels),) = result["scores"].items()
+        found = {sigma: np.array(list(score["pictures"].values())) for sigma, score in levels.items()}
+        errors = {sigma: np.abs(values[:, 2] - float(sigma)) for sigma, values in found.items()}
+        lost = {sigma: values[:, 3] - values[:, 0] for sigma, values in found.items()}
+        for what, values in (("error, mean", errors), ("PSNR lost (dB), mean", lost)):
+            lines.append(
+                [f"{TITLES[name]}, {what} (largest)", *(f"{v.mean():.2f} ({v.max():.2f})" for v in values.values())]
+            )
+        notes.append(
+            f"{result['model']} on {TITLES[name]}" + _measured(result).removeprefix("\nMeasured").rstrip("\n.")
+        )
+    return markdown(["sigma", *found], lines) + "\nMeasured: " + "; ".join(notes) + ".\n"
+
+
 def inference() -> str:
     """Seconds and memory of one picture of 512 x 512."""
     result = load("benchmark-model")
@@ -161,6 +181,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "benchmark-model": lambda: benchmark("model"),
     "benchmark-operator": lambda: benchmark("operator"),
     "card": card,
+    "estimate": estimate,
     "inference": inference,
     **{name: partial(scores, task) for name, task in TASKS.items()},
     **{f"study-{name}": partial(study, name) for name in STUDIES},

@@ -32,7 +32,7 @@ def estimate_sigma(image: np.ndarray) -> float:
     """Standard deviation of additive white Gaussian noise in `image`, in 0-255 units, mean over channels.
 
     image: float HW or HWC on the 0..1 scale, not clipped, at least 16 pixels on each side. On photographs
-    it is mostly within 0.5, and at worst 2 too high, where nothing in the picture is smooth (docs/models.md has the
+    it is mostly within 0.5, and at worst 2 too high, where nothing in the picture is smooth (docs/sigma.md has the
     figures); a clean one gives about 0.5. Pixels that were clipped at black and white lower the estimate.
     The value is neither rounded nor limited.
     Raises InputError for smaller, non-float or non-finite pictures.
