@@ -1,0 +1,127 @@
+"""What tiles cost, into results/tiles.json: against the whole picture on three photographs, and of a large one.
+
+`tiles.py price` restores three photographs of sunhays80, on which no denoiser was trained, whole and in tiles.
+`tiles.py large` runs `nlrn denoise` on 24 million pixels, in a process of its own, and reads its peak of memory;
+`--model base` has the paper's network with random weights, which take as long as trained ones. Lines are added to those
+that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import nlrn
+from nlrn.datasets import data_root, read_folder
+from nlrn.degradations import add_gaussian_noise
+from nlrn.evaluation import machine
+from nlrn.metrics import luma8, psnr, quantize8
+from nlrn.publish import publish_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "results" / "tiles.json"
+SIGMA = 25.0
+SIDES, OVERLAPS = (256, 512), (0, 16, 32, 64)
+
+
+def price(model: str, data: Path) -> list[dict[str, Any]]:
+    """A line for every plan: how near the whole picture, what it loses, what it takes more."""
+    photographs = [luma8(image) for _, image in read_folder(data / "sunhays80") if image.shape[:2] == (768, 1024)][:3]
+    network = nlrn.load_model(model)
+    assert network.receptive_radius is not None
+    exact = -(-8 * network.receptive_radius // 3)
+    plans = [(side, overlap) for side in SIDES for overlap in OVERLAPS] + [(512, exact)]
+    noisy = [add_gaussian_noise(image / 255.0, SIGMA) for image in photographs]
+    lines = []
+    for precision in ("fp32", "bf16"):
+        wholes, whole_seconds = _restored(network, noisy, nlrn.Settings(tile=0, precision=precision))
+        for side, overlap in plans:
+            tiled, seconds = _restored(network, noisy, nlrn.Settings(tile=side, overlap=overlap, precision=precision))
+            clean = [image / 255.0 for image in photographs]
+            lost = [psnr(c, quantize8(w)) - psnr(c, quantize8(t)) for c, w, t in zip(clean, wholes, tiled, strict=True)]
+            line = {
+                "model": model,
+                "precision": precision,
+                "side": side,
+                "overlap": overlap,
+                "nearness": min(psnr(w, t) for w, t in zip(wholes, tiled, strict=True)),
+                "largest": max(float(np.abs(w - t).max()) for w, t in zip(wholes, tiled, strict=True)),
+                "lost": max(lost),
+                "time": seconds / whole_seconds,
+            }
+            print(line, flush=True)
+            lines.append(line)
+    return lines
+
+
+def _restored(
+    network: nlrn.NLRN, pictures: list[np.ndarray], settings: nlrn.Settings
+) -> tuple[list[np.ndarray], float]:
+    """The restored pictures, float64, and the seconds for all of them."""
+    restorer = nlrn.Restorer(network, settings=settings)
+    restorer.denoise(pictures[0][:64, :64], SIGMA)
+    started = time.perf_counter()
+    return [restorer.denoise(picture, SIGMA).astype(np.float64) for picture in pictures], time.perf_counter() - started
+
+
+def large(model: str, colour: bool) -> dict[str, Any]:
+    """Seconds and MiB of `nlrn denoise` on 6000 x 4000 pixels."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, weights = Path(name), model
+        if model == "base":
+            torch.manual_seed(0)
+            weights = str(folder / "base.safetensors")
+            nlrn.save_model(weights, nlrn.NLRN(nlrn.NLRNConfig(sigma_input=True)), {})
+        photograph = (
+            Image.open(ROOT / "examples" / "camera.png").convert("L").resize((6000, 4000), Image.Resampling.BICUBIC)
+        )
+        noisy = quantize8(add_gaussian_noise(np.asarray(photograph) / 255.0, SIGMA)) * 255
+        grey = np.rint(noisy).astype(np.uint8)
+        picture = np.dstack([grey, np.roll(grey, 1, 0), np.roll(grey, 1, 1)]) if colour else grey
+        Image.fromarray(picture).save(folder / "large.png", compress_level=1)
+        words = ["denoise", str(folder / "large.png"), "-o", str(folder / "out.png"), "--sigma", f"{SIGMA:g}"]
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "nlrn", *words, "--model", weights], check=True)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        restorer = nlrn.load(weights)
+        side = restorer.tile_for(4000, 6000)
+        assert side is not None
+        predicted = side**2 * restorer.memory_per_pixel(side, side) / 2**20
+        with Image.open(folder / "out.png") as out:
+            assert out.size == (6000, 4000)
+    line = {"model": model, "colour": colour, "side": side, "seconds": seconds, "peak": peak, "predicted": predicted}
+    print(line, flush=True)
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("price", "large"))
+    parser.add_argument("--model", default="denoise-gray-small", help="a shipped model; large: or base")
+    parser.add_argument("--colour", action="store_true", help="large: of three channels")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
+    options = parser.parse_args()
+    if options.what == "price":
+        lines = price(options.model, data_root(options.data))
+    else:
+        lines = [large(options.model, options.colour)]
+    run = machine(torch.device("cpu"))
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {"price": [], "large": []}
+    known[options.what] = [*known[options.what], *({**line, "run": run} for line in lines)]
+    publish_json(RESULT, known)
+
+
+if __name__ == "__main__":
+    main()
