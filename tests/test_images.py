@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import struct
 from collections.abc import Callable
@@ -135,16 +136,23 @@ def test_16_bits_are_written_exactly(form: str) -> None:
             encode_picture(picture_of(values, values), form)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("alpha", [False, True])
-@pytest.mark.parametrize("colour", [False, True])
-@pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_a_deep_picture_keeps_samples_alpha_profile_and_exif(
-    form: str, colour: bool, alpha: bool, orientation: int
-) -> None:
-    """16 bits in every kind that the format has; what a camera turned comes upright, and is written so."""
-    shape = (5, 7, 3) if colour else (5, 7)
-    values, opacity = samples(shape, top=65535), samples((5, 7), 1, 65535) if alpha else None
+TABLE = [  # every lossless cell: format, bits, colour, alpha, orientation
+    cell
+    for cell in itertools.product(
+        ("BMP", "PNG", "PPM", "TIFF", "WEBP"), (8, 16), (False, True), (False, True), range(1, 9)
+    )
+    if (cell[1] == 8 or cell[0] in ("PNG", "TIFF") or (cell[0] == "PPM" and not cell[2]))
+    and (not cell[3] or cell[0] in WITH_ALPHA)
+    and (cell[4] == 1 or cell[0] not in ("BMP", "PPM"))  # they hold no EXIF
+]
+
+
+@pytest.mark.parametrize(("form", "bits", "colour", "alpha", "orientation"), TABLE)
+def test_the_table_of_round_trips(form: str, bits: int, colour: bool, alpha: bool, orientation: int) -> None:
+    """Samples, alpha, profile and EXIF of every kind that a format has; what a camera turned comes upright, and is
+    written so."""
+    shape, top = (5, 7, 3) if colour else (5, 7), 2**bits - 1
+    values, opacity = samples(shape, top=top), samples((5, 7), 1, top) if alpha else None
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[ORIENTATION], exif[ExifTags.Base.Make] = orientation, "a camera"
@@ -161,10 +169,14 @@ def test_a_deep_picture_keeps_samples_alpha_profile_and_exif(
         return stored.reshape(35, *stored.shape[2:])[order]
 
     for found in (picture, read_picture(encode_picture(picture, form))):
-        assert found.depth == 16
-        np.testing.assert_array_equal(levels(found), upright(values))
+        assert found.depth == bits
+        turns_colour = form == "WEBP" and not colour
+        np.testing.assert_array_equal(levels(found)[..., 0] if turns_colour else levels(found), upright(values))
         np.testing.assert_equal(found.alpha, None if opacity is None else upright(opacity))
-        assert found.icc == (profile if colour else None)
+        if form in ("BMP", "PPM"):
+            assert (found.icc, found.exif) == (None, None)
+            continue
+        assert found.icc == (profile if colour or turns_colour else None)
         tags = Image.Exif()
         assert found.exif is not None
         tags.load(found.exif)
