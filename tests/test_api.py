@@ -61,7 +61,8 @@ def test_floats_come_back_as_floats_and_integers_as_integers() -> None:
         exact = nlrn.Restorer(model).denoise(stored / np.float32(levels), 25)
         out = nlrn.denoise(stored, 25, model)
         assert out.dtype == dtype
-        np.testing.assert_array_equal(out, np.rint(np.clip(exact, 0, 1) * levels).astype(dtype))
+        exact = np.clip(exact.astype(np.float64), 0, 1)  # as it is rounded in files
+        np.testing.assert_array_equal(out, np.rint(exact * levels).astype(dtype))
 
 
 def test_a_weights_file_that_was_written_again_is_read_again(tmp_path: Path) -> None:

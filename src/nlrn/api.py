@@ -16,6 +16,7 @@ from nlrn.alpha import enlarged_alpha, fill_hidden
 from nlrn.checkpoint import default_model, resolve_model
 from nlrn.enlarging import enlarged_size
 from nlrn.errors import InputError
+from nlrn.images import rounded
 from nlrn.model import NLRN
 from nlrn.restore import Restorer, Settings, channels_of, checked_picture
 from nlrn.stabilization import PoissonNoise
@@ -103,9 +104,7 @@ def _of_the_same_kind(picture: PictureT, restore: Restore) -> PictureT:
 def _array(picture: np.ndarray, restore: Restore, alpha: np.ndarray | None = None) -> np.ndarray:
     levels = _LEVELS.get(picture.dtype.name)
     restored = restore(checked_picture(picture / np.float32(levels) if levels else picture), alpha)
-    if levels:
-        restored = np.rint(np.clip(restored, 0, 1) * levels)
-    return restored.astype(picture.dtype)
+    return rounded(restored, 8 * picture.dtype.itemsize) if levels else restored.astype(picture.dtype)
 
 
 def _tensor(picture: Tensor, restore: Restore) -> Tensor:

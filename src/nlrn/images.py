@@ -161,7 +161,7 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
     if not 1 <= quality <= 100:
         raise ConfigError(f"quality is {quality}; expected 1 to 100")
     _check_holds(picture, format)
-    values = _integers(picture.array, picture.depth)
+    values = rounded(picture.array, picture.depth)
     if picture.alpha is not None:
         values = np.dstack((values, picture.alpha))
     options = _OPTIONS.get(format, {}) | _metadata(picture, format)
@@ -242,8 +242,11 @@ def _file_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes
         raise InputError(f"cannot read {source}: {error}") from error
 
 
-def _integers(array: np.ndarray, depth: int) -> np.ndarray:
-    """uint8 or uint16 of the same shape; in float64 as nlrn.metrics.quantize8 rounds, block by block; floats for 32."""
+def rounded(array: np.ndarray, depth: int) -> np.ndarray:
+    """uint8 or uint16 of the same shape; in float64 as nlrn.metrics.quantize8 rounds, block by block; floats for 32.
+
+    Raises InputError for values that are not finite.
+    """
     if not np.isfinite(array).all():
         raise InputError("the picture has values that are not finite; nothing was written")
     if depth == 32:
