@@ -82,27 +82,28 @@ class FoldedNLRN:
     def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """The restored picture [B, C, H, W], float32, as NLRN's forward defines it."""
         with torch.autocast(x.device.type, enabled=False):  # the dtype is this network's own, whatever is around it
-            return self._restored(x, sigma)
+            return self.restored(x, sigma)
 
-    def _restored(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
+    def restored(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
+        """The same, for those who trace it."""
         scale, shift = self.first_norm
         first = with_sigma_plane(self.config, torch.addcmul(shift, x, scale), sigma)
-        s0 = _convolve(first.to(self.dtype, memory_format=torch.channels_last), self.head)
+        s0 = convolve(first.to(self.dtype, memory_format=torch.channels_last), self.head)
         a = torch.addcmul(self.norm1[1], s0, self.norm1[0]).relu_()
         correlation = None
         for t in range(self.config.states):
             carry = self.config.propagation and t + 1 < self.config.states
-            z, correlation = self._attend(a, t, correlation, carry)
+            z, correlation = self.attend(a, t, correlation, carry)
             z.addcmul_(a, self.keep[t])
             del a
-            h = _convolve(z, self.conv_a[t]).relu_()
+            h = convolve(z, self.conv_a[t]).relu_()
             del z
-            a = _convolve(h, self.conv_b[t]).addcmul_(s0, self.skip[t]).relu_()
-        return x + _convolve(a, self.tail).float()
+            a = convolve(h, self.conv_b[t]).addcmul_(s0, self.skip[t]).relu_()
+        return x + convolve(a, self.tail).float()
 
-    def _attend(self, a: Tensor, t: int, correlation: Tensor | None, carry: bool) -> tuple[Tensor, Tensor | None]:
+    def attend(self, a: Tensor, t: int, correlation: Tensor | None, carry: bool) -> tuple[Tensor, Tensor | None]:
         """softmax(theta phi^T + S) g [B, C, H, W] in channels_last, and the new S."""
-        q, k, v = torch.split(_convolve(a, self.embed[t]).permute(0, 2, 3, 1), self.split, -1)
+        q, k, v = torch.split(convolve(a, self.embed[t]).permute(0, 2, 3, 1), self.split, -1)
         found = neighborhood_attention(
             q,
             k,
@@ -158,6 +159,7 @@ def _scaled(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> _Conv:
     return weight * scale[:, None, None, None], bias * scale + shift
 
 
-def _convolve(x: Tensor, conv: _Conv) -> Tensor:
+def convolve(x: Tensor, conv: _Conv) -> Tensor:
+    """x [B, C, H, W] by (weight, bias), padded with zeros to the same size."""
     weight, bias = conv
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)

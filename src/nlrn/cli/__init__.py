@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from nlrn import __version__
-from nlrn.cli import benchmark, convert, denoise, doctor, evaluate, explain, models, study, train, upscale
+from nlrn.cli import benchmark, convert, denoise, doctor, evaluate, explain, export, models, study, train, upscale
 from nlrn.errors import ConfigError, InputError, NLRNError
 
 COMMANDS = (
@@ -27,6 +27,7 @@ COMMANDS = (
     study,
     models,
     convert,
+    export,
     benchmark,
     doctor,
 )  # in the order of --help
