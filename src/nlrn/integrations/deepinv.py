@@ -1,0 +1,49 @@
+"""An NLRN as a denoiser of deepinv: a prior for plug-and-play and unfolded reconstruction (the extra nlrn[deepinv]).
+
+The adapter itself needs torch alone: deepinv asks of a denoiser that it is called as denoiser(y, sigma).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nlrn.checkpoint import default_model, load_model
+from nlrn.errors import ConfigError, InputError
+from nlrn.model import NLRN
+
+
+class NLRNDenoiser(nn.Module):
+    """denoiser(y, sigma) in deepinv's convention, differentiable in y, in sigma and in the model's parameters.
+
+    model: an NLRN (used as it is, not copied), a shipped name, a weights file, or None for the default grey denoiser.
+    y: [B, C, H, W], float, on the 0..1 scale up to noise; C is the model's, or any through a grey model, channel by
+    channel. sigma: standard deviation on that same scale, a number, a tensor of one number, [B], or [B, 1, 1, 1]. The
+    result has y's shape and dtype and is not clipped.
+
+    Raises ConfigError for a model that does not denoise with a noise level given, InputError for the shapes.
+    """
+
+    def __init__(self, model: NLRN | str | Path | None = None) -> None:
+        super().__init__()
+        model = default_model("denoise", 1) if model is None else model
+        self.model = model if isinstance(model, NLRN) else load_model(model)
+        if not self.model.config.sigma_input or self.model.config.task != "denoise":
+            raise ConfigError("a prior wants a model that denoises and is told the noise level (sigma_input)")
+
+    def forward(self, y: Tensor, sigma: float | Tensor) -> Tensor:
+        if y.dim() != 4:
+            raise InputError(f"expected pictures [B, C, H, W], not {tuple(y.shape)}")
+        weight = self.model.head.weight
+        batch, channels, height, width = y.shape
+        level = torch.as_tensor(sigma, dtype=weight.dtype, device=weight.device).flatten()
+        if level.numel() not in (1, batch):
+            raise InputError(f"sigma must be one number or {batch}, one for each picture, not {level.numel()}")
+        x = y.to(weight)
+        if self.model.config.in_channels == 1 and channels > 1:
+            x = x.reshape(batch * channels, 1, height, width)
+            level = level.expand(batch).repeat_interleave(channels)
+        out: Tensor = self.model(x, level)
+        return out.reshape(y.shape).to(y)
