@@ -1,0 +1,121 @@
+"""An NLRN for programs that load their models by spandrel (the extra nlrn[spandrel]).
+
+spandrel's loader hands on the tensors of a file and not its header, and tensors do not say what the window is or
+whether correlations are carried. So what is registered is not a guess by shapes but a file: its header is read once,
+and its tensors are known again by their digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlrn.checkpoint import list_models, load_model, read_tensors, resolve_model
+from nlrn.errors import BackendError, ConfigError
+from nlrn.integrations import require
+from nlrn.model import NLRN
+from nlrn.noise import estimate_sigma
+from nlrn.restore import MAX_SIGMA
+
+require("spandrel", "spandrel")
+try:
+    from spandrel import MAIN_REGISTRY, Architecture, ArchRegistry, ArchSupport, ImageModelDescriptor, StateDict
+except RuntimeError as error:  # of torchvision, which spandrel imports
+    raise BackendError(
+        f"spandrel wants torchvision of the same build as torch, from the same index: {error}"
+    ) from error
+
+__all__ = ["NLRNArch", "register"]
+
+
+class NLRNArch(Architecture[NLRN]):  # type: ignore[misc]
+    """The architecture of one weights file of a denoiser; spandrel gives a "Restoration" descriptor of scale 1.
+
+    The descriptor's call takes [1, C, H, W] on the 0..1 scale and clips the result to it. It has no place for a noise
+    level: sigma is a number in 0-255 units, or "auto", which estimates it from each picture.
+    Raises ConfigError for a model that does not denoise or a sigma out of range, CheckpointError for the file.
+    """
+
+    def __init__(self, model: str | Path, sigma: float | str = "auto") -> None:
+        path = resolve_model(model)
+        self.model = load_model(path)
+        if self.model.config.task != "denoise":
+            raise ConfigError(
+                "spandrel wants one scale for a model, and ours of super-resolution have none: denoisers only"
+            )
+        if sigma != "auto" and not (isinstance(sigma, int | float) and 0 <= sigma <= MAX_SIGMA):
+            raise ConfigError(f"sigma must be 'auto' or lie in 0..{MAX_SIGMA:g} (0-255 units), not be {sigma!r}")
+        self.sigma = sigma
+        self.digest = _digest(read_tensors(path)[1])
+        super().__init__(id=f"NLRN-{self.digest[:12]}", name="NLRN", detect=self._is_ours)
+
+    def _is_ours(self, state_dict: StateDict) -> bool:
+        return "block.norm1.0.weight" in state_dict and _digest(state_dict) == self.digest
+
+    def load(self, state_dict: StateDict) -> ImageModelDescriptor[NLRN]:
+        config = self.model.config
+        return ImageModelDescriptor(
+            NLRN(config),
+            state_dict,
+            architecture=self,
+            purpose="Restoration",
+            tags=[f"{config.channels}nf", f"{config.states} states", f"window {config.window}"],
+            supports_half=False,
+            supports_bfloat16=False,
+            scale=1,
+            input_channels=config.in_channels,
+            output_channels=config.in_channels,
+            call_fn=self._restore,
+        )
+
+    def _restore(self, model: NLRN, image: Tensor) -> Tensor:
+        level = None
+        if model.config.sigma_input:
+            level = (self._estimated(image) if isinstance(self.sigma, str) else self.sigma) / 255
+        restored: Tensor = model(image, level)
+        return restored
+
+    def _estimated(self, image: Tensor) -> float:
+        return min(estimate_sigma(image[0].movedim(0, -1).float().cpu().numpy()), MAX_SIGMA)
+
+
+def register(
+    *models: str | Path, sigma: float | str = "auto", registry: ArchRegistry = MAIN_REGISTRY
+) -> list[NLRNArch]:
+    """Teach spandrel's loaders these weights files or shipped names, by default every shipped denoiser.
+
+    registry: spandrel's own, which every ModelLoader without another reads. Raises as NLRNArch, and ConfigError for
+    tensors that are registered already under another sigma or header.
+    """
+    chosen = models or tuple(info.name for info in list_models() if info.task == "denoise")
+    architectures = [NLRNArch(model, sigma) for model in chosen]
+    for model, architecture in zip(chosen, architectures, strict=True):
+        known = registry.get(architecture.id)
+        if known is not None and _settings(known.architecture) != _settings(architecture):
+            raise ConfigError(f"{model} is registered already with another sigma, or its tensors with another header")
+    supports = [ArchSupport.from_architecture(a, before=_all_of(registry)) for a in architectures]
+    registry.add(*supports, ignore_duplicates=True)
+    return architectures
+
+
+def _settings(architecture: NLRNArch) -> tuple[Any, Any]:
+    return architecture.model.config, architecture.sigma
+
+
+def _all_of(registry: ArchRegistry) -> tuple[Any, ...]:
+    """An exact match goes before every guess by keys."""
+    return tuple(support.architecture.id for support in registry)
+
+
+def _digest(tensors: dict[str, Any]) -> str:
+    """Hex sha256 of names, shapes and float32 values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        array = torch.as_tensor(value).detach().cpu().numpy()
+        digest.update(f"{name} {array.shape} {array.dtype} ".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
