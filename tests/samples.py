@@ -39,6 +39,7 @@ def make(folder: Path) -> None:
     _even_places(folder)
     _folders(folder, camera)
     save_model(folder / "your-sr.safetensors", random_model(task="sr", sigma_input=False), {"steps": "0"})
+    save_model(folder / "tiny.safetensors", random_model(states=1, window=3), {"steps": "0"})
     for file in (ROOT / "tests" / "authors").glob("first.ckpt.*"):
         shutil.copy(file, folder / file.name.replace("first", "model"))
 

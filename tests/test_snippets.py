@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import samples
+import vision  # noqa: F401  # what spandrel imports
 from snippets import Rules, blocks, commands, parse, run_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +55,10 @@ REDUCED = {
     "nlrn study attention recipes/study.toml -o attention.json -j 2": (
         "nlrn study attention toy/tiny.toml -o attention.json --data toy --steps 2 --seeds 0 --sigma 25",
         HOURS,
+    ),
+    "nlrn export denoise-gray-small -o small.onnx": (
+        "nlrn export tiny.safetensors -o small.onnx",
+        "one state of a 3 x 3 window instead of six of 15 x 15",
     ),
     "nlrn explain examples/camera.png --at 205,150 --sigma 25 -o map.png": (
         "nlrn explain picture.png --at 25,50 --sigma 25 -o map.png",
@@ -125,6 +130,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_page_shows_is_so(page: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run_page(page.read_text(), RULES)
 
 
