@@ -157,6 +157,20 @@ def test_scores_of_super_resolution_follow_their_protocols(data_root: Path) -> N
         super_resolution([2], "rgb")
 
 
+def test_a_scale_between_two_whole_ones_is_its_fraction() -> None:
+    """2.5 is 5 / 2: cropped to a multiple of 5, a border of 3; a network that adds nothing leaves bicubic."""
+    ((_, image),) = pictures((53, 64))
+    model = random_model(task="sr", sigma_input=False)
+    with torch.no_grad():
+        model.tail.weight.zero_()
+        model.tail.bias.zero_()
+    found = evaluate(Restorer(model, settings=FP32), {"made": [("p0", image)]}, super_resolution([2.5]))["made"]["x2.5"]
+    high = image[:50, :60] / 255
+    output = quantize8(resize_bicubic(resize_bicubic(high, 20, 24), 50, 60))
+    inner = (slice(3, -3), slice(3, -3))
+    assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(high[inner], output[inner], data_range=1), abs=0.01)
+
+
 def test_the_attention_of_super_resolution_is_that_of_the_enlarged_picture() -> None:
     restorer, made = sr_restorer(), pictures((36, 40), (25, 30))
     study = attention_study(restorer, made, super_resolution([2]))["x2"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def find_sets(
     *,
     channels: int = 1,
     task: str = "denoise",
-    scales: Sequence[int] = (),
+    scales: Sequence[float] = (),
 ) -> dict[str, list[NamedPicture]]:
     """The pictures to score on: the named scoring sets below `data`, or `data` itself as one set.
 
@@ -87,8 +89,12 @@ def find_sets(
             raise InputError(f"{name} holds two pictures called {twice}: scores go by that name, rename one")
         for stem, image in pictures:
             side = min(image.shape[:2])
-            if min([side, *(side // scale * scale - 2 * scale for scale in scales)]) < LEAST_SIDE:
-                border = f" inside a border of {max(scales)}" if scales else ""
+            borders = [math.ceil(scale) for scale in scales]
+            if (
+                min([side, *(side // scale * scale - 2 * b for scale, b in zip(scales, borders, strict=True))])
+                < LEAST_SIDE
+            ):
+                border = f" inside a border of {max(borders)}" if scales else ""
                 raise InputError(
                     f"{stem} of {name} is too small to score: SSIM wants {LEAST_SIDE} x {LEAST_SIDE} pixels{border}"
                 )
@@ -136,34 +142,41 @@ def _noise(sigma: float, seed: int, auto: bool) -> Condition:
     return Condition(f"{sigma:g}", f"sigma {sigma:g}", score, seen)
 
 
-def super_resolution(scales: Iterable[int], protocol: str = "float-lr") -> list[Condition]:
-    """Bicubic reduction by each scale, scored on the luminance (PROTOCOLS[protocol])."""
+def super_resolution(scales: Iterable[float], protocol: str = "float-lr") -> list[Condition]:
+    """Bicubic reduction by each scale, scored on the luminance (PROTOCOLS[protocol]).
+
+    A scale between two whole numbers is a fraction p / q with q up to 10: pictures are cropped to a multiple of p, and
+    the border is the scale rounded up.
+    """
     if protocol not in ("float-lr", "8bit-lr"):
         raise ConfigError(f"the protocols of super-resolution are float-lr and 8bit-lr, not {protocol!r}")
     return [_reduction(scale, protocol) for scale in scales]
 
 
-def _reduction(scale: int, protocol: str) -> Condition:
+def _reduction(scale: float, protocol: str) -> Condition:
+    ratio, border = Fraction(scale).limit_denominator(10), math.ceil(scale)
+
     def pair(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The luminance of the picture, and of the small one."""
-        height, width = (n // scale * scale for n in image.shape[:2])
-        image = image[:height, :width]
+        steps = [n // ratio.numerator for n in image.shape[:2]]
+        height, width = (n * ratio.denominator for n in steps)
+        image = image[: steps[0] * ratio.numerator, : steps[1] * ratio.numerator]
         high = luma8(image) / 255.0
         if protocol == "float-lr":
-            return high, resize_bicubic(high, height // scale, width // scale)
-        low = resize_bicubic8(image, height // scale, width // scale) / 255.0
+            return high, resize_bicubic(high, height, width)
+        low = resize_bicubic8(image, height, width) / 255.0
         return high, low if low.ndim == 2 else studio_luma(low)
 
     def score(restorer: Restorer, image: np.ndarray) -> list[float]:
         high, low = pair(image)
         output = quantize8(restorer.upscale(low, *high.shape))
-        return [psnr(high, output, border=scale), ssim(high, output, border=scale)]
+        return [psnr(high, output, border=border), ssim(high, output, border=border)]
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, None]:
         high, low = pair(image)
         return resize_bicubic(low, *high.shape)[None, None], None
 
-    return Condition(f"x{scale}", f"x{scale}", score, seen)
+    return Condition(f"x{scale:g}", f"x{scale:g}", score, seen)
 
 
 # -- scores --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from nlrn.cli.shared import (
     check_result,
     make_restorer,
     model_name,
+    number,
     print_table,
     sayer,
     sigma_level,
@@ -25,7 +26,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--task", choices=("denoise", "sr"), default="denoise", help="sr: super-resolution")
     parser.add_argument("--sigma", type=sigma_level, nargs="+", default=[15.0, 25.0, 50.0], help="default: 15 25 50")
     parser.add_argument("--auto", action="store_true", help="tell the model the estimated noise level instead")
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), nargs="+", default=[2, 3, 4], help="default: 2 3 4")
+    parser.add_argument("--scale", type=_scale, nargs="+", default=[2, 3, 4], help="1.5 to 4 (default: 2 3 4)")
     parser.add_argument(
         "--protocol",
         choices=("float-lr", "8bit-lr"),
@@ -94,6 +95,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         publish_json(options.json, result)
         say(f"wrote {options.json}")
     return 0
+
+
+def _scale(text: str) -> float:
+    return number(text, "scale", 1.5, 4)
 
 
 def _table(result: dict[str, Any], quiet: bool) -> None:

@@ -1,9 +1,8 @@
-"""What tiles cost, into results/tiles.json: against the whole picture on three photographs, and of a large one.
+"""What whole pictures take, into results/pictures.json; lines are added to those that are there.
 
-`tiles.py price` restores three photographs of sunhays80, on which no denoiser was trained, whole and in tiles.
-`tiles.py large` runs `nlrn denoise` on 24 million pixels, in a process of its own, and reads its peak of memory;
-`--model base` has the paper's network with random weights, which take as long as trained ones. Lines are added to those
-that are there.
+`price`: three photographs of sunhays80, on which no denoiser was trained, whole and in tiles. `large`: `nlrn denoise` on
+24 million pixels; `enlarge`: `nlrn upscale` of 512 x 512 to 1024 x 1024; each a process of its own, with its peak of
+memory. `--model base` has the paper's network with random weights, which take as long as trained ones.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from nlrn.metrics import luma8, psnr, quantize8
 from nlrn.publish import publish_json
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "results" / "tiles.json"
+RESULT = ROOT / "results" / "pictures.json"
 SIGMA = 25.0
 SIDES, OVERLAPS = (256, 512), (0, 16, 32, 64)
 
@@ -75,51 +74,57 @@ def _restored(
     return [restorer.denoise(picture, SIGMA).astype(np.float64) for picture in pictures], time.perf_counter() - started
 
 
-def large(model: str, colour: bool) -> dict[str, Any]:
-    """Seconds and MiB of `nlrn denoise` on 6000 x 4000 pixels."""
+def command(what: str, model: str, colour: bool) -> dict[str, Any]:
+    """Seconds and MiB of `nlrn denoise` on 6000 x 4000 pixels, or of `nlrn upscale -s 2` on 512 x 512."""
+    task, size = ("denoise", (6000, 4000)) if what == "large" else ("sr", (512, 512))
     with tempfile.TemporaryDirectory() as name:
         folder, weights = Path(name), model
         if model == "base":
             torch.manual_seed(0)
             weights = str(folder / "base.safetensors")
-            nlrn.save_model(weights, nlrn.NLRN(nlrn.NLRNConfig(sigma_input=True)), {})
-        photograph = (
-            Image.open(ROOT / "examples" / "camera.png").convert("L").resize((6000, 4000), Image.Resampling.BICUBIC)
-        )
-        noisy = quantize8(add_gaussian_noise(np.asarray(photograph) / 255.0, SIGMA)) * 255
-        grey = np.rint(noisy).astype(np.uint8)
-        picture = np.dstack([grey, np.roll(grey, 1, 0), np.roll(grey, 1, 1)]) if colour else grey
-        Image.fromarray(picture).save(folder / "large.png", compress_level=1)
-        words = ["denoise", str(folder / "large.png"), "-o", str(folder / "out.png"), "--sigma", f"{SIGMA:g}"]
+            nlrn.save_model(weights, nlrn.NLRN(nlrn.NLRNConfig(sigma_input=task == "denoise", task=task)), {})
+        _photograph(size, colour, noisy=task == "denoise").save(folder / "in.png", compress_level=1)
+        words = ["denoise", "--sigma", f"{SIGMA:g}"] if task == "denoise" else ["upscale", "-s", "2"]
+        words += [str(folder / "in.png"), "-o", str(folder / "out.png"), "--model", weights]
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "nlrn", *words, "--model", weights], check=True)
+        subprocess.run([sys.executable, "-m", "nlrn", *words], check=True)
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        restorer = nlrn.load(weights)
-        side = restorer.tile_for(4000, 6000)
-        assert side is not None
-        predicted = side**2 * restorer.memory_per_pixel(side, side) / 2**20
         with Image.open(folder / "out.png") as out:
-            assert out.size == (6000, 4000)
-    line = {"model": model, "colour": colour, "side": side, "seconds": seconds, "peak": peak, "predicted": predicted}
+            width, height = out.size
+        restorer = nlrn.load(weights)
+        side = restorer.tile_for(height, width)
+        rows, columns = min(height, side or height), min(width, side or width)
+        predicted = rows * columns * restorer.memory_per_pixel(rows, columns) / 2**20
+    line = {"model": model, "colour": colour, "width": width, "height": height, "side": side, "seconds": seconds}
+    line |= {"peak": peak, "predicted": predicted}
     print(line, flush=True)
     return line
 
 
+def _photograph(size: tuple[int, int], colour: bool, noisy: bool) -> Image.Image:
+    """camera.png in another size."""
+    photograph = Image.open(ROOT / "examples" / "camera.png").convert("L").resize(size, Image.Resampling.BICUBIC)
+    grey = np.asarray(photograph) / 255.0
+    values = quantize8(add_gaussian_noise(grey, SIGMA) if noisy else grey) * 255
+    plane = np.rint(values).astype(np.uint8)
+    return Image.fromarray(np.dstack([plane, np.roll(plane, 1, 0), np.roll(plane, 1, 1)]) if colour else plane)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("price", "large"))
-    parser.add_argument("--model", default="denoise-gray-small", help="a shipped model; large: or base")
-    parser.add_argument("--colour", action="store_true", help="large: of three channels")
+    parser.add_argument("what", choices=("price", "large", "enlarge"))
+    parser.add_argument("--model", default="denoise-gray-small", help="a shipped model; or base, but for price")
+    parser.add_argument("--colour", action="store_true", help="a picture of three channels")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     options = parser.parse_args()
     if options.what == "price":
         lines = price(options.model, data_root(options.data))
     else:
-        lines = [large(options.model, options.colour)]
+        lines = [command(options.what, options.model, options.colour)]
     run = machine(torch.device("cpu"))
-    known = json.loads(RESULT.read_text()) if RESULT.exists() else {"price": [], "large": []}
-    known[options.what] = [*known[options.what], *({**line, "run": run} for line in lines)]
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    known[options.what] = [*known.get(options.what, []), *({**line, "run": run} for line in lines)]
     publish_json(RESULT, known)
 
 
