@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nlrn.datasets import scoring_set
 from nlrn.degradations import add_gaussian_noise
@@ -107,6 +108,27 @@ def test_time_does_not_grow_with_the_square_of_the_pixels() -> None:
 
 def test_pictures_that_cannot_be_estimated_are_refused() -> None:
     good = np.random.RandomState(0).rand(32, 32)
-    for bad in (good[:15], good[:, :15], good[0], (good * 255).astype(np.uint8), np.full((32, 32), np.nan)):
+    for bad in (
+        good[:15],
+        good[:, :15],
+        good[0],
+        (good * 255).astype(np.uint8),
+        np.full((32, 32), np.nan),
+        good * 1e200,
+        np.zeros((20, 20, 0)),
+    ):
         with pytest.raises(InputError):
             estimate_sigma(bad)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.5, 0.6])
+def test_areas_of_one_value_are_passed_over(share: float) -> None:
+    """Borders, margins, clipped sky: black, white, on either side."""
+    clean = np.asarray(Image.open(Path(__file__).parents[1] / "examples" / "camera.png")) / 255
+    noisy = np.rint(np.clip(add_gaussian_noise(clean, 25), 0, 1) * 255) / 255
+    width = int(share * 512)
+    for where in (np.s_[:, :width], np.s_[512 - width :], np.s_[:, 512 - width :]):
+        for value in (0.0, 1.0):
+            bordered = noisy.copy()
+            bordered[where] = value
+            assert estimate_sigma(bordered) == pytest.approx(25, abs=2.5)

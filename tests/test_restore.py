@@ -236,6 +236,36 @@ def test_auto_is_the_estimate_held_to_the_models_range() -> None:
     )
 
 
+def test_each_channel_that_goes_by_itself_has_its_own_estimate() -> None:
+    """A sensor's blue is noisier; a colour model is told one level for all."""
+    random = np.random.RandomState(0)
+    image = (0.5 + random.normal(0, 1, (64, 70, 3)) * np.array([8, 20, 50]) / 255).astype(np.float32)
+    grey = Restorer(random_model(), settings=FP32)
+    levels = grey.noise_level(image, "auto")
+    np.testing.assert_allclose(levels, [8, 20, 50], rtol=0.1)
+    found = grey.denoise(image, "auto")
+    for c in range(3):
+        np.testing.assert_array_equal(found[..., c], grey.denoise(image[..., c], float(levels[c])))
+    np.testing.assert_array_equal(found, grey.denoise(image, levels))
+    colour = Restorer(random_model(in_channels=3), settings=FP32)
+    assert colour.noise_level(image, "auto") == pytest.approx(np.mean(levels), rel=0.01)
+    with pytest.raises(InputError, match="a number or a map"):
+        colour.denoise(image, levels)
+
+
+def test_what_is_hidden_is_not_estimated_from() -> None:
+    """Most of the picture is; neither its colour nor what it is filled with counts."""
+    noisy = 0.5 + np.random.RandomState(0).normal(0, 25 / 255, (64, 70, 3)).astype(np.float32)
+    alpha = np.full((64, 70), 255, np.uint8)
+    alpha[:, :40] = 0
+    restorer = Restorer(random_model(in_channels=3), settings=FP32)
+    for value in (0.0, 1.0, np.random.RandomState(1).rand(64, 40, 3)):
+        noisy[:, :40] = value
+        assert restorer.noise_level(noisy, "auto", alpha) == pytest.approx(25, rel=0.08)
+        told = restorer.denoise(noisy, restorer.noise_level(noisy, "auto", alpha), alpha=alpha)
+        np.testing.assert_array_equal(restorer.denoise(noisy, alpha=alpha), told)
+
+
 @pytest.mark.parametrize(
     ("image", "sigma", "words"),
     [

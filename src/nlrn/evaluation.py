@@ -132,7 +132,7 @@ def _noise(sigma: float, seed: int, auto: bool) -> Condition:
         output = quantize8(restorer.denoise(noisy, told))
         scores = [psnr(clean, output), ssim(clean, output)]
         if auto:
-            scores += [float(told), psnr(clean, quantize8(restorer.denoise(noisy, sigma)))]
+            scores += [float(np.mean(told)), psnr(clean, quantize8(restorer.denoise(noisy, sigma)))]
         return scores
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, float]:

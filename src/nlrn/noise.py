@@ -22,6 +22,7 @@ LEAST_SIDE = 16
 _PATCH = 7
 _MOST_ROUNDS = 10
 _LEAST_PATCHES = 4  # for every pixel of a patch; with fewer the smallest eigenvalues say too little
+_FAR = 1e6  # whatever lies beyond is no picture on the 0..1 scale
 _SCATTER = 0.5  # by experiment on BSDS500's training part; pure noise alone would want 0.65
 _NORMAL_999 = 3.0902  # what 999 of 1,000 normal numbers do not exceed
 _MOST_PATCHES = 2**20  # more of them cost time and change the third digit
@@ -31,6 +32,8 @@ _CHUNK = 2**14  # patches held at once: 8 MiB
 def estimate_sigma(image: np.ndarray) -> float:
     """Standard deviation of additive white Gaussian noise in `image`, in 0-255 units, mean over channels.
 
+    Areas of one single value, such as a border, are passed over.
+
     image: float HW or HWC on the 0..1 scale, not clipped, at least 16 pixels on each side. On photographs
     it is mostly within 0.5, and at worst 2 too high, where nothing in the picture is smooth (docs/sigma.md has the
     figures); a clean one gives about 0.5. Pixels that were clipped at black and white lower the estimate.
@@ -38,7 +41,7 @@ def estimate_sigma(image: np.ndarray) -> float:
     Raises InputError for smaller, non-float or non-finite pictures.
     """
     image = np.asarray(image)
-    if image.ndim not in (2, 3) or not np.issubdtype(image.dtype, np.floating):
+    if image.ndim not in (2, 3) or 0 in image.shape or not np.issubdtype(image.dtype, np.floating):
         raise InputError(f"expected a float picture HW or HWC in [0, 1]; got {image.dtype} {image.shape}")
     if min(image.shape[:2]) < LEAST_SIDE:
         height, width = image.shape[:2]
@@ -46,8 +49,8 @@ def estimate_sigma(image: np.ndarray) -> float:
             f"{height} x {width} pixels are too few to estimate the noise from (at least {LEAST_SIDE} on "
             "each side): give sigma as a number"
         )
-    if not np.isfinite(image).all():
-        raise InputError("the picture has values that are not finite")
+    if not np.isfinite(image).all() or np.abs(image).max() > _FAR:
+        raise InputError("the picture has values that are not finite, or far from 0..1")
     planes = image[..., None] if image.ndim == 2 else image
     return float(np.mean([_plane_sigma(planes[..., c]) for c in range(planes.shape[2])])) * 255
 
@@ -58,10 +61,13 @@ def _plane_sigma(plane: np.ndarray) -> float:
     # 7 x 7 in a 16 x 16 picture would estimate half the noise.
     patch = min(_PATCH, min(plane.shape) // 5)
     texture = np.concatenate([_texture(patches) for patches in _patches(plane, patch)])
-    limit, chosen = _texture_of_noise(patch), np.ones(len(texture), dtype=bool)
-    variance = float(_eigenvalues(plane, patch, chosen)[0])
+    some = texture > 0  # a border, a page's margin and the like say nothing of noise
+    if not some.any():
+        return 0.0
+    limit = _texture_of_noise(patch)
+    variance = float(_eigenvalues(plane, patch, some)[0])
     for _ in range(_MOST_ROUNDS):
-        chosen = texture <= limit * variance
+        chosen = some & (texture <= limit * variance)
         if np.count_nonzero(chosen) < _LEAST_PATCHES * patch * patch:
             break
         before, variance = variance, _variance(_eigenvalues(plane, patch, chosen), int(chosen.sum()))

@@ -111,8 +111,9 @@ class Restorer:
         """The denoised picture, float32 of the same shape, not clipped.
 
         image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour picture goes through a grey model channel
-        by channel. sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, "auto"
-        to estimate it, or a PoissonNoise, which grows with the light. strength: how much of the noise goes, 0..1.
+        by channel. sigma: the noise's standard deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate
+        it, for every channel by itself where each goes through the model by itself, or a PoissonNoise, which grows with
+        the light. strength: how much of the noise goes, 0..1.
         alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes back as it was.
         progress: progress(done, total) is called after each tile or batch of patches; where
         the system refuses memory, the work begins again in smaller tiles, and the logger "nlrn" says so.
@@ -122,6 +123,8 @@ class Restorer:
         image = checked_picture(image)
         if not 0 <= strength <= 1:
             raise InputError(f"strength must lie in 0..1, not be {strength}")
+        if isinstance(sigma, str):
+            sigma = self.noise_level(image, sigma, alpha)
         result = self._denoised(image if alpha is None else fill_hidden(image, alpha), sigma, progress)
         if strength < 1:
             result = image + np.float32(strength) * (result - image)
@@ -137,6 +140,12 @@ class Restorer:
         if image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1:
             return self._denoised(image[..., :1], sigma, progress).repeat(3, axis=2)  # once, not three times
         noise = self.noise_level(image, sigma)
+        if isinstance(noise, np.ndarray) and noise.ndim == 1:
+            channels = []
+            for c, level in enumerate(noise):
+                tick = progress and partial(tick_of_part, progress, c, len(noise))
+                channels.append(self._denoised(image[..., c : c + 1], float(level), tick))
+            return np.concatenate(channels, axis=2)
         low, spread = _range_beyond(image, noise) if self.model.config.sigma_input else (0.0, 1.0)
         planes = _planes((image - low) / spread if spread > 1 else image, self.model.config.in_channels)
         result = _unplanes(self._restored(planes, noise / spread, progress), image.shape)
@@ -172,20 +181,32 @@ class Restorer:
         run = self._patchwise if self.settings.mode == "patch" else self._tilewise
         return over_views(run, planes, noise, progress) if self.settings.tta else run(planes, noise, progress)
 
-    def noise_level(self, image: np.ndarray, sigma: float | str | np.ndarray) -> float | np.ndarray:
+    def noise_level(
+        self, image: np.ndarray, sigma: float | str | np.ndarray, alpha: np.ndarray | None = None
+    ) -> float | np.ndarray:
         """The noise level that will be used, in 0-255 units: as given, or estimated and held to 0..75.
 
-        A model trained for one level takes none: for it "auto" is not estimated, and 0 comes back.
+        A number, a map HW, or for "auto" on a colour picture that goes through a grey model a level for each channel
+        [C]. Where alpha is 0 nothing is estimated from. A model trained for one level takes none: for it "auto" is not
+        estimated, and 0 comes back.
         """
         if isinstance(sigma, str):
             if sigma != "auto":
                 raise InputError(f"sigma must be a number, a map or 'auto', not {sigma!r}")
-            return min(estimate_sigma(image), MAX_SIGMA) if self.model.config.sigma_input else 0.0
+            if not self.model.config.sigma_input:
+                return 0.0
+            seen = image if alpha is None else np.where(hidden(image, alpha), 0, image)  # of one value: passed over
+            if self.model.config.in_channels < channels_of(seen):
+                return np.array([min(estimate_sigma(seen[..., c]), MAX_SIGMA) for c in range(image.shape[2])])
+            return min(estimate_sigma(seen), MAX_SIGMA)
         try:
             level = np.asarray(sigma, dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise InputError(f"sigma must be a number, a map or 'auto': {error}") from error
-        if level.ndim not in (0, 2) or (level.ndim == 2 and level.shape != image.shape[:2]):
+        single = (
+            image.ndim == 3 and image.shape[2] > self.model.config.in_channels == 1 and level.shape == image.shape[2:]
+        )
+        if not single and (level.ndim not in (0, 2) or (level.ndim == 2 and level.shape != image.shape[:2])):
             raise InputError(f"sigma must be a number or a map of {image.shape[:2]}; this has shape {level.shape}")
         if not bool(np.all((level >= 0) & (level <= MAX_SIGMA))):
             raise InputError(f"sigma must lie in 0..{MAX_SIGMA:g} (0-255 units); got {_range(level)}")

@@ -49,6 +49,8 @@ def _denoise(options: argparse.Namespace) -> int:
 
 
 def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Progress | None) -> Picture:
+    import numpy as np
+
     from nlrn.alpha import fill_hidden
     from nlrn.restore import channels_of
 
@@ -60,16 +62,25 @@ def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Pro
     channels = channels_of(seen)
     restorer = make_restorer(options, channels=channels)
     restorer.require("denoise")
-    level = noise or restorer.noise_level(seen, sigma)
+    level = restorer.noise_level(picture.array, 0.0 if noise else sigma, picture.alpha)
     if not restorer.model.config.sigma_input:
         say("this model was trained for one noise level and takes none")
     elif noise is None and isinstance(sigma, str):
-        say(f"estimated noise: sigma {level:.1f}" + (" or more, this model's limit" if level == 75 else ""))
+        _say_estimate(say, np.atleast_1d(level), picture.format)
     if channels == 3 and restorer.model.config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
     say_plan(options, restorer, say, *picture.array.shape[:2])
-    array = restorer.denoise(picture.array, level, strength=options.strength, alpha=picture.alpha, progress=tick)
+    array = restorer.denoise(
+        picture.array, noise or level, strength=options.strength, alpha=picture.alpha, progress=tick
+    )
     return picture.with_array(array)
+
+
+def _say_estimate(say: Say, levels: np.ndarray, form: str) -> None:
+    """A level, or one for each channel."""
+    limit = " or more, this model's limit" if levels.max() == 75 else ""
+    lossy = "; JPEG hides noise, give --sigma where too much of it stays" if form == "JPEG" else ""
+    say(f"estimated noise: sigma {', '.join(f'{level:.1f}' for level in levels)}{limit}{lossy}")
 
 
 def _noise(options: argparse.Namespace) -> PoissonNoise | None:
