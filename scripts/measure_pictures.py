@@ -1,7 +1,7 @@
 """What whole pictures take, into results/pictures.json; lines are added to those that are there.
 
-`price`: three photographs of sunhays80, on which no denoiser was trained, whole and in tiles. `large`: `nlrn denoise` on
-24 million pixels; `enlarge`: `nlrn upscale` of 512 x 512 to 1024 x 1024; each a process of its own, with its peak of
+`price`: three photographs of sunhays80, on which no denoiser was trained, whole and in tiles. `large`: `nlrn denoise`
+on 24 million pixels; `enlarge`: `nlrn upscale` of 512 x 512 to 1024 x 1024; each a process of its own, with its peak of
 memory. `--model base` has the paper's network with random weights, which take as long as trained ones.
 """
 
@@ -31,7 +31,7 @@ from nlrn.publish import publish_json
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "pictures.json"
 SIGMA = 25.0
-SIDES, OVERLAPS = (256, 512), (0, 16, 32, 64)
+PLANS = ((256, 0), (256, 32), (512, 0), (512, 16), (512, 32), (512, 64))  # side and overlap
 
 
 def price(model: str, data: Path) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def price(model: str, data: Path) -> list[dict[str, Any]]:
     network = nlrn.load_model(model)
     assert network.receptive_radius is not None
     exact = -(-8 * network.receptive_radius // 3)
-    plans = [(side, overlap) for side in SIDES for overlap in OVERLAPS] + [(512, exact)]
+    plans = [*PLANS, (512, exact)]
     noisy = [add_gaussian_noise(image / 255.0, SIGMA) for image in photographs]
     lines = []
     for precision in ("fp32", "bf16"):
@@ -67,11 +67,11 @@ def price(model: str, data: Path) -> list[dict[str, Any]]:
 def _restored(
     network: nlrn.NLRN, pictures: list[np.ndarray], settings: nlrn.Settings
 ) -> tuple[list[np.ndarray], float]:
-    """The restored pictures, float64, and the seconds for all of them."""
+    """The restored pictures, float64, and the processor's seconds for all of them."""
     restorer = nlrn.Restorer(network, settings=settings)
     restorer.denoise(pictures[0][:64, :64], SIGMA)
-    started = time.perf_counter()
-    return [restorer.denoise(picture, SIGMA).astype(np.float64) for picture in pictures], time.perf_counter() - started
+    started = time.process_time()
+    return [restorer.denoise(picture, SIGMA).astype(np.float64) for picture in pictures], time.process_time() - started
 
 
 def command(what: str, model: str, colour: bool) -> dict[str, Any]:
@@ -111,13 +111,17 @@ def _photograph(size: tuple[int, int], colour: bool, noisy: bool) -> Image.Image
     return Image.fromarray(np.dstack([plane, np.roll(plane, 1, 0), np.roll(plane, 1, 1)]) if colour else plane)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("price", "large", "enlarge"))
     parser.add_argument("--model", default="denoise-gray-small", help="a shipped model; or base, but for price")
     parser.add_argument("--colour", action="store_true", help="a picture of three channels")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     if options.what == "price":
         lines = price(options.model, data_root(options.data))
     else:

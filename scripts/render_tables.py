@@ -150,6 +150,41 @@ def inference() -> str:
     return markdown(header, lines) + _measured(result)
 
 
+def tiles() -> str:
+    """Tiles against the whole picture, of results/pictures.json."""
+    rows = load("pictures")["price"]
+    lines = [
+        [r["model"], r["precision"], f"{r['side']}", f"{r['overlap']}",
+         f"{r['nearness']:.1f} dB", f"{r['largest']:.2g}", f"{r['lost']:+.3f} dB", f"{r['time']:.2f}"]
+        for r in rows
+    ]  # fmt: skip
+    header = [
+        "model",
+        "type",
+        "side",
+        "overlap",
+        "PSNR against the whole",
+        "largest difference",
+        "lost",
+        "times the time",
+    ]
+    return markdown(header, lines) + _measured(rows[0])
+
+
+def commands() -> str:
+    """What whole commands took, of results/pictures.json."""
+    found = load("pictures")
+    rows = [*found.get("enlarge", []), *found.get("large", [])]
+    lines = [
+        [r["model"], f"{r['width']} x {r['height']}" + (", colour" if r["colour"] else ""),
+         f"{r['side']}" if r["side"] else "whole",
+         f"{r['seconds']:.0f} s", f"{r['predicted']:,.0f}", f"{r['peak']:,.0f}"]
+        for r in rows
+    ]  # fmt: skip
+    header = ["model", "result", "tiles", "time", "MiB predicted, network", "MiB at the peak, process"]
+    return markdown(header, lines) + _measured(rows[-1])
+
+
 def benchmark(what: str) -> str:
     """All tables of nlrn benchmark operator or model."""
     result = load(f"benchmark-{what}")
@@ -181,8 +216,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "benchmark-model": lambda: benchmark("model"),
     "benchmark-operator": lambda: benchmark("operator"),
     "card": card,
+    "commands": commands,
     "estimate": estimate,
     "inference": inference,
+    "tiles": tiles,
     **{name: partial(scores, task) for name, task in TASKS.items()},
     **{f"study-{name}": partial(study, name) for name in STUDIES},
 }

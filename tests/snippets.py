@@ -4,6 +4,7 @@
 that takes hours, or a machine that is not here, has an entry in a table of test_snippets.py; without a rule it fails.
 `python`: the blocks of a page share one namespace.
 `toml`: a recipe, read, and written under the name in its first line.
+`nginx`: looked at: that it fits what the service says of itself.
 `text`: what the block before it prints, to the letter, but for seconds.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 from nlrn import cli
 from nlrn.recipe import read_recipe
+from nlrn.web.limits import Limits
 
 FENCE = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
 AS_WRITTEN = ("denoise", "upscale", "explain", "models", "doctor", "convert", "evaluate", "--help", "--version")
@@ -123,4 +125,23 @@ def parse(words: list[str]) -> None:
             read_recipe(word)
 
 
-_RUN: dict[str, Callable[[str, dict[str, Any], Rules], str | None]] = {"python": _python, "toml": _toml, "sh": _sh}
+def _nginx(text: str, names: dict[str, Any], rules: Rules) -> None:
+    """No nginx here: its braces and semicolons, and that it says what `nlrn serve` says."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    assert all(line[-1] in "{};" for line in lines), lines
+    assert text.count("{") == text.count("}")
+    limits, options = Limits(), cli._parser().parse_args(["serve"])
+    assert f"proxy_pass http://{options.host}:{options.port};" in lines
+    assert f"client_max_body_size {limits.max_bytes >> 20}m;" in lines
+    assert f"client_header_timeout {limits.header_seconds:g}s;" in lines
+    assert f"client_body_timeout {limits.body_seconds:g}s;" in lines
+    assert limits.job_seconds < float(re.search(r"proxy_read_timeout (\d+)s;", text)[1])  # type: ignore[index]
+    assert "proxy_set_header Host $http_host;" in lines  # the port too, as in Origin
+
+
+_RUN: dict[str, Callable[[str, dict[str, Any], Rules], str | None]] = {
+    "python": _python,
+    "toml": _toml,
+    "sh": _sh,
+    "nginx": _nginx,
+}

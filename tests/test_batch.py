@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import pytest
 from PIL import Image
 from test_restore import FP32, random_model
 
-from nlrn.batch import LOCK, MANIFEST, Manifest, plan, run
+from nlrn.batch import LOCK, MANIFEST, Manifest, Restore, plan, run
 from nlrn.checkpoint import save_model
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError, InputError
@@ -203,26 +205,60 @@ def test_what_is_for_folders_or_for_pictures_is_said(
         assert command(["denoise", one, *out, *words]) == 2
         assert "is no folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    assert command(["denoise", str(tmp_path / "empty"), *out]) == 3
+    folder = ["--model", str(weights), "-o", str(tmp_path / "out")]
+    assert command(["denoise", str(tmp_path / "empty"), *folder]) == 3
     assert "there is no picture" in capsys.readouterr().err
-    assert command(["denoise", str(tmp_path / "in"), *out, "-j", "999"]) == 2
+    assert command(["denoise", str(tmp_path / "in"), *folder, "-j", "999"]) == 2
     assert "fewer --jobs" in capsys.readouterr().err
-    assert command(["denoise", str(tmp_path / "in"), *out, "--sigma-map", one]) == 2
+    assert command(["denoise", str(tmp_path / "in"), *folder, "--sigma-map", one]) == 2
     assert not (tmp_path / "out.png").exists()
 
 
-def _same(picture: Picture) -> Picture:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_no_file_is_listed_and_never_opened(tmp_path: Path, weights: Path, workers: str) -> None:
+    """A pipe would hang, a device would fill the memory; links that lead nowhere, names that are no text."""
+    fill(tmp_path / "in", 2)
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    (tmp_path / "in" / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "in" / "nowhere.png").symlink_to(tmp_path / "gone.png")
+    long, odd = "a" * 251 + ".png", os.fsdecode(b"\xff\xfe.png")
+    for name in (long, odd):
+        shutil.copy(tmp_path / "in" / "001.png", tmp_path / "in" / name)
+    words = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(weights), "--sigma", "25"]
+    assert command([*words, "-j", workers, "--memory", "256"]) == 1
+    assert {r["in"] for r in records(tmp_path / "out") if "failed" in r} == {"pipe.png", "zero.png", "nowhere.png"}
+    assert {f.name for f in (tmp_path / "out").glob("*.png")} == {"001.png", long, odd}
+
+
+def test_what_a_format_cannot_hold_is_found_before_the_work(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.zeros((20, 24), np.uint16)).save(tmp_path / "in" / "scan.tif")
+    words = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(weights), "--format", "jpg"]
+
+    def work(*_: object, **__: object) -> np.ndarray:
+        raise AssertionError("the picture was computed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Restorer, "denoise", work)
+        assert command([*words, "--sigma", "25"]) == 1
+    assert "would cut the picture's 16 bits" in capsys.readouterr().err
+    assert command([*words, "--sigma", "25", "--depth", "8"]) == 0
+
+
+def _same(picture: Picture, form: str) -> Picture:
     return picture
 
 
-def _deadly(picture: Picture) -> Picture:
+def _deadly(picture: Picture, form: str) -> Picture:
     """Kills its process for a picture that is white at a corner."""
     if picture.array.flat[0] == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return picture
 
 
-def _odd(picture: Picture) -> Picture:
+def _odd(picture: Picture, form: str) -> Picture:
     """Fails for a picture that is white at a corner, in a way that nobody thought of."""
     if picture.array.flat[0] == 1:
         raise ZeroDivisionError("oh")
@@ -231,7 +267,14 @@ def _odd(picture: Picture) -> Picture:
     return picture
 
 
-def _give(restore: Callable[[Picture], Picture]) -> Callable[[Picture], Picture]:
+def _tight(picture: Picture, form: str) -> Picture:
+    """Is refused the memory for a picture that is white at a corner, and says what nlrn.restore says."""
+    if picture.array.flat[0] == 1:
+        logging.getLogger("nlrn").warning("no memory", extra={"tile": 256})
+    return picture
+
+
+def _give(restore: Restore) -> Restore:
     return restore
 
 
@@ -243,6 +286,15 @@ def test_a_picture_that_kills_its_process_is_found_and_the_rest_is_done(tmp_path
     assert list(outcome.failed) == ["005b.png"]
     assert "was killed" in outcome.failed["005b.png"]
     assert len(outcome.done) == len(jobs) - 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_tiles_that_a_result_was_made_in_after_all_are_recorded(tmp_path: Path, workers: int) -> None:
+    fill(tmp_path / "in", 2)
+    Image.new("L", (9, 9), 255).save(tmp_path / "in" / "large.png")
+    jobs = plan(tmp_path / "in", tmp_path / "out")
+    run(jobs, partial(_give, _tight), tmp_path / "out", "work", workers=workers)
+    assert {(r["in"], r.get("tile")) for r in records(tmp_path / "out")} == {("001.png", None), ("large.png", 256)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

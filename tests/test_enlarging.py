@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+import tracemalloc
 from itertools import product
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from toy import CPU, make
 
+from nlrn import cli
 from nlrn.batches import Batches
 from nlrn.datasets import read_folder
 from nlrn.degradations import resize_bicubic, resize_bicubic8, resize_matrix
@@ -183,3 +186,20 @@ def test_noise_and_scales_each_belong_to_their_task() -> None:
     assert dataclasses.replace(sr, resize=other).digest() != sr.digest()
     assert "resize" not in denoise.header()
     assert "noise" not in sr.header()
+
+
+@pytest.mark.parametrize("width", [3000, 8000, 1500, 40000])
+@pytest.mark.parametrize("words", [("-s", "16"), ("-s", "15.5"), ("--width", "{16}"), ("--height", "{16}")])
+def test_results_beyond_the_limit_are_refused_at_once(tmp_path: Path, width: int, words: tuple[str, str]) -> None:
+    """400 million pixels, from small files; before any work, with little memory."""
+    height = 3_000_000 // width
+    Image.new("1", (width, height)).save(tmp_path / "in.png")
+    number = words[1].replace("{16}", str(16 * (width if words[0] == "--width" else height)))
+    command = ["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), words[0], number]
+    tracemalloc.start()
+    before, started = tracemalloc.get_traced_memory()[0], time.process_time()
+    assert cli.run(command) == 1
+    assert time.process_time() - started < 1
+    assert tracemalloc.get_traced_memory()[1] - before < 64 << 20
+    tracemalloc.stop()
+    assert not (tmp_path / "out.png").exists()

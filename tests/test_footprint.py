@@ -69,6 +69,20 @@ def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
     assert _group_memory(tmp_path / "groups", own) == {}
     (folder / "memory.max").write_text(f"{1 << 30}\n")
     assert _group_memory(tmp_path / "groups", own) == {"total": 1024, "available": 524}
+    for name in ("current", "stat"):  # a limit above counts too
+        (folder.parent / f"memory.{name}").write_text((folder / f"memory.{name}").read_text())
+    (folder.parent / "memory.max").write_text(f"{800 << 20}\n")
+    assert _group_memory(tmp_path / "groups", own) == {"total": 800, "available": 300}
+    older = tmp_path / "groups" / "memory" / "c"
+    older.mkdir(parents=True)
+    own.write_text("12:pids:/elsewhere\n9:memory:/c\n")
+    for name, text in (
+        ("limit_in_bytes", 600 << 20),
+        ("usage_in_bytes", 100 << 20),
+        ("stat", f"inactive_file 1\ntotal_inactive_file {50 << 20}"),
+    ):
+        (older / f"memory.{name}").write_text(f"{text}\n")
+    assert _group_memory(tmp_path / "groups", own) == {"total": 600, "available": 550}
 
 
 def test_a_picture_that_does_not_fit_what_is_free_is_refused_before_any_work(

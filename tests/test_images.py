@@ -36,7 +36,11 @@ def test_the_orientation_is_applied_and_reset_and_gps_dropped(form: str, orienta
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FNumber] = 2.5
     exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
     options = {"lossless": True} if form == "WEBP" else {}
-    picture = read_picture(file_of(Image.fromarray(turned), form, exif=exif.tobytes(), **options))
+    file = file_of(Image.fromarray(turned), form, exif=exif.tobytes(), **options)
+    placed = Image.Exif()
+    placed.load(read_picture(file, gps=True).exif)
+    assert placed.get_ifd(ExifTags.IFD.GPSInfo) == {ExifTags.GPS.GPSLatitudeRef: "N"}
+    picture = read_picture(file)
     grey = picture.array if picture.array.ndim == 2 else picture.array[..., 0]
     np.testing.assert_allclose(grey, upright / 255, atol=0.01)
 
@@ -274,7 +278,7 @@ def test_exif_too_long_for_jpeg_is_left_out() -> None:
 
 def test_limits_name_the_value_and_what_raises_them(tmp_path: Path) -> None:
     file = write_picture(tmp_path / "a.png", picture_of(samples((10, 20))))
-    with pytest.raises(InputError, match="20 x 10 is 200 pixels; the limit is 199, raised by max_pixels"):
+    with pytest.raises(InputError, match="20 x 10 is 200 pixels; the limit is 199, raised by --max-pixels"):
         read_picture(file, max_pixels=199)
     read_picture(file, max_pixels=200, max_bytes=file.stat().st_size)
     for source in (file, file.read_bytes()):

@@ -14,6 +14,7 @@ from snippets import Rules, blocks, commands, parse, run_page
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
+import measure_pictures  # noqa: E402
 import slice as slice_script  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -92,6 +93,11 @@ def _slice(words: list[str]) -> None:
     assert (ROOT / slice_script.parser().parse_args(words[2:]).recipe).is_file()
 
 
+def _measures(words: list[str]) -> None:
+    assert words[:2] == ["python", "scripts/measure_pictures.py"]
+    measure_pictures.parser().parse_args(words[2:])
+
+
 STUDY = "ten trainings and more, each a process of its own: test_study.py trains, the line above shows the command"
 BENCHMARK = "hours: test_benchmark.py measures and plots, docs/performance.md's third line is run"
 LOOKED_AT = {
@@ -115,6 +121,11 @@ LOOKED_AT = {
         _slice,
         "half an hour; test_slice.py makes slices",
     ),
+}
+MEASURED = "minutes to half an hour: its figures stand in the page"
+LOOKED_AT |= {
+    f"python scripts/measure_pictures.py {words}": (_measures, MEASURED)
+    for words in ("price --data ../shared/data", "enlarge --model base", "large --model base")
 }
 RULES = Rules(REDUCED, LOOKED_AT, SMALLER)
 

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import socket
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
 
 from nlrn.checkpoint import sha256
 from nlrn.errors import ConfigError, InputError, NLRNError
-from nlrn.images import SUFFIXES, Picture, encode_picture, read_picture
+from nlrn.images import MAX_BYTES, SUFFIXES, Picture, encode_picture, file_bytes, read_picture
 from nlrn.pool import pool
 from nlrn.publish import LEFTOVERS, publish
 
@@ -36,8 +37,6 @@ except ImportError:  # not on Windows, where nobody is kept out
 
 MANIFEST, LOCK = "nlrn-manifest.jsonl", ".nlrn-lock"
 READ_ONLY = {".gif": ".png"}  # formats that are not written, and what is written instead
-Restore = Callable[[Picture], Picture]
-Make = Callable[[], Restore]  # can be pickled: each process makes its own
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,11 @@ class Job:
     name: str
     source: Path
     target: Path
+
+
+Restore = Callable[[Picture, str], Picture]  # a picture and the format of its result, which it refuses before the work
+Read = Callable[[Job], tuple[str, Picture]]
+Make = Callable[[], Restore]  # can be pickled: each process makes its own
 
 
 @dataclass
@@ -217,14 +221,16 @@ def run(
     workers: int = 1,
     overwrite: bool = False,
     skip_existing: bool = False,
+    reading: Mapping[str, Any] = {},
     tick: Callable[[int], None] = lambda count: None,
 ) -> Outcome:
     """Restore every picture; one that fails is listed with the reason and stops no other.
 
     make: gives the function from picture to picture; pickled and called in every process when there are several
     workers, each with its share of the threads. One worker reads the next picture and writes the last one while it
-    computes. work: see Manifest. tick(count) is called after each picture, skipped ones too. Existing results that the
-    manifest does not know are left (skip_existing), replaced (overwrite), or refused before any work: ConfigError.
+    computes. work: see Manifest. reading: what read_picture is told besides. tick(count) is called after each picture,
+    skipped ones too. Existing results that the manifest does not know are left (skip_existing), replaced (overwrite),
+    or refused before any work: ConfigError.
     """
     output.mkdir(parents=True, exist_ok=True)
     with Manifest(output, work) as manifest:
@@ -241,7 +247,8 @@ def run(
                 tick(len(outcome))
             else:
                 open_jobs.append(job)
-        results = _by_processes(open_jobs, make, workers) if workers > 1 else _by_threads(open_jobs, make)
+        read = partial(_read, reading)
+        results = _by_processes(open_jobs, make, workers, read) if workers > 1 else _by_threads(open_jobs, make, read)
         for job, future in results:
             try:
                 _publish(job, future.result(), manifest, overwrite)
@@ -256,49 +263,76 @@ def run(
         return outcome
 
 
-Encoded = tuple[str, bytes]  # sha256 of the picture's file, and the file of its result
+# sha256 of the picture's file, the file of its result, and the tiles it was made in where others were refused memory
+Encoded = tuple[str, bytes, int | None]
 
 
 def _publish(job: Job, encoded: Encoded, manifest: Manifest, overwrite: bool) -> None:
-    source, data = encoded
+    source, data, tile = encoded
+    made = {} if tile is None else {"tile": tile}
     digest = hashlib.sha256(data).hexdigest()
     job.target.parent.mkdir(parents=True, exist_ok=True)
     ours = manifest.knows(job) and job.target.is_file() and sha256(job.target) == manifest.records[job.name]["output"]
     if ours and not overwrite:
         raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
-    manifest.write(job, input=source, output=digest)
+    manifest.write(job, input=source, output=digest, **made)
     publish(job.target, data, overwrite=overwrite)
-    manifest.write(job, input=source, output=digest, published=True)
+    manifest.write(job, input=source, output=digest, published=True, **made)
 
 
-def _read(job: Job) -> tuple[str, Picture]:
-    data = job.source.read_bytes()
+def _read(reading: Mapping[str, Any], job: Job) -> tuple[str, Picture]:
+    data = file_bytes(job.source, MAX_BYTES)
     try:
-        return hashlib.sha256(data).hexdigest(), read_picture(data)
+        return hashlib.sha256(data).hexdigest(), read_picture(data, **reading)
     except InputError as error:
-        raise InputError(str(error).replace("the picture", str(job.source), 1)) from error
+        raise InputError(str(error).removeprefix("the picture: ")) from error
 
 
-def _encode(job: Job, source: str, picture: Picture) -> Encoded:
-    return source, encode_picture(picture, SUFFIXES[job.target.suffix.lower()])
+def _encode(job: Job, source: str, picture: Picture, tile: int | None) -> Encoded:
+    return source, encode_picture(picture, _format(job)), tile
 
 
-def _by_threads(jobs: Iterable[Job], make: Make) -> Iterator[tuple[Job, Future[Encoded]]]:
+class _Tiles(logging.Handler):
+    """Hears of the tiles that a picture is restored in after all; a context."""
+
+    side: int | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.side = getattr(record, "tile", self.side)
+
+    def __enter__(self) -> _Tiles:
+        logging.getLogger("nlrn").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("nlrn").removeHandler(self)
+
+
+def _restored(job: Job, restore: Restore, picture: Picture) -> tuple[Picture, int | None]:
+    with _Tiles() as tiles:
+        return restore(picture, _format(job)), tiles.side
+
+
+def _format(job: Job) -> str:
+    return SUFFIXES[job.target.suffix.lower()]
+
+
+def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Iterator[tuple[Job, Future[Encoded]]]:
     """One picture is computed, the next is read and the last one encoded."""
     waiting = deque(jobs)
     if not waiting:
         return
     restore = make()
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        ahead = reader.submit(_read, waiting[0])
+        ahead = reader.submit(read, waiting[0])
         before: tuple[Job, Future[Encoded]] | None = None
         while waiting:
             job, reading = waiting.popleft(), ahead
             if waiting:
-                ahead = reader.submit(_read, waiting[0])
+                ahead = reader.submit(read, waiting[0])
             try:
                 source, picture = reading.result()
-                future = writer.submit(_encode, job, source, restore(picture))
+                future = writer.submit(_encode, job, source, *_restored(job, restore, picture))
             except Exception as error:
                 future = _failed(error)
             if before is not None:
@@ -314,7 +348,7 @@ def _failed(error: Exception) -> Future[Encoded]:
     return future
 
 
-def _by_processes(jobs: Iterable[Job], make: Make, workers: int) -> Iterator[tuple[Job, Future[Encoded]]]:
+def _by_processes(jobs: Iterable[Job], make: Make, workers: int, read: Read) -> Iterator[tuple[Job, Future[Encoded]]]:
     """Several pictures at once, in their order; those under way when a process was killed are tried again, alone."""
     waiting, made = deque(jobs), pickle.dumps(make)
     while waiting:
@@ -322,7 +356,7 @@ def _by_processes(jobs: Iterable[Job], make: Make, workers: int) -> Iterator[tup
         with pool(workers) as several, suppress(BrokenProcessPool):
             while waiting or running:
                 while waiting and len(running) < 2 * workers:
-                    running.append((waiting[0], several.submit(_work, waiting[0], made)))
+                    running.append((waiting[0], several.submit(_work, waiting[0], made, read)))
                     waiting.popleft()
                 job, future = running[0]
                 error = future.exception()
@@ -332,16 +366,16 @@ def _by_processes(jobs: Iterable[Job], make: Make, workers: int) -> Iterator[tup
                 yield job, future
         for job, _ in running:
             with pool(1) as alone:
-                future = alone.submit(_work, job, made)
+                future = alone.submit(_work, job, made, read)
                 if isinstance(future.exception(), BrokenProcessPool):
                     future = _failed(InputError("its process was killed, by its memory perhaps"))
             yield job, future
 
 
-def _work(job: Job, make: bytes) -> Encoded:
+def _work(job: Job, make: bytes, read: Read) -> Encoded:
     """In a process of its own."""
-    source, picture = _read(job)
-    return _encode(job, source, _made(make)(picture))
+    source, picture = read(job)
+    return _encode(job, source, *_restored(job, _made(make), picture))
 
 
 @lru_cache(maxsize=1)

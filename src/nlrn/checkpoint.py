@@ -82,7 +82,7 @@ def model_metadata(name_or_path: str | Path) -> dict[str, str]:
 def list_models() -> list[ModelInfo]:
     """The models inside this package, by name; each has name, path, task ("denoise" or "sr"), channels of its pictures,
     parameters, sha256 and metadata."""
-    return [_describe(path) for path in sorted(WEIGHTS.glob("*.safetensors"))]
+    return [describe(path) for path in sorted(WEIGHTS.glob("*.safetensors"))]
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
@@ -183,7 +183,8 @@ def _check(path: Path, model: NLRN, tensors: dict[str, Tensor]) -> None:
             raise CheckpointError(f"{path.name}: {key} holds a number that is not finite, or a negative variance")
 
 
-def _describe(path: Path) -> ModelInfo:
+def describe(path: Path) -> ModelInfo:
+    """What a weights file says of its model. Raises CheckpointError."""
     metadata = read_header(path)
     config = _config(path, metadata)
     with torch.device("meta"):

@@ -23,7 +23,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from nlrn.containers import avif_bits, gif_frames, inflated_size, png_exif, png_parts, png_size, tiff_pages
 from nlrn.errors import InputError
-from nlrn.wide import check_tiff, is_wide_png, is_wide_tiff, read, tiff_pixels, tiff_tags
+from nlrn.wide import check_tiff, is_wide_png, is_wide_tiff, read, ready, tiff_pixels, tiff_tags
 
 # The readers are called by name: Image.open has a limit of its own, global to the process.
 _READERS: dict[bytes, type[ImageFile]] = {
@@ -61,21 +61,36 @@ class Decoded(NamedTuple):
 
 def is_avif(data: bytes) -> bool:
     """Its decoder believes the frame, not the size in the container: nlrn.isolation decodes it."""
-    return data[4:12] in (b"ftypavif", b"ftypavis")
+    brands = data[8 : min(256, int.from_bytes(data[:4], "big"))]  # the chief one, a version, those that fit too
+    return data[4:8] == b"ftyp" and any(brands[i : i + 4] in (b"avif", b"avis") for i in range(0, len(brands), 4))
+
+
+def is_known(data: bytes) -> bool:
+    """Whether the file begins as one of a format that is read."""
+    return _reader(data) is not None
+
+
+def _reader(data: bytes) -> type[ImageFile] | None:
+    if is_avif(data):
+        return AvifImageFile
+    reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
+    return None if reader is WebPImageFile and data[8:12] != b"WEBP" else reader
 
 
 def decode(
-    data: bytes, max_pixels: int, before_pixels: Callable[[int, int], None] = lambda width, height: None
+    data: bytes,
+    max_pixels: int,
+    *,
+    gps: bool = False,
+    before_pixels: Callable[[int, int], None] = lambda width, height: None,
 ) -> Decoded:
     """Decode one picture, upright; its size and kind are checked before any pixel is decoded.
 
-    before_pixels(width, height) is called in between, of what Pillow decodes.
+    gps: the place stays in the EXIF. before_pixels(width, height) is called in between.
     Raises InputError for a picture that is refused, and whatever Pillow raises for one that is damaged.
     """
-    reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
-    if is_avif(data):
-        reader = AvifImageFile
-    if reader is None or (reader is WebPImageFile and data[8:12] != b"WEBP"):
+    reader = _reader(data)
+    if reader is None:
         raise InputError("not a picture of a known format (AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WebP)")
     frames, rows = 1, []
     if reader is PngImageFile:
@@ -89,7 +104,8 @@ def decode(
             size = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
             _check_size(*size, max_pixels)
             _check_frames(frames)
-            return _wide(tiff_pixels(data, tags), size, "TIFF", tags, tags.get(ExifTags.Base.InterColorProfile))
+            pixels, icc = tiff_pixels(data, tags), tags.get(ExifTags.Base.InterColorProfile)
+            return _wide(pixels, size, "TIFF", tags, icc, gps, before_pixels)
     with reader(io.BytesIO(data)) as picture:
         _check_size(*picture.size, max_pixels)
         _check_frames(max(frames, int(getattr(picture, "n_frames", 1))) if frames == 1 else frames)
@@ -98,10 +114,11 @@ def decode(
         if reader is PngImageFile and inflated_size(rows, png_size(data)) < png_size(data):
             raise InputError("truncated: rows are missing")
         if wide:
-            return _wide(data, picture.size, "PNG", _loaded_exif(png_exif(data)), picture.info.get("icc_profile"))
+            told = _loaded_exif(png_exif(data))
+            return _wide(data, picture.size, "PNG", told, picture.info.get("icc_profile"), gps, before_pixels)
         before_pixels(*picture.size)
         picture.load()
-        exif = _kept_exif(_readable_exif(picture))
+        exif = _kept_exif(_readable_exif(picture), gps)
         _apply_orientation(picture)
         colour, alpha = _planes(picture, data)
         icc = picture.info.get("icc_profile") or None
@@ -112,21 +129,34 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InputError(
             f"{width} x {height} is {width * height:,} pixels; the limit is {max_pixels:,},"
-            " raised by max_pixels of nlrn.images.read_picture"
+            " raised by --max-pixels (max_pixels of nlrn.images.read_picture)",
+            limit="pixels",
         )
 
 
 def _check_frames(frames: int) -> None:
     if frames > 1:
-        raise InputError(f"{frames} frames or pages; expected a single picture")
+        raise InputError(f"{frames} frames or pages; expected a single picture", limit="frames")
 
 
-def _wide(data: bytes, size: tuple[int, int], form: str, exif: Image.Exif, icc: bytes | None) -> Decoded:
+def _wide(
+    data: bytes,
+    size: tuple[int, int],
+    form: str,
+    exif: Image.Exif,
+    icc: bytes | None,
+    gps: bool,
+    before_pixels: Callable[[int, int], None],
+) -> Decoded:
     """16-bit colour or alpha, or floats, upright."""
+    ready()  # what the library itself takes is none of the picture's
+    before_pixels(*size)
     turn = _TURNS.get(exif.get(ExifTags.Base.Orientation), np.asarray)
     colour, alpha = read(data, size)
     depth = 8 * colour.itemsize
-    return Decoded(turn(colour), None if alpha is None else turn(alpha), depth, form, icc or None, _kept_exif(exif))
+    return Decoded(
+        turn(colour), None if alpha is None else turn(alpha), depth, form, icc or None, _kept_exif(exif, gps)
+    )
 
 
 def _loaded_exif(block: bytes) -> Image.Exif:
@@ -218,8 +248,8 @@ def _planes(picture: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray |
     return values, opaque.astype(np.uint8) * np.uint8(255)
 
 
-def _kept_exif(source: Image.Exif) -> bytes | None:
-    """EXIF that still holds: without orientation, GPS, and how the pixels were stored; None for none."""
+def _kept_exif(source: Image.Exif, gps: bool) -> bytes | None:
+    """EXIF that still holds: without orientation and how the pixels were stored; gps: with the place. None for none."""
     kept = Image.Exif()
     try:
         for tag, value in source.items():
@@ -228,6 +258,9 @@ def _kept_exif(source: Image.Exif) -> bytes | None:
         details = source.get_ifd(ExifTags.IFD.Exif)
         if details:
             kept[ExifTags.IFD.Exif] = dict(details)
+        place = source.get_ifd(ExifTags.IFD.GPSInfo)
+        if gps and place:
+            kept[ExifTags.IFD.GPSInfo] = dict(place)
         return kept.tobytes() if len(kept) else None
     except Exception:  # unreadable EXIF is left out
         return None

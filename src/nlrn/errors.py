@@ -23,7 +23,11 @@ class ConfigError(NLRNError, ValueError):
 
 
 class InputError(NLRNError, ValueError):
-    """A picture, array or file that is refused."""
+    """A picture, array or file that is refused. limit: "pixels" or "frames" where it is larger than what is taken."""
+
+    def __init__(self, message: object = "", *, limit: str | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class ModelError(NLRNError, ValueError):

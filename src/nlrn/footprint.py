@@ -13,6 +13,8 @@ TILES = (1024, 512, 256, 128)  # sides, tried in turn where the whole picture is
 _ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True, True): 22}
 # bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
 
+_REFUSALS = ("allocate", "memory", "bad_alloc", "could not create a primitive")  # the last is oneDNN's
+
 
 def memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:
     """Bytes a pixel that a picture of this size takes at the peak of one pass, convolutions in bf16 or float32.
@@ -34,8 +36,8 @@ def within_memory(height: int, width: int) -> Iterator[None]:
     """Around work on a picture of that size: an allocator's refusal becomes MemoryBudgetError."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it bare
-        if "allocate" not in str(error) and "memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it bare
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _REFUSALS):
             raise
         size = f"{width} x {height} pixels at once"
         raise MemoryBudgetError(f"no memory for {size}: use (smaller) tiles, or patch mode") from error

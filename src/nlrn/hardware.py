@@ -21,20 +21,39 @@ def memory() -> dict[str, int] | None:
     return {name: min(size, group[name]) for name, size in found.items()} if group else found
 
 
+_GROUP_FILES = {  # version: limit, used, and in memory.stat the pages of files that are not in use
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
 def _group_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> dict[str, int]:
-    """The same by the limit of this process's control group (version 2), a container's for example; {} without one.
+    """The same by the limits of this process's control group and those above it, a container's for example; {} without.
 
     Pages of files that are not in use count as available, as in MemAvailable.
     """
     try:
-        line = next(line for line in own.read_text().splitlines() if line.startswith("0::"))
-        folder = groups / line.removeprefix("0::").lstrip("/")
-        limit, used = (folder / "memory.max").read_text(), int((folder / "memory.current").read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        total = int(limit)
-    except (OSError, StopIteration, ValueError):  # ValueError: "max", no limit
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
         return {}
-    return {"total": total >> 20, "available": max(0, total - used + int(stat.get("inactive_file", 0))) >> 20}
+    found: list[dict[str, int]] = []
+    for _, controllers, place in lines:
+        if controllers in ("", "memory"):
+            root = groups / controllers
+            leaf = root / place.lstrip("/")
+            folders = [leaf, *(above for above in leaf.parents if above == root or root in above.parents)]
+            found += [sizes for folder in folders if (sizes := _limits_of(folder, 1 if controllers else 2))]
+    return {name: min(sizes[name] for sizes in found) for name in ("total", "available")} if found else {}
+
+
+def _limits_of(folder: Path, version: int) -> dict[str, int]:
+    limit, used, idle = _GROUP_FILES[version]
+    try:
+        total, taken = int((folder / limit).read_text()), int((folder / used).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # ValueError: "max", no limit
+        return {}
+    return {"total": total >> 20, "available": max(0, total - taken + int(stat.get(idle, 0))) >> 20}
 
 
 def hardware_bf16(device: torch.device) -> bool:

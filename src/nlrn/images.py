@@ -23,7 +23,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from nlrn import wide
-from nlrn.decoding import decode, is_avif
+from nlrn.decoding import Decoded, decode, is_avif
 from nlrn.errors import BackendError, ConfigError, InputError
 from nlrn.isolation import decode_apart
 from nlrn.publish import check_target, publish
@@ -54,7 +54,7 @@ class Picture:
     array: float32 HW (grey) or HWC with 3 channels, in [0, 1]; a restored one may exceed the range.
     alpha: HW uint8 or None, uint16 for depth 16, kept as it was. depth: bits a sample of the file, 8 or 16, or 32 for
     floats, which have no alpha and are neither clipped nor rounded. format: Pillow's name.
-    icc: colour profile. exif: without orientation (it has been applied) and without GPS.
+    icc: colour profile. exif: without orientation (it has been applied) and, unless asked for, without GPS.
     """
 
     array: np.ndarray
@@ -101,29 +101,39 @@ class Picture:
 
 
 def read_picture(
-    source: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+    source: str | os.PathLike[str] | bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    gps: bool = False,
+    apart: bool = False,
 ) -> Picture:
-    """Read one picture from a path, or from the bytes of a file.
+    """Read one picture from a path, or from the bytes of a file. gps: the place stays in the EXIF.
 
-    The limits are checked before anything is decoded. Raises InputError, and nothing else, for whatever
-    cannot be read exactly (see the module); the message names the file and the reason.
+    The limits are checked before anything is decoded. apart: whatever the format, it is decoded in a process of its
+    own, limited in memory and time, as AVIF always is. Raises InputError, and nothing else, for whatever cannot be
+    read exactly (see the module); the message names the file and the reason.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
-    data = _file_bytes(source, max_bytes)
+    data = file_bytes(source, max_bytes)
     if len(data) > max_bytes:
         raise InputError(f"{name}: over {max_bytes:,} bytes; max_bytes of nlrn.images.read_picture raises this limit")
     try:
-        with _DECODING, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            decoded = (decode_apart if is_avif(data) else decode)(data, max_pixels)
+        decoded = (decode_apart if apart or is_avif(data) else _decode_here)(data, max_pixels, gps=gps)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from None
+        raise InputError(f"{name}: {error}", limit=error.limit) from None
     except BackendError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise InputError(f"{name}: damaged or truncated ({error or type(error).__name__})") from error
     levels = 1 if decoded.depth == 32 else 2**decoded.depth - 1
     return Picture(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:])
+
+
+def _decode_here(data: bytes, max_pixels: int, *, gps: bool) -> Decoded:
+    with _DECODING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return decode(data, max_pixels, gps=gps)
 
 
 def write_picture(
@@ -160,7 +170,7 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
         raise InputError(f"cannot write {format!r}; formats are {', '.join(sorted(set(SUFFIXES.values())))}")
     if not 1 <= quality <= 100:
         raise ConfigError(f"quality is {quality}; expected 1 to 100")
-    _check_holds(picture, format)
+    check_holds(picture, format)
     values = rounded(picture.array, picture.depth)
     if picture.alpha is not None:
         values = np.dstack((values, picture.alpha))
@@ -187,11 +197,12 @@ def check_output(
     path = Path(path)
     kind = _output_format(path, None)
     if picture is not None:
-        _check_holds(picture, kind)
+        check_holds(picture, kind)
     check_target(path, overwrite=overwrite, inputs=inputs)
 
 
-def _check_holds(picture: Picture, format: str) -> None:  # noqa: A002
+def check_holds(picture: Picture, format: str) -> None:  # noqa: A002
+    """Raises InputError where files of the format cannot hold such a picture: its size, alpha, depth or floats."""
     height, width = picture.array.shape[:2]
     if max(height, width) > _LONGEST.get(format, max(height, width)):
         raise InputError(
@@ -225,15 +236,15 @@ def _output_format(path: Path, otherwise: str | None) -> str:
     return kind
 
 
-def _file_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
-    """At most one byte more than the limit; neither a pipe nor a device is ever opened."""
+def file_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
+    """At most one byte more than the limit; neither a pipe nor a device is ever opened. Raises InputError."""
     if isinstance(source, bytes):
         return source
     try:
         if not stat.S_ISREG(Path(source).stat().st_mode):
             raise InputError(f"{source} is no regular file (a folder, pipe or device)")
         with Path(source).open("rb") as file:
-            return file.read(max_bytes + 1)
+            return file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)  # room for what is there alone
     except FileNotFoundError as error:
         raise InputError(f"no file {source}") from error
     except InputError:

@@ -24,7 +24,7 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     ended, whatever they are at. They end by themselves when this one is killed.
     """
     threads, others = max(1, torch.get_num_threads() // workers), set(active_children())
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads, os.getpid()))
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), begin, (threads, os.getpid()))
     try:
         yield executor
     finally:
@@ -33,7 +33,8 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         executor.shutdown(cancel_futures=True)
 
 
-def _begin(threads: int, parent: int) -> None:
+def begin(threads: int, parent: int) -> None:
+    """What a process of our own begins with: so many threads, deaf to Ctrl-C, and its end with that of `parent`."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

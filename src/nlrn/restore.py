@@ -257,7 +257,7 @@ class Restorer:
             if smaller is None:
                 raise
             what = "the whole picture" if side >= longest else f"tiles of {side}"
-            _LOG.warning("no memory for %s; going on with tiles of %d", what, smaller)
+            _LOG.warning("no memory for %s; going on with tiles of %d", what, smaller, extra={"tile": smaller})
         return self._tilewise(planes, noise, progress, smaller)
 
     def _in_tiles(

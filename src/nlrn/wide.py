@@ -106,6 +106,11 @@ def tiff_pixels(data: bytes, tags: Image.Exif) -> bytes:
     return b"".join((head, memoryview(data)[8:], bytes(start - len(data)), directory, after))
 
 
+def ready() -> None:
+    """Load the library. Raises BackendError where it is not installed."""
+    _vips()
+
+
 def read(data: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
     """(colour HW or HW3, alpha HW or None), uint16 or, without alpha, float32, as they lie in the file.
 

@@ -55,12 +55,23 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our lines went away; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 3
-    except NLRNError as error:
-        print(f"nlrn: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1 if isinstance(error, InputError) else 3
-    except (OSError, MemoryError) as error:
-        print(f"nlrn: {str(error) or 'out of memory'}", file=sys.stderr)
-        return 3
+    except Exception as error:
+        return _told(error)
+
+
+def _told(error: Exception) -> int:
+    """Print one sentence, and give the exit code."""
+    code, text = 3, str(error)
+    if isinstance(error, NLRNError):
+        code = 2 if isinstance(error, ConfigError) else 1 if isinstance(error, InputError) else 3
+    elif isinstance(error, OSError | MemoryError):
+        text = text or "out of memory"
+    elif "NLRN_DEBUG" in os.environ:
+        raise error
+    else:
+        text = f"{type(error).__name__}: {text} (a fault of nlrn; please report it, NLRN_DEBUG=1 shows where)"
+    print(f"nlrn: {text}", file=sys.stderr)
+    return code
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.pictures import add_picture_options, restore_input, say_plan
+from nlrn.cli.pictures import add_picture_options, restore_input
 from nlrn.cli.shared import make_restorer, number, sigma_level, sigma_or_auto
 from nlrn.errors import ConfigError, InputError
 
@@ -49,38 +50,13 @@ def _denoise(options: argparse.Namespace) -> int:
 
 
 def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Progress | None) -> Picture:
-    import numpy as np
+    from nlrn.restoring import denoised
 
-    from nlrn.alpha import fill_hidden
-    from nlrn.restore import channels_of
-
-    noise = _noise(options)
-    sigma: Any = "auto" if options.sigma is None else options.sigma
+    sigma: Any = _noise(options) or ("auto" if options.sigma is None else options.sigma)
     if options.sigma_map is not None:
         sigma = _map(options.sigma_map)
-    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
-    channels = channels_of(seen)
-    restorer = make_restorer(options, channels=channels)
-    restorer.require("denoise")
-    level = restorer.noise_level(picture.array, 0.0 if noise else sigma, picture.alpha)
-    if not restorer.model.config.sigma_input:
-        say("this model was trained for one noise level and takes none")
-    elif noise is None and isinstance(sigma, str):
-        _say_estimate(say, np.atleast_1d(level), picture.format)
-    if channels == 3 and restorer.model.config.in_channels == 1:
-        say("colour goes channel by channel through a grey model")
-    say_plan(options, restorer, say, *picture.array.shape[:2])
-    array = restorer.denoise(
-        picture.array, noise or level, strength=options.strength, alpha=picture.alpha, progress=tick
-    )
-    return picture.with_array(array)
-
-
-def _say_estimate(say: Say, levels: np.ndarray, form: str) -> None:
-    """A level, or one for each channel."""
-    limit = " or more, this model's limit" if levels.max() == 75 else ""
-    lossy = "; JPEG hides noise, give --sigma where too much of it stays" if form == "JPEG" else ""
-    say(f"estimated noise: sigma {', '.join(f'{level:.1f}' for level in levels)}{limit}{lossy}")
+    maker = partial(make_restorer, options)
+    return denoised(picture, maker, sigma, strength=options.strength, say=say, progress=tick)
 
 
 def _noise(options: argparse.Namespace) -> PoissonNoise | None:

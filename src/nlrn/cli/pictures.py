@@ -10,28 +10,28 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlrn import __version__
 from nlrn.cli.shared import ProgressBar, Say, add_model_options, count, mebibytes, model_name, sayer, side
-from nlrn.errors import ConfigError, InputError, MemoryBudgetError
+from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from nlrn.images import Picture
-    from nlrn.restore import Restorer
     from nlrn.views import Progress
 
     Restored = Callable[[argparse.Namespace, Picture, Say, Progress | None], Picture]
+    Expected = Callable[[argparse.Namespace, Picture], Picture]
 
 # of restoring a folder: options, and what they are where they are not given
 FOLDER_OPTIONS = {"recursive": False, "suffix": "", "format": None, "skip_existing": False, "jobs": 1, "json": False}
 # What decides nothing about a result; the model is told by the digests of its weights.
-_FREE = {*FOLDER_OPTIONS, "input", "output", "overwrite", "quiet", "run", "command", "model"}
+_FREE = {*FOLDER_OPTIONS, "max_pixels", "input", "output", "overwrite", "quiet", "run", "command", "model"}
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """IN, --output, --overwrite, --depth, the options of a model, of tiles and of folders."""
-    parser.add_argument("input", type=Path, metavar="IN", help="a picture, or a folder of pictures")
+    parser.add_argument("input", type=_place, metavar="IN", help="a picture, or a folder of pictures")
     parser.add_argument(
         "-o",
         "--output",
@@ -43,8 +43,12 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--depth", type=int, choices=(8, 16, 32), help="bits a sample of OUT, 32: floats (default: those of IN)"
     )
+    parser.add_argument("--keep-gps", action="store_true", help="leave the place in the EXIF")
+    parser.add_argument(
+        "--max-pixels", type=side, metavar="COUNT", help="refuse pictures of more (default: 100,000,000)"
+    )
     add_model_options(parser)
-    parser.add_argument("-t", "--tile", type=count, metavar="PIXELS", help="side of a tile; 0: the whole picture")
+    parser.add_argument("-t", "--tile", type=_tile, metavar="PIXELS", help="side of a tile; 0: the whole picture")
     parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
     parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
@@ -57,23 +61,29 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
-def restore_input(
-    options: argparse.Namespace,
-    restored: Restored,
-    what: str,
-    expected: Callable[[Picture], Picture] = lambda picture: picture,
-) -> int:
+def _place(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("IN is empty: give a picture, or a folder of pictures")
+    return Path(text)
+
+
+def of_its_size(options: argparse.Namespace, picture: Picture) -> Picture:
+    """What is expected where a result has the size of its picture."""
+    return picture
+
+
+def restore_input(options: argparse.Namespace, restored: Restored, what: str, expected: Expected = of_its_size) -> int:
     """IN, a picture or a folder, restored into OUT; returns the exit code.
 
-    restored(options, picture, say, tick): a function of a module, the result of one picture. expected: a picture of the
-    size of the result, before there is one.
+    restored(options, picture, say, tick): a function of a module, the result of one picture. expected(options,
+    picture), another: a picture of the size of the result, before there is one.
     """
     if options.mode == "patch" and options.tile is not None:
         raise ConfigError("tiles are for window mode: patch mode has patches of its own")
     if not options.input.exists():  # before OUT is looked at, which of a folder has no suffix
         raise InputError(f"there is no file or folder {options.input}")
     if options.input.is_dir():
-        return _restore_folder(options, restored, what)
+        return _restore_folder(options, restored, what, expected)
     from nlrn.images import write_picture
 
     picture, say = _read_input(options, expected), sayer(options)
@@ -85,7 +95,7 @@ def restore_input(
     return 0
 
 
-def _read_input(options: argparse.Namespace, expected: Callable[[Picture], Picture]) -> Picture:
+def _read_input(options: argparse.Namespace, expected: Expected) -> Picture:
     """The picture IN, once nothing speaks against writing what is expected of it as OUT."""
     from nlrn.images import check_output, read_picture
 
@@ -94,23 +104,46 @@ def _read_input(options: argparse.Namespace, expected: Callable[[Picture], Pictu
         raise ConfigError(f"{options.input} is no folder: --{given[0].replace('_', '-')} is for one")
     inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]
     check_output(options.output, overwrite=options.overwrite, inputs=inputs)
-    picture = _to_depth(options, read_picture(options.input))
-    check_output(options.output, overwrite=options.overwrite, inputs=inputs, picture=expected(picture))
+    picture = _to_depth(options, read_picture(options.input, **_reading(options)))
+    check_output(options.output, overwrite=options.overwrite, inputs=inputs, picture=expected(options, picture))
     return picture
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    """What read_picture is told."""
+    return {"gps": options.keep_gps} | ({"max_pixels": options.max_pixels} if options.max_pixels else {})
+
+
+def _tile(text: str) -> int:
+    value = count(text)
+    if 0 < value < 32:
+        raise argparse.ArgumentTypeError("a tile has sides of at least 32 pixels; 0 is the whole picture")
+    return value
 
 
 def _to_depth(options: argparse.Namespace, picture: Picture) -> Picture:
     return picture if options.depth is None else picture.with_depth(options.depth)
 
 
-def _one_of_many(restored: Restored, options: argparse.Namespace, picture: Picture) -> Picture:
-    return restored(options, _to_depth(options, picture), lambda line: None, None)
+def _one_of_many(
+    restored: Restored, expected: Expected, options: argparse.Namespace, picture: Picture, form: str
+) -> Picture:
+    from nlrn.images import check_holds
+
+    picture = _to_depth(options, picture)
+    check_holds(expected(options, picture), form)
+    return restored(options, picture, lambda line: None, None)
 
 
-def _restore_folder(options: argparse.Namespace, restored: Restored, what: str) -> int:
+def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, expected: Expected) -> int:
     """Every picture of the folder IN into the folder OUT."""
     from nlrn.batch import MANIFEST, plan, run
+    from nlrn.images import SUFFIXES
 
+    if options.output.exists() and not options.output.is_dir():
+        raise ConfigError(f"{options.output} is a file: the results of a folder go into a folder")
+    if not options.output.exists() and options.output.suffix.lower() in SUFFIXES:
+        raise ConfigError(f"{options.output} is the name of a picture: the results of a folder go into a folder")
     work = _digest(options)
     form = options.format and f".{options.format.lower().lstrip('.')}"
     _check_memory(options)
@@ -121,10 +154,11 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str) 
     started = time.monotonic()
     with ProgressBar(options, what, total=len(jobs)) as tick:
         outcome = run(
-            jobs, partial(partial, _one_of_many, restored, options), options.output, work,
+            jobs, partial(partial, _one_of_many, restored, expected, options), options.output, work,
             workers=min(options.jobs, len(jobs)),
             overwrite=options.overwrite,
             skip_existing=options.skip_existing,
+            reading=_reading(options),
             tick=lambda count: tick(count, len(jobs)),
         )  # fmt: skip
     seconds = time.monotonic() - started
@@ -162,22 +196,3 @@ def _digest(options: argparse.Namespace) -> str:
     models = {sha256(resolve_model(model_name(options, channels))) for channels in (1, 3)}
     told = json.dumps([__version__, chosen, sorted(models)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-def say_plan(options: argparse.Namespace, restorer: Restorer, say: Say, height: int, width: int) -> None:
-    """One line where a picture of this size is cut up. Raises MemoryBudgetError where even so too little is free."""
-    from nlrn.hardware import memory
-
-    if options.mode != "window":
-        return
-    side = restorer.tile_for(height, width)
-    if side is not None:
-        overlap = restorer.settings.overlap_of(side)
-        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {overlap}")
-    height, width = min(height, side or height), min(width, side or width)
-    need, found = height * width * restorer.memory_per_pixel(height, width) / 2**20, memory()
-    if restorer.device.type == "cpu" and found is not None and need > found["available"]:
-        raise MemoryBudgetError(
-            f"{width} x {height} pixels at once take about {need:,.0f} MiB, and {found['available']:,} are free: give"
-            " --memory what may be taken, or --tile a smaller side"
-        )

@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from nlrn.errors import InputError
 from nlrn.publish import check_target
 
 if TYPE_CHECKING:
-    from nlrn.restore import Restorer, Settings
+    from nlrn.restore import Restorer
 
 Say = Callable[[str], None]
 
@@ -45,6 +44,7 @@ def model_name(options: argparse.Namespace, channels: int) -> str:
 
 def make_restorer(options: argparse.Namespace, channels: int, tile: int | None = None) -> Restorer:
     from nlrn.restore import MEMORY, Settings
+    from nlrn.restoring import restorer_of
 
     settings = Settings(
         mode=getattr(options, "mode", "window"),
@@ -54,15 +54,7 @@ def make_restorer(options: argparse.Namespace, channels: int, tile: int | None =
         tta=getattr(options, "tta", False),
         memory=getattr(options, "memory", None) or MEMORY,
     )
-    return _restorer(model_name(options, channels), options.device, settings)
-
-
-@lru_cache(maxsize=2)
-def _restorer(name: str, device: str, settings: Settings) -> Restorer:
-    """Loaded once for all pictures of a folder."""
-    from nlrn.restore import Restorer
-
-    return Restorer(name, device=device, settings=settings)
+    return restorer_of(model_name(options, channels), options.device, settings)
 
 
 def check_result(path: Path | None, suffix: str, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:

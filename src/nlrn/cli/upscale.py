@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.pictures import add_picture_options, restore_input, say_plan
+from nlrn.cli.pictures import add_picture_options, restore_input
 from nlrn.cli.shared import make_restorer, number, side
-from nlrn.errors import ConfigError, InputError
+from nlrn.errors import ConfigError
 
 if TYPE_CHECKING:
     from nlrn.cli.shared import Say
@@ -29,42 +27,24 @@ def add(commands: Any) -> None:
 def _upscale(options: argparse.Namespace) -> int:
     if options.scale is not None and (options.width or options.height):
         raise ConfigError("give a scale, or a width and a height, not both")
-    return restore_input(
-        options, _restored, "enlarging", lambda picture: picture.of_size(*_size(options, *picture.array.shape[:2]))
-    )
+    return restore_input(options, _restored, "enlarging", _expected)
+
+
+def _expected(options: argparse.Namespace, picture: Picture) -> Picture:
+    return picture.of_size(*_size(options, *picture.array.shape[:2]))
 
 
 def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Progress | None) -> Picture:
-    from nlrn.alpha import enlarged_alpha, fill_hidden
-    from nlrn.enlarging import passes_of
+    from nlrn.restoring import upscaled
 
-    height, width = _size(options, *picture.array.shape[:2])
-    restorer = make_restorer(options, channels=1)
-    if passes_of(picture.array.shape[:2], (height, width)) > 1:
-        say("beyond 4 times: two equal steps, the second on what the first made")
-    say_plan(options, restorer, say, height, width)
-    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
-    array = restorer.upscale(seen, height, width, progress=tick)
-    alpha = None if picture.alpha is None else enlarged_alpha(picture.alpha, height, width)
-    return dataclasses.replace(picture.of_size(height, width), array=array, alpha=alpha)
+    size = _size(options, *picture.array.shape[:2])
+    return upscaled(picture, make_restorer(options, channels=1), *size, say=say, progress=tick)
 
 
 def _size(options: argparse.Namespace, height: int, width: int) -> tuple[int, int]:
-    """(height, width) of the result, one that is offered; a side alone sets the other, halves rounded up."""
-    from nlrn.enlarging import enlarged_size, passes_of
-    from nlrn.images import MAX_RESULT_PIXELS
+    from nlrn.restoring import result_size
 
-    if options.width is None and options.height is None:
-        size = enlarged_size((height, width), options.scale or 2.0)
-    else:
-        size = (
-            options.height or max(1, math.floor(height * options.width / width + 0.5)),
-            options.width or max(1, math.floor(width * options.height / height + 0.5)),
-        )
-    passes_of((height, width), size)
-    if size[0] * size[1] > MAX_RESULT_PIXELS:
-        raise InputError(f"a result of {size[1]} x {size[0]} pixels is beyond the limit of {MAX_RESULT_PIXELS:,}")
-    return size
+    return result_size(height, width, scale=options.scale, to_height=options.height, to_width=options.width)
 
 
 def _scale(text: str) -> float:

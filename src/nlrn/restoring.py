@@ -1,0 +1,135 @@
+"""One picture restored, with what is said about it on the way: what the command line and the service share, so that
+they give the same bytes.
+
+Everything decided here is decided for both: which model a picture goes to, what of it the model sees, its alpha.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+from nlrn.alpha import enlarged_alpha, fill_hidden
+from nlrn.enlarging import enlarged_size, passes_of
+from nlrn.errors import InputError, MemoryBudgetError
+from nlrn.hardware import memory
+from nlrn.images import MAX_RESULT_PIXELS, Picture
+from nlrn.restore import MAX_SIGMA, Restorer, Settings, channels_of
+from nlrn.stabilization import PoissonNoise
+from nlrn.views import Progress
+
+Say = Callable[[str], None]
+Sigma = float | str | np.ndarray
+
+
+@lru_cache(maxsize=2)
+def restorer_of(name: str, device: str, settings: Settings) -> Restorer:
+    """Loaded once for all pictures. Raises what Restorer raises."""
+    return Restorer(name, device=device, settings=settings)
+
+
+def denoised(
+    picture: Picture,
+    restorer_for: Callable[[int], Restorer],
+    sigma: Sigma | PoissonNoise = "auto",
+    *,
+    strength: float = 1.0,
+    say: Say = lambda line: None,
+    progress: Progress | None = None,
+) -> Picture:
+    """The denoised picture. restorer_for: of the number of channels that have colour, 1 or 3, the one that restores.
+
+    sigma, strength, progress: as of Restorer.denoise. say is given what is worth knowing, a line each: the noise that
+    was estimated, how colour is treated, tiles. Raises what Restorer.denoise raises, MemoryBudgetError before any
+    work where too little is free.
+    """
+    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+    channels = channels_of(seen)
+    restorer = restorer_for(channels)
+    restorer.require("denoise")
+    level = sigma if isinstance(sigma, PoissonNoise) else restorer.noise_level(picture.array, sigma, picture.alpha)
+    if not restorer.model.config.sigma_input:
+        say("this model was trained for one noise level and takes none")
+    elif isinstance(sigma, str):
+        _say_estimate(say, np.atleast_1d(np.asarray(level, dtype=np.float64)), picture.format)
+    if channels == 3 and restorer.model.config.in_channels == 1:
+        say("colour goes channel by channel through a grey model")
+    say_plan(restorer, say, *picture.array.shape[:2])
+    return picture.with_array(
+        restorer.denoise(picture.array, level, strength=strength, alpha=picture.alpha, progress=progress)
+    )
+
+
+def _say_estimate(say: Say, levels: np.ndarray, form: str) -> None:
+    """A level, or one for each channel."""
+    limit = " or more, this model's limit" if levels.max() == MAX_SIGMA else ""
+    say(f"estimated noise: sigma {', '.join(f'{level:.1f}' for level in levels)}{limit}")
+    if form == "JPEG":
+        say("JPEG hides noise from the estimate: give a sigma where too much of it stays")
+
+
+def upscaled(
+    picture: Picture,
+    restorer: Restorer,
+    height: int,
+    width: int,
+    *,
+    say: Say = lambda line: None,
+    progress: Progress | None = None,
+) -> Picture:
+    """The picture in a larger size, its alpha by bicubic; the rest as for `denoised`."""
+    if passes_of(picture.array.shape[:2], (height, width)) > 1:
+        say("beyond 4 times: two equal steps, the second on what the first made")
+    say_plan(restorer, say, height, width)
+    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+    array = restorer.upscale(seen, height, width, progress=progress)
+    alpha = None if picture.alpha is None else enlarged_alpha(picture.alpha, height, width)
+    return dataclasses.replace(picture.of_size(height, width), array=array, alpha=alpha)
+
+
+def result_size(
+    height: int,
+    width: int,
+    *,
+    scale: float | None = None,
+    to_height: int | None = None,
+    to_width: int | None = None,
+    most: int = MAX_RESULT_PIXELS,
+) -> tuple[int, int]:
+    """(height, width) of an enlarged picture, one that is offered: by a scale (2), or by a side or both.
+
+    A side alone sets the other, halves rounded up. Raises InputError for a size that is not offered, or that has more
+    pixels than `most`.
+    """
+    if to_width is None and to_height is None:
+        size = enlarged_size((height, width), scale or 2.0)
+    else:
+        size = (
+            to_height or max(1, math.floor(height * (to_width or 0) / width + 0.5)),
+            to_width or max(1, math.floor(width * (to_height or 0) / height + 0.5)),
+        )
+    passes_of((height, width), size)
+    if size[0] * size[1] > most:
+        raise InputError(f"a result of {size[1]} x {size[0]} pixels is beyond the limit of {most:,}", limit="result")
+    return size
+
+
+def say_plan(restorer: Restorer, say: Say, height: int, width: int) -> None:
+    """One line where a picture of this size is cut up. Raises MemoryBudgetError where even so too little is free."""
+    if restorer.settings.mode != "window":
+        return
+    side = restorer.tile_for(height, width)
+    if side is not None:
+        overlap = restorer.settings.overlap_of(side)
+        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {overlap}")
+    height, width = min(height, side or height), min(width, side or width)
+    need, found = height * width * restorer.memory_per_pixel(height, width) / 2**20, memory()
+    if restorer.device.type == "cpu" and found is not None and need > found["available"]:
+        raise MemoryBudgetError(
+            f"{width} x {height} pixels at once take about {need:,.0f} MiB, and {found['available']:,} are free: give"
+            " --memory what may be taken, or --tile a smaller side"
+        )
