@@ -31,7 +31,8 @@ from nlrn.publish import publish_json
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "pictures.json"
 SIGMA = 25.0
-PLANS = ((256, 0), (256, 32), (512, 0), (512, 16), (512, 32), (512, 64))  # side and overlap
+OVERLAPS = (0, 8, 16, 32, 64)
+COLUMNS = 4  # of tiles; their side follows, so that they share the overlap and not a pixel more
 
 
 def price(model: str, data: Path) -> list[dict[str, Any]]:
@@ -40,7 +41,7 @@ def price(model: str, data: Path) -> list[dict[str, Any]]:
     network = nlrn.load_model(model)
     assert network.receptive_radius is not None
     exact = -(-8 * network.receptive_radius // 3)
-    plans = [*PLANS, (512, exact)]
+    plans = [(-(-(1024 - overlap) // COLUMNS) + overlap, overlap) for overlap in (*OVERLAPS, exact)]
     noisy = [add_gaussian_noise(image / 255.0, SIGMA) for image in photographs]
     lines = []
     for precision in ("fp32", "bf16"):
