@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import samples
 import vision  # noqa: F401  # what spandrel imports
+from fastapi import UploadFile
 from snippets import Rules, blocks, commands, parse, run_page
+
+from nlrn import cli
+from nlrn.web.fields import Denoising, Upscaling
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -29,8 +35,8 @@ REDUCED = {
         "nlrn evaluate --data two-pictures --sigma 15 25 50 --json x.json",
         SETS,
     ),
-    "nlrn evaluate --task sr --model WEIGHTS --scale 2 3 4 --protocol float-lr": (
-        "nlrn evaluate --task sr --model your-sr.safetensors --scale 2 3 4 --protocol float-lr --data two-pictures",
+    "nlrn evaluate --task sr --model sr-small --scale 2 3 4 --protocol float-lr": (
+        "nlrn evaluate --task sr --model sr-small --scale 2 --protocol float-lr --data two-pictures",
         SETS,
     ),
     "nlrn train recipes/denoise-gray-small.toml --minutes 60": (
@@ -98,12 +104,54 @@ def _measures(words: list[str]) -> None:
     measure_pictures.parser().parse_args(words[2:])
 
 
+def _curl(words: list[str]) -> None:
+    """The route, and the fields with values that it takes; test_web_api.py compares what comes back."""
+    route, host = words[-3].rpartition("/v1/")[2], words[-3].partition("/v1/")[0]
+    fields = dict(word.split("=", 1) for word, before in zip(words[1:], words, strict=False) if before == "-F")
+    assert host == "http://127.0.0.1:8000"
+    assert Path(fields.pop("picture").removeprefix("@")).is_file()
+    form = {"denoise": Denoising, "upscale": Upscaling}[route]
+    form(picture=UploadFile(io.BytesIO()), **fields)  # type: ignore[arg-type]
+
+
+def _docker(words: list[str]) -> None:
+    """What stands behind the image's name goes to nlrn serve."""
+    assert words[:2] in (["docker", "build"], ["docker", "run"])
+    if words[1] == "run":
+        assert "127.0.0.1:8000:8000" in words
+        cli._parser().parse_args(["serve", *words[words.index("nlrn") + 1 :]])
+
+
+def _extra(words: list[str]) -> None:
+    (extra,) = re.findall(r"nlrn\[(\w+)\]", words[-1])
+    assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def _page(words: list[str]) -> None:
+    assert words[0] == "NLRN_SCREENSHOTS=/tmp"
+    assert (ROOT / words[-1]).is_file()
+
+
 STUDY = "ten trainings and more, each a process of its own: test_study.py trains, the line above shows the command"
 BENCHMARK = "hours: test_benchmark.py measures and plots, docs/performance.md's third line is run"
+CONTAINER = "no docker here; test_container.py reads the Dockerfile"
+SERVES = "does not end by itself; test_web_api.py and its neighbours ask a real one"
 LOOKED_AT = {
     "make demo": (_make, "installs; test_pages.py runs the demo"),
     "make test": (_make, "is this"),
     ". .venv/bin/activate": (_environment, "for a shell; the Makefile must make that folder"),
+    "pip install 'nlrn[web]'": (_extra, "installs"),
+    "nlrn serve": (parse, SERVES),
+    "nlrn serve --model your-sr.safetensors --port 8080": (parse, SERVES),
+    "nlrn serve --allow-host pictures.example.org": (parse, SERVES),
+    "curl -F picture=@noisy.png -F sigma=25 http://127.0.0.1:8000/v1/denoise -o clean.png": (_curl, SERVES),
+    "curl -F picture=@scan.tif -F depth=16 -F format=png http://127.0.0.1:8000/v1/denoise -o scan.png": (_curl, SERVES),
+    "curl -F picture=@picture.png -F scale=3 http://127.0.0.1:8000/v1/upscale -o large.png": (_curl, SERVES),
+    "docker build -t nlrn .": (_docker, CONTAINER),
+    "docker run --rm --init --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 nlrn": (_docker, CONTAINER),
+    "docker run --rm --init -p 127.0.0.1:8000:8000 -v ./weights:/weights:ro nlrn"
+    " --model /weights/your-sr.safetensors": (_docker, CONTAINER),
+    "NLRN_SCREENSHOTS=/tmp python -m pytest tests/test_web_page.py": (_page, "wants a Chromium"),
     "nlrn study window recipes/study.toml -o window.json": (parse, STUDY),
     "nlrn study choices recipes/study.toml --steps 2000 -o choices.json -j 2": (parse, STUDY),
     "nlrn study window recipes/study.toml --steps 1000 -o window.json --plot window.png -j 2": (parse, STUDY),

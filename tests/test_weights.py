@@ -16,7 +16,7 @@ from nlrn import checkpoint
 from nlrn.checkpoint import list_models, load_model
 from nlrn.datasets import scoring_set
 from nlrn.errors import CheckpointError
-from nlrn.evaluation import denoising, evaluate
+from nlrn.evaluation import denoising, evaluate, super_resolution
 from nlrn.restore import Restorer, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +62,20 @@ def test_the_scores_come_out_again(data_root: Path, name: str) -> None:
             assert again[1] == pytest.approx(then[1], abs=tolerance / 10)
 
 
+def test_the_scores_of_colour_and_of_super_resolution_come_out_again(data_root: Path) -> None:
+    name, image = scoring_set(data_root, "cbsd68")[0]
+    ways = [("denoise-color-small", "cbsd68", name, image, denoising([25.0]))]
+    name, image = scoring_set(data_root, "set5")[1]
+    ways.append(("sr-small", "set5", name, image, super_resolution([2, 3, 4])))
+    for model, set_name, stem, picture, conditions in ways:
+        published = result(model)["scores"][set_name]  # type: ignore[index]
+        restorer = Restorer(model, device="cpu", settings=EXACT)
+        found = evaluate(restorer, {set_name: [(stem, picture)]}, conditions)[set_name]
+        for condition in conditions:
+            again, then = (scores[condition.name]["pictures"][stem] for scores in (found, published))
+            assert again == pytest.approx(then, abs=0.001)
+
+
 def test_a_clean_picture_stays_as_it_is_and_half_maps_are_their_halves(data_root: Path) -> None:
     """sigma = 0 keeps at least 45 dB; a map that is half 15, half 50 is within 0.1 dB of each half alone."""
     clean = dict(scoring_set(data_root, "set12"))["02"] / 255.0
@@ -93,7 +107,7 @@ def test_flat_pictures_come_back_flat(model: str, sigma: int) -> None:
         assert np.abs(restored[8:-8, 8:-8] - grey).mean() < 5 / 255
 
 
-def test_the_wheel_holds_weights_digests_types_and_the_kernel(tmp_path: Path) -> None:
+def test_the_wheel_holds_weights_digests_types_the_kernel_and_the_page(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("src", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -107,4 +121,6 @@ def test_the_wheel_holds_weights_digests_types_and_the_kernel(tmp_path: Path) ->
         names = set(wheel.namelist())
     wanted = {f"nlrn/weights/{f.name}" for f in checkpoint.WEIGHTS.iterdir()} | {"nlrn/py.typed", "nlrn/ops/tiled.py"}
     wanted.add("nlrn/ops/libnlrn_cpu.so")
+    page = checkpoint.WEIGHTS.parent / "web" / "page"
+    wanted |= {f"nlrn/web/page/{f.relative_to(page).as_posix()}" for f in page.rglob("*") if f.is_file()}
     assert wanted <= names

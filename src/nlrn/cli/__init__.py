@@ -15,7 +15,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from nlrn import __version__
-from nlrn.cli import benchmark, convert, denoise, doctor, evaluate, explain, export, models, study, train, upscale
+from nlrn.cli import (
+    benchmark,
+    convert,
+    denoise,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    models,
+    serve,
+    study,
+    train,
+    upscale,
+)
 from nlrn.errors import ConfigError, InputError, NLRNError
 
 COMMANDS = (
@@ -23,6 +36,7 @@ COMMANDS = (
     upscale,
     evaluate,
     explain,
+    serve,
     train,
     study,
     models,

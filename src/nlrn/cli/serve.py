@@ -1,0 +1,69 @@
+"""nlrn serve."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from nlrn.cli.shared import count, mebibytes, number
+from nlrn.errors import BackendError
+
+_LIMITS = (  # option, field of Limits, type, usual value and what it is
+    ("--max-pixels", "max_pixels", count, "of a picture (default: 25000000)"),
+    ("--max-result-pixels", "max_result_pixels", count, "of a result (default: 100000000)"),
+    ("--max-bytes", "max_bytes", count, "of a request (default: 33554432)"),
+    ("--queue", "queue", count, "jobs that may wait (default: 16)"),
+    ("--connections", "connections", count, "at once (default: 512)"),
+)
+_DEADLINES = (
+    ("--header-seconds", "header_seconds", "for the first lines of a request (default: 10)"),
+    ("--body-seconds", "body_seconds", "for all of its body (default: 60)"),
+    ("--job-seconds", "job_seconds", "for the work on one picture (default: 600)"),
+    ("--stop-seconds", "stop_seconds", "for work under way when told to end (default: 10)"),
+)
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("serve", help="a page and an HTTP service on this machine")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=8000, help="default: 8000; 0: a free one")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="one more name that clients may call it by"
+    )
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="FILE", help="weights to offer beside the shipped ones"
+    )
+    parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
+    group = parser.add_argument_group("limits")
+    for option, field, kind, words in _LIMITS:
+        group.add_argument(option, dest=field, type=kind, metavar="N", help=words)
+    for option, field, words in _DEADLINES:
+        group.add_argument(option, dest=field, type=_seconds, metavar="S", help=words)
+    parser.set_defaults(run=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise BackendError(f"nlrn serve needs {error.name}: pip install 'nlrn[web]'") from error
+    from nlrn.web.limits import Limits
+    from nlrn.web.serving import serve
+    from nlrn.web.tasks import House
+
+    names = [field for _, field, *_ in (*_LIMITS, *_DEADLINES)]
+    limits = Limits(**{name: getattr(options, name) for name in names if getattr(options, name) is not None})
+    house = House(tuple(options.model), options.device, options.memory, limits)
+    return serve(house, options.host, options.port, options.allow_host)
+
+
+def _port(text: str) -> int:
+    return int(number(text, "port", 0, 65535))
+
+
+def _seconds(text: str) -> float:
+    return number(text, "number of seconds", 0.1, 86400)

@@ -1,0 +1,228 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Form, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from nlrn import __version__
+from nlrn.web.assets import assets
+from nlrn.web.fields import Denoising, Explaining, Upload, Upscaling
+from nlrn.web.guard import Guard
+from nlrn.web.jobs import Jobs
+from nlrn.web.limits import Limits, RefusedError
+from nlrn.web.metrics import Metrics
+from nlrn.web.tasks import MEDIA, Answer, Task
+
+_LOG = logging.getLogger("nlrn")
+_MAX_FIELDS = 20
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": what,
+        "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}},
+    }
+    for status, what in {
+        400: "a host, an origin or a form that is not taken",
+        408: "the body came too slowly",
+        413: "more bytes or pixels than are taken",
+        415: "not a picture, or not a form",
+        422: "a field or a picture that makes no sense",
+        503: "the queue is full, the work took too long, or the service is about to end",
+    }.items()
+}
+_PICTURE = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA.values()}
+
+
+def application(jobs: Jobs, limits: Limits, hosts: Iterable[str] = ()) -> Guard:
+    """The service as an ASGI application, guarded."""
+    app = FastAPI(
+        title="nlrn",
+        version=__version__,
+        description="Denoising and enlarging of pictures by the Non-Local Recurrent Network.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.router.route_class = _Route
+    metrics = Metrics(jobs)
+    _say_refusals(app)
+    _add_work(app, jobs, metrics)
+    _add_questions(app, jobs, metrics)
+    _add_page(app)
+    return Guard(_Counted(app, metrics), limits, hosts)
+
+
+def _add_work(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
+    responses = {200: {"description": "the picture's file", "content": _PICTURE}, **_REFUSALS}
+
+    async def done(request: Request, kind: str, form: Upload) -> Response:
+        jobs.check()
+        options = form.model_dump(exclude={"picture", "watch"})
+        task = Task(kind, await form.picture.read(), options)
+        answer, seconds = await _while_there(request, jobs.run(task, getattr(form, "watch", None)))
+        metrics.seconds.labels(kind).observe(seconds)
+        return Response(answer.content, media_type=answer.media, headers=answer.headers)
+
+    @app.post("/v1/denoise", response_class=Response, responses=responses, summary="Remove noise")
+    async def denoise(request: Request, form: Annotated[Denoising, Form(media_type=_FORM)]) -> Response:
+        return await done(request, "denoise", form)
+
+    @app.post("/v1/upscale", response_class=Response, responses=responses, summary="Enlarge")
+    async def upscale(request: Request, form: Annotated[Upscaling, Form(media_type=_FORM)]) -> Response:
+        return await done(request, "upscale", form)
+
+    @app.post("/v1/preview", response_class=Response, responses=responses, summary="An 8-bit PNG that browsers show")
+    async def preview(request: Request, form: Annotated[Upload, Form(media_type=_FORM)]) -> Response:
+        return await done(request, "preview", form)
+
+    @app.post("/v1/explain", responses=_REFUSALS, summary="Where a pixel finds its look-alikes, state by state")
+    async def explain(request: Request, form: Annotated[Explaining, Form(media_type=_FORM)]) -> Response:
+        return await done(request, "explain", form)
+
+
+def _add_questions(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
+    @app.get("/v1/models", summary="The models that are offered")
+    async def models() -> list[dict[str, str | int]]:
+        return jobs.worker.models
+
+    @app.get("/v1/progress/{watch}", summary="How far a job is, by the word that was sent with it")
+    async def progress(watch: Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{16,64}$")]) -> dict[str, Any]:
+        return jobs.watched(watch)
+
+    @app.get("/healthz", summary="Whether the service is there")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok", "version": __version__}
+
+    @app.get("/metrics", response_class=Response, summary="For Prometheus")
+    async def told() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_page(app: FastAPI) -> None:
+    def handler(content: bytes, media: str) -> Callable[[], Coroutine[Any, Any, Response]]:
+        async def file() -> Response:
+            return Response(content, media_type=media)
+
+        return file
+
+    for path, (content, media) in assets().items():
+        app.get(path, response_class=Response, include_in_schema=False)(handler(content, media))
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+_FORM = "multipart/form-data"
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 1 << 30  # a picture is never put on a disk; the guard has counted it
+
+
+class _Route(APIRoute):
+    """Reads the form within its limits."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        usual = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            if request.method == "POST":
+                request._form = await _form(request)
+            return await usual(request)
+
+        return handle
+
+
+async def _form(request: Request) -> Any:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+        raise RefusedError(415, f"expected {_FORM} with the field picture", field="Content-Type")
+    try:
+        form = await _InMemory(request.headers, request.stream(), max_files=1, max_fields=_MAX_FIELDS).parse()
+    except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
+        raise RefusedError(400, f"the form cannot be read: {error}") from error
+    twice = sorted({name for name, _ in form.multi_items() if len(form.getlist(name)) > 1})
+    if twice:
+        raise RefusedError(422, f"{twice[0][:80]} is given more than once", field=twice[0][:80])
+    return form
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, tuple[Answer, float]]) -> tuple[Answer, float]:
+    """What the work gives. When the client goes away, or this is cancelled, so is the work."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+class _Counted:
+    """Counts the answers, by the route's own name and never by what a client made up; whatever fails is a 503."""
+
+    def __init__(self, app: FastAPI, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        status = 0
+
+        async def noted(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except RefusedError:
+            raise
+        except Exception as error:
+            _LOG.exception("a request failed in a way that was not foreseen")
+            if status:
+                raise
+            raise RefusedError(503, "the service failed; its log says how") from error
+        finally:
+            if scope["type"] == "http":
+                route = getattr(scope.get("route"), "path", "other")
+                self.metrics.requests.labels(route, status or 503).inc()
+
+
+def _say_refusals(app: FastAPI) -> None:
+    async def refused(request: Request, error: Any) -> Response:
+        return JSONResponse(error.said, error.status)
+
+    async def gone(request: Request, error: Any) -> Response:
+        return JSONResponse({"error": "the client went away"}, 408)
+
+    async def invalid(request: Request, error: Any) -> Response:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:2]) or "form"
+        words = "expected the bytes of a file" if field == "picture" else first["msg"]
+        return JSONResponse({"error": f"{field}: {words}"[:300], "field": field[:80]}, 422)
+
+    async def other(request: Request, error: Any) -> Response:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+
+    app.add_exception_handler(RefusedError, refused)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, other)

@@ -1,0 +1,67 @@
+"""The fields of the requests: what each may be, said once for the checks and for the document at /openapi.json."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import UploadFile
+from pydantic import BaseModel, ConfigDict, Field
+
+Format = Literal["avif", "bmp", "jpeg", "jpg", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"]
+Level = Annotated[float, Field(ge=0, le=75, allow_inf_nan=False)]
+Tile = Annotated[int, Field(ge=0, le=0)] | Annotated[int, Field(ge=32, le=1_000_000)]
+Side = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Upload(BaseModel):
+    """picture: the file itself; there is no field for an address of one."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    picture: Annotated[UploadFile, Field(description="a picture's file")]
+
+
+class Restoration(Upload):
+    """The options of nlrn denoise and nlrn upscale, under the same names."""
+
+    model: Annotated[str | None, Field(max_length=200, description="a name that /v1/models lists")] = None
+    format: Annotated[Format | None, Field(description="of the result; else that of the picture, PNG for a GIF")] = None
+    depth: Annotated[Literal["8", "16", "32"] | None, Field(description="bits a sample; 32: floats")] = None
+    mode: Literal["window", "patch"] = "window"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tta: bool = False
+    tile: Annotated[Tile | None, Field(description="side in pixels, 32 and more; 0: the whole picture")] = None
+    overlap: Annotated[int | None, Field(ge=0, le=1_000_000, description="pixels shared by tiles")] = None
+    watch: Annotated[
+        str | None,
+        Field(pattern=r"^[A-Za-z0-9_-]{16,64}$", description="a random word of yours; /v1/progress/WORD says how far"),
+    ] = None
+
+
+class Denoising(Restoration):
+    """Noise levels are in 0-255 units."""
+
+    sigma: Annotated[Level | Literal["auto"], Field(description="noise level, or auto: estimated")] = "auto"
+    strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="how much of the noise goes")] = 1.0
+    noise: Annotated[Literal["gaussian", "poisson"], Field(description="poisson: counted photons")] = "gaussian"
+    gain: Annotated[float | None, Field(ge=1e-4, le=255, allow_inf_nan=False, description="with poisson")] = None
+    read_noise: Annotated[Level | None, Field(description="with poisson: sigma of the read-out")] = None
+
+
+class Upscaling(Restoration):
+    """By a scale, or to a width, a height or both."""
+
+    scale: Annotated[float | None, Field(ge=1.5, le=16, allow_inf_nan=False, description="2 if no size is given")] = (
+        None
+    )
+    width: Annotated[Side | None, Field(description="pixels, instead of a scale")] = None
+    height: Annotated[Side | None, Field(description="pixels, instead of a scale")] = None
+
+
+class Explaining(Upload):
+    """A pixel, column and row from 0 at the top left."""
+
+    x: Annotated[int, Field(ge=0, le=1_000_000)]
+    y: Annotated[int, Field(ge=0, le=1_000_000)]
+    sigma: Annotated[Level | Literal["auto"], Field(description="of the noise in the picture")] = "auto"
+    model: Annotated[str | None, Field(max_length=200)] = None

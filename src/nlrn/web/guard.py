@@ -1,0 +1,156 @@
+"""Before any route: who may ask, how much and how long a body may be, and what every answer says to the browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from nlrn.web.jobs import RETRY_AFTER
+from nlrn.web.limits import Limits, RefusedError
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+_DRAINED = (64 << 20, 2.0)  # bytes and seconds of a body that is read on after its refusal, so that it is heard
+
+
+class Guard:
+    """An ASGI application around another. hosts: what a client may call this service, beside the loopback's names."""
+
+    def __init__(self, app: Any, limits: Limits, hosts: Iterable[str] = ()) -> None:
+        self.app, self.limits = app, limits
+        self.hosts = {name.lower() for name in (*LOOPBACK, *hosts)}
+        self.held = 0  # bytes of bodies that are being answered
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        body = _Body(receive, self, expected=_has_body(scope))
+        answer = _Answer(send, body)
+        try:
+            self._check(scope)
+            await self.app(scope, body.receive, answer.send)
+        except RefusedError as refusal:
+            if answer.started:
+                raise
+            await answer.send_json(refusal)
+        except asyncio.CancelledError:  # uvicorn does not wait any longer
+            if answer.started:
+                raise
+            body.late = True
+            await answer.send_json(RefusedError(503, "the service is about to end"))
+        finally:
+            self.held -= body.size
+
+    def _check(self, scope: Message) -> None:
+        """Raises RefusedError for a host that is not ours, a page of another origin, a body that is too large."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get("host", "").lower(), headers.get("origin")
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if name not in self.hosts:
+            raise RefusedError(400, "this host is not served (nlrn serve --allow-host)", field="Host")
+        if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
+            raise RefusedError(400, "a page of another origin may not ask", field="Origin")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self.limits.max_bytes:
+            raise too_large(self.limits)
+
+
+def too_large(limits: Limits) -> RefusedError:
+    return RefusedError(413, f"the body is over {limits.max_bytes:,} bytes (nlrn serve --max-bytes)", limit="bytes")
+
+
+def _has_body(scope: Message) -> bool:
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+class _Body:
+    """A request's body, counted and timed as it arrives."""
+
+    def __init__(self, receive: Receive, guard: Guard, *, expected: bool) -> None:
+        self._receive, self._guard = receive, guard
+        self._until = time.monotonic() + guard.limits.body_seconds
+        self.size, self.complete, self.late = 0, not expected, False
+
+    async def receive(self) -> Message:
+        """The next message. Raises RefusedError: 413, 408, or 503 where bodies fill the memory that they may take."""
+        if self.complete:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
+        except TimeoutError:
+            self.late = True
+            seconds = self._guard.limits.body_seconds
+            raise RefusedError(408, f"the body did not come within {seconds:g} seconds", limit="body_seconds") from None
+        self._note(message)
+        if self.size > self._guard.limits.max_bytes:
+            raise too_large(self._guard.limits)
+        if self._guard.held > self._guard.limits.held_bytes:
+            raise RefusedError(503, "too many bodies at once; try again later", limit="held_bytes")
+        return message
+
+    def _note(self, message: Message) -> None:
+        size = len(message.get("body", b""))
+        self.size += size
+        self._guard.held += size
+        self.complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
+
+    async def drain(self) -> None:
+        """Read on for a while what nobody wants, so that a client that is still sending hears the answer."""
+        left, seconds = _DRAINED
+        until = time.monotonic() + seconds
+        while not (self.complete or self.late) and left > 0:
+            try:
+                message = await asyncio.wait_for(self._receive(), max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                return
+            left -= len(message.get("body", b""))
+            self.complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
+
+
+class _Answer:
+    """What is sent, with the headers of every answer; a body that was not read to its end closes the connection."""
+
+    def __init__(self, send: Send, body: _Body) -> None:
+        self._send, self._body, self.started = send, body, False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            named = {name for name, _ in message["headers"]}
+            more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in named]
+            if message["status"] == 503:
+                more.append((b"retry-after", str(RETRY_AFTER).encode()))
+            if not self._body.complete:
+                more.append((b"connection", b"close"))
+            message = {**message, "headers": [*message["headers"], *more]}
+        elif not (message.get("more_body", False) or self._body.complete):
+            await self._send({**message, "more_body": True})
+            await self._body.drain()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    async def send_json(self, refusal: RefusedError) -> None:
+        content = json.dumps(refusal.said).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+        await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": content})

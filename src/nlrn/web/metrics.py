@@ -1,0 +1,30 @@
+"""What /metrics tells, in Prometheus' text."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from nlrn.web.jobs import Jobs
+
+
+class Metrics:
+    """Of one service; nothing of any picture or client."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.registry = CollectorRegistry()
+        names = ["route", "status"]
+        self.requests = Counter("nlrn_requests", "Requests answered", names, registry=self.registry)
+        self.seconds = Histogram(
+            "nlrn_job_seconds",
+            "Seconds of work of the jobs that were done",
+            ["kind"],
+            buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 600),
+            registry=self.registry,
+        )
+        waiting = Gauge("nlrn_jobs_waiting", "Jobs that wait for the worker", registry=self.registry)
+        waiting.set_function(lambda: jobs.ahead)
+        busy = Gauge("nlrn_worker_busy", "1 while a job is done", registry=self.registry)
+        busy.set_function(lambda: jobs.busy)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,37 @@
+// Where a pixel finds its look-alikes: one small picture for every state of the network.
+const DARK = [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]]; // from none to most
+
+function colour(share) {
+  const at = Math.min(0.9999, Math.max(0, share)) * (DARK.length - 1);
+  const [low, high] = [DARK[Math.floor(at)], DARK[Math.floor(at) + 1]];
+  return low.map((n, i) => n + (high[i] - n) * (at % 1));
+}
+
+function drawn(state, centre) {
+  const canvas = document.createElement("canvas");
+  [canvas.height, canvas.width] = [state.length, state[0].length];
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(canvas.width, canvas.height);
+  const most = Math.max(...state.flat());
+  state.flat().forEach((p, i) => pixels.data.set([...colour(p / most), 255], 4 * i));
+  pixels.data.set([0, 220, 255, 255], 4 * (centre[0] * canvas.width + centre[1]));
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+export function showMaps(box, maps, x, y) {
+  const words = document.createElement("p");
+  words.textContent =
+    `Where pixel ${x}, ${y} (blue) finds its look-alikes, state by state; bright counts most. Noise: sigma ${maps.sigma}.`;
+  const figures = maps.states.map((state, t) => {
+    const figure = document.createElement("figure");
+    const caption = document.createElement("figcaption");
+    const canvas = drawn(state, maps.centre);
+    caption.textContent = `${t + 1}: ${Math.round(maps.neighbours[t])} pixels`;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `State ${t + 1}: about ${Math.round(maps.neighbours[t])} pixels count`);
+    figure.append(canvas, caption);
+    return figure;
+  });
+  box.replaceChildren(words, ...figures);
+}

@@ -1,0 +1,271 @@
+// The page: a picture goes to the service as it is, and what comes back is shown and can be saved, byte for byte.
+import { View } from "/view.js";
+import { showMaps } from "/maps.js";
+
+const $ = (id) => document.getElementById(id);
+const SHOWN = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif"];
+const view = new View();
+let file = null; // what was chosen
+let models = [];
+let running = null; // the AbortController of the work under way
+let size = null; // of the picture before
+const urls = { before: null, after: null };
+
+// -- what is said ----------------------------------------------------------------------------------------------
+
+function say(text, bad = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("bad", bad);
+}
+
+async function asked(path, form, signal) {
+  let answer;
+  try {
+    answer = await fetch(path, { method: "POST", body: form, signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The service does not answer.");
+  }
+  if (answer.ok) return answer;
+  const said = await answer.json().catch(() => ({}));
+  const words = said.error || `The service answered ${answer.status}.`;
+  throw new Error(answer.status === 503 ? `${words}. Try again in ${answer.headers.get("Retry-After") || 5} seconds.` : words);
+}
+
+// -- the picture -----------------------------------------------------------------------------------------------
+
+async function shown(blob) {
+  // The URL of something that the browser shows: the blob itself, or an 8-bit PNG that the service makes of it.
+  if (SHOWN.includes(blob.type)) {
+    const url = URL.createObjectURL(blob);
+    try {
+      const image = new Image();
+      image.src = url;
+      await image.decode();
+      return { url, width: image.naturalWidth, height: image.naturalHeight };
+    } catch {
+      URL.revokeObjectURL(url);
+    }
+  }
+  const form = new FormData();
+  form.append("picture", blob, "picture");
+  const preview = await (await asked("/v1/preview", form)).blob();
+  const url = URL.createObjectURL(preview);
+  const image = new Image();
+  image.src = url;
+  await image.decode();
+  return { url, width: image.naturalWidth, height: image.naturalHeight };
+}
+
+function place(which, url) {
+  if (urls[which]) URL.revokeObjectURL(urls[which]);
+  urls[which] = url;
+  if (url) $(which).src = url;
+  else $(which).removeAttribute("src");
+}
+
+async function choose(chosen) {
+  stop();
+  say("");
+  file = chosen;
+  size = null;
+  $("chosen").textContent = chosen.name || "picture";
+  $("work").hidden = true;
+  forget();
+  $("go").disabled = true;
+  try {
+    const found = await shown(chosen);
+    if (file !== chosen) return;
+    place("before", found.url);
+    size = found;
+    $("work").hidden = false;
+    view.open(found.width, found.height);
+    $("x").max = found.width - 1;
+    $("y").max = found.height - 1;
+    ready();
+    say(`${found.width} × ${found.height} pixels.`);
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+function forget() {
+  // What belongs to the result before.
+  place("after", null);
+  for (const id of ["upper", "line", "tag-before", "tag-after", "compare-row", "save", "mark"]) $(id).hidden = true;
+  view.draw();
+  $("maps").replaceChildren();
+  if ($("save").href) URL.revokeObjectURL($("save").href);
+  $("save").removeAttribute("href");
+}
+
+// -- the work --------------------------------------------------------------------------------------------------
+
+const task = () => document.querySelector("input[name=task]:checked").value;
+
+function fields() {
+  const form = new FormData();
+  form.append("picture", file, file.name || "picture");
+  if (task() === "denoise") {
+    form.append("sigma", $("auto").checked ? "auto" : $("sigma").value);
+    form.append("strength", $("strength").value);
+  } else {
+    form.append("scale", $("scale").value);
+  }
+  if ($("model").value) form.append("model", $("model").value);
+  if ($("format").value) form.append("format", $("format").value);
+  return form;
+}
+
+function word() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(24)), (n) => n.toString(16).padStart(2, "0")).join("");
+}
+
+async function restore() {
+  const own = (running = new AbortController());
+  const form = fields();
+  const watch = word();
+  form.append("watch", watch);
+  forget();
+  busy(true);
+  say("Sending the picture.");
+  const timer = setInterval(() => follow(watch, own), 400);
+  const began = performance.now();
+  try {
+    const answer = await asked(`/v1/${task()}`, form, own.signal);
+    const result = await answer.blob();
+    const seconds = ((performance.now() - began) / 1000).toFixed(1);
+    const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition") || "");
+    await reveal(result, name ? name[1] : "restored", own);
+    const said = answer.headers.get("Nlrn-Said");
+    say(`Done in ${seconds} s.${said ? ` ${said[0].toUpperCase()}${said.slice(1)}.` : ""}`);
+  } catch (error) {
+    if (error.name === "AbortError") say("Stopped.");
+    else say(error.message, true);
+  } finally {
+    clearInterval(timer);
+    if (running === own) {
+      running = null;
+      busy(false);
+    }
+  }
+}
+
+async function follow(watch, own) {
+  const told = await fetch(`/v1/progress/${watch}`).then((answer) => answer.json()).catch(() => ({}));
+  if (running !== own) return;
+  if (told.state === "waiting") say("Waiting for others.");
+  if (told.state !== "running") return;
+  if (told.total) {
+    $("progress").value = told.done / told.total;
+    say(`Working: ${told.done} of ${told.total} tiles.`);
+  } else {
+    say("Working.");
+  }
+}
+
+async function reveal(result, name, own) {
+  const found = await shown(result);
+  if (running !== own) return URL.revokeObjectURL(found.url);
+  place("after", found.url);
+  $("save").href = URL.createObjectURL(result); // the service's own bytes
+  $("save").download = `${(file.name || "picture").replace(/\.[^.]*$/, "")}-${name}`;
+  for (const id of ["upper", "line", "tag-before", "tag-after", "compare-row", "save"]) $(id).hidden = false;
+  view.open(found.width, found.height);
+  $("compare").value = 50;
+  view.split(50);
+  $("work").scrollIntoView({ block: "nearest" });
+}
+
+function busy(on) {
+  $("stop").hidden = $("progress").hidden = !on;
+  $("progress").removeAttribute("value");
+  $("form").setAttribute("aria-busy", String(on));
+  ready();
+}
+
+function stop() {
+  if (running) running.abort();
+}
+
+function ready() {
+  const offered = models.some((model) => model.task === (task() === "denoise" ? "denoise" : "sr"));
+  $("no-model").hidden = offered || !models.length;
+  $("go").disabled = !file || !size || Boolean(running) || !offered;
+}
+
+// -- look-alikes -----------------------------------------------------------------------------------------------
+
+async function look(x, y) {
+  const form = new FormData();
+  form.append("picture", file, file.name || "picture");
+  form.append("x", x);
+  form.append("y", y);
+  form.append("sigma", $("auto").checked ? "auto" : $("sigma").value);
+  if (task() === "denoise" && $("model").value) form.append("model", $("model").value);
+  $("x").value = x;
+  $("y").value = y;
+  say(`Looking where pixel ${x}, ${y} finds its look-alikes.`);
+  try {
+    const maps = await (await asked("/v1/explain", form)).json();
+    showMaps($("maps"), maps, x, y);
+    view.mark(x, y, maps, size);
+    say("");
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+// -- what a person does ----------------------------------------------------------------------------------------
+
+function fillModels() {
+  const wanted = task() === "denoise" ? "denoise" : "sr";
+  const fitting = models.filter((model) => model.task === wanted);
+  $("model").replaceChildren(...fitting.map((model, i) => new Option(model.name, i ? model.name : "")));
+  for (const part of document.querySelectorAll("[data-task]")) part.hidden = part.dataset.task !== task();
+  ready();
+}
+
+$("file").addEventListener("change", (event) => event.target.files[0] && choose(event.target.files[0]));
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files[0]) choose(event.dataTransfer.files[0]);
+  });
+}
+document.addEventListener("paste", (event) => event.clipboardData.files[0] && choose(event.clipboardData.files[0]));
+for (const button of document.querySelectorAll("[data-sample]")) {
+  button.addEventListener("click", async () => {
+    const answer = await fetch(`/samples/${button.dataset.sample}.png`);
+    choose(new File([await answer.blob()], `${button.dataset.sample}.png`, { type: "image/png" }));
+  });
+}
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!$("go").disabled) restore();
+});
+$("stop").addEventListener("click", stop);
+for (const choice of document.querySelectorAll("input[name=task]")) choice.addEventListener("change", fillModels);
+function tell() {
+  $("sigma").disabled = $("auto").checked;
+  $("sigma-said").textContent = $("auto").checked ? "auto" : $("sigma").value;
+  $("strength-said").textContent = `${Math.round($("strength").value * 100)} %`;
+  $("scale-said").textContent = $("scale").value;
+}
+for (const id of ["auto", "sigma", "strength", "scale"]) $(id).addEventListener("input", tell);
+$("compare").addEventListener("input", () => view.split(Number($("compare").value)));
+view.onSplit = (share) => ($("compare").value = share);
+view.onPick = (x, y) => look(Math.floor((x * size.width) / view.width), Math.floor((y * size.height) / view.height));
+$("ask").addEventListener("click", () => {
+  view.asking = !view.asking;
+  $("ask").setAttribute("aria-pressed", String(view.asking));
+  $("view").classList.toggle("asking", view.asking);
+  $("at").hidden = !view.asking;
+});
+$("look").addEventListener("click", () => look(Number($("x").value), Number($("y").value)));
+
+tell();
+models = await fetch("/v1/models").then((answer) => answer.json()).catch(() => []);
+if (!models.length) say("The service does not answer.", true);
+fillModels();

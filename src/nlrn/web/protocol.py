@@ -1,0 +1,114 @@
+"""uvicorn with the deadlines that it has not: for a request's first lines, and for an answer to be taken.
+
+A refusal from here has no headers for browsers: what sent it is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nlrn.web.jobs import Jobs
+from nlrn.web.limits import Limits
+
+
+class Protocol(H11Protocol):
+    """A connection. A subclass of it carries the limits."""
+
+    limits = Limits()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._lines: asyncio.TimerHandle | None = None
+        self._taking: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.limits.connections:
+            transport.abort()
+        else:
+            self._await_lines()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._lines, self._taking):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._answering() and self._lines is not None:
+            self._lines.cancel()
+            self._lines = None
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not (self.transport.is_closing() or self._answering()):
+            self._await_lines()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taking = self.loop.call_later(self.limits.send_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._taking is not None:
+            self._taking.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, {"error": "this is not a request that HTTP/1.1 knows"})
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _await_lines(self) -> None:
+        if self._lines is not None:
+            self._lines.cancel()
+        self._lines = self.loop.call_later(self.limits.header_seconds, self._too_slow)
+
+    def _too_slow(self) -> None:
+        """Some of a request's lines came, or none: the one is told so, either is over."""
+        if self.transport.is_closing() or self._answering():
+            return
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            seconds = f"{self.limits.header_seconds:g}"
+            said = {"error": f"the first lines did not come within {seconds} seconds", "limit": "header_seconds"}
+            self._refuse(408, said)
+        self.transport.close()
+
+    def _refuse(self, status: int, said: dict[str, str]) -> None:
+        content = json.dumps(said).encode()
+        reason = {400: b"Bad Request", 408: b"Request Timeout"}[status]
+        head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (status, reason, len(content)) + content)
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Told to end: it takes no more jobs, lets the one under way go on for a while, then ends it too."""
+
+    def __init__(self, config: uvicorn.Config, jobs: Jobs) -> None:
+        super().__init__(config)
+        self.jobs = jobs
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        self.jobs.close()
+        asyncio.get_running_loop().call_later(self.jobs.limits.stop_seconds, self.jobs.end)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            self.jobs.end()
+
+
+def server(app: Any, jobs: Jobs, limits: Limits, host: str, port: int) -> Server:
+    """Ready to run on that address."""
+    config = uvicorn.Config(
+        app, host=host, port=port,
+        http=type("LimitedProtocol", (Protocol,), {"limits": limits}), ws="none", loop="asyncio",
+        log_level="error", access_log=False, server_header=False, proxy_headers=False,
+        timeout_graceful_shutdown=math.ceil(limits.stop_seconds) + 2, backlog=limits.connections,
+    )  # fmt: skip
+    return Server(config, jobs)

@@ -1,0 +1,104 @@
+"""The Dockerfile, read: nothing builds it here, so what it must hold is checked line by line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nlrn import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "Dockerfile").read_text()
+KNOWN = {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT"}
+
+
+def lines(text: str) -> list[tuple[str, str]]:
+    """(instruction, the rest), continued lines joined, comments left out."""
+    plain = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    joined = re.sub(r"\\\n\s*", " ", plain)
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+def stages(text: str) -> list[list[tuple[str, str]]]:
+    found: list[list[tuple[str, str]]] = []
+    for instruction, rest in lines(text):
+        if instruction == "FROM":
+            found.append([])
+        found[-1].append((instruction, rest))
+    return found
+
+
+def problems(text: str) -> list[str]:
+    """What a linter would say, of what matters here."""
+    found = [f"{word} is not known" for word, _ in lines(text) if word not in KNOWN]
+    for word, rest in lines(text):
+        if word == "FROM" and (":" not in rest or rest.split()[0].endswith(":latest")):
+            found.append(f"{rest} is not pinned")
+        if word == "COPY" and "--from" not in rest:
+            *sources, _ = shlex.split(rest)
+            found += [f"there is no {source}" for source in sources if not (ROOT / source).exists()]
+        if word == "RUN" and "apt-get install" in rest:
+            tidy = (
+                "apt-get update" in rest and "--no-install-recommends" in rest and "rm -rf /var/lib/apt/lists" in rest
+            )
+            found += [] if tidy else [f"not tidy: {rest}"]
+        if word == "RUN" and "pip install" in rest and not ("--no-cache-dir" in rest and "-c constraints.txt" in rest):
+            found.append(f"pip without constraints, or with a cache: {rest}")
+        if word in ("ENTRYPOINT", "CMD") and not rest.startswith("["):
+            found.append("a shell would keep SIGTERM to itself")
+    last = dict(stages(text)[-1])
+    user = last.get("USER", "root")
+    if user.split(":")[0] in ("root", "0"):
+        found.append("runs as root")
+    if "/healthz" not in last.get("HEALTHCHECK", ""):
+        found.append("no health check")
+    torch = [rest for word, rest in lines(text) if word == "RUN" and rest.endswith(" torch")]
+    if not any("--index-url https://download.pytorch.org/whl/cpu" in rest for rest in torch):
+        found.append("torch with CUDA")
+    return found
+
+
+def test_the_file_says_what_it_must() -> None:
+    assert problems(TEXT) == []
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "said"),
+    [
+        ("USER 10001\n", "", "runs as root"),
+        ("USER 10001\n", "USER root\n", "runs as root"),
+        ("/healthz", "/", "no health check"),
+        (" --index-url https://download.pytorch.org/whl/cpu", "", "torch with CUDA"),
+        ("python:3.11-slim AS", "python AS", "python AS build is not pinned"),
+        ("COPY src src", "COPY source src", "there is no source"),
+        ('-c constraints.txt ".', '".', "pip without constraints"),
+        ('ENTRYPOINT ["nlrn", "serve"', 'ENTRYPOINT nlrn serve ["', "a shell would keep"),
+        ("WORKDIR", "ADD", "ADD is not known"),
+    ],
+)
+def test_what_must_not_be_is_found(was: str, becomes: str, said: str) -> None:
+    assert was in TEXT
+    assert any(problem.startswith(said) for problem in problems(TEXT.replace(was, becomes, 1)))
+
+
+def test_its_command_is_one_of_ours_and_its_port_the_one_that_is_watched() -> None:
+    last = dict(stages(TEXT)[-1])
+    options = cli._parser().parse_args(json.loads(last["ENTRYPOINT"])[1:])
+    assert (options.host, options.port) == ("0.0.0.0", int(last["EXPOSE"]))
+    assert f"http://127.0.0.1:{options.port}/healthz" in last["HEALTHCHECK"]
+    watch = json.loads(last["HEALTHCHECK"].partition("CMD ")[2])
+    compile(watch[-1], "<health check>", "exec")
+
+
+def test_what_is_copied_is_let_through_and_built_files_are_not() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignored[0] == "*"
+    assert "**/*.so" in ignored
+    copied = [
+        name for word, rest in lines(TEXT) if word == "COPY" and "--from" not in rest for name in rest.split()[:-1]
+    ]
+    assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
