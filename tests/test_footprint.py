@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 import nlrn
-from nlrn import cli, hardware
+from nlrn import cli, restoring
 from nlrn.hardware import _group_memory
 
 SCRIPT = """
 import logging, resource, sys
 import numpy as np
 import nlrn
-from nlrn import cli, hardware
+from nlrn import cli, restoring
 logging.basicConfig(format="%(message)s")
 tile, room = int(sys.argv[1]), int(sys.argv[2])
 image = np.random.default_rng(0).random((300, 330), np.float32)
@@ -90,7 +90,7 @@ def test_a_picture_that_does_not_fit_what_is_free_is_refused_before_any_work(
 ) -> None:
     Image.fromarray(np.zeros((300, 330), np.uint8)).save(tmp_path / "in.png")
     command = ["denoise", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--sigma", "25"]
-    monkeypatch.setattr(hardware, "memory", lambda: {"total": 1000, "available": 80})
+    monkeypatch.setattr(restoring, "memory", lambda: {"total": 1000, "available": 80})
     assert cli.run(command) == 3
     assert "give --memory what may be taken" in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()

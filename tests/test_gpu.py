@@ -224,9 +224,13 @@ def test_gradients_at_large_logits_where_keys_tie(scale: float, carry: bool) -> 
         out, _ = reference.attend(*leaves, chain.window, None, False)
         gradients.append(torch.autograd.grad((out * dout.to(dtype)).sum(), leaves))
     floor = float(dout.norm())
+    # Logits that were not carried are computed anew: where their products are summed in another order, as some
+    # processors' matrix products do here, they differ by their rounding.
+    largest = float((q[0, :, :, None, None] * k[0]).sum(-1).abs().max().detach())
+    again = 0.0 if carry else largest * 2**-24
     for kernels, exactly, definition in zip(found, *gradients, strict=True):
         lost = [float((x.double() - exactly).norm()) / max(float(exactly.norm()), floor) for x in (kernels, definition)]
-        assert lost[0] <= 2 * lost[1] + 1e-5
+        assert lost[0] <= 2 * lost[1] + 1e-5 + again
 
 
 @pytest.mark.parametrize("later", [False, True])

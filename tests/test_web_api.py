@@ -134,8 +134,7 @@ def test_enlarging_too(
 ) -> None:
     model = folder / "toy-sr.safetensors"
     expected = by_command_line("upscale", files[name], model, options, tmp_path / "out")
-    for more in ({"model": "toy-sr"}, {}):  # the only one of its task is the usual one
-        assert ask(client, "/v1/upscale", files[name], **options, **more).content == expected
+    assert ask(client, "/v1/upscale", files[name], **options, model="toy-sr").content == expected
 
 
 def test_the_shipped_model_is_the_usual_one_and_what_is_said_is_said(

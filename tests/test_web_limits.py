@@ -100,6 +100,30 @@ def test_a_field_that_makes_no_sense_is_named(
     refused(post(client, small, **fields), 422, field=field)
 
 
+@pytest.mark.parametrize("charset", ["punycode", "unicode_escape", "utf-16", "nonsense"])
+def test_fields_are_read_as_utf_8_alone(client: httpx.Client, small: bytes, charset: str) -> None:
+    """Other codecs take time with the square of the length, or make what no answer can repeat."""
+    head = f"multipart/form-data; boundary=BB; charset={charset}"
+    field = 'Content-Disposition: form-data; name="model"\r\n\r\n' + "a" * 200_000 + "-" + "a" * 200_000
+    started = time.monotonic()
+    answer = client.post("/v1/denoise", content=f"--BB\r\n{field}\r\n--BB--\r\n", headers={"content-type": head})
+    refused(answer, 415, field="Content-Type")
+    assert time.monotonic() - started < 2
+    twice = 'Content-Disposition: form-data; name="\\ud800"\r\n\r\n1'
+    body = f"--BB\r\n{twice}\r\n--BB\r\n{twice}\r\n--BB--\r\n"
+    refused(client.post("/v1/denoise", content=body, headers={"content-type": head}), 415)
+    whole = client.build_request("POST", "/v1/denoise", files={"picture": ("p.png", small)}, data={"sigma": "25"})
+    assert client.post(
+        "/v1/denoise",
+        content=whole.read(),
+        headers={"content-type": whole.headers["content-type"] + '; charset="UTF-8"'},
+    ).is_success
+
+
+def test_a_scale_beside_a_side_is_422(client: httpx.Client, small: bytes) -> None:
+    assert "not both" in refused(post(client, small, "/v1/upscale", scale="2", width="32", model="toy-sr"), 422)
+
+
 def test_other_things_that_cannot_be_are_422(client: httpx.Client, small: bytes) -> None:
     refused(post(client, small, "/v1/upscale", scale="1.2"), 422, field="scale")
     refused(post(client, small, "/v1/upscale", scale="2", model="toy"), 422)  # of another task

@@ -251,6 +251,30 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
         for pid in running.children():
             if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
+        answers: list[httpx.Response] = []
+
+        def again() -> bool:
+            answers.append(denoise(client, data))
+            return answers[-1].content == first.content
+
+        assert _in_the_end(again)
+        assert {answer.status_code for answer in answers} <= {200, 503}
+
+
+def test_a_worker_that_cannot_begin_again_is_503_until_it_can(tmp_path: Path) -> None:
+    data, weights = picture(tmp_path / "p.png").read_bytes(), tmp_path / "toy.safetensors"
+    with service(tmp_path) as running, running.client() as client:
+        first = denoise(client, data)
+        weights.rename(tmp_path / "away")
+        for pid in running.children():
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        for _ in range(3):
+            answer = denoise(client, data)
+            assert answer.status_code == 503
+            assert answer.json()["error"]
+            assert int(answer.headers["Retry-After"]) >= 1
+        (tmp_path / "away").rename(weights)
         assert _in_the_end(lambda: denoise(client, data).content == first.content)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import CHROMIUM
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Route, expect, sync_playwright
 from webserver import Service, picture, service
 
 from nlrn.cli import run
@@ -161,15 +162,14 @@ def test_the_line_shows_one_picture_on_each_side(page: Page, tmp_path: Path) -> 
     assert page.evaluate("document.getElementById('stage').getBoundingClientRect().width") == 1400
 
 
-def test_enlarging_and_an_error_that_is_said(page: Page, folder: Path, tmp_path: Path) -> None:
+def test_enlarging_and_an_error_that_is_said(page: Page, tmp_path: Path) -> None:
     source, out = picture(tmp_path / "p.png", size=(60, 40)), tmp_path / "out.png"
     page.set_input_files("#file", source)
     expect(page.locator("#status")).to_contain_text("60")
     page.check("input[value=upscale]")
     page.locator("#scale").fill("3")
     page.click("#go")
-    model = str(folder / "toy-sr.safetensors")
-    assert run(["upscale", str(source), "-o", str(out), "--model", model, "-q", "-s", "3"]) == 0
+    assert run(["upscale", str(source), "-o", str(out), "-q", "-s", "3"]) == 0  # the shipped model, in both
     assert restored(page) == out.read_bytes()
     (tmp_path / "no.png").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "no.png")
@@ -178,6 +178,33 @@ def test_enlarging_and_an_error_that_is_said(page: Page, folder: Path, tmp_path:
     (tmp_path / "large.tif").write_bytes(b"II*\0" + bytes(40 << 20))
     page.set_input_files("#file", tmp_path / "large.tif")
     expect(page.locator("#status")).to_contain_text("over 33,554,432 bytes", timeout=20_000)
+
+
+@pytest.mark.parametrize("then", ["another", "stop"])
+def test_what_comes_late_is_shown_for_no_other_picture(page: Page, tmp_path: Path, then: str) -> None:
+    """A TIFF is shown by way of a preview; while that is made, another picture is chosen, or the work stopped."""
+    held: list[Route] = []
+    page.route("**/v1/preview", lambda route: held.append(route))
+    choose(page, picture(tmp_path / "a.png", size=(60, 40)))
+    page.select_option("#format", "tif")
+    page.click("#go")
+    expect(page.locator("#save")).to_be_visible(timeout=20_000)  # it can be saved before it can be seen
+    page.wait_for_function("document.getElementById('stop').hidden === false")
+    if then == "another":
+        page.set_input_files("#file", picture(tmp_path / "b.png", size=(80, 40)))
+        expect(page.locator("#status")).to_contain_text("80 \u00d7 40")
+    else:
+        page.click("#stop")
+        expect(page.locator("#status")).to_have_text("Stopped.")
+    for route in held:
+        with contextlib.suppress(Error):  # the request is gone
+            route.continue_()
+    page.wait_for_timeout(500)
+    assert page.locator("#after").get_attribute("src") is None
+    expect(page.locator("#stop")).to_be_hidden()
+    if then == "another":
+        expect(page.locator("#save")).to_be_hidden()
+        expect(page.locator("#status")).to_contain_text("80 \u00d7 40")
 
 
 def test_a_click_shows_where_a_pixel_finds_its_look_alikes(page: Page, tmp_path: Path) -> None:

@@ -102,9 +102,11 @@ def result_size(
 ) -> tuple[int, int]:
     """(height, width) of an enlarged picture, one that is offered: by a scale (2), or by a side or both.
 
-    A side alone sets the other, halves rounded up. Raises InputError for a size that is not offered, or that has more
-    pixels than `most`.
+    A side alone sets the other, halves rounded up. Raises InputError for a scale beside a side, and for a size that is
+    not offered, or that has more pixels than `most`.
     """
+    if scale is not None and (to_width or to_height):
+        raise InputError("give a scale, or a width and a height, not both")
     if to_width is None and to_height is None:
         size = enlarged_size((height, width), scale or 2.0)
     else:

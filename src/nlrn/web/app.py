@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import email.message
+import json
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Form, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -145,6 +146,10 @@ class _Route(APIRoute):
 async def _form(request: Request) -> Any:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
         raise RefusedError(415, f"expected {_FORM} with the field picture", field="Content-Type")
+    charset = email.message.Message()  # of its own choice a client could have fields decoded by codecs that take hours
+    charset["content-type"] = request.headers["content-type"]
+    if str(charset.get_param("charset", "utf-8")).lower() not in ("utf-8", "utf8"):
+        raise RefusedError(415, "fields are read as UTF-8 alone", field="Content-Type")
     try:
         form = await _InMemory(request.headers, request.stream(), max_files=1, max_fields=_MAX_FIELDS).parse()
     except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
@@ -177,6 +182,14 @@ async def _gone(request: Request) -> None:
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
+_FAILED = "the service failed; its log says how"
+
+
+def _json(said: dict[str, Any], status: int, headers: Any = None) -> Response:
+    """In ASCII, whatever a client made up."""
+    return Response(json.dumps(said), status, headers, media_type="application/json")
+
+
 class _Counted:
     """Counts the answers, by the route's own name and never by what a client made up; whatever fails is a 503."""
 
@@ -188,6 +201,8 @@ class _Counted:
 
         async def noted(message: Any) -> None:
             nonlocal status
+            if message.get("status") == 500:  # of the framework; its error comes after it
+                raise RefusedError(503, _FAILED)
             status = message.get("status", status)
             await send(message)
 
@@ -199,7 +214,7 @@ class _Counted:
             _LOG.exception("a request failed in a way that was not foreseen")
             if status:
                 raise
-            raise RefusedError(503, "the service failed; its log says how") from error
+            raise RefusedError(503, _FAILED) from error
         finally:
             if scope["type"] == "http":
                 route = getattr(scope.get("route"), "path", "other")
@@ -208,19 +223,19 @@ class _Counted:
 
 def _say_refusals(app: FastAPI) -> None:
     async def refused(request: Request, error: Any) -> Response:
-        return JSONResponse(error.said, error.status)
+        return _json(error.said, error.status)
 
     async def gone(request: Request, error: Any) -> Response:
-        return JSONResponse({"error": "the client went away"}, 408)
+        return _json({"error": "the client went away"}, 408)
 
     async def invalid(request: Request, error: Any) -> Response:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:2]) or "form"
         words = "expected the bytes of a file" if field == "picture" else first["msg"]
-        return JSONResponse({"error": f"{field}: {words}"[:300], "field": field[:80]}, 422)
+        return _json({"error": f"{field}: {words}"[:300], "field": field[:80]}, 422)
 
     async def other(request: Request, error: Any) -> Response:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+        return _json({"error": str(error.detail)}, error.status_code, error.headers)
 
     app.add_exception_handler(RefusedError, refused)
     app.add_exception_handler(ClientDisconnect, gone)

@@ -56,7 +56,10 @@ class Worker:
     def ask(self, task: Task, tick: Callable[[int, int], None], stop: threading.Event) -> Answer:
         """The answer. Raises RefusedError, and StoppedError once `stop` is set and the process is free or gone."""
         if self._process is None or not self._process.is_alive():
-            self.start()
+            try:
+                self.start()
+            except (ModelError, BackendError, OSError) as error:
+                raise RefusedError(503, "the process that does the work cannot be begun again") from error
         assert self._connection is not None
         try:
             self._connection.send(task)

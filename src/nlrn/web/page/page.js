@@ -34,7 +34,7 @@ async function asked(path, form, signal) {
 
 // -- the picture -----------------------------------------------------------------------------------------------
 
-async function shown(blob) {
+async function shown(blob, signal) {
   // The URL of something that the browser shows: the blob itself, or an 8-bit PNG that the service makes of it.
   if (SHOWN.includes(blob.type)) {
     const url = URL.createObjectURL(blob);
@@ -49,7 +49,7 @@ async function shown(blob) {
   }
   const form = new FormData();
   form.append("picture", blob, "picture");
-  const preview = await (await asked("/v1/preview", form)).blob();
+  const preview = await (await asked("/v1/preview", form, signal)).blob();
   const url = URL.createObjectURL(preview);
   const image = new Image();
   image.src = url;
@@ -75,7 +75,7 @@ async function choose(chosen) {
   $("go").disabled = true;
   try {
     const found = await shown(chosen);
-    if (file !== chosen) return;
+    if (file !== chosen) return URL.revokeObjectURL(found.url);
     place("before", found.url);
     size = found;
     $("work").hidden = false;
@@ -85,7 +85,7 @@ async function choose(chosen) {
     ready();
     say(`${found.width} × ${found.height} pixels.`);
   } catch (error) {
-    say(error.message, true);
+    if (file === chosen) say(error.message, true);
   }
 }
 
@@ -123,6 +123,7 @@ function word() {
 
 async function restore() {
   const own = (running = new AbortController());
+  const chosen = file;
   const form = fields();
   const watch = word();
   form.append("watch", watch);
@@ -136,11 +137,19 @@ async function restore() {
     const result = await answer.blob();
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
     const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition") || "");
-    await reveal(result, name ? name[1] : "restored", own);
     const said = answer.headers.get("Nlrn-Said");
-    say(`Done in ${seconds} s.${said ? ` ${said[0].toUpperCase()}${said.slice(1)}.` : ""}`);
+    const done = `Done in ${seconds} s.${said ? ` ${said[0].toUpperCase()}${said.slice(1)}.` : ""}`;
+    offer(result, name ? name[1] : "restored", chosen, own);
+    try {
+      await reveal(result, own);
+      say(done);
+    } catch (error) {
+      if (own.signal.aborted) throw error;
+      say(`${done} It cannot be shown here (${error.message}), but downloaded.`);
+    }
   } catch (error) {
-    if (error.name === "AbortError") say("Stopped.");
+    if (file !== chosen) return; // another picture has the word
+    if (own.signal.aborted) say("Stopped.");
     else say(error.message, true);
   } finally {
     clearInterval(timer);
@@ -164,13 +173,24 @@ async function follow(watch, own) {
   }
 }
 
-async function reveal(result, name, own) {
-  const found = await shown(result);
-  if (running !== own) return URL.revokeObjectURL(found.url);
+function halted(own) {
+  if (own.signal.aborted) throw new DOMException("stopped", "AbortError");
+}
+
+function offer(result, name, chosen, own) {
+  // To be saved: the service's own bytes, whether they can be shown or not.
+  halted(own);
+  $("save").href = URL.createObjectURL(result);
+  $("save").download = `${(chosen.name || "picture").replace(/\.[^.]*$/, "")}-${name}`;
+  $("save").hidden = false;
+}
+
+async function reveal(result, own) {
+  const found = await shown(result, own.signal);
+  if (own.signal.aborted) URL.revokeObjectURL(found.url);
+  halted(own);
   place("after", found.url);
-  $("save").href = URL.createObjectURL(result); // the service's own bytes
-  $("save").download = `${(file.name || "picture").replace(/\.[^.]*$/, "")}-${name}`;
-  for (const id of ["upper", "line", "tag-before", "tag-after", "compare-row", "save"]) $(id).hidden = false;
+  for (const id of ["upper", "line", "tag-before", "tag-after", "compare-row"]) $(id).hidden = false;
   view.open(found.width, found.height);
   $("compare").value = 50;
   view.split(50);
@@ -197,6 +217,7 @@ function ready() {
 // -- look-alikes -----------------------------------------------------------------------------------------------
 
 async function look(x, y) {
+  const chosen = file;
   const form = new FormData();
   form.append("picture", file, file.name || "picture");
   form.append("x", x);
@@ -208,11 +229,12 @@ async function look(x, y) {
   say(`Looking where pixel ${x}, ${y} finds its look-alikes.`);
   try {
     const maps = await (await asked("/v1/explain", form)).json();
+    if (file !== chosen) return;
     showMaps($("maps"), maps, x, y);
     view.mark(x, y, maps, size);
     say("");
   } catch (error) {
-    say(error.message, true);
+    if (file === chosen) say(error.message, true);
   }
 }
 
@@ -221,12 +243,17 @@ async function look(x, y) {
 function fillModels() {
   const wanted = task() === "denoise" ? "denoise" : "sr";
   const fitting = models.filter((model) => model.task === wanted);
-  $("model").replaceChildren(...fitting.map((model, i) => new Option(model.name, i ? model.name : "")));
+  const named = fitting.map((model) => new Option(model.name, model.name));
+  $("model").replaceChildren(new Option("the one for the picture", ""), ...named);
   for (const part of document.querySelectorAll("[data-task]")) part.hidden = part.dataset.task !== task();
   ready();
 }
 
-$("file").addEventListener("change", (event) => event.target.files[0] && choose(event.target.files[0]));
+$("file").addEventListener("change", (event) => {
+  const chosen = event.target.files[0];
+  event.target.value = ""; // so that the same one can be chosen again
+  if (chosen) choose(chosen);
+});
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
@@ -266,6 +293,6 @@ $("ask").addEventListener("click", () => {
 $("look").addEventListener("click", () => look(Number($("x").value), Number($("y").value)));
 
 tell();
-models = await fetch("/v1/models").then((answer) => answer.json()).catch(() => []);
+models = await fetch("/v1/models").then((answer) => (answer.ok ? answer.json() : [])).catch(() => []);
 if (!models.length) say("The service does not answer.", true);
 fillModels();
