@@ -150,6 +150,17 @@ def inference() -> str:
     return markdown(header, lines) + _measured(result)
 
 
+def between() -> str:
+    """Scores at scales between the whole ones: files results/between-*.json."""
+    lines, notes, found = [], [], {}
+    for result in [load(path.stem) for path in sorted(RESULTS.glob("between-*.json"))]:
+        ((name, found),) = result["scores"].items()
+        scores = [f"{score['psnr']:.2f} / {score['ssim']:.4f}" for score in found.values()]
+        lines.append([f"{result['model']}, {TITLES[name]}, {result['protocol'].partition(':')[0]}", *scores])
+        notes.append(_measured(result))
+    return markdown(["PSNR (dB) / SSIM", *found], lines) + "".join(notes)
+
+
 def tiles() -> str:
     """Tiles against the whole picture, of results/pictures.json."""
     rows = load("pictures")["price"]
@@ -215,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attention-enlarging": partial(attention, TASKS["enlarging"]),
     "benchmark-model": lambda: benchmark("model"),
     "benchmark-operator": lambda: benchmark("operator"),
+    "between": between,
     "card": card,
     "commands": commands,
     "estimate": estimate,

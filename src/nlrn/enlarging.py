@@ -49,13 +49,8 @@ def enlarged(image: np.ndarray, height: int, width: int, restore: Callable[[np.n
 
     restore: of the enlarged picture's luminance, float32 [1, 1, height, width], the restored one.
     """
-    channels = image.shape[2:]
-    larger = np.empty((height, width, *channels), np.float32)
-    for channel in range(math.prod(channels)):
-        larger.reshape(height, width, -1)[..., channel] = resize_bicubic(
-            image.reshape(*image.shape[:2], -1)[..., channel].astype(np.float64), height, width
-        )
-    colour = channels == (3,)
+    larger = resized_bicubic(image, height, width)
+    colour = image.shape[2:] == (3,)
     luma = np.empty((1, 1, height, width), np.float32)
     for rows in _strips(height):
         luma[0, 0, rows] = studio_luma(larger[rows]) if colour else larger[rows].reshape(-1, width)
@@ -67,6 +62,17 @@ def enlarged(image: np.ndarray, height: int, width: int, restore: Callable[[np.n
     else:
         larger += detail.reshape(larger.shape)
     return larger
+
+
+def resized_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """float32 HW or HWC in another size by bicubic, not clipped; one channel of it is in float64 at a time."""
+    channels = image.shape[2:]
+    result = np.empty((height, width, *channels), np.float32)
+    for channel in range(math.prod(channels)):
+        result.reshape(height, width, -1)[..., channel] = resize_bicubic(
+            image.reshape(*image.shape[:2], -1)[..., channel].astype(np.float64), height, width
+        )
+    return result
 
 
 def _strips(height: int) -> Iterator[slice]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nlrn.alpha import fill_hidden, hidden
 from nlrn.checkpoint import default_model, load_model, to_device
-from nlrn.enlarging import enlarged, passes_of
+from nlrn.enlarging import enlarged, passes_of, resized_bicubic
 from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 from nlrn.footprint import TILES, memory_per_pixel, within_memory
 from nlrn.hardware import hardware_bf16, usable_device
@@ -157,8 +157,9 @@ class Restorer:
         As in the paper: enlarged by MATLAB's bicubic, then the network restores the luminance (BT.601, studio range)
         of the enlarged picture, and the colour differences stay bicubic; a grey picture is its own luminance. image:
         float HW or HWC (C = 1 or 3) on the 0..1 scale. Each side grows by 1.5 to 16: by one pass up to 4, what the
-        network has seen in training, and by two equal ones beyond. Raises InputError for anything else, ConfigError
-        for a model of another task, MemoryBudgetError when no tile fits the memory.
+        network has seen in training, and by two equal ones beyond; below 2, which it has not seen and sharpens too much, it
+        runs at 2 and the result is made smaller by bicubic. Raises InputError for anything else, ConfigError for a
+        model of another task, MemoryBudgetError when no tile fits the memory.
         """
         self.require("sr")
         image = checked_picture(image)
@@ -166,10 +167,10 @@ class Restorer:
         for i in range(passes):
             share = (i + 1) / passes
             pairs = zip(image.shape[:2], (height, width), strict=True)
-            sides = [math.floor(n * (m / n) ** share + 0.5) for n, m in pairs]
+            sides = [max(2 * n, math.floor(n * (m / n) ** share + 0.5)) for n, m in pairs]
             tick = progress and partial(tick_of_part, progress, i, passes)
             image = enlarged(image, sides[0], sides[1], partial(self._restored, noise=0.0, progress=tick))
-        return image
+        return image if image.shape[:2] == (height, width) else resized_bicubic(image, height, width)
 
     def require(self, task: str) -> None:
         """Raises ConfigError for a model of another task."""
