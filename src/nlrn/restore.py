@@ -157,9 +157,9 @@ class Restorer:
         As in the paper: enlarged by MATLAB's bicubic, then the network restores the luminance (BT.601, studio range)
         of the enlarged picture, and the colour differences stay bicubic; a grey picture is its own luminance. image:
         float HW or HWC (C = 1 or 3) on the 0..1 scale. Each side grows by 1.5 to 16: by one pass up to 4, what the
-        network has seen in training, and by two equal ones beyond; below 2, which it has not seen and sharpens too much, it
-        runs at 2 and the result is made smaller by bicubic. Raises InputError for anything else, ConfigError for a
-        model of another task, MemoryBudgetError when no tile fits the memory.
+        network has seen in training, and by two equal ones beyond. Below 2 it would sharpen too much: it runs at 2,
+        and bicubic makes the result smaller. Raises InputError for anything else, ConfigError for a model of another
+        task, MemoryBudgetError when no tile fits the memory.
         """
         self.require("sr")
         image = checked_picture(image)
