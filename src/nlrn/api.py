@@ -77,8 +77,8 @@ def upscale(
 
     picture: as for `denoise`, as is what happens to its numbers; alpha is enlarged by bicubic. The sides are rounded
     to whole pixels, halves up. The network restores the luminance, whatever the scale: it was trained for 2, 3 and 4;
-    below 2 it runs at 2, beyond 4 twice. model: a shipped name, a weights file or an NLRN; None takes the best one. mode: as for
-    `denoise`.
+    below 2 it runs at 2, beyond 4 twice. model: a shipped name, a weights file or an NLRN; None takes the best one.
+    mode: as for `denoise`.
 
     Raises InputError for a picture or scale that is refused, ModelError for the model.
     """
