@@ -144,7 +144,8 @@ def test_a_deadline_ends_a_job_and_the_next_one_is_done(tmp_path: Path) -> None:
     small, large = picture(tmp_path / "s.png"), picture(tmp_path / "l.png", size=(1500, 1500))
     with service(tmp_path, "--job-seconds", "4") as running, running.client() as client:
         assert denoise(client, small.read_bytes()).status_code == 200
-        for fields in ({"tile": "64"}, {"mode": "patch", "tta": "true"}):  # ended between tiles, or with its process
+        # ended between tiles, or with its process
+        for fields in ({"tile": "64", "tta": "true"}, {"mode": "patch", "tta": "true"}):
             began = time.monotonic()
             late = denoise(client, large.read_bytes(), **fields)
             assert late.status_code == 503, late.text
