@@ -5,12 +5,12 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/nlrn
 WORKDIR /build
-COPY constraints.txt .
-# torch without CUDA, from its own index: everywhere else Linux gets gigabytes of it
-RUN /opt/nlrn/bin/pip install --no-cache-dir -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
+# A folder wheels/ need not be there. It is for torch's CPU build, whose version counts as higher than that of the usual
+# one, which would bring CUDA along (gigabytes)
+COPY constraints.txt wheel[s] wheels/
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY src src
-RUN /opt/nlrn/bin/pip install --no-cache-dir -c constraints.txt ".[web]"
+RUN /opt/nlrn/bin/pip install --no-cache-dir -c wheels/constraints.txt --find-links wheels ".[web]"
 
 FROM python:3.11-slim
 RUN apt-get update \

@@ -134,7 +134,7 @@ def _page(words: list[str]) -> None:
 
 STUDY = "ten trainings and more, each a process of its own: test_study.py trains, the line above shows the command"
 BENCHMARK = "hours: test_benchmark.py measures and plots, docs/performance.md's third line is run"
-CONTAINER = "no docker here; test_container.py reads the Dockerfile"
+CONTAINER = "wants docker; test_container.py reads the Dockerfile"
 SERVES = "does not end by itself; test_web_api.py and its neighbours ask a real one"
 LOOKED_AT = {
     "make demo": (_make, "installs; test_pages.py runs the demo"),
