@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, their child processes too
 
 import pytest
 import torch  # reads the variable when it is imported
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    import httpx
+    from webserver import Service
 
 torch.set_num_threads(1)
 SLOW_IS_FINE = [HealthCheck.too_slow]  # nothing depends on how busy the machine is, so no deadline either
@@ -49,6 +55,33 @@ def data_root() -> Path:
         assert not os.environ.get("NLRN_DATA"), f"NLRN_DATA names no folder: {_data()}"
         pytest.skip(f"the data sets are not at {_data()} (set NLRN_DATA)")
     return _data()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the files of a module's service lie."""
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """A real service for the tests of one module, with the options that it calls SERVE."""
+    from webserver import service
+
+    with service(folder, *getattr(request.module, "SERVE", ())) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(running: Service) -> Iterator[httpx.Client]:
+    """A client of that service."""
+    with running.client() as found:
+        yield found
+
+
+def pytest_report_header() -> list[str]:
+    """What is not collected is said."""
+    return [f"not collected: {name} (no Chromium; see CONTRIBUTING.md)" for name in collect_ignore]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -5,37 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from webserver import Service, picture, service
+from webserver import Service, picture
 
 from nlrn import __version__
 from nlrn.cli import run
 from nlrn.explain import correlation_maps
 from nlrn.images import Picture, encode_picture, read_picture, write_picture
 from nlrn.restore import Restorer
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("service")
-
-
-@pytest.fixture(scope="module")
-def running(folder: Path) -> Iterator[Service]:
-    with service(folder) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(running: Service) -> Iterator[httpx.Client]:
-    with running.client() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

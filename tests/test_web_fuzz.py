@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from webserver import picture, service
+from webserver import picture
 
 HOSTILE = st.one_of(
     st.text(max_size=40),
@@ -21,13 +21,7 @@ HOSTILE = st.one_of(
     st.floats().map(str),
 )
 METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "NONE"])
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    folder = tmp_path_factory.mktemp("service")
-    with service(folder, "--job-seconds", "20") as running, running.client() as found:
-        yield found
+SERVE = ("--job-seconds", "20")
 
 
 @pytest.fixture(scope="module")

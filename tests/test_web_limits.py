@@ -14,27 +14,11 @@ import numpy as np
 import pytest
 from picturefiles import png
 from PIL import Image
-from webserver import Service, picture, service
+from webserver import Service, picture
 
 ROUTES = ("/v1/denoise", "/v1/upscale", "/v1/preview", "/v1/explain")
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("service")
-
-
-@pytest.fixture(scope="module")
-def running(folder: Path) -> Iterator[Service]:
-    with service(folder, "--allow-host", "Pictures.example", "--max-result-pixels", "20000") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(running: Service) -> Iterator[httpx.Client]:
-    with running.client() as found:
-        yield found
+SERVE = ("--allow-host", "Pictures.example", "--max-result-pixels", "20000")
 
 
 @pytest.fixture(scope="module")

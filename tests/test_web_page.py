@@ -13,24 +13,13 @@ import pytest
 from conftest import CHROMIUM
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, Route, expect, sync_playwright
-from webserver import Service, picture, service
+from webserver import Service, picture
 
 from nlrn.cli import run
 from nlrn.images import Picture, write_picture
 
 SIZES = {"wide": (1280, 800), "phone": (390, 844)}
 PICTURES = os.environ.get("NLRN_SCREENSHOTS")  # a folder to look at them in
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("service")
-
-
-@pytest.fixture(scope="module")
-def running(folder: Path) -> Iterator[Service]:
-    with service(folder) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
