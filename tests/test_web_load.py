@@ -231,6 +231,9 @@ def test_it_ends_within_20_seconds_whatever_is_under_way(tmp_path: Path, sent: s
             client.start()
         half_open = socket.create_connection(("127.0.0.1", running.port))
         slow_lines(half_open)
+        sending = socket.create_connection(("127.0.0.1", running.port))  # a body that does not come to its end
+        head = f"POST /v1/denoise HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\nContent-Length: 1000\r\n"
+        sending.sendall(f"{head}Content-Type: multipart/form-data; boundary=BB\r\n\r\n--BB".encode())
         with running.client() as watcher:
             assert _in_the_end(lambda: "nlrn_jobs_waiting 3.0" in watcher.get("/metrics").text)
         children = running.children()
@@ -239,6 +242,8 @@ def test_it_ends_within_20_seconds_whatever_is_under_way(tmp_path: Path, sent: s
         for client in clients:
             client.join(10)
         half_open.close()
+        with sending:
+            assert sending.recv(100).startswith(b"HTTP/1.1 503")
         print(f"ended after {taken:.1f} s; {answers}")
         assert taken < 20
         assert answers == [503] * 4  # those that waited, and the one under way

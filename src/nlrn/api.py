@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from nlrn.alpha import enlarged_alpha, fill_hidden
-from nlrn.checkpoint import default_model, resolve_model
+from nlrn.checkpoint import default_model
 from nlrn.enlarging import enlarged_size
 from nlrn.errors import InputError
 from nlrn.images import rounded
 from nlrn.model import NLRN
 from nlrn.restore import Restorer, Settings, channels_of, checked_picture
+from nlrn.restoring import restorer_of
 from nlrn.stabilization import PoissonNoise
 
 PictureT = TypeVar("PictureT", np.ndarray, Tensor, Image.Image)
@@ -140,11 +140,4 @@ def _restorer(model: NLRN | str | Path | None, task: str, image: np.ndarray, mod
     if isinstance(model, NLRN):
         return Restorer(model, settings=Settings(mode=mode))
     name = str(default_model(task, channels_of(image)) if model is None else model)
-    path = resolve_model(name).absolute()
-    found = path.stat()  # a file that was written again is another model
-    return _cached(path, found.st_mtime_ns, found.st_size, mode)
-
-
-@lru_cache(maxsize=4)
-def _cached(path: Path, time: int, size: int, mode: str) -> Restorer:
-    return load(path, mode=mode)
+    return restorer_of(name, "auto", Settings(mode=mode))

@@ -10,10 +10,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from nlrn.alpha import enlarged_alpha, fill_hidden
+from nlrn.checkpoint import resolve_model
 from nlrn.enlarging import enlarged_size, passes_of
 from nlrn.errors import InputError, MemoryBudgetError
 from nlrn.hardware import memory
@@ -26,10 +28,16 @@ Say = Callable[[str], None]
 Sigma = float | str | np.ndarray
 
 
-@lru_cache(maxsize=2)
 def restorer_of(name: str, device: str, settings: Settings) -> Restorer:
-    """Loaded once for all pictures. Raises what Restorer raises."""
-    return Restorer(name, device=device, settings=settings)
+    """Of a shipped name or a weights file, loaded once for all pictures. Raises what Restorer raises."""
+    path = resolve_model(name).absolute()
+    found = path.stat()  # a file that was written again is another model
+    return _loaded(path, found.st_mtime_ns, found.st_size, device, settings)
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, time: int, size: int, device: str, settings: Settings) -> Restorer:
+    return Restorer(path, device=device, settings=settings)
 
 
 def denoised(

@@ -37,6 +37,7 @@ class Guard:
         self.app, self.limits = app, limits
         self.hosts = {name.lower() for name in (*LOOPBACK, *hosts)}
         self.held = 0  # bytes of bodies that are being answered
+        self.receiving: set[asyncio.Task[Any]] = set()  # those whose body is not there yet
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,13 +53,18 @@ class Guard:
             if answer.started:
                 raise
             await answer.send_json(refusal)
-        except asyncio.CancelledError:  # uvicorn does not wait any longer
+        except asyncio.CancelledError:  # by `close`, or uvicorn does not wait any longer
             if answer.started:
                 raise
             body.late = True
             await answer.send_json(RefusedError(503, "the service is about to end"))
         finally:
             self.held -= body.size
+
+    def close(self) -> None:
+        """Refuse those whose body is not there yet: the service ends."""
+        for task in list(self.receiving):
+            task.cancel()
 
     def _check(self, scope: Message) -> None:
         """Raises RefusedError for a host that is not ours, a page of another origin, a body that is too large."""
@@ -95,12 +101,17 @@ class _Body:
         """The next message. Raises RefusedError: 413, 408, or 503 where bodies fill the memory that they may take."""
         if self.complete:
             return await self._receive()
+        own = asyncio.current_task()
+        assert own is not None
+        self._guard.receiving.add(own)
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
         except TimeoutError:
             self.late = True
             seconds = self._guard.limits.body_seconds
             raise RefusedError(408, f"the body did not come within {seconds:g} seconds", limit="body_seconds") from None
+        finally:
+            self._guard.receiving.discard(own)
         self._note(message)
         if self.size > self._guard.limits.max_bytes:
             raise too_large(self._guard.limits)

@@ -14,6 +14,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from nlrn.web.guard import Guard
 from nlrn.web.jobs import Jobs
 from nlrn.web.limits import Limits
 
@@ -90,12 +91,13 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """Told to end: it takes no more jobs, lets the one under way go on for a while, then ends it too."""
 
-    def __init__(self, config: uvicorn.Config, jobs: Jobs) -> None:
+    def __init__(self, config: uvicorn.Config, jobs: Jobs, guard: Guard) -> None:
         super().__init__(config)
-        self.jobs = jobs
+        self.jobs, self.guard = jobs, guard
 
     async def shutdown(self, sockets: Any = None) -> None:
         self.jobs.close()
+        self.guard.close()
         asyncio.get_running_loop().call_later(self.jobs.limits.stop_seconds, self.jobs.end)
         try:
             await super().shutdown(sockets)
@@ -103,7 +105,7 @@ class Server(uvicorn.Server):
             self.jobs.end()
 
 
-def server(app: Any, jobs: Jobs, limits: Limits, host: str, port: int) -> Server:
+def server(app: Guard, jobs: Jobs, limits: Limits, host: str, port: int) -> Server:
     """Ready to run on that address."""
     config = uvicorn.Config(
         app, host=host, port=port,
@@ -111,4 +113,4 @@ def server(app: Any, jobs: Jobs, limits: Limits, host: str, port: int) -> Server
         log_level="error", access_log=False, server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=math.ceil(limits.stop_seconds) + 2, backlog=limits.connections,
     )  # fmt: skip
-    return Server(config, jobs)
+    return Server(config, jobs, app)
