@@ -171,19 +171,23 @@ def test_a_scale_between_two_whole_ones_is_its_fraction() -> None:
     assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(high[inner], output[inner], data_range=1), abs=0.01)
 
 
-def test_the_attention_of_super_resolution_is_that_of_the_enlarged_picture() -> None:
+@pytest.mark.parametrize(("scale", "step", "small"), [(2, 2, 1), (1.5, 3, 2)])
+def test_the_attention_of_super_resolution_is_that_of_the_picture_it_sees(scale: float, step: int, small: int) -> None:
+    """Enlarged by bicubic, twice at least. step: of the sides, which become `small` at this scale."""
     restorer, made = sr_restorer(), pictures((36, 40), (25, 30))
-    study = attention_study(restorer, made, super_resolution([2]))["x2"]
+    conditions = super_resolution([scale])
+    study = attention_study(restorer, made, conditions)[f"x{scale:g}"]
     assert study["psnr"]["as is"] == pytest.approx(
-        evaluate(restorer, {"m": made}, super_resolution([2]))["m"]["x2"]["psnr"]
+        evaluate(restorer, {"m": made}, conditions)["m"][f"x{scale:g}"]["psnr"]
     )
     largest = 0.0
     for _, image in made:
-        height, width = (n // 2 * 2 for n in image.shape)
-        low = resize_bicubic(image[:height, :width] / 255, height // 2, width // 2)
+        height, width = (n // step * step for n in image.shape)
+        rows, columns = height // step * small, width // step * small
+        low = resize_bicubic(image[:height, :width] / 255, rows, columns)
         params = {k: v.numpy().astype(np.float64) for k, v in restorer.model.state_dict().items()}
-        _, trace = oracle.nlrn(resize_bicubic(low, height, width)[None, None], params, states=2, window=5)
-        mask = oracle.neighbours(height, width, 5)
+        _, trace = oracle.nlrn(resize_bicubic(low, 2 * rows, 2 * columns)[None, None], params, states=2, window=5)
+        mask = oracle.neighbours(2 * rows, 2 * columns, 5)
         largest = max(largest, np.abs(np.where(mask, trace.correlations[0], 0)).max())
     assert study["largest"][0] == pytest.approx(largest, rel=1e-4)
 

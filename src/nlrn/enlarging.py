@@ -44,6 +44,13 @@ def passes_of(size: Sequence[int], wanted: Sequence[int]) -> int:
     return 1 if all(m - 0.5 <= MOST * n for n, m in pairs) else 2
 
 
+def seen_size(size: Sequence[int], wanted: Sequence[float]) -> tuple[int, int]:
+    """(rows, columns) that the network sees on the way from one size to another, halves rounded up: not below twice
+    the first, which it would sharpen too much, since it was trained for 2, 3 and 4."""
+    rows, columns = (max(2 * n, math.floor(m + 0.5)) for n, m in zip(size, wanted, strict=True))
+    return rows, columns
+
+
 def enlarged(image: np.ndarray, height: int, width: int, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """One pass: float32 [height, width(, C)] of image HW or HWC (C = 1 or 3) on the 0..1 scale, not clipped.
 

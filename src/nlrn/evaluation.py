@@ -20,6 +20,7 @@ from nlrn import __version__
 from nlrn.attention import AttentionMeter
 from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder
 from nlrn.degradations import add_gaussian_noise, resize_bicubic, resize_bicubic8
+from nlrn.enlarging import seen_size
 from nlrn.errors import ConfigError, InputError
 from nlrn.footprint import within_memory
 from nlrn.metrics import SSIM_RADIUS, luma8, psnr, quantize8, ssim, studio_luma
@@ -174,7 +175,7 @@ def _reduction(scale: float, protocol: str) -> Condition:
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, None]:
         high, low = pair(image)
-        return resize_bicubic(low, *high.shape)[None, None], None
+        return resize_bicubic(low, *seen_size(low.shape, high.shape))[None, None], None
 
     return Condition(f"x{scale:g}", f"x{scale:g}", score, seen)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from nlrn.alpha import fill_hidden, hidden
 from nlrn.checkpoint import default_model, load_model, to_device
-from nlrn.enlarging import enlarged, passes_of, resized_bicubic
+from nlrn.enlarging import enlarged, passes_of, resized_bicubic, seen_size
 from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 from nlrn.footprint import TILES, memory_per_pixel, within_memory
 from nlrn.hardware import hardware_bf16, usable_device
@@ -167,9 +166,9 @@ class Restorer:
         for i in range(passes):
             share = (i + 1) / passes
             pairs = zip(image.shape[:2], (height, width), strict=True)
-            sides = [max(2 * n, math.floor(n * (m / n) ** share + 0.5)) for n, m in pairs]
+            rows, columns = seen_size(image.shape[:2], [n * (m / n) ** share for n, m in pairs])
             tick = progress and partial(tick_of_part, progress, i, passes)
-            image = enlarged(image, sides[0], sides[1], partial(self._restored, noise=0.0, progress=tick))
+            image = enlarged(image, rows, columns, partial(self._restored, noise=0.0, progress=tick))
         return image if image.shape[:2] == (height, width) else resized_bicubic(image, height, width)
 
     def require(self, task: str) -> None:
