@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import os
 import struct
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picturefiles import FORMATS, LOSSY, WITH_ALPHA, file_of, levels, picture_of, samples
+from picturefiles import FORMATS, LOSSY, WITH_ALPHA, chunk, file_of, levels, picture_of, png, samples
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
+from PIL.TiffImagePlugin import IFDRational
 
 from nlrn.errors import ConfigError, InputError, NLRNError
 from nlrn.images import SUFFIXES, Picture, check_output, encode_picture, read_picture, write_picture
@@ -188,6 +190,77 @@ def test_the_table_of_round_trips(form: str, bits: int, colour: bool, alpha: boo
         assert tags.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FNumber] == 2.5
         assert not tags.get_ifd(ExifTags.IFD.GPSInfo)
         assert tags.get(ORIENTATION, 1) == 1
+
+
+def _stored(form: str, bits: int, orientation: int) -> bytes:
+    """A picture by Pillow, or of 16 bits by hand, of 300 x 150 pixels per inch as it is stored."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    if form == "PNG" and bits == 16:
+        metres = chunk(b"pHYs", struct.pack(">IIB", 11811, 5906, 1))
+        return png(
+            7, 5, 16, 2, (b"\0" + bytes(42)) * 5, metres, chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+        )
+    if bits == 16:
+        exif[ExifTags.Base.XResolution], exif[ExifTags.Base.YResolution] = 300 / 2.54, 150 / 2.54
+        exif[ExifTags.Base.ResolutionUnit] = 3  # centimetres
+        return encode_picture(picture_of(samples((5, 7, 3), top=65535), exif=exif.tobytes()), form)
+    more = {"exif": exif} if orientation > 1 else {}
+    return file_of(Image.fromarray(samples((5, 7, 3))), form, dpi=(300, 150), **more)
+
+
+@pytest.mark.parametrize(
+    ("form", "bits", "orientation"),
+    [("BMP", 8, 1), *((f, 8, o) for f in ("JPEG", "PNG", "TIFF") for o in (1, 6)), ("PNG", 16, 6), ("TIFF", 16, 6)],
+)
+def test_the_resolution_is_kept_and_turned_with_the_picture(form: str, bits: int, orientation: int) -> None:
+    """Against Pillow, which reads it from what was written."""
+    wanted = (300, 150) if orientation == 1 else (150, 300)
+    picture = read_picture(_stored(form, bits, orientation))
+    np.testing.assert_allclose(picture.dpi, wanted, atol=0.02)
+    for result in ("BMP", "JPEG", "PNG", "TIFF") if bits == 8 else ("PNG", "TIFF"):
+        data = encode_picture(picture, result)
+        if bits == 8:
+            seen = [float(x) for x in Image.open(io.BytesIO(data)).info["dpi"]]
+            np.testing.assert_allclose(seen, wanted, atol=0.02)
+        np.testing.assert_allclose(read_picture(data).dpi, wanted, atol=0.02)
+        assert read_picture(encode_picture(picture.of_size(10, 10), result)).dpi == read_picture(data).dpi
+
+
+def test_what_is_no_resolution_is_none_and_none_is_made_up() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "a camera"
+    values = samples((4, 5))
+    camera = file_of(Image.fromarray(values), "JPEG", exif=exif)
+    assert Image.open(io.BytesIO(camera)).info["dpi"] == (72, 72)  # a guess
+    assert read_picture(camera).dpi is None
+    for form in ("AVIF", "PNG", "TIFF", "WEBP"):
+        assert read_picture(file_of(Image.fromarray(values), form)).dpi is None
+    for x, y, unit in ((0, 0, 1), (1 << 31, 1, 1), (4000, 4000, 0)):
+        odd = png(5, 4, 8, 0, (b"\0" + bytes(5)) * 4, chunk(b"pHYs", struct.pack(">IIB", x, y, unit)))
+        assert read_picture(odd).dpi is None
+    for value in (IFDRational(0, 0), IFDRational(1, 0), 0.0, 1e9):
+        exif[ExifTags.Base.XResolution] = exif[ExifTags.Base.YResolution] = value
+        assert read_picture(file_of(Image.fromarray(values), "JPEG", exif=exif)).dpi is None
+    high = picture_of(values, dpi=(9e5, 9e5))
+    assert read_picture(encode_picture(high, "JPEG")).dpi is None  # whose field has two bytes
+    np.testing.assert_allclose(read_picture(encode_picture(high, "PNG")).dpi, (9e5, 9e5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_pngs_gamma_and_primaries_go_into_png(bits: int) -> None:
+    gamma, primaries = chunk(b"gAMA", struct.pack(">I", 100_000)), chunk(b"cHRM", bytes(range(32)))
+    also = [chunk(b"sRGB", b"\0"), chunk(b"cICP", bytes((9, 16, 0, 1))), chunk(b"gAMA", struct.pack(">I", 45_455))]
+    rows = (b"\0" + bytes(15 * bits // 8)) * 4
+    picture = read_picture(png(5, 4, bits, 2, rows, gamma, primaries, *also))
+    assert sorted(picture.colours.count(kind) for kind in (b"gAMA", b"cHRM", b"sRGB", b"cICP")) == [1, 1, 1, 1]
+    assert gamma in picture.colours  # the first of two
+    for again in (encode_picture(picture, "PNG"), encode_picture(picture.of_size(9, 9), "PNG")):
+        assert again.index(b"gAMA") < again.index(b"IDAT")
+        assert Image.open(io.BytesIO(again)).info["gamma"] == 1.0
+        assert read_picture(again).colours == picture.colours
+    assert b"gAMA" not in encode_picture(picture, "TIFF")
+    assert read_picture(encode_picture(picture, "PNG"), apart=True).colours == picture.colours
 
 
 def test_floats_round_trip_as_they_are_and_go_into_tiff_alone(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ fill the memory. Everything here takes time in proportion to the file and hardly
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from nlrn.errors import InputError
 
 _MAX_CHUNKS = 1 << 16  # 512 MiB in pieces of 8 KiB, which is what most writers make
 _TAG_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8), start=1))  # by TIFF type
+_COLOUR_CHUNKS = frozenset({b"cHRM", b"cICP", b"gAMA", b"sRGB"})  # what the numbers of a PNG mean, besides its profile
 _POINTERS = frozenset({34665, 34853, 40965})  # tags that hold the place of another directory
 
 
@@ -110,15 +111,25 @@ def png_parts(data: bytes) -> list[memoryview]:
     return parts
 
 
-def png_exif(data: bytes) -> bytes:
-    """The EXIF block of a PNG, wherever it stands; empty for none."""
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, chunk) of a PNG that png_parts has seen, but for the rows."""
     place = 8
     while place + 8 <= len(data):
-        size = int.from_bytes(data[place : place + 4], "big")
-        if data[place + 4 : place + 8] == b"eXIf":
-            return data[place + 8 : place + 8 + size]
-        place += 12 + size
-    return b""
+        kind, end = data[place + 4 : place + 8], place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if kind != b"IDAT":
+            yield kind, data[place:end]
+        place = end
+
+
+def png_exif(data: bytes) -> bytes:
+    """The EXIF block of a PNG, wherever it stands; empty for none."""
+    return next((chunk[8:-4] for kind, chunk in _png_chunks(data) if kind == b"eXIf"), b"")
+
+
+def png_colours(data: bytes) -> bytes:
+    """Its chunks gAMA, cHRM, sRGB and cICP as they are, the first of each; empty for none."""
+    found = {kind: chunk for kind, chunk in reversed([*_png_chunks(data)]) if kind in _COLOUR_CHUNKS}
+    return b"".join(chunk for _, chunk in sorted(found.items()) if len(chunk) <= 12 + 32)
 
 
 def png_size(data: bytes) -> int:

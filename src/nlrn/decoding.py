@@ -6,13 +6,14 @@ Pillow decodes. What it would cut or misread without a word is found here and re
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ExifTags import IFD, Base
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -21,7 +22,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from nlrn.containers import avif_bits, gif_frames, inflated_size, png_exif, png_parts, png_size, tiff_pages
+from nlrn.containers import avif_bits, gif_frames, inflated_size, png_colours, png_exif, png_parts, png_size, tiff_pages
 from nlrn.errors import InputError
 from nlrn.wide import check_tiff, is_wide_png, is_wide_tiff, read, ready, tiff_pixels, tiff_tags
 
@@ -39,17 +40,37 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _DROPPED_TAGS = frozenset(
     {*range(254, 260), 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 301, 317, 320, *range(322, 326), 330}
     | {*range(338, 342), 347, *range(512, 522), 529, 530, 532, 700, 33723, 34377, 34675, 37724}
-    | {ExifTags.IFD.GPSInfo, ExifTags.IFD.Exif, 33550, 33922, 34264, 34735, 34736, 34737, 42112}  # the last: places
+    | {IFD.GPSInfo, IFD.Exif, 33550, 33922, 34264, 34735, 34736, 34737, 42112}  # the last: places
 )
+_CROSSED: dict[int, int] = {
+    Base.XResolution: Base.YResolution,
+    Base.YResolution: Base.XResolution,
+}  # of a picture that lay on its side
 _TURNS: dict[int | None, Callable[[np.ndarray], np.ndarray]] = {  # HW or HWC by EXIF orientation
     2: np.fliplr, 3: lambda x: x[::-1, ::-1], 4: np.flipud, 5: lambda x: x.swapaxes(0, 1),
     6: lambda x: np.rot90(x, -1), 7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: np.rot90,
 }  # fmt: skip
 
 
+class _Told(NamedTuple):
+    """What a file says of its picture as it is stored."""
+
+    exif: Image.Exif
+    orientation: int | None
+    icc: bytes | None
+    dpi: tuple[float, float] | None
+    colours: bytes
+
+    def rest(self, gps: bool) -> tuple[bytes | None, bytes | None, tuple[float, float] | None, bytes]:
+        """icc, exif, dpi and colours of the upright picture."""
+        lying = self.orientation in (5, 6, 7, 8)
+        dpi = self.dpi[::-1] if self.dpi and lying else self.dpi
+        return self.icc, _kept_exif(self.exif, gps, _CROSSED if lying else {}), dpi, self.colours
+
+
 class Decoded(NamedTuple):
     """Samples HW or HW3 (uint8; uint16 for depth 16, float32 for 32), alpha HW of their type or None, and what else the
-    file said."""
+    file said. dpi: pixels per inch, across and down; colours: see nlrn.containers.png_colours."""
 
     colour: np.ndarray
     alpha: np.ndarray | None
@@ -57,6 +78,8 @@ class Decoded(NamedTuple):
     format: str
     icc: bytes | None
     exif: bytes | None
+    dpi: tuple[float, float] | None
+    colours: bytes
 
 
 def is_avif(data: bytes) -> bool:
@@ -101,11 +124,12 @@ def decode(
         frames, tags = tiff_pages(data), tiff_tags(data)
         if is_wide_tiff(tags):  # some of which Pillow does not even open
             check_tiff(tags)
-            size = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
+            size = int(tags[Base.ImageWidth]), int(tags[Base.ImageLength])
             _check_size(*size, max_pixels)
             _check_frames(frames)
-            pixels, icc = tiff_pixels(data, tags), tags.get(ExifTags.Base.InterColorProfile)
-            return _wide(pixels, size, "TIFF", tags, icc, gps, before_pixels)
+            pixels, icc = tiff_pixels(data, tags), tags.get(Base.InterColorProfile)
+            told = _Told(tags, tags.get(Base.Orientation), icc or None, _tagged_dpi(tags), b"")
+            return _wide(pixels, size, "TIFF", told, gps, before_pixels)
     with reader(io.BytesIO(data)) as picture:
         _check_size(*picture.size, max_pixels)
         _check_frames(max(frames, int(getattr(picture, "n_frames", 1))) if frames == 1 else frames)
@@ -114,15 +138,18 @@ def decode(
         if reader is PngImageFile and inflated_size(rows, png_size(data)) < png_size(data):
             raise InputError("truncated: rows are missing")
         if wide:
-            told = _loaded_exif(png_exif(data))
-            return _wide(data, picture.size, "PNG", told, picture.info.get("icc_profile"), gps, before_pixels)
+            exif = _loaded_exif(png_exif(data))
+            told = _told(picture, exif, exif.get(Base.Orientation), data)
+            return _wide(data, picture.size, "PNG", told, gps, before_pixels)
         before_pixels(*picture.size)
+        turned = getattr(picture, "tag_v2", {}).get(Base.Orientation)  # Pillow turns a TIFF as it loads
         picture.load()
-        exif = _kept_exif(_readable_exif(picture), gps)
+        exif = _readable_exif(picture)
+        told = _told(picture, exif, turned or exif.get(Base.Orientation), data)
+        rest = told.rest(gps)  # before the orientation is taken out of it
         _apply_orientation(picture)
         colour, alpha = _planes(picture, data)
-        icc = picture.info.get("icc_profile") or None
-        return Decoded(colour, alpha, depth, str(picture.format), icc, exif)
+        return Decoded(colour, alpha, depth, str(picture.format), *rest)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -143,20 +170,41 @@ def _wide(
     data: bytes,
     size: tuple[int, int],
     form: str,
-    exif: Image.Exif,
-    icc: bytes | None,
+    told: _Told,
     gps: bool,
     before_pixels: Callable[[int, int], None],
 ) -> Decoded:
     """16-bit colour or alpha, or floats, upright."""
     ready()  # what the library itself takes is none of the picture's
     before_pixels(*size)
-    turn = _TURNS.get(exif.get(ExifTags.Base.Orientation), np.asarray)
+    turn = _TURNS.get(told.orientation, np.asarray)
     colour, alpha = read(data, size)
     depth = 8 * colour.itemsize
-    return Decoded(
-        turn(colour), None if alpha is None else turn(alpha), depth, form, icc or None, _kept_exif(exif, gps)
-    )
+    return Decoded(turn(colour), None if alpha is None else turn(alpha), depth, form, *told.rest(gps))
+
+
+def _told(picture: ImageFile, exif: Image.Exif, orientation: int | None, data: bytes) -> _Told:
+    info = picture.info
+    told = picture.format in ("BMP", "PNG") or info.get("jfif_unit") in (1, 2)  # else Pillow guesses
+    dpi = _likely_dpi(*info["dpi"]) if told and "dpi" in info else _tagged_dpi(exif)
+    colours = png_colours(data) if picture.format == "PNG" else b""
+    return _Told(exif, orientation, info.get("icc_profile") or None, dpi, colours)
+
+
+def _tagged_dpi(tags: Image.Exif) -> tuple[float, float] | None:
+    """The resolution by the tags of a TIFF or an EXIF block."""
+    inches = {2: 1.0, 3: 2.54}.get(tags.get(Base.ResolutionUnit, 2))
+    values = tags.get(Base.XResolution), tags.get(Base.YResolution)
+    return None if inches is None else _likely_dpi(*values, inches)
+
+
+def _likely_dpi(x: Any, y: Any, times: float = 1.0) -> tuple[float, float] | None:
+    """None for what is no resolution."""
+    try:
+        x, y = float(x) * times, float(y) * times
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (x, y) if min(x, y) >= 0.5 and max(x, y) <= 1e6 else None
 
 
 def _loaded_exif(block: bytes) -> Image.Exif:
@@ -248,19 +296,19 @@ def _planes(picture: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray |
     return values, opaque.astype(np.uint8) * np.uint8(255)
 
 
-def _kept_exif(source: Image.Exif, gps: bool) -> bytes | None:
+def _kept_exif(source: Image.Exif, gps: bool, renamed: Mapping[int, int]) -> bytes | None:
     """EXIF that still holds: without orientation and how the pixels were stored; gps: with the place. None for none."""
     kept = Image.Exif()
     try:
         for tag, value in source.items():
             if tag not in _DROPPED_TAGS:
-                kept[tag] = value
-        details = source.get_ifd(ExifTags.IFD.Exif)
+                kept[renamed.get(tag, tag)] = value
+        details = source.get_ifd(IFD.Exif)
         if details:
-            kept[ExifTags.IFD.Exif] = dict(details)
-        place = source.get_ifd(ExifTags.IFD.GPSInfo)
+            kept[IFD.Exif] = dict(details)
+        place = source.get_ifd(IFD.GPSInfo)
         if gps and place:
-            kept[ExifTags.IFD.GPSInfo] = dict(place)
+            kept[IFD.GPSInfo] = dict(place)
         return kept.tobytes() if len(kept) else None
     except Exception:  # unreadable EXIF is left out
         return None

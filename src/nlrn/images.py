@@ -54,7 +54,8 @@ class Picture:
     array: float32 HW (grey) or HWC with 3 channels, in [0, 1]; a restored one may exceed the range.
     alpha: HW uint8 or None, uint16 for depth 16, kept as it was. depth: bits a sample of the file, 8 or 16, or 32 for
     floats, which have no alpha and are neither clipped nor rounded. format: Pillow's name.
-    icc: colour profile. exif: without orientation (it has been applied) and, unless asked for, without GPS.
+    icc: colour profile. exif: without orientation (it has been applied) and, unless asked for, without GPS. dpi: pixels
+    per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold.
     """
 
     array: np.ndarray
@@ -63,6 +64,8 @@ class Picture:
     format: str = "PNG"
     icc: bytes | None = None
     exif: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    colours: bytes = b""
 
     def __post_init__(self) -> None:
         shape = self.array.shape
@@ -163,7 +166,8 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
     The array is clipped to [0, 1] and rounded, halves to even, to the picture's depth; floats are written as they are.
     AVIF, BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG and AVIF (4:4:4
     at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
-    Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels.
+    Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels; the resolution
+    in BMP, JPEG (to whole pixels per inch), PNG and TIFF.
     Raises InputError for values that are not finite, and for what the format cannot hold.
     """
     if format not in SUFFIXES.values():
@@ -179,7 +183,8 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
         options["quality"] = quality
     if format == "AVIF":
         options["subsampling"] = "4:0:0" if values.ndim == 2 else "4:4:4"
-    return _save(values, format, options)
+    data = _save(values, format, options)
+    return wide.png_with(data, picture.colours, picture.dpi) if format == "PNG" else data
 
 
 def check_output(
@@ -281,14 +286,18 @@ def _of_size(exif: bytes, height: int, width: int) -> bytes:
     return found.tobytes()
 
 
-def _metadata(picture: Picture, format: str) -> dict[str, bytes]:  # noqa: A002
+def _metadata(picture: Picture, format: str) -> dict[str, Any]:  # noqa: A002
+    found: dict[str, Any] = {}
+    if picture.dpi is not None and (format in ("BMP", "TIFF") or (format == "JPEG" and max(picture.dpi) < 65535)):
+        found["dpi"] = picture.dpi
+    if format in ("BMP", "PPM"):
+        return found
     space = b"GRAY" if picture.array.ndim == 2 and format != "WEBP" else b"RGB "
-    found: dict[str, bytes] = {}
     if picture.icc is not None and picture.icc[16:20] == space:
         found["icc_profile"] = picture.icc
     if picture.exif is not None and (format != "JPEG" or len(picture.exif) <= 65533):  # one JPEG segment
         found["exif"] = picture.exif
-    return {} if format in ("BMP", "PPM") else found
+    return found
 
 
 def _save(values: np.ndarray, format: str, options: dict[str, Any]) -> bytes:  # noqa: A002

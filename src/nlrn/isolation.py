@@ -84,9 +84,13 @@ def _answered(pipe: IO[bytes], max_pixels: int) -> Decoded:
         said = json.loads(head)
         if "refused" in said:
             raise InputError(str(said["refused"]), limit=said.get("limit"))
-        planes = {part: said[part] and _plane(pipe, said[part][0], said[part][1], max_pixels) for part in _PARTS}
-        blocks = {name: said[name] and bytes.fromhex(said[name]) for name in ("icc", "exif")}
-        return Decoded(planes["colour"], planes["alpha"], said["depth"], said["format"], blocks["icc"], blocks["exif"])
+        planes: dict[str, Any] = {
+            part: said[part] and _plane(pipe, said[part][0], said[part][1], max_pixels) for part in _PARTS
+        }
+        blocks: dict[str, Any] = {name: said[name] and bytes.fromhex(said[name]) for name in ("icc", "exif")}
+        dpi = said["dpi"] and (float(said["dpi"][0]), float(said["dpi"][1]))
+        colours = bytes.fromhex(said["colours"])
+        return Decoded(**planes, depth=said["depth"], format=said["format"], **blocks, dpi=dpi, colours=colours)
     except InputError:
         raise
     except (ValueError, TypeError, KeyError) as error:
@@ -130,7 +134,7 @@ def answer() -> None:
     else:
         pairs = [(part, getattr(found, part)) for part in _PARTS]
         said = {part: plane if plane is None else (plane.shape, plane.dtype.str) for part, plane in pairs}
-        said |= {"depth": found.depth, "format": found.format}
+        said |= {"depth": found.depth, "format": found.format, "dpi": found.dpi, "colours": found.colours.hex()}
         said |= {name: value and value.hex() for name, value in (("icc", found.icc), ("exif", found.exif))}
         planes = [plane for _, plane in pairs if plane is not None]
     out.write(json.dumps(said).encode() + b"\n")

@@ -24,6 +24,8 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # of the tag PhotometricInterpre
 _UNASSOCIATED = 2  # of the tag ExtraSamples: alpha beside colour that was not multiplied by it
 _COMPRESSIONS = frozenset({1, 5, 8, 32773, 32946})  # none, LZW, deflate, PackBits: without loss, and without tables
 _FILL_ORDER, _PREDICTOR, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTES = 266, 317, 322, 323, 324, 325
+_HEADER = 33  # bytes of a PNG: the signature and IHDR
+_INCH = 2  # of the tag ResolutionUnit
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _IMAGE_DEPTH = 338, 339, 32997
 _LONGS = frozenset({256, 257, 273, 278, 279, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTES})
 _PIXEL_TAGS = sorted(_LONGS | {258, 259, 262, _FILL_ORDER, 277, 284, _PREDICTOR, _EXTRA_SAMPLES, _SAMPLE_FORMAT})
@@ -133,16 +135,16 @@ def read(data: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | N
     return colour, values[..., -1] if bands in (2, 4) else None
 
 
-def png(values: np.ndarray, metadata: dict[str, bytes]) -> bytes:
+def png(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     """A PNG of uint16 [H, W, 1 to 4]; metadata: icc_profile and exif, as Pillow takes them."""
     image = _vips().Image.new_from_array(values, interpretation="rgb16" if values.shape[2] > 2 else "grey16")
     plain = bytes(image.pngsave_buffer(bitdepth=16, compression=6))
-    parts = [plain[:33]]  # signature and IHDR
+    parts = [plain[:_HEADER]]
     if "icc_profile" in metadata:
         parts.append(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata["icc_profile"])))
     if "exif" in metadata:
         parts.append(_chunk(b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")))
-    place = 33
+    place = _HEADER
     while place < len(plain):
         end = place + 12 + int.from_bytes(plain[place : place + 4], "big")
         if plain[place + 4 : place + 8] in (b"IDAT", b"IEND"):
@@ -155,8 +157,14 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def tiff(values: np.ndarray, metadata: dict[str, bytes]) -> bytes:
-    """An uncompressed TIFF of uint16 or float32 [H, W, 1 to 4], with metadata as for `png`."""
+def png_with(data: bytes, colours: bytes, dpi: tuple[float, float] | None) -> bytes:
+    """The PNG with the chunks of nlrn.containers.png_colours and a resolution, in pixels per inch across and down."""
+    metres = b"" if dpi is None else _chunk(b"pHYs", struct.pack(">IIB", *(round(x / 0.0254) for x in dpi), 1))
+    return data[:_HEADER] + colours + metres + data[_HEADER:] if colours or metres else data
+
+
+def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
+    """An uncompressed TIFF of uint16 or float32 [H, W, 1 to 4]; metadata: as for `png`, and dpi."""
     height, width, bands = values.shape
     pixels = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
     tags = ImageFileDirectory_v2(prefix=b"II")
@@ -168,6 +176,9 @@ def tiff(values: np.ndarray, metadata: dict[str, bytes]) -> bytes:
     if "icc_profile" in metadata:
         tags.tagtype[Base.InterColorProfile] = TiffTags.UNDEFINED
         tags[Base.InterColorProfile] = metadata["icc_profile"]
+    if "dpi" in metadata:
+        tags[Base.XResolution], tags[Base.YResolution] = metadata["dpi"]
+        tags[Base.ResolutionUnit] = _INCH
     if bands in (2, 4):
         tags[_EXTRA_SAMPLES] = _UNASSOCIATED
     tags[Base.ImageWidth], tags[Base.ImageLength], tags[Base.RowsPerStrip] = width, height, height
