@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nlrn.errors import InputError
-from nlrn.publish import LEFTOVERS, publish
+from nlrn.publish import LEFTOVERS, publish, remove_leftovers
 
 OLD, NEW = b"old" * 1000, b"new" * 500
 
@@ -111,6 +111,31 @@ for i in range(1_000_000):
     publish(sys.argv[1], bytes([i % 251]) * 2_000_000, overwrite=True)
 """
 
+SEVERAL = """
+import sys
+from nlrn.publish import publish
+for i in range(int(sys.argv[2])):
+    publish(sys.argv[1], bytes([i % 251]) * 5000, overwrite=True)
+"""
+
+
+def test_leftovers_are_removed_and_what_is_being_written_is_not(tmp_path: Path, count: Callable[[int], int]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")}
+    below = tmp_path / "below"
+    below.mkdir()
+    times = str(count(10_000))
+    writer = subprocess.Popen([sys.executable, "-c", SEVERAL, str(below / "a"), times], env=environment)
+    sweeps = 0
+    while writer.poll() is None:
+        (tmp_path / ".nlrn-0123456789abcdef.part").write_bytes(OLD)
+        remove_leftovers(tmp_path)
+        assert not leftovers(tmp_path)
+        remove_leftovers(tmp_path, recursive=True)
+        sweeps += (below / "a").exists()
+    assert writer.returncode == 0  # none of its files was taken away
+    assert sweeps > 100
+    assert {p.name for p in below.iterdir()} == {"a"}
+
 
 def test_a_kill_while_writing_leaves_a_whole_file(tmp_path: Path, count: Callable[[int], int]) -> None:
     chance, path = random.Random(1), tmp_path / "a"
@@ -130,3 +155,5 @@ def test_a_kill_while_writing_leaves_a_whole_file(tmp_path: Path, count: Callabl
         assert len(data) == 2_000_000
         assert len(set(data)) == 1
         path.unlink()
+        remove_leftovers(tmp_path)
+        assert not list(tmp_path.iterdir())

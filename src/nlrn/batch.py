@@ -28,7 +28,7 @@ from nlrn.checkpoint import sha256
 from nlrn.errors import ConfigError, InputError, NLRNError
 from nlrn.images import MAX_BYTES, SUFFIXES, Picture, encode_picture, file_bytes, read_picture
 from nlrn.pool import pool
-from nlrn.publish import LEFTOVERS, publish
+from nlrn.publish import publish, remove_leftovers
 
 try:
     import fcntl
@@ -156,8 +156,7 @@ class Manifest:
         self._file = path.open("ab")
         if torn:  # so that the next line begins on its own
             self._file.write(b"\n")
-        for leftover in self.folder.rglob(LEFTOVERS):
-            leftover.unlink()
+        remove_leftovers(self.folder, recursive=True)
         return self
 
     def __exit__(self, *_: object) -> None:

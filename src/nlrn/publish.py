@@ -10,11 +10,17 @@ import secrets
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nlrn.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 LEFTOVERS = ".nlrn-*.part"  # what a killed process may leave in the folder; never a file's own name
 
 
@@ -53,9 +59,14 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
     reason.
     """
     path = Path(path)
-    temporary = path.parent / f".nlrn-{secrets.token_hex(8)}.part"
+    temporary, file = path, None
     try:
-        _write(temporary, data)
+        temporary, file = _begun(path.parent)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        if os.name == "nt":  # where an open file is not renamed
+            file.close()
         if overwrite:
             temporary.replace(path)
         else:
@@ -66,8 +77,11 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if file is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            with contextlib.suppress(OSError):  # a full disk refuses what was not written
+                file.close()
     return path
 
 
@@ -76,12 +90,35 @@ def publish_json(path: str | Path, result: dict[str, Any]) -> Path:
     return publish(path, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
 
 
-def _write(path: Path, data: bytes) -> None:
+def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
+    """Delete what killed processes left in a folder (and below); what is being written is locked, and stays."""
+    for path in (folder.rglob if recursive else folder.glob)(LEFTOVERS):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            _lock(file)
+            path.unlink()
+
+
+def _begun(folder: Path) -> tuple[Path, IO[bytes]]:
+    """A new temporary file, locked where files can be, so that nobody takes it for a leftover."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:  # the umask applies, as to any new file
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    while True:
+        path = folder / f".nlrn-{secrets.token_hex(8)}.part"
+        file = os.fdopen(os.open(path, flags, 0o666), "wb")  # the umask applies, as to any new file
+        with contextlib.suppress(OSError):  # somebody was quicker
+            _lock(file)
+            if os.fstat(file.fileno()).st_nlink:
+                return path, file
+        file.close()
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Raises BlockingIOError when somebody holds it."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
 
 
 def _appear(temporary: Path, path: Path) -> None:

@@ -28,7 +28,7 @@ from nlrn.model import NLRN
 from nlrn.optimization import clip_gradients, compile_states, freeze_norms, loss_of, make_optimizer, start_embeddings
 from nlrn.processes import Processes, joined
 from nlrn.progress import Pace, TrainingLog
-from nlrn.publish import LEFTOVERS
+from nlrn.publish import remove_leftovers
 from nlrn.recipe import TrainConfig, read_recipe
 from nlrn.validation import Validation
 
@@ -159,8 +159,7 @@ class Trainer:
         self.processes.follow(self.model.state_dict().values())
         self.processes.wait()  # nobody writes before all have looked
         if self.processes.leads:
-            for leftover in self.folder.glob(LEFTOVERS):
-                leftover.unlink()
+            remove_leftovers(self.folder)
 
     def _resume(self) -> None:
         found = trainstate.newest_verified(self.folder)
