@@ -80,8 +80,13 @@ STUDIES = {
         ("t91",),
     ),
     "distance": Study(
-        "Which of the paper's six distances?",  # the embedded Gaussian alone carries correlations: none does here
-        {name.replace("_", " "): {"model": {"distance": name, "propagation": False}} for name in DISTANCES},
+        "Which of the paper's six distances?",
+        # The embedded Gaussian alone carries correlations: none does here. Frozen batch norms let the dot product, which
+        # nothing bounds, run away: none are frozen, as in the paper.
+        {
+            name.replace("_", " "): {"model": {"distance": name, "propagation": False}, "stages": {"frozen": False}}
+            for name in DISTANCES
+        },
     ),
     "window": Study("How wide a neighbourhood?", _along("window", 3, 7, 15, 23), axis="side of the window, q"),
     "states": Study("How many recurrent states?", _along("states", 2, 4, 6, 9), axis="recurrent states, T"),
