@@ -44,6 +44,7 @@ ORDER = [  # imports go down this list only
     {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
     {"restoring"},
     {"training", "evaluation", "api", "batch", "benchmark", "explain", "integrations"},
+    {"cluster"},
     {"study", "doctor", "web"},
     {"cli"},
     {"__main__"},

@@ -15,10 +15,10 @@ import pickle
 import socket
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -51,6 +51,10 @@ class Job:
 Restore = Callable[[Picture, str], Picture]  # a picture and the format of its result, which it refuses before the work
 Read = Callable[[Job], tuple[str, Picture]]
 Make = Callable[[], Restore]  # can be pickled: each process makes its own
+# sha256 of the picture's file, the file of its result, and the tiles it was made in where others were refused memory
+Encoded = tuple[str, bytes, int | None]
+Results = Generator[tuple[Job, Future[Encoded]]]  # in any order
+Engine = Callable[[Sequence[Job], Make, Read], Results]
 
 
 @dataclass
@@ -218,6 +222,7 @@ def run(
     work: str,
     *,
     workers: int = 1,
+    engine: Engine | None = None,
     overwrite: bool = False,
     skip_existing: bool = False,
     reading: Mapping[str, Any] = {},
@@ -227,9 +232,10 @@ def run(
 
     make: gives the function from picture to picture; pickled and called in every process when there are several
     workers, each with its share of the threads. One worker reads the next picture and writes the last one while it
-    computes. work: see Manifest. reading: what read_picture is told besides. tick(count) is called after each picture,
-    skipped ones too. Existing results that the manifest does not know are left (skip_existing), replaced (overwrite),
-    or refused before any work: ConfigError.
+    computes. engine: what restores them in the place of these, such as nlrn.cluster.RayEngine. work: see Manifest.
+    reading: what read_picture is told besides. tick(count) is called after each picture, skipped ones too. Existing
+    results that the manifest does not know are left (skip_existing), replaced (overwrite), or refused before any work:
+    ConfigError.
     """
     output.mkdir(parents=True, exist_ok=True)
     with Manifest(output, work) as manifest:
@@ -246,24 +252,20 @@ def run(
                 tick(len(outcome))
             else:
                 open_jobs.append(job)
-        read = partial(_read, reading)
-        results = _by_processes(open_jobs, make, workers, read) if workers > 1 else _by_threads(open_jobs, make, read)
-        for job, future in results:
-            try:
-                _publish(job, future.result(), manifest, overwrite)
-                outcome.done.append(job.name)
-            except ConfigError:  # of the settings, not of the picture: the next would say the same
-                raise
-            except Exception as error:  # whatever it is, it is this picture's
-                known = isinstance(error, NLRNError | OSError)
-                outcome.failed[job.name] = reason = str(error) if known else f"{type(error).__name__}: {error}"
-                manifest.write(job, failed=reason)
-            tick(len(outcome))
+        chosen = engine or (partial(_by_processes, workers) if workers > 1 else _by_threads)
+        with closing(chosen(open_jobs, make, partial(_read, reading))) as results:
+            for job, future in results:
+                try:
+                    _publish(job, future.result(), manifest, overwrite)
+                    outcome.done.append(job.name)
+                except ConfigError:  # of the settings, not of the picture: the next would say the same
+                    raise
+                except Exception as error:  # whatever it is, it is this picture's
+                    known = isinstance(error, NLRNError | OSError)
+                    outcome.failed[job.name] = reason = str(error) if known else f"{type(error).__name__}: {error}"
+                    manifest.write(job, failed=reason)
+                tick(len(outcome))
         return outcome
-
-
-# sha256 of the picture's file, the file of its result, and the tiles it was made in where others were refused memory
-Encoded = tuple[str, bytes, int | None]
 
 
 def _publish(job: Job, encoded: Encoded, manifest: Manifest, overwrite: bool) -> None:
@@ -316,7 +318,7 @@ def _format(job: Job) -> str:
     return SUFFIXES[job.target.suffix.lower()]
 
 
-def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Iterator[tuple[Job, Future[Encoded]]]:
+def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
     """One picture is computed, the next is read and the last one encoded."""
     waiting = deque(jobs)
     if not waiting:
@@ -333,7 +335,7 @@ def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Iterator[tuple[J
                 source, picture = reading.result()
                 future = writer.submit(_encode, job, source, *_restored(job, restore, picture))
             except Exception as error:
-                future = _failed(error)
+                future = failed(error)
             if before is not None:
                 yield before
             before = job, future
@@ -341,13 +343,14 @@ def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Iterator[tuple[J
         yield before
 
 
-def _failed(error: Exception) -> Future[Encoded]:
+def failed(error: Exception) -> Future[Encoded]:
+    """What comes of a picture that is refused."""
     future: Future[Encoded] = Future()
     future.set_exception(error)
     return future
 
 
-def _by_processes(jobs: Iterable[Job], make: Make, workers: int, read: Read) -> Iterator[tuple[Job, Future[Encoded]]]:
+def _by_processes(workers: int, jobs: Iterable[Job], make: Make, read: Read) -> Results:
     """Several pictures at once, in their order; those under way when a process was killed are tried again, alone."""
     waiting, made = deque(jobs), pickle.dumps(make)
     while waiting:
@@ -367,14 +370,19 @@ def _by_processes(jobs: Iterable[Job], make: Make, workers: int, read: Read) -> 
             with pool(1) as alone:
                 future = alone.submit(_work, job, made, read)
                 if isinstance(future.exception(), BrokenProcessPool):
-                    future = _failed(InputError("its process was killed, by its memory perhaps"))
+                    future = failed(InputError("its process was killed, by its memory perhaps"))
             yield job, future
 
 
 def _work(job: Job, make: bytes, read: Read) -> Encoded:
     """In a process of its own."""
+    return restored_file(job, _made(make), read)
+
+
+def restored_file(job: Job, restore: Restore, read: Read) -> Encoded:
+    """What one picture comes to, by the process that calls this; nothing is written."""
     source, picture = read(job)
-    return _encode(job, source, *_restored(job, _made(make), picture))
+    return _encode(job, source, *_restored(job, restore, picture))
 
 
 @lru_cache(maxsize=1)

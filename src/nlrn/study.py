@@ -81,8 +81,8 @@ STUDIES = {
     ),
     "distance": Study(
         "Which of the paper's six distances?",
-        # The embedded Gaussian alone carries correlations: none does here. Frozen batch norms let the dot product, which
-        # nothing bounds, run away: none are frozen, as in the paper.
+        # The embedded Gaussian alone carries correlations: none does here. Frozen batch norms let the dot product run
+        # away, which nothing bounds: none are frozen, as in the paper.
         {
             name.replace("_", " "): {"model": {"distance": name, "propagation": False}, "stages": {"frozen": False}}
             for name in DISTANCES

@@ -17,6 +17,7 @@ from nlrn.cli.shared import ProgressBar, Say, add_model_options, count, mebibyte
 from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from nlrn.cluster import RayEngine
     from nlrn.images import Picture
     from nlrn.views import Progress
 
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     Expected = Callable[[argparse.Namespace, Picture], Picture]
 
 # of restoring a folder: options, and what they are where they are not given
-FOLDER_OPTIONS = {"recursive": False, "suffix": "", "format": None, "skip_existing": False, "jobs": 1, "json": False}
+CLUSTER_OPTIONS = {"address": None, "worker_cpus": 1, "worker_gpus": 0.0}
+FOLDER_OPTIONS = {
+    "recursive": False, "suffix": "", "format": None, "skip_existing": False, "jobs": None, "json": False,
+    "engine": "local", **CLUSTER_OPTIONS,
+}  # fmt: skip
 # What decides nothing about a result; the model is told by the digests of its weights.
 _FREE = {*FOLDER_OPTIONS, "max_pixels", "input", "output", "overwrite", "quiet", "run", "command", "model"}
 
@@ -57,8 +62,18 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--suffix", default="", metavar="TEXT", help="at the end of the results' names: --suffix=-clean")
     group.add_argument("--format", metavar="EXT", help="of all results: png, tif ... (default: each picture's own)")
     group.add_argument("--skip-existing", action="store_true", help="leave results that are there as they are")
-    group.add_argument("-j", "--jobs", type=side, default=1, help="pictures at once, sharing the threads (default: 1)")
+    group.add_argument(
+        "-j", "--jobs", type=side, help="pictures at once, sharing the threads (default: 1; of ray: all that fit)"
+    )
     group.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="who restores them (default: local)")
+    group.add_argument(
+        "--address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: Ray is started here)"
+    )
+    group.add_argument("--worker-cpus", type=side, default=1, metavar="N", help="of one of Ray's workers (default: 1)")
+    group.add_argument(
+        "--worker-gpus", type=_share, default=0.0, metavar="SHARE", help="of one of Ray's workers: 1, 0.5 (default: 0)"
+    )
 
 
 def _place(text: str) -> Path:
@@ -121,6 +136,13 @@ def _tile(text: str) -> int:
     return value
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 64 or (value > 1 and value != int(value)):
+        raise argparse.ArgumentTypeError("a worker has a share of one GPU, such as 0.5, or whole ones")
+    return value
+
+
 def _to_depth(options: argparse.Namespace, picture: Picture) -> Picture:
     return picture if options.depth is None else picture.with_depth(options.depth)
 
@@ -144,9 +166,14 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
         raise ConfigError(f"{options.output} is a file: the results of a folder go into a folder")
     if not options.output.exists() and options.output.suffix.lower() in SUFFIXES:
         raise ConfigError(f"{options.output} is the name of a picture: the results of a folder go into a folder")
+    if options.engine == "ray":  # whose workers have folders of their own
+        options.input = options.input.absolute()
+        if options.model is not None and Path(options.model).is_file():
+            options.model = str(Path(options.model).absolute())
     work = _digest(options)
     form = options.format and f".{options.format.lower().lstrip('.')}"
-    _check_memory(options)
+    if options.engine == "local":
+        _check_memory(options)
     jobs = plan(options.input, options.output, recursive=options.recursive, ending=options.suffix, form=form)
     if not jobs:
         print(f"nlrn: there is no picture in {options.input}", file=sys.stderr)
@@ -155,7 +182,8 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
     with ProgressBar(options, what, total=len(jobs)) as tick:
         outcome = run(
             jobs, partial(partial, _one_of_many, restored, expected, options), options.output, work,
-            workers=min(options.jobs, len(jobs)),
+            workers=min(options.jobs or 1, len(jobs)),
+            engine=_engine(options, work),
             overwrite=options.overwrite,
             skip_existing=options.skip_existing,
             reading=_reading(options),
@@ -180,12 +208,40 @@ def _check_memory(options: argparse.Namespace) -> None:
     from nlrn.hardware import memory
     from nlrn.restore import MEMORY
 
-    each, found = (options.memory or MEMORY) >> 20, memory()
-    if options.jobs > 1 and found is not None and options.jobs * each > found["available"]:
+    each, found, several = (options.memory or MEMORY) >> 20, memory(), options.jobs or 1
+    if several > 1 and found is not None and several * each > found["available"]:
         raise ConfigError(
-            f"{options.jobs} pictures at once may take {each:,} MiB each, and {found['available']:,} are free:"
+            f"{several} pictures at once may take {each:,} MiB each, and {found['available']:,} are free:"
             " fewer --jobs, or less --memory for each"
         )
+
+
+def _engine(options: argparse.Namespace, work: str) -> RayEngine | None:
+    """What restores the folder where this machine's processes do not."""
+    given = [name for name, usual in CLUSTER_OPTIONS.items() if getattr(options, name) != usual]
+    if options.engine == "local":
+        if given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} is for --engine ray")
+        return None
+    from nlrn.cluster import RayEngine
+    from nlrn.restore import MEMORY
+
+    return RayEngine(
+        address=options.address,
+        workers=options.jobs,
+        cpus=options.worker_cpus,
+        gpus=options.worker_gpus,
+        memory=options.memory or MEMORY,
+        check=partial(_seen_by_a_worker, options),
+        expected=work,
+    )
+
+
+def _seen_by_a_worker(options: argparse.Namespace) -> str:
+    """On another machine perhaps."""
+    if not options.input.is_dir():
+        raise InputError(f"there is no folder {options.input}; every machine of the cluster must see it there")
+    return _digest(options)
 
 
 def _digest(options: argparse.Namespace) -> str:

@@ -139,7 +139,7 @@ def count(text: str) -> int:
 def side(text: str) -> int:
     value = count(text)
     if value < 1:
-        raise argparse.ArgumentTypeError("a side has at least 1 pixel")
+        raise argparse.ArgumentTypeError("expected at least 1")
     return value
 
 
