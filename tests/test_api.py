@@ -41,7 +41,7 @@ ORDER = [  # imports go down this list only
     {"plotting", "alpha", "enlarging", "pool", "decoding"},
     {"model", "datasets", "isolation", "processes"},
     {"attention", "checkpoint", "footprint", "images", "inference", "recipe", "tensorflow"},
-    {"restore", "trainstate", "validation", "progress", "optimization", "batches"},
+    {"restore", "trainstate", "validation", "progress", "optimization", "batches", "norms"},
     {"restoring"},
     {"training", "evaluation", "api", "batch", "benchmark", "explain", "integrations"},
     {"cluster"},

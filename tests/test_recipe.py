@@ -82,6 +82,8 @@ def test_an_unknown_or_missing_key_is_named_with_its_nearest(tmp_path: Path, tex
         "[schedule]\nkind = 'cosine'",
         "[schedule]\ndecay = 1.0",
         "[[stages]]\nstart = 5\npatch = 8\nbatch = 1",
+        "[[stages]]\nstart = 0\npatch = 8\nbatch = 4\naccumulate = 5",
+        "[[stages]]\nstart = 0\npatch = 8\nbatch = 4\naccumulate = 0",
         "[noise]\nlow = 0.0\nhigh = 50.0",  # a range of levels, and a model that is not told the level
         "not toml",
     ],
@@ -116,7 +118,8 @@ def test_every_part_of_a_recipe_arrives(tmp_path: Path) -> None:
         [[stages]]
         start = 10
         patch = 16
-        batch = 1
+        batch = 4
+        accumulate = 2
     """
     expected = TrainConfig(
         "recipe",
@@ -124,7 +127,7 @@ def test_every_part_of_a_recipe_arrives(tmp_path: Path) -> None:
         noise=NoiseConfig(25, 25.0),
         optim=OptimConfig(betas=(0.5, 0.25)),
         schedule=ScheduleConfig(kind="halving"),
-        stages=(Stage(0, 8, 2), Stage(10, 16, 1)),
+        stages=(Stage(0, 8, 2), Stage(10, 16, 4, accumulate=2)),
         loss="mse",
         ema=0,
     )
@@ -192,10 +195,11 @@ def test_the_digest_tells_recipes_apart_by_what_a_step_computes() -> None:
         dataclasses.replace(config, loss="mse"),
         dataclasses.replace(config, optim=OptimConfig(lr=2e-3)),
         dataclasses.replace(config, stages=(Stage(0, 32, 16),)),
+        dataclasses.replace(config, stages=(Stage(0, 32, 16, accumulate=2),)),
         dataclasses.replace(config, model=NLRNConfig(window=15)),
         dataclasses.replace(config, schedule=ScheduleConfig(warmup=1)),
     ]
-    assert len({config.digest(), *(other.digest() for other in others)}) == 7
+    assert len({config.digest(), *(other.digest() for other in others)}) == 8
     gaussian = dataclasses.replace(config.model, propagation=False)
     without, other = (dataclasses.replace(gaussian, distance=d) for d in ("embedded_gaussian", "gaussian"))
     digests = {dataclasses.replace(config, model=model).digest() for model in (without, other)}

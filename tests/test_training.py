@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import CPU, ONE_RUN, make, run_script, trainer
+from toy import CPU, make, trainer
 
-from nlrn.checkpoint import load_model
-from nlrn.errors import ConfigError, InputError
+from nlrn.errors import InputError
 from nlrn.model import NLRN, NLRNConfig
 from nlrn.optimization import clip_gradients, compile_states, loss_of
 from nlrn.processes import Processes
-from nlrn.progress import TrainingLog, read_log
+from nlrn.progress import TrainingLog
 from nlrn.recipe import OptimConfig, Stage
 
 
@@ -202,43 +202,39 @@ def test_a_compiled_state_computes_what_the_eager_one_does(count: Callable[[int]
     assert not torch.allclose(other(x), compiled(x), atol=1e-3)
 
 
-def test_two_processes_take_one_step_together(recipe: Path, tmp_path: Path) -> None:
-    """Equal to one process: patches, noise, weights at the start, and how the statistics are recomputed.
+def test_a_batch_in_parts_makes_the_same_step_once_the_batch_norms_are_frozen(recipe: Path, tmp_path: Path) -> None:
+    stages = (Stage(0, 12, 7), Stage(2, 12, 7, frozen=True))
+    whole = trainer(recipe, tmp_path, stages=stages)
+    parts = trainer(recipe, tmp_path, stages=(stages[0], dataclasses.replace(stages[1], accumulate=3)))
+    with TrainingLog(tmp_path, show=False) as log:
+        for subject in (whole, parts):
+            subject.end = 2
+            subject.run(log)
+            subject._freeze(log)
+    sizes = [len(parts.batches(2, part)[0]) for part in range(3)]
+    assert sizes == [2, 2, 3]
+    together = [torch.cat(part) for part in zip(*(parts.batches(2, i) for i in range(3)), strict=True)]  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(together, whole.batches(2), strict=True))  # type: ignore[arg-type]
+    (loss, norm), (expected, expected_norm) = parts.train_step(), whole.train_step()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert float(norm) == pytest.approx(float(expected_norm), rel=1e-5)
+    for p, q in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None and q.grad is not None:
+            assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-6)
 
-    Not equal: each process normalises its own share by that share's statistics, so the loss is the mean of
-    the two shares' losses, which is near the loss of the batch taken whole, not the same.
-    """
-    folder = tmp_path / "run"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    run_script(ONE_RUN, recipe, folder, 1, launcher=launcher)
-    (record,) = (r for r in read_log(folder) if "loss" in r)
 
-    single = trainer(recipe, tmp_path)
-    noisy, clean, sigma = single.batches(0)
-    assert sigma is not None
-    shares = [slice(0, 2), slice(2, 4)]
-    with torch.no_grad():
-        losses = [float(loss_of(single.model(noisy[s], sigma[s]), clean[s], "rms")) for s in shares]
-        whole = float(loss_of(single.model(noisy, sigma), clean, "rms"))
-    assert record["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert record["loss"] == pytest.approx(whole, rel=0.1)
-
-    for share in shares:
-        (loss_of(single.model(noisy[share], sigma[share]), clean[share], "rms") / 2).backward()
-    norm = clip_gradients(list(single.model.parameters()), single.config.optim)
-    assert record["gradient"] == pytest.approx(float(norm), rel=1e-4)
-    for group in single.optimizer.param_groups:
-        group["lr"] = group["factor"] * record["lr"]
-    single.optimizer.step()
-    single._average()
-    shipped = load_model(folder / "tiny.safetensors")
-    for name, value in shipped.named_parameters():
-        assert torch.allclose(value, single.ema[name], rtol=0, atol=0.01 * record["lr"]), name
-
-    single.step, single.ema = 1, {name: p.detach() for name, p in shipped.named_parameters()}
-    again = single.averaged_model().state_dict()
-    for name, value in shipped.state_dict().items():
-        if "running" in name:
-            assert torch.allclose(value, again[name], rtol=1e-4, atol=1e-6)
-    with pytest.raises(ConfigError, match="by 2 processes, not 1"):
-        trainer(recipe, folder).start(resume=True)
+def test_before_that_each_part_is_normalised_by_its_own_statistics(recipe: Path, tmp_path: Path) -> None:
+    subject = trainer(recipe, tmp_path, stages=(Stage(0, 12, 6, accumulate=2),))
+    twin = NLRN(subject.config.model)
+    twin.load_state_dict(subject.model.state_dict())
+    batches = [subject.batches(0, part) for part in (0, 1)]
+    losses = []
+    for noisy, clean, sigma in batches:
+        losses.append(float(loss_of(twin(noisy, sigma), clean, "rms").detach()))
+    loss, _ = subject.train_step()
+    assert float(loss) == pytest.approx(sum(losses) / 2, rel=1e-6)
+    for name, value in twin.named_buffers():  # as after two steps
+        assert torch.allclose(value, subject.model.get_buffer(name), rtol=1e-6, atol=1e-7), name
+    whole = trainer(recipe, tmp_path, stages=(Stage(0, 12, 6),))
+    assert float(whole.train_step()[0]) != pytest.approx(float(loss), rel=1e-5)

@@ -126,22 +126,11 @@ for number, step in enumerate(map(int, kills)):
 assert os.waitpid(train(len(kills)), 0)[1] == 0
 """
 
-ONE_RUN = """
-import sys, torch
-from pathlib import Path
-from nlrn.training import train_from_recipe
-torch.set_num_threads(1)
-recipe, data, folder, steps = sys.argv[1:]
-train_from_recipe(recipe, data=data, output=folder, steps=int(steps), quiet=True)
-threads = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]  # on Linux
-assert not [name for name in threads if "gloo" in name], threads  # one that is left can abort the process at its end
-"""
 
-
-def run_script(text: str, recipe: Path, folder: Path, *arguments: int, launcher: tuple[str, ...] = ()) -> None:
-    """A script in a Python of its own, or by a launcher, for `recipe` into `folder`."""
+def run_script(text: str, recipe: Path, folder: Path, *arguments: int) -> None:
+    """A script in a Python of its own, for `recipe` into `folder`."""
     source, script = Path(__file__).resolve().parents[1] / "src", recipe.with_name("script.py")
     script.write_text(text)
     words = [str(word) for word in (script, recipe, recipe.parent, folder, *arguments)]
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *launcher, *words], env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, *words], env=environment, check=True, timeout=300)

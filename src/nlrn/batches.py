@@ -34,11 +34,16 @@ class Batches:
         sides = [self._side(stage.patch) for stage in config.stages]
         self.patches = PatchSet(images, max(sides), device=processes.device).with_patch(sides[0])  # all fit, or none
 
-    def __call__(self, step: int, *, whole: bool = False) -> Batch:
-        """degraded and clean [B, C, P, P], sigma / 255 [B] or None: of this process, or (`whole`) of all together."""
+    def __call__(self, step: int, part: int = 0, *, whole: bool = False) -> Batch:
+        """degraded and clean [B, C, P, P], sigma / 255 [B] or None: of this process, or (`whole`) of all together.
+
+        part: of those in which the batch is accumulated; each is shared by all processes. Shares may differ by one.
+        """
         stage = self.config.stage(step)
-        size = stage.batch if whole else stage.batch // self.processes.world
-        first = 0 if whole else self.processes.rank * size
+        places = range(stage.batch)
+        if not whole:
+            places = _share(_share(places, part, stage.accumulate), self.processes.rank, self.processes.world)
+        first, size = places.start, len(places)
         side = self._side(stage.patch)
         if self.patches.patch != side:
             self.patches = self.patches.with_patch(side)
@@ -122,3 +127,8 @@ class Batches:
 
 def _round8(x: Tensor) -> Tensor:
     return (x + 0.5).floor().clamp(0, 255)
+
+
+def _share(places: range, i: int, n: int) -> range:
+    """The i-th of n consecutive shares."""
+    return places[len(places) * i // n : len(places) * (i + 1) // n]

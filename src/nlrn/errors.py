@@ -9,6 +9,7 @@ NLRNError
 ├── BackendError       (RuntimeError)  a compute backend asked for by name cannot run; says why
 ├── MemoryBudgetError  (MemoryError)   the work does not fit the memory it was given
 └── TrainingError      (RuntimeError)  training cannot go on (a loss that is not finite)
+    └── ElsewhereError                 another process of the training met an error, and says which
 """
 
 from __future__ import annotations
@@ -52,3 +53,7 @@ class MemoryBudgetError(NLRNError, MemoryError):
 
 class TrainingError(NLRNError, RuntimeError):
     """Training cannot go on."""
+
+
+class ElsewhereError(TrainingError):
+    """Another process of this training met an error, and says which."""

@@ -107,13 +107,6 @@ def start_embeddings(model: NLRN, gain: float, tied: bool = False) -> None:
         part.weight.mul_(gain)
 
 
-def freeze_norms(model: nn.Module) -> None:
-    """Batch norms normalise by their running statistics and leave them alone, while the rest trains on."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-
-
 @torch.no_grad()
 def clip_gradients(parameters: list[nn.Parameter], o: OptimConfig) -> Tensor:
     """Scale the gradients down to norm `clip`, all together or each alone; the (largest) norm before that."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from nlrn.errors import ElsewhereError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -30,36 +34,90 @@ class Processes:
         if self.world == 1:
             return value
         answer = torch.tensor(value, device=self.device)
-        dist.broadcast(answer, 0)
+        with _talking():
+            dist.broadcast(answer, 0)
         return int(answer)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the processes, in place."""
         if self.world > 1:
-            dist.all_reduce(value)
+            with _talking():
+                dist.all_reduce(value)
         return value
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Every tensor becomes its mean over the processes, in place and in one message; one dtype."""
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over the processes, in a new tensor, with its gradient."""
+        found: Tensor = _Summed.apply(value, self)  # type: ignore[no-untyped-call]
+        return found
+
+    def sum_all(self, tensors: Sequence[Tensor]) -> None:
+        """Every tensor becomes its sum over the processes, in place and in one message; one dtype."""
         if self.world == 1:
             return
-        flat = self.sum(torch.cat([t.flatten() for t in tensors])).div_(self.world)
-        means = torch.split(flat, [t.numel() for t in tensors])
-        for tensor, mean in zip(tensors, means, strict=True):
-            tensor.copy_(mean.view_as(tensor))
+        flat = self.sum(torch.cat([t.flatten() for t in tensors]))
+        sums = torch.split(flat, [t.numel() for t in tensors])
+        for tensor, sum_ in zip(tensors, sums, strict=True):
+            tensor.copy_(sum_.view_as(tensor))
 
     def follow(self, tensors: Iterable[Tensor]) -> None:
         """Every tensor becomes rank 0's, in place."""
         if self.world > 1:
             for tensor in tensors:
                 theirs = tensor.contiguous()
-                dist.broadcast(theirs, 0)
+                with _talking():
+                    dist.broadcast(theirs, 0)
                 tensor.copy_(theirs)
 
     def wait(self) -> None:
         """Until all are here."""
         if self.world > 1:
-            dist.barrier()
+            with _talking():
+                dist.barrier()
+
+    @contextmanager
+    def as_one(self) -> Iterator[None]:
+        """What is done inside succeeds in all processes or in none.
+
+        The first of those that met an error raises it, the others ElsewhereError.
+        """
+        if self.world == 1:
+            yield
+            return
+        problem: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            problem = error
+        first = torch.tensor(self.world if problem is None else self.rank, device=self.device)
+        with _talking():
+            dist.all_reduce(first, dist.ReduceOp.MIN)
+        if problem is not None and int(first) == self.rank:
+            raise problem
+        if int(first) < self.world:
+            raise ElsewhereError(f"process {int(first)} of this run met an error, and says which") from problem
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over the processes: the loss of each depends on what every one put in, so their gradients add up."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, processes: Processes) -> Tensor:
+        ctx.processes = processes
+        return processes.sum(value.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.processes.summed(gradient), None
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """Around a message: TrainingError when another process is not there any more."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        raise TrainingError(f"another process of this run is gone; the last state is kept ({said})") from error
 
 
 class joined:  # noqa: N801  # a context, used like a function

@@ -106,7 +106,9 @@ class Stage:
     lr: a factor on the schedule's learning rate. frozen: when the first such stage begins, the averaged weights
     take over with statistics of their own, and from there on the batch norms keep these: a step computes what
     inference does. The recurrent states feed themselves; the statistics of a batch hide where that runs away,
-    and add their own chance to every gradient.
+    and add their own chance to every gradient. accumulate: the batch goes through in so many parts, one after the
+    other, whose gradients add up: less memory, the same step once frozen; before, each part is normalised by its own
+    statistics, as a smaller batch is.
     """
 
     start: int
@@ -114,8 +116,11 @@ class Stage:
     batch: int
     lr: float = 1.0
     frozen: bool = False
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
+        if not 1 <= self.accumulate <= self.batch:
+            raise ConfigError(f"a batch of {self.batch} can be accumulated in 1 to {self.batch} parts: {self}")
         if self.start < 0 or self.patch < 1 or self.batch < 1 or self.lr <= 0:
             raise ConfigError(f"a stage wants start >= 0, patch >= 1, batch >= 1 and lr > 0, not {self}")
 
@@ -211,11 +216,14 @@ class TrainConfig:
         return rate * min(1.0, max(0.0, left))
 
     def _values(self) -> dict[str, Any]:
-        """Every field that means something; `distance`, younger than released states, unless it is the default."""
+        """Every field that means something; those younger than released states unless they have their defaults."""
         values = dataclasses.asdict(self)
         del values["noise" if self.model.task == "sr" else "resize"]
         if self.model.distance == NLRNConfig.distance:
             del values["model"]["distance"]
+        for stage in values["stages"]:
+            if stage["accumulate"] == 1:
+                del stage["accumulate"]
         return values
 
     def header(self) -> str:

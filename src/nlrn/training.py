@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlrn import trainstate
 from nlrn.batches import Batches
@@ -25,7 +24,8 @@ from nlrn.datasets import data_root
 from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from nlrn.hardware import hardware_bf16
 from nlrn.model import NLRN
-from nlrn.optimization import clip_gradients, compile_states, freeze_norms, loss_of, make_optimizer, start_embeddings
+from nlrn.norms import freeze_norms, measure_norms, sync_norms
+from nlrn.optimization import clip_gradients, compile_states, loss_of, make_optimizer, start_embeddings
 from nlrn.processes import Processes, joined
 from nlrn.progress import Pace, TrainingLog
 from nlrn.publish import remove_leftovers
@@ -69,40 +69,34 @@ def train(
     """
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"minutes must be positive, not {minutes}")
-    folder, root = Path(output or Path("runs") / config.name), data_root(data)
+    folder = Path(output or Path("runs") / config.name)
     with joined() as processes:
-        trainer = Trainer(config, folder, root, processes)
-        _prepare(folder, create=not resume)
-        trainer.start(resume)
         leads = processes.leads
+        with processes.as_one():
+            trainer = Trainer(config, folder, data_root(data), processes)
+            if leads:
+                trainstate.prepare(folder, create=not resume)
+            trainer.start(resume)
+        trainer.align()
         with TrainingLog(folder, show=leads and not quiet, keep=leads, tensorboard=leads and tensorboard) as log:
             trainer.run(log, minutes)
             return trainer.finish(log)
-
-
-def _prepare(folder: Path, *, create: bool) -> None:
-    """Make the run folder and find out whether files can be written there; ConfigError if not."""
-    try:
-        if create:
-            folder.mkdir(parents=True, exist_ok=True)
-        if folder.exists():
-            tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(f"cannot write a run into {folder}: {error.strerror or error}") from error
 
 
 class Trainer:
     """A model on its way: `start` it (fresh or resumed), `run` it, `finish` it."""
 
     def __init__(self, config: TrainConfig, folder: Path, data: Path, processes: Processes) -> None:
-        if any(stage.batch % processes.world for stage in config.stages):
-            raise ConfigError(f"every stage's batch must divide by the {processes.world} processes")
+        smallest = min(stage.batch // stage.accumulate for stage in config.stages)
+        if smallest < processes.world:
+            raise ConfigError(f"{processes.world} processes cannot share a batch, or a part of one, of {smallest}")
         self.began, self.seconds_before = time.monotonic(), 0.0
         self.config, self.folder, self.processes = config, folder, processes
         self.device = device = processes.device
         torch.manual_seed(config.seed)
         self.model = to_device(NLRN(config.model), device)
         start_embeddings(self.model, config.embedding_gain, config.embedding_tied)
+        sync_norms(self.model, processes)
         if config.compile and device.type == "cuda":
             compile_states(self.model.block)
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
@@ -156,10 +150,15 @@ class Trainer:
             raise ConfigError(f"{self.weights} is there already: give another folder")
         if resume:
             self._resume()
-        self.processes.follow(self.model.state_dict().values())
-        self.processes.wait()  # nobody writes before all have looked
         if self.processes.leads:
             remove_leftovers(self.folder)
+
+    def align(self) -> None:
+        """All processes begin where rank 0 does. Raises CheckpointError where one found another state."""
+        with self.processes.as_one():
+            if self.processes.agree(self.step) != self.step:
+                raise CheckpointError(f"not all processes find the same state in {self.folder}: is it one folder?")
+        self.processes.follow(self.model.state_dict().values())
 
     def _resume(self) -> None:
         found = trainstate.newest_verified(self.folder)
@@ -254,7 +253,7 @@ class Trainer:
         self._check_health()
         count = self.step - since
         self.pace.add(since, self.step, seconds)
-        loss = float(self.processes.sum(losses)) / (count * self.processes.world)
+        loss = float(self.processes.sum(losses)) / count
         left = self.pace.seconds(self.step, self.end)
         if minutes is not None:
             left = min(left, max(0.0, 60 * minutes - (time.monotonic() - self.began)))
@@ -271,7 +270,7 @@ class Trainer:
     def _freeze(self, log: TrainingLog) -> None:
         """The averaged weights and their statistics take over; the statistics stay from here on."""
         self.model.load_state_dict(self.averaged_model().state_dict())
-        self.processes.follow(self.model.buffers())  # not measured (ema = 0), they are each process's own
+        self.processes.follow(self.model.buffers())  # each process has counted the batches that it measured
         log.say(f"step {self.step}: the batch norms are frozen")
 
     @property
@@ -306,23 +305,27 @@ class Trainer:
         return batches * FORWARD * step + self.pace.aside
 
     def train_step(self) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser: this process's loss, and the gradient's norm before clipping.
+        """One step of the optimiser: this process's part of the loss, and the gradient's norm before clipping.
 
         Both stay on the device, and nothing here waits for it.
         """
+        stage = self.config.stage(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * self.config.lr(self.step, self.decay_start, self.decay_steps)
-        if self.config.stage(self.step).frozen:
+        if stage.frozen:
             freeze_norms(self.model)
-        noisy, clean, sigma = self.batches(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            restored = self.model(noisy, sigma)
-        loss = loss_of(restored.float(), clean, self.config.loss)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.processes.average([p.grad for p in self.model.parameters() if p.grad is not None])
+        loss = torch.zeros((), device=self.device)
+        for part in range(stage.accumulate):
+            noisy, clean, sigma = self.batches(self.step, part)
+            with self._autocast():
+                restored = self.model(noisy, sigma)
+            mean = loss_of(restored.to(clean.dtype), clean, self.config.loss)
+            share = mean * (len(clean) / stage.batch)  # shares may differ in size: their sum is the mean of all
+            share.backward()  # type: ignore[no-untyped-call]
+            loss += share.detach()
+        self.processes.sum_all([p.grad for p in self.model.parameters() if p.grad is not None])
         norm = clip_gradients(list(self.model.parameters()), self.config.optim)
-        loss = loss.detach()
         self.health += loss + norm
         self.optimizer.step()
         self._average()
@@ -364,24 +367,12 @@ class Trainer:
                 self.measure_statistics(model)
         return model.eval()
 
-    @torch.no_grad()
     def measure_statistics(self, model: NLRN) -> None:
-        """Batch-norm statistics of a model in training mode: the mean of those of `norm_batches` batches.
-
-        The processes share the batches, each of which is a whole one, so they do not depend on their number.
-        """
-        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over the batches
-        mine = range(self.processes.rank, self.config.norm_batches, self.processes.world)
-        for i in mine:
-            noisy, _, sigma = self.batches(self.step + i, whole=True)
-            with self._autocast():
-                model(noisy, sigma)
-        if self.processes.world > 1:
-            for mean in [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]:
-                self.processes.sum(mean.mul_(len(mine) / self.config.norm_batches))
+        """Over `norm_batches` batches, each a whole one, so that they do not depend on the number of processes."""
+        count = self.config.norm_batches
+        mine = range(self.processes.rank, count, self.processes.world)
+        batches = (self.batches(self.step + i, whole=True) for i in mine)
+        measure_norms(model, batches, len(mine) / count, self.processes, self._autocast())
 
     def provenance(self) -> dict[str, str]:
         """What the weights file says of its origin."""

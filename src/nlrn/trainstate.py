@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nlrn.checkpoint import read_tensors
-from nlrn.errors import CheckpointError
+from nlrn.errors import CheckpointError, ConfigError
 from nlrn.publish import publish
 
 BEFORE_DECAY = "before-decay.safetensors"
@@ -27,6 +28,17 @@ LATEST = "latest.txt"  # the name of the newest rolling state, so that its loss 
 KEPT = 2
 
 State = tuple[Path, dict[str, Tensor], dict[str, Any]]  # file, tensors, meta
+
+
+def prepare(folder: Path, *, create: bool) -> None:
+    """Make the run folder and find out whether files can be written there; ConfigError if not."""
+    try:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"cannot write a run into {folder}: {error.strerror or error}") from error
 
 
 def pack(model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nlrn.cli.shared import count, sayer
+from nlrn.errors import ElsewhereError
 
 
 def add(commands: Any) -> None:
@@ -26,16 +27,19 @@ def add(commands: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     from nlrn.training import train_from_recipe
 
-    path = train_from_recipe(
-        options.recipe,
-        output=options.output,
-        resume=options.resume,
-        minutes=options.minutes,
-        steps=options.steps,
-        tensorboard=options.tensorboard,
-        data=options.data,
-        quiet=options.quiet,
-    )
+    try:
+        path = train_from_recipe(
+            options.recipe,
+            output=options.output,
+            resume=options.resume,
+            minutes=options.minutes,
+            steps=options.steps,
+            tensorboard=options.tensorboard,
+            data=options.data,
+            quiet=options.quiet,
+        )
+    except ElsewhereError:  # one error is said once
+        return 3
     if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
         sayer(options)(f"wrote {path}")
     return 0
