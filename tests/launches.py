@@ -275,8 +275,9 @@ def failing(recipe: str, folder: str, step: int, rank: int) -> None:
 # -- starting and ending them ----------------------------------------------------------------------------------
 
 
-def _launched(world: int, function: Callable[..., None], arguments: list[Any], options: dict[str, Any]) -> int:
-    """torchrun's agent with so many workers, in a process of its own, which is the one returned."""
+def _launched(order: dict[str, Any]) -> int:
+    """torchrun's agent with the workers of an order, in a process of its own, which is the one returned."""
+    function: Callable[..., None] = globals()[order["function"]]
     agent = os.fork()
     if agent == 0:
         os.setpgid(0, 0)
@@ -284,18 +285,18 @@ def _launched(world: int, function: Callable[..., None], arguments: list[Any], o
         plan = LaunchConfig(
             1,
             1,
-            world,
+            order["world"],
             run_id=f"test-{os.getpid()}",
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
             start_method="fork",
             monitor_interval=0.05,
-            max_restarts=0,
+            max_restarts=order["restarts"],
         )
 
         def worker() -> None:
             torch.set_num_threads(1)
-            function(*arguments, **options)
+            function(*order["arguments"], **order["options"])
 
         try:
             elastic_launch(plan, worker)()
@@ -354,7 +355,7 @@ def _serve() -> None:
         kept = os.dup(1), os.dup(2)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        agent = _launched(order["world"], globals()[order["function"]], order["arguments"], order["options"])
+        agent = _launched(order)
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)
             os.close(copy)
@@ -403,9 +404,13 @@ class Launcher:
         function: Callable[..., None],
         *arguments: Any,
         kill: tuple[str, Path, int] | None = None,
+        restarts: int = 0,
         **options: Any,
     ) -> Ended:
-        """Run a function of this module in `world` processes. kill: whom, and at which step of the run in a folder."""
+        """Run a function of this module in `world` processes.
+
+        kill: whom, and at which step of the run in a folder. restarts: how often the agent may start them again.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.number += 1
@@ -415,6 +420,7 @@ class Launcher:
             "arguments": arguments,
             "options": options,
             "kill": kill,
+            "restarts": restarts,
             "seed": self.number,
             "output": self.output,
         }

@@ -41,9 +41,9 @@ class Rules:
 
 
 def commands(text: str) -> list[tuple[str, int]]:
-    """The lines of an sh block without their comments, and the exit codes that they end with."""
+    """The lines of an sh block without their comments, and the exit codes that they end with; \\ goes on a line."""
     found = []
-    for line in text.splitlines():
+    for line in re.sub(r" *\\\n *", " ", text).splitlines():
         words, _, comment = line.partition("#")
         code = re.search(r"exit code (\d+)", comment)
         if words.strip():

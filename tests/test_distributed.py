@@ -182,6 +182,15 @@ def test_a_run_whose_processes_are_killed_and_resumed_ends_with_the_same_bytes(
     assert {file.name for file in folder.iterdir()} == {file.name for file in whole_run.iterdir()}
 
 
+def test_torchrun_may_start_a_resumed_run_again(
+    launch: Launcher, whole_run: Path, recipe: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    ended_badly(launch(2, launches.run, recipe, folder, kill=("all", folder, 2)), folder)
+    well(launch(2, launches.run, recipe, folder, resume=True, restarts=1, kill=("1", folder, 20)))
+    assert sha256_of_tensors(folder / "tiny.safetensors") == sha256_of_tensors(whole_run / "tiny.safetensors")
+
+
 def test_another_number_of_processes_is_refused_once_and_changes_nothing(
     launch: Launcher, whole_run: Path, recipe: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from nlrn.web.fields import Denoising, Upscaling
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import measure_pictures  # noqa: E402
+import measure_processes  # noqa: E402
 import slice as slice_script  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -114,6 +115,25 @@ def _curl(words: list[str]) -> None:
     form(picture=UploadFile(io.BytesIO()), **fields)  # type: ignore[arg-type]
 
 
+def _torchrun(words: list[str]) -> None:
+    """torchrun's own parser takes what stands before nlrn, nlrn's what stands behind it."""
+    from torch.distributed.run import get_args_parser
+
+    options = get_args_parser().parse_args(words[words.index("torchrun") + 1 :])
+    assert (options.module, options.training_script) == (True, "nlrn")
+    again = [word.replace("$resume", "--resume") for word in options.training_script_args]
+    parse(["nlrn", *again])
+
+
+def _shell(words: list[str]) -> None:
+    assert words[0] == "test" or words[0].startswith("head=")
+
+
+def _processes(words: list[str]) -> None:
+    assert words[:2] == ["python", "scripts/measure_processes.py"]
+    measure_processes.parser().parse_args(words[2:])
+
+
 def _docker(words: list[str]) -> None:
     """What stands behind the image's name goes to nlrn serve."""
     assert words[:2] in (["docker", "build"], ["docker", "run"])
@@ -132,6 +152,8 @@ def _page(words: list[str]) -> None:
     assert (ROOT / words[-1]).is_file()
 
 
+TORCHRUN = "takes hours; test_distributed.py runs the command"
+SLURM = "wants Slurm: on paper, but for what the parsers of torchrun and nlrn say"
 STUDY = "ten trainings and more, each a process of its own: test_study.py trains, the line above shows the command"
 BENCHMARK = "hours: test_benchmark.py measures and plots, docs/performance.md's third line is run"
 CONTAINER = "wants docker; test_container.py reads the Dockerfile"
@@ -159,7 +181,19 @@ LOOKED_AT = {
     "nlrn benchmark operator --json operator.json --plot operator.png": (parse, BENCHMARK),
     "nlrn benchmark model --json model.json --plot model.png": (parse, BENCHMARK),
     'nlrn benchmark model --only "pictures small window bf16 256px"': (parse, BENCHMARK),
-    "torchrun --nproc-per-node 4 -m nlrn train recipes/denoise-gray.toml": (parse, "four devices"),
+    "torchrun --nproc-per-node 4 -m nlrn train recipes/denoise-gray.toml": (_torchrun, "four devices"),
+    "torchrun --nproc-per-node 2 -m nlrn train recipes/denoise-gray-small.toml --data ../shared/data -o runs/two": (
+        _torchrun,
+        TORCHRUN,
+    ),
+    "torchrun --nproc-per-node 2 -m nlrn train recipes/denoise-gray-small.toml --data ../shared/data -o runs/two"
+    " --resume": (_torchrun, TORCHRUN),
+    'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)': (_shell, SLURM),
+    "test -e /shared/runs/gray/latest.txt && resume=--resume": (_shell, SLURM),
+    "srun torchrun --nnodes 2 --nproc-per-node 4 --rdzv-id $SLURM_JOB_ID --rdzv-backend c10d"
+    " --rdzv-endpoint $head:29500 -m nlrn train recipes/denoise-gray.toml --data /shared/data"
+    " -o /shared/runs/gray --minutes 460 $resume": (_torchrun, SLURM),
+    "python scripts/measure_processes.py --data ../shared/data": (_processes, "ten minutes"),
     "python scripts/slice.py recipes/denoise-gray-small.toml --minutes 60 --data ../shared/data --release": (
         _slice,
         "an hour; test_slice.py makes slices",
