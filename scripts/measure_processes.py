@@ -39,7 +39,7 @@ def shortened(recipe: Path, steps: int) -> TrainConfig:
     config = read_recipe(recipe)
     first = dataclasses.replace(config.stages[0], frozen=False)
     stages = (first, dataclasses.replace(first, start=steps // 2, frozen=True))
-    schedule = dataclasses.replace(config.schedule, steps=steps, warmup=5)
+    schedule = dataclasses.replace(config.schedule, steps=steps)
     return dataclasses.replace(config, stages=stages, schedule=schedule, norm_batches=4, precision="fp32", ema=0.9)
 
 
@@ -85,13 +85,17 @@ def measured(processes: int, threads: int, options: argparse.Namespace) -> dict[
 
 
 def compared(runs: list[dict[str, Any]], alone: dict[str, Any]) -> dict[str, Any]:
-    """Of each phase the median steps a second, and the largest relative differences from the run alone."""
+    """Of each phase the median steps a second, and the largest relative differences from the run alone.
+
+    Of the first step too: what comes later has grown out of its rounding.
+    """
     half = len(alone["losses"]) // 2
     line: dict[str, Any] = {}
     for phase, part in zip(PHASES, (slice(0, half), slice(half, None)), strict=True):
         seconds = [float(s) for run in runs for s in run["seconds"][part]]
         far = {k: max(float((run[k] / alone[k] - 1)[part].abs().max()) for run in runs) for k in ("losses", "norms")}
         line[phase] = {"steps_a_second": 1 / statistics.median(seconds), **far}
+    line["first loss"] = max(float((run["losses"] / alone["losses"] - 1)[0].abs()) for run in runs)
     line["restored"] = max(float((run["restored"] - alone["restored"]).abs().max()) for run in runs)
     return line
 
