@@ -33,7 +33,7 @@ from nlrn.optimization import compile_states
 from nlrn.processes import Processes, joined
 from nlrn.progress import TrainingLog
 from nlrn.recipe import OptimConfig, ResizeConfig, Stage, TrainConfig, read_recipe
-from nlrn.training import Trainer, train_from_recipe
+from nlrn.training import Trainer
 
 CPU = torch.device("cpu")
 STEPS, BATCH = 6, 9  # a batch that neither 2 nor 4 processes share evenly, nor its two parts
@@ -246,10 +246,12 @@ def talk() -> None:
     assert not [name for name in threads if "gloo" in name], threads  # one left can abort the process at its end
 
 
-def run(recipe: str, folder: str, resume: bool = False, steps: int | None = None) -> None:
-    """One training, as the command makes it."""
+def run(recipe: str, folder: str, resume: bool = False) -> None:
+    """One training by the command."""
     only_rank_0_writes(Path(folder))
-    train_from_recipe(recipe, data=Path(recipe).parent, output=folder, resume=resume, steps=steps, quiet=True)
+    words = ["train", recipe, "--data", str(Path(recipe).parent), "-o", folder, "-q"]
+    if code := cli.run([*words, "--resume"] if resume else words):
+        sys.exit(code)
 
 
 def command(*words: str, rank_1: dict[str, str] | None = None) -> None:
@@ -291,7 +293,7 @@ def _launched(order: dict[str, Any]) -> int:
             rdzv_endpoint="127.0.0.1:0",
             start_method="fork",
             monitor_interval=0.05,
-            max_restarts=order["restarts"],
+            max_restarts=0,
         )
 
         def worker() -> None:
@@ -322,8 +324,10 @@ def _stands_at(folder: Path) -> int:
 def _kill(agent: int, whom: str, folder: Path, step: int, delay: float, world: int) -> None:
     """SIGKILL to one worker ("0", "1" ...) or to the agent and all of them ("all") once a run has come to `step`.
 
-    When it is one, the agent is held until the others have ended by themselves.
+    A resumed run that was there already makes a step before. When it is one, the agent is held until the others have
+    ended by themselves.
     """
+    step = max(step, _stands_at(folder) + 1)
     while _stands_at(folder) < step:
         assert os.waitpid(agent, os.WNOHANG) == (0, 0), "ended before it was killed"
         time.sleep(0.002)
@@ -404,13 +408,9 @@ class Launcher:
         function: Callable[..., None],
         *arguments: Any,
         kill: tuple[str, Path, int] | None = None,
-        restarts: int = 0,
         **options: Any,
     ) -> Ended:
-        """Run a function of this module in `world` processes.
-
-        kill: whom, and at which step of the run in a folder. restarts: how often the agent may start them again.
-        """
+        """Run a function of this module in `world` processes. kill: whom, and at which step of the run in a folder."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.number += 1
@@ -420,7 +420,6 @@ class Launcher:
             "arguments": arguments,
             "options": options,
             "kill": kill,
-            "restarts": restarts,
             "seed": self.number,
             "output": self.output,
         }

@@ -164,7 +164,7 @@ def test_a_run_whose_processes_are_killed_and_resumed_ends_with_the_same_bytes(
 ) -> None:
     """SIGKILL at random steps: to one process, which ends all within seconds, or to the agent and all."""
     folder, kills, chance = tmp_path / "run", max(2, count(8)), random.Random(4)
-    for number, step in enumerate(sorted(chance.sample(range(1, 55), kills))):
+    for number, step in enumerate(sorted(chance.sample(range(1, 50), kills))):
         whom = ("1", "all", "0", "all")[number % 4]
         ended = launch(2, launches.run, recipe, folder, resume=number > 0, kill=(whom, folder, step))
         ended_badly(ended, folder)
@@ -176,15 +176,6 @@ def test_a_run_whose_processes_are_killed_and_resumed_ends_with_the_same_bytes(
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
     assert {file.name for file in folder.iterdir()} == {file.name for file in whole_run.iterdir()}
-
-
-def test_torchrun_may_start_a_resumed_run_again(
-    launch: Launcher, whole_run: Path, recipe: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    ended_badly(launch(2, launches.run, recipe, folder, kill=("all", folder, 2)), folder)
-    well(launch(2, launches.run, recipe, folder, resume=True, restarts=1, kill=("1", folder, 20)))
-    assert sha256_of_tensors(folder / "tiny.safetensors") == sha256_of_tensors(whole_run / "tiny.safetensors")
 
 
 def test_another_number_of_processes_is_refused_once_and_changes_nothing(
