@@ -134,6 +134,14 @@ def _processes(words: list[str]) -> None:
     measure_processes.parser().parse_args(words[2:])
 
 
+def _ray(words: list[str]) -> None:
+    """Ray's own parser takes it."""
+    from ray.scripts.scripts import cli as ray
+
+    assert words[:2] == ["ray", "start"]
+    ray.commands["start"].make_context("start", words[2:])
+
+
 def _docker(words: list[str]) -> None:
     """What stands behind the image's name goes to nlrn serve."""
     assert words[:2] in (["docker", "build"], ["docker", "run"])
@@ -152,6 +160,7 @@ def _page(words: list[str]) -> None:
     assert (ROOT / words[-1]).is_file()
 
 
+RAY = "wants a cluster; the line before is run here, test_cluster.py does the rest"
 TORCHRUN = "takes hours; test_distributed.py runs the command"
 SLURM = "wants Slurm: on paper, but for what the parsers of torchrun and nlrn say"
 STUDY = "ten trainings and more, each a process of its own: test_study.py trains, the line above shows the command"
@@ -188,6 +197,9 @@ LOOKED_AT = {
     ),
     "torchrun --nproc-per-node 2 -m nlrn train recipes/denoise-gray-small.toml --data ../shared/data -o runs/two"
     " --resume": (_torchrun, TORCHRUN),
+    "nlrn denoise /shared/album -o /shared/clean -r --engine ray --address 10.0.0.1:6379": (parse, RAY),
+    "ray start --head --port 6379": (_ray, RAY),
+    "ray start --address 10.0.0.1:6379": (_ray, RAY),
     'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)': (_shell, SLURM),
     "test -e /shared/runs/gray/latest.txt && resume=--resume": (_shell, SLURM),
     "srun torchrun --nnodes 2 --nproc-per-node 4 --rdzv-id $SLURM_JOB_ID --rdzv-backend c10d"

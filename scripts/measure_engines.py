@@ -1,0 +1,95 @@
+"""A folder by this machine's processes and by Ray, into results/engines.json: pictures a second, and memory.
+
+The same photographs of BSDS500, `nlrn denoise -j 2` and `nlrn denoise -j 2 --engine ray` one after the other, from the
+command to its end. Memory is what the command and all processes that it starts hold at most, shared pages shared out
+(Pss), looked at twice a second; on Linux alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlrn.datasets import data_root
+from nlrn.evaluation import machine
+from nlrn.publish import publish_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "results" / "engines.json"
+
+
+def held(root: int) -> int:
+    """KiB of a process and all below it."""
+    parents, sizes = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                lines = (entry / "smaps_rollup").read_text().splitlines()
+                sizes[int(entry.name)] = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    ours = {root}
+    while more := {child for child, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sum(sizes.get(process, 0) for process in ours)
+
+
+def measured(words: list[str], count: int) -> dict[str, Any]:
+    """What one command takes, from its start to its end."""
+    started, most = time.perf_counter(), 0
+    process = subprocess.Popen([sys.executable, "-m", "nlrn", *words, "-q"])
+    while process.poll() is None:
+        most = max(most, held(process.pid))
+        time.sleep(0.5)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"nlrn {' '.join(words)} ended with {process.returncode}")
+    return {"pictures": count, "seconds": seconds, "rate": count / seconds, "mebibytes": most / 1024}
+
+
+def digests(folder: Path) -> set[str]:
+    return {hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.glob("*.png")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
+    parser.add_argument("--count", type=int, default=200, help="pictures (default: 200)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[2], help="one run each (default: 2)")
+    options = parser.parse_args()
+    pictures = sorted((data_root(options.data) / "bsds500" / "test").glob("*.jpg"))[: options.count]
+    lines = []
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name, "in")
+        source.mkdir()
+        for picture in pictures:
+            shutil.copy(picture, source)
+        words = ["denoise", str(source), "--sigma", "25", "--model", "denoise-gray-small", "--format", "png"]
+        words += ["--memory", "2048"]
+        for workers in options.workers:
+            made = {}
+            for engine in ("local", "ray"):
+                output = Path(name, f"{engine}-{workers}")
+                more = ["-o", str(output), "-j", str(workers), "--engine", engine]
+                line = {"engine": engine, "workers": workers, **measured([*words, *more], len(pictures))}
+                made[engine] = digests(output)
+                lines.append(line)
+                print(line, flush=True)
+            if workers > 1 and made["local"] != made["ray"]:  # one local worker has all threads
+                raise SystemExit("the engines give other pictures")
+    publish_json(RESULT, {"lines": lines, "run": machine(torch.device("cpu"))})
+    print(json.dumps([line["rate"] for line in lines]))
+
+
+if __name__ == "__main__":
+    main()
