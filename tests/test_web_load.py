@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -164,14 +166,67 @@ def test_the_work_for_a_client_that_goes_away_ends(tmp_path: Path) -> None:
         assert "nlrn_worker_busy 0.0" in client.get("/metrics").text
 
 
+def whole_request(client: httpx.Client, data: bytes, **fields: str) -> bytes:
+    """The bytes of POST /v1/denoise."""
+    fields = {"model": "toy", "sigma": "25"} | fields
+    request = client.build_request("POST", "/v1/denoise", files={"picture": ("p.png", data)}, data=fields)
+    lines = [b"%s: %s" % (name, value) for name, value in request.headers.raw]
+    return b"\r\n".join([b"POST /v1/denoise HTTP/1.1", *lines, b"", request.read()])
+
+
+def test_a_client_that_sent_ahead_is_seen_to_go_away(tmp_path: Path) -> None:
+    """Bytes of a next request behind the one that is worked on, and behind one that waits; then both clients leave."""
+    large = picture(tmp_path / "l.png", size=(1500, 1500)).read_bytes()
+    next_one = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3
+    with service(tmp_path) as running, running.client() as client:
+        request = whole_request(client, large, tile="32", overlap="16")
+        worked, waits = (socket.create_connection(("127.0.0.1", running.port)) for _ in range(2))
+        with worked, waits:
+            for connection, told in ((worked, "nlrn_worker_busy 1.0"), (waits, "nlrn_jobs_waiting 1.0")):
+                connection.sendall(request + next_one)
+                assert _in_the_end(lambda told=told: told in client.get("/metrics").text)  # type: ignore[misc]
+                connection.sendall(next_one)
+            time.sleep(0.3)
+            waits.close()
+            assert _in_the_end(lambda: "nlrn_jobs_waiting 0.0" in client.get("/metrics").text, 5)
+            assert "nlrn_worker_busy 1.0" in client.get("/metrics").text
+            worked.close()
+            assert _in_the_end(lambda: "nlrn_worker_busy 0.0" in client.get("/metrics").text, 5)
+
+
+def test_what_is_sent_ahead_is_answered_in_order_up_to_a_limit(tmp_path: Path) -> None:
+    small = picture(tmp_path / "s.png").read_bytes()
+    large = picture(tmp_path / "l.png", size=(1500, 1500)).read_bytes()
+    get = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with service(tmp_path) as running, running.client() as client:
+        expected = denoise(client, small).content, client.get("/v1/models").content
+        with socket.create_connection(("127.0.0.1", running.port)) as connection:
+            connection.settimeout(60)
+            connection.sendall(whole_request(client, small) + get + whole_request(client, small) + get)
+            found = []
+            for _ in range(4):
+                answer = http.client.HTTPResponse(connection)
+                answer.fp = connection.makefile("rb", 0)  # unbuffered: the next answer stays in the socket
+                answer.begin()
+                found.append(answer.read())
+        assert found == [*expected, *expected]
+        with socket.create_connection(("127.0.0.1", running.port)) as connection:
+            connection.settimeout(60)
+            connection.sendall(whole_request(client, large, tile="32", overlap="16"))
+            assert _in_the_end(lambda: "nlrn_worker_busy 1.0" in client.get("/metrics").text)
+            with contextlib.suppress(OSError):
+                for _ in range(1 << 16):
+                    connection.sendall(get)
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413")
+        assert _in_the_end(lambda: "nlrn_worker_busy 0.0" in client.get("/metrics").text, 5)
+
+
 def test_those_who_go_away_in_the_middle_leave_nothing_behind(tmp_path: Path, count: Callable[[int], int]) -> None:
     """At every place of a request; more of them than may wait."""
     data = picture(tmp_path / "p.png").read_bytes()
     with service(tmp_path) as running, running.client() as client:
         expected = denoise(client, data).content
-        request = client.build_request("POST", "/v1/denoise", files={"picture": ("p.png", data)}, data={"model": "toy"})
-        lines = [b"%s: %s" % (name, value) for name, value in request.headers.raw]
-        whole = b"\r\n".join([b"POST /v1/denoise HTTP/1.1", *lines, b"", request.read()])
+        whole = whole_request(client, data)
         number = max(2 * QUEUE, count(400))
         for i in range(number):
             with socket.create_connection(("127.0.0.1", running.port)) as connection:

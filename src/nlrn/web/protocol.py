@@ -1,4 +1,5 @@
-"""uvicorn with the deadlines that it has not: for a request's first lines, and for an answer to be taken.
+"""uvicorn with the limits that it has not: of the time for a request's first lines and for an answer to be taken, and
+of what is sent ahead of an answer.
 
 A refusal from here has no headers for browsers: what sent it is none.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -17,6 +19,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nlrn.web.guard import Guard
 from nlrn.web.jobs import Jobs
 from nlrn.web.limits import Limits
+
+_AHEAD = 64 << 10  # bytes of later requests that are kept until the one before them is answered
 
 
 class Protocol(H11Protocol):
@@ -44,6 +48,16 @@ class Protocol(H11Protocol):
         if self._answering() and self._lines is not None:
             self._lines.cancel()
             self._lines = None
+
+    def handle_events(self) -> None:
+        """A client that sends ahead is listened to all the same: uvicorn would not see it go away."""
+        super().handle_events()
+        if not self._answering() or self.cycle.more_body or self.transport.is_closing():
+            return
+        if len(self.conn.trailing_data[0]) > _AHEAD:
+            self._refuse(413, {"error": f"over {_AHEAD:,} bytes came before the answer", "limit": "ahead"})
+        else:
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -81,10 +95,16 @@ class Protocol(H11Protocol):
         self.transport.close()
 
     def _refuse(self, status: int, said: dict[str, str]) -> None:
+        """Answer from here and close. Work under way for this client is given up."""
+        if self._answering():
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:  # nothing more can be said
+                self.transport.abort()
+                return
         content = json.dumps(said).encode()
-        reason = {400: b"Bad Request", 408: b"Request Timeout"}[status]
         head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (status, reason, len(content)) + content)
+        self.transport.write(head % (status, HTTPStatus(status).phrase.encode(), len(content)) + content)
         self.transport.close()
 
 
