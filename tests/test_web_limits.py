@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import select
 import socket
 import time
@@ -259,6 +260,99 @@ def test_every_answer_tells_the_browser_to_be_careful(client: httpx.Client, smal
             assert set(answer.json()) <= {"error", "limit", "field"}
 
 
+def raw(running: Service, request_: bytes) -> tuple[int, bytes]:
+    """The status and the body of the answer to those bytes."""
+    with socket.create_connection(("127.0.0.1", running.port)) as connection:
+        connection.settimeout(20)
+        connection.sendall(request_)
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+PLACES = ("/", "/healthz", "/v1/models", "/v1/progress/0123456789abcdef", "/metrics", "/openapi.json")
+
+
+@pytest.mark.parametrize("path", PLACES)
+def test_a_path_tells_which_methods_it_is_for(client: httpx.Client, path: str) -> None:
+    for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "NONE"):
+        answer = client.request(method, path)
+        refused(answer, 405)
+        assert answer.headers["allow"].split(", ") == ["GET", "HEAD"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_what_takes_a_picture_is_for_post(client: httpx.Client, path: str) -> None:
+    for method in ("GET", "PUT", "DELETE", "OPTIONS"):
+        answer = client.request(method, path)
+        refused(answer, 405)
+        assert answer.headers["allow"] == "POST"
+    assert client.head(path).status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/none", "/v1", "/v1/denoise/", "/v1/progress/", "/V1/models", "//healthz"])
+def test_where_nothing_is_it_says_so(client: httpx.Client, path: str) -> None:
+    for method in ("GET", "POST", "DELETE"):
+        refused(client.request(method, str(client.base_url) + path), 404)
+
+
+@pytest.mark.parametrize("path", [*PLACES, "/none", "/v1/progress/short", "/v1/denoise"])
+def test_head_is_get_without_the_body(client: httpx.Client, running: Service, path: str) -> None:
+    whole, head = client.get(path), client.head(path)
+    own = ("date", "content-length") if path == "/metrics" else ("date",)  # which tells of the one before
+    assert head.status_code == whole.status_code
+    assert {k: v for k, v in head.headers.items() if k not in own} == {
+        k: v for k, v in whole.headers.items() if k not in own
+    }
+    assert int(head.headers["content-length"]) > 0
+    lines = f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert raw(running, lines.encode()) == (whole.status_code, b"")
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://127.0.0.1:PORT/healthz", "127.0.0.1:PORT", 200),
+        ("HTTP://Pictures.example/healthz?a", "localhost", 200),
+        ("https://[::1]/%68ealthz", "localhost", 200),
+        ("http://localhost/none", "localhost", 404),
+        ("http://localhost", "localhost", 200),
+        ("http://localhost/healthz", "evil.example", 200),  # RFC 9112, 3.2.2: the target's counts, not Host's
+        ("http://evil.example/healthz", "localhost", 400),
+        ("http://localhost@evil.example/healthz", "localhost", 400),
+        ("http://localhost:80@evil.example/healthz", "localhost", 400),
+        ("http:///healthz", "localhost", 400),
+        ("ftp://localhost/healthz", "localhost", 404),
+        ("/healthz", "localhost:evil.example", 400),
+        ("/healthz", "localhost:80:evil.example", 400),
+    ],
+)
+def test_the_authority_of_a_target_counts_as_the_host(running: Service, target: str, host: str, status: int) -> None:
+    lines = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    found, body = raw(running, lines.replace("PORT", str(running.port)).encode())
+    assert found == status, body
+    assert status != 400 or json.loads(body)["field"] == "Host"
+
+
+def test_an_origin_is_held_against_the_targets_authority(running: Service) -> None:
+    lines = "GET http://pictures.example/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nOrigin: "
+    assert raw(running, f"{lines}http://pictures.example\r\n\r\n".encode())[0] == 200
+    assert raw(running, f"{lines}http://localhost\r\n\r\n".encode())[0] == 400
+
+
+@pytest.mark.parametrize("second", ["http://localhost", "http://evil.example", ""])
+def test_two_origins_or_hosts_are_refused(running: Service, second: str) -> None:
+    ours = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    assert raw(running, f"{ours}Origin: http://localhost\r\n\r\n".encode())[0] == 200
+    for first, last in (("http://localhost", second), (second, "http://localhost")):
+        status, body = raw(running, f"{ours}Origin: {first}\r\nOrigin: {last}\r\n\r\n".encode())
+        assert status == 400
+        assert json.loads(body) == {"error": "more than one Origin", "field": "Origin"}
+    for host in ("localhost", "evil.example"):
+        status, body = raw(running, f"{ours}Host: {host}\r\n\r\n".encode())
+        assert status == 400
+        assert "error" in json.loads(body)
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -294,9 +388,6 @@ def test_no_path_leads_to_a_file_that_is_not_the_page(running: Service, path: st
     ],
 )
 def test_what_is_no_http_is_400(running: Service, request_: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", running.port)) as connection:
-        connection.settimeout(20)
-        connection.sendall(request_)
-        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
-    assert head.split()[1] == b"400"
+    status, body = raw(running, request_)
+    assert status == 400
     assert body.startswith(b'{"error"')

@@ -182,6 +182,7 @@ async def _gone(request: Request) -> None:
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
+_UNROUTED = {404: "there is nothing at this path", 405: "this path is not for that method"}
 _FAILED = "the service failed; its log says how"
 
 
@@ -235,7 +236,10 @@ def _say_refusals(app: FastAPI) -> None:
         return _json({"error": f"{field}: {words}"[:300], "field": field[:80]}, 422)
 
     async def other(request: Request, error: Any) -> Response:
-        return _json({"error": str(error.detail)}, error.status_code, error.headers)
+        headers = dict(error.headers or {})
+        if "GET" in headers.get("Allow", ""):  # the guard makes a GET of a HEAD
+            headers["Allow"] = "GET, HEAD"
+        return _json({"error": _UNROUTED.get(error.status_code, str(error.detail))}, error.status_code, headers)
 
     app.add_exception_handler(RefusedError, refused)
     app.add_exception_handler(ClientDisconnect, gone)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
+from urllib.parse import unquote
 
 from nlrn.web.jobs import RETRY_AFTER
 from nlrn.web.limits import Limits, RefusedError
@@ -27,6 +29,8 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 _DRAINED = (64 << 20, 2.0)  # bytes and seconds of a body that is read on after its refusal, so that it is heard
 
 
@@ -44,6 +48,7 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
+        scope = _as_routed(scope)
         body = _Body(receive, self, expected=_has_body(scope))
         answer = _Answer(send, body)
         try:
@@ -68,10 +73,14 @@ class Guard:
 
     def _check(self, scope: Message) -> None:
         """Raises RefusedError for a host that is not ours, a page of another origin, a body that is too large."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        headers = dict(given)
+        for name in ("Host", "Origin"):
+            if sum(key == name.lower() for key, _ in given) > 1:
+                raise RefusedError(400, f"more than one {name}", field=name)
         host, origin = headers.get("host", "").lower(), headers.get("origin")
-        name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if name not in self.hosts:
+        called = _HOST.fullmatch(host)
+        if called is None or called[1] not in self.hosts:
             raise RefusedError(400, "this host is not served (nlrn serve --allow-host)", field="Host")
         if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
             raise RefusedError(400, "a page of another origin may not ask", field="Origin")
@@ -82,6 +91,19 @@ class Guard:
 
 def too_large(limits: Limits) -> RefusedError:
     return RefusedError(413, f"the body is over {limits.max_bytes:,} bytes (nlrn serve --max-bytes)", limit="bytes")
+
+
+def _as_routed(scope: Message) -> Message:
+    """A request as the routes know it: HEAD as GET, whose body the server leaves out; an absolute target as its path,
+    and its authority in the place of Host (RFC 9112, 3.2.2)."""
+    scope = {**scope, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
+    target = _ABSOLUTE.fullmatch(scope["raw_path"])
+    if target is None:
+        return scope
+    path = target[2] or b"/"
+    others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    hosts = [(b"host", target[1])] * max(1, len(scope["headers"]) - len(others))
+    return {**scope, "raw_path": path, "path": unquote(path.decode("ascii")), "headers": hosts + others}
 
 
 def _has_body(scope: Message) -> bool:
