@@ -60,7 +60,7 @@ def application(jobs: Jobs, limits: Limits, hosts: Iterable[str] = ()) -> Guard:
     _add_work(app, jobs, metrics)
     _add_questions(app, jobs, metrics)
     _add_page(app)
-    return Guard(_Counted(app, metrics), limits, hosts)
+    return Guard(_Failsafe(app), limits, metrics, hosts)
 
 
 def _add_work(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
@@ -191,20 +191,20 @@ def _json(said: dict[str, Any], status: int, headers: Any = None) -> Response:
     return Response(json.dumps(said), status, headers, media_type="application/json")
 
 
-class _Counted:
-    """Counts the answers, by the route's own name and never by what a client made up; whatever fails is a 503."""
+class _Failsafe:
+    """Whatever fails in a way that was not foreseen is a 503."""
 
-    def __init__(self, app: FastAPI, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        status = 0
+        started = False
 
         async def noted(message: Any) -> None:
-            nonlocal status
+            nonlocal started
             if message.get("status") == 500:  # of the framework; its error comes after it
                 raise RefusedError(503, _FAILED)
-            status = message.get("status", status)
+            started = True
             await send(message)
 
         try:
@@ -213,13 +213,9 @@ class _Counted:
             raise
         except Exception as error:
             _LOG.exception("a request failed in a way that was not foreseen")
-            if status:
+            if started:
                 raise
             raise RefusedError(503, _FAILED) from error
-        finally:
-            if scope["type"] == "http":
-                route = getattr(scope.get("route"), "path", "other")
-                self.metrics.requests.labels(route, status or 503).inc()
 
 
 def _say_refusals(app: FastAPI) -> None:
@@ -227,7 +223,7 @@ def _say_refusals(app: FastAPI) -> None:
         return _json(error.said, error.status)
 
     async def gone(request: Request, error: Any) -> Response:
-        return _json({"error": "the client went away"}, 408)
+        return _json({"error": "the client went away"}, 499)  # which nobody hears
 
     async def invalid(request: Request, error: Any) -> Response:
         first = error.errors()[0]

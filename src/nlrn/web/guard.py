@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from nlrn.web.jobs import RETRY_AFTER
 from nlrn.web.limits import Limits, RefusedError
+from nlrn.web.metrics import GUARD, Metrics
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -37,8 +38,8 @@ _DRAINED = (64 << 20, 2.0)  # bytes and seconds of a body that is read on after 
 class Guard:
     """An ASGI application around another. hosts: what a client may call this service, beside the loopback's names."""
 
-    def __init__(self, app: Any, limits: Limits, hosts: Iterable[str] = ()) -> None:
-        self.app, self.limits = app, limits
+    def __init__(self, app: Any, limits: Limits, metrics: Metrics, hosts: Iterable[str] = ()) -> None:
+        self.app, self.limits, self.metrics = app, limits, metrics
         self.hosts = {name.lower() for name in (*LOOPBACK, *hosts)}
         self.held = 0  # bytes of bodies that are being answered
         self.receiving: set[asyncio.Task[Any]] = set()  # those whose body is not there yet
@@ -50,21 +51,23 @@ class Guard:
             return
         scope = _as_routed(scope)
         body = _Body(receive, self, expected=_has_body(scope))
-        answer = _Answer(send, body)
+        answer, place = _Answer(send, body), GUARD
         try:
             self._check(scope)
+            place = "other"
             await self.app(scope, body.receive, answer.send)
         except RefusedError as refusal:
-            if answer.started:
+            if answer.status:
                 raise
             await answer.send_json(refusal)
         except asyncio.CancelledError:  # by `close`, or uvicorn does not wait any longer
-            if answer.started:
+            if answer.status:
                 raise
             body.late = True
             await answer.send_json(RefusedError(503, "the service is about to end"))
         finally:
             self.held -= body.size
+            self.metrics.count(getattr(scope.get("route"), "path", place), answer.status or 503)
 
     def close(self) -> None:
         """Refuse those whose body is not there yet: the service ends."""
@@ -161,14 +164,17 @@ class _Body:
 
 
 class _Answer:
-    """What is sent, with the headers of every answer; a body that was not read to its end closes the connection."""
+    """What is sent, with the headers of every answer; a body that was not read to its end closes the connection.
+
+    status: 0 until the answer begins.
+    """
 
     def __init__(self, send: Send, body: _Body) -> None:
-        self._send, self._body, self.started = send, body, False
+        self._send, self._body, self.status = send, body, 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
+            self.status = message["status"]
             named = {name for name, _ in message["headers"]}
             more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in named]
             if message["status"] == 503:

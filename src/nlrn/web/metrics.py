@@ -6,9 +6,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from nlrn.web.jobs import Jobs
 
+GUARD, CONNECTION = "guard", "connection"
+
 
 class Metrics:
-    """Of one service; nothing of any picture or client."""
+    """Of one service; nothing of any picture or client, so that there are no more labels than routes and codes.
+
+    route: its own path, `other` where none is, `guard` for what was refused before one was looked for, `connection`
+    for what was refused before it was a request. status 499: the client went away before its answer.
+    """
 
     def __init__(self, jobs: Jobs) -> None:
         self.registry = CollectorRegistry()
@@ -25,6 +31,10 @@ class Metrics:
         waiting.set_function(lambda: jobs.ahead)
         busy = Gauge("nlrn_worker_busy", "1 while a job is done", registry=self.registry)
         busy.set_function(lambda: jobs.busy)
+
+    def count(self, route: str, status: int) -> None:
+        """An answer."""
+        self.requests.labels(route, status).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -17,23 +17,26 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nlrn.web.guard import Guard
-from nlrn.web.jobs import Jobs
+from nlrn.web.jobs import RETRY_AFTER, Jobs
 from nlrn.web.limits import Limits
+from nlrn.web.metrics import CONNECTION, Metrics
 
 _AHEAD = 64 << 10  # bytes of later requests that are kept until the one before them is answered
 
 
 class Protocol(H11Protocol):
-    """A connection. A subclass of it carries the limits."""
+    """A connection. A subclass of it carries the limits and the metrics of the service."""
 
-    limits = Limits()
+    limits: Limits
+    metrics: Metrics
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._lines: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.connections:
-            transport.abort()
+            words = f"{self.limits.connections} connections are open already; try again later"
+            self._refuse(503, {"error": words, "limit": "connections"})
         else:
             self._await_lines()
 
@@ -102,9 +105,12 @@ class Protocol(H11Protocol):
             if self.cycle.response_started:  # nothing more can be said
                 self.transport.abort()
                 return
+        self.metrics.count(CONNECTION, status)
         content = json.dumps(said).encode()
-        head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (status, HTTPStatus(status).phrase.encode(), len(content)) + content)
+        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "content-type: application/json"]
+        head += [f"content-length: {len(content)}", "connection: close"]
+        head += [f"retry-after: {RETRY_AFTER}"] if status == 503 else []
+        self.transport.write("\r\n".join([*head, "", ""]).encode() + content)
         self.transport.close()
 
 
@@ -127,9 +133,9 @@ class Server(uvicorn.Server):
 
 def server(app: Guard, jobs: Jobs, limits: Limits, host: str, port: int) -> Server:
     """Ready to run on that address."""
+    protocol = type("LimitedProtocol", (Protocol,), {"limits": limits, "metrics": app.metrics})
     config = uvicorn.Config(
-        app, host=host, port=port,
-        http=type("LimitedProtocol", (Protocol,), {"limits": limits}), ws="none", loop="asyncio",
+        app, host=host, port=port, http=protocol, ws="none", loop="asyncio",
         log_level="error", access_log=False, server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=math.ceil(limits.stop_seconds) + 2, backlog=limits.connections,
     )  # fmt: skip
