@@ -51,7 +51,9 @@ class Workshop:
                 case "explain":
                     return self._explain(picture, task.options)
                 case _:
-                    return _encoded(picture.with_depth(8), "PNG", [])
+                    picture = picture.with_depth(8)
+                    self._check_result(picture, "PNG")
+                    return _encoded(picture, "PNG", [])
         except InputError as error:
             raise _refusal(error) from error
         except (ConfigError, ModelError) as error:
@@ -61,7 +63,7 @@ class Workshop:
 
     def _denoise(self, picture: Picture, options: dict[str, Any], progress: Progress | None) -> Answer:
         picture, form = _as_asked(picture, options)
-        check_holds(picture, form)
+        self._check_result(picture, form)
         lines: list[str] = []
         result = denoised(
             picture,
@@ -82,7 +84,7 @@ class Workshop:
             to_width=options["width"],
             most=self.house.limits.max_result_pixels,
         )
-        check_holds(picture.of_size(height, width), form)
+        self._check_result(picture.of_size(height, width), form)
         lines: list[str] = []
         restorer = self._restorer("sr", options, 1)
         return _encoded(upscaled(picture, restorer, height, width, say=lines.append, progress=progress), form, lines)
@@ -100,6 +102,15 @@ class Workshop:
             "states": [[[float(f"{p:.4g}") for p in row] for row in state] for state in maps.states],
         }
         return Answer(json.dumps(said).encode(), "application/json")
+
+    def _check_result(self, picture: Picture, form: str) -> None:
+        """Before the work, of a result in its size and depth. Raises InputError, or RefusedError for one too large."""
+        check_holds(picture, form)
+        size = picture.array.size + (0 if picture.alpha is None else picture.alpha.size)
+        size, most = size * picture.depth // 8, self.house.limits.held_bytes
+        if size > most:
+            words = f"a result of {size:,} bytes is beyond the limit of {most:,} (nlrn serve --held-bytes)"
+            raise RefusedError(413, words, limit="held_bytes")
 
     def _restorer(self, task: str, options: dict[str, Any], channels: int) -> Restorer:
         settings = Settings(memory=self.house.memory or MEMORY, **{k: options[k] for k in _SETTINGS if k in options})
