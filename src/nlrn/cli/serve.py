@@ -12,12 +12,14 @@ _LIMITS = (  # option, field of Limits, type, usual value and what it is
     ("--max-pixels", "max_pixels", count, "of a picture (default: 25000000)"),
     ("--max-result-pixels", "max_result_pixels", count, "of a result (default: 100000000)"),
     ("--max-bytes", "max_bytes", count, "of a request (default: 33554432)"),
+    ("--held-bytes", "held_bytes", count, "of all requests and unread answers together (default: 1073741824)"),
     ("--queue", "queue", count, "jobs that may wait (default: 16)"),
     ("--connections", "connections", count, "at once (default: 512)"),
 )
 _DEADLINES = (
     ("--header-seconds", "header_seconds", "for the first lines of a request (default: 10)"),
     ("--body-seconds", "body_seconds", "for all of its body (default: 60)"),
+    ("--send-seconds", "send_seconds", "for all of an answer to be taken (default: 300)"),
     ("--job-seconds", "job_seconds", "for the work on one picture (default: 600)"),
     ("--stop-seconds", "stop_seconds", "for work under way when told to end (default: 10)"),
 )

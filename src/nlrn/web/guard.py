@@ -32,6 +32,8 @@ HEADERS = {
 }
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
+_PIECE = 256 << 10  # bytes of an answer that are handed on at once, the next when these were taken
+_SMALL = 64 << 10  # bytes of an answer that is given in any case
 _DRAINED = (64 << 20, 2.0)  # bytes and seconds of a body that is read on after its refusal, so that it is heard
 
 
@@ -41,7 +43,8 @@ class Guard:
     def __init__(self, app: Any, limits: Limits, metrics: Metrics, hosts: Iterable[str] = ()) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
         self.hosts = {name.lower() for name in (*LOOPBACK, *hosts)}
-        self.held = 0  # bytes of bodies that are being answered
+        self.held = 0  # bytes of bodies that are being answered, and of answers that are not taken yet
+        metrics.held.set_function(lambda: self.held)
         self.receiving: set[asyncio.Task[Any]] = set()  # those whose body is not there yet
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -51,7 +54,7 @@ class Guard:
             return
         scope = _as_routed(scope)
         body = _Body(receive, self, expected=_has_body(scope))
-        answer, place = _Answer(send, body), GUARD
+        answer, place = _Answer(send, body, self), GUARD
         try:
             self._check(scope)
             place = "other"
@@ -66,7 +69,7 @@ class Guard:
             body.late = True
             await answer.send_json(RefusedError(503, "the service is about to end"))
         finally:
-            self.held -= body.size
+            self.held -= body.size + answer.size
             self.metrics.count(getattr(scope.get("route"), "path", place), answer.status or 503)
 
     def close(self) -> None:
@@ -166,27 +169,47 @@ class _Body:
 class _Answer:
     """What is sent, with the headers of every answer; a body that was not read to its end closes the connection.
 
-    status: 0 until the answer begins.
+    status: 0 until the answer begins. size: bytes of it that the guard counts as held until the request is over.
     """
 
-    def __init__(self, send: Send, body: _Body) -> None:
-        self._send, self._body, self.status = send, body, 0
+    def __init__(self, send: Send, body: _Body, guard: Guard) -> None:
+        self._send, self._body, self._guard = send, body, guard
+        self.status, self.size, self._instead = 0, 0, False
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            named = {name for name, _ in message["headers"]}
-            more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in named]
-            if message["status"] == 503:
-                more.append((b"retry-after", str(RETRY_AFTER).encode()))
-            if not self._body.complete:
-                more.append((b"connection", b"close"))
-            message = {**message, "headers": [*message["headers"], *more]}
-        elif not (message.get("more_body", False) or self._body.complete):
-            await self._send({**message, "more_body": True})
+        """Pass a message of the application on. An answer for which there is no room is a 503 instead."""
+        if self._instead:
+            return
+        if message["type"] != "http.response.start":
+            await self._pass_on(message.get("body", b""), more=message.get("more_body", False))
+            return
+        size = int(dict(message["headers"]).get(b"content-length", b"0"))
+        if size > _SMALL:
+            if self._guard.held + size > self._guard.limits.held_bytes:
+                await self.send_json(RefusedError(503, "too many answers wait to be read", limit="held_bytes"))
+                self._instead = True
+                return
+            self.size = size
+            self._guard.held += size
+        await self._begin(message)
+
+    async def _begin(self, message: Message) -> None:
+        self.status = message["status"]
+        named = {name for name, _ in message["headers"]}
+        more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in named]
+        if message["status"] == 503:
+            more.append((b"retry-after", str(RETRY_AFTER).encode()))
+        if not self._body.complete:
+            more.append((b"connection", b"close"))
+        await self._send({**message, "headers": [*message["headers"], *more]})
+
+    async def _pass_on(self, content: bytes, *, more: bool) -> None:
+        """In pieces, so that this ends when all was taken: the server waits at each until the one before is gone."""
+        for at in range(0, len(content), _PIECE):
+            await self._send({"type": "http.response.body", "body": content[at : at + _PIECE], "more_body": True})
+        if not more:
             await self._body.drain()
-            message = {"type": "http.response.body", "body": b""}
-        await self._send(message)
+            await self._send({"type": "http.response.body", "body": b""})
 
     async def send_json(self, refusal: RefusedError) -> None:
         content = json.dumps(refusal.said).encode()

@@ -20,6 +20,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         names = ["route", "status"]
         self.requests = Counter("nlrn_requests", "Requests answered", names, registry=self.registry)
+        self.dropped = Counter("nlrn_answers_dropped", "Answers that were not taken in time", registry=self.registry)
+        self.held = Gauge("nlrn_held_bytes", "Of requests and of answers not taken yet", registry=self.registry)
         self.seconds = Histogram(
             "nlrn_job_seconds",
             "Seconds of work of the jobs that were done",

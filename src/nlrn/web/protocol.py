@@ -32,6 +32,7 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # writing is paused until all was taken
         self._lines: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.connections:
@@ -63,18 +64,32 @@ class Protocol(H11Protocol):
             self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
+        self._note_taken()
         super().on_response_complete()
         if not (self.transport.is_closing() or self._answering()):
             self._await_lines()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._taking = self.loop.call_later(self.limits.send_seconds, self.transport.abort)
+        if self._taking is None:
+            self._taking = self.loop.call_later(self.limits.send_seconds, self.drop)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._taking is not None:
+        self._note_taken()
+
+    def _note_taken(self) -> None:
+        """The deadline is one for all of an answer, however often a part of it is taken."""
+        begun = self._answering() and self.cycle.response_started
+        if self._taking is not None and not (begun or self.flow.write_paused):
             self._taking.cancel()
+            self._taking = None
+
+    def drop(self) -> None:
+        """End the connection if an answer waits to be taken."""
+        if self._taking is not None:
+            self.metrics.dropped.inc()
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, {"error": "this is not a request that HTTP/1.1 knows"})
@@ -124,11 +139,17 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: Any = None) -> None:
         self.jobs.close()
         self.guard.close()
-        asyncio.get_running_loop().call_later(self.jobs.limits.stop_seconds, self.jobs.end)
+        asyncio.get_running_loop().call_later(self.jobs.limits.stop_seconds, self._end)
         try:
             await super().shutdown(sockets)
         finally:
             self.jobs.end()
+
+    def _end(self) -> None:
+        self.jobs.end()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Protocol):
+                connection.drop()
 
 
 def server(app: Guard, jobs: Jobs, limits: Limits, host: str, port: int) -> Server:
