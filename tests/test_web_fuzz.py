@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -20,7 +23,7 @@ HOSTILE = st.one_of(
     st.integers(-(10**30), 10**30).map(str),
     st.floats().map(str),
 )
-METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "NONE"])
+METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "NONE"])
 SERVE = ("--job-seconds", "20")
 
 
@@ -51,9 +54,53 @@ def value(schema: dict[str, Any]) -> st.SearchStrategy[str]:
     return st.sampled_from(["toy", "toy-sr", "other"])
 
 
-def fields(document: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
-    body = document["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    return dict(document["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"])
+@dataclass(frozen=True)
+class Operation:
+    """One of the document's: what it takes, and what it may answer."""
+
+    path: str
+    method: str
+    fields: dict[str, Any]  # of its form
+    parameters: dict[str, Any]  # of its path
+    answers: dict[int, dict[str, Any]]  # by status: schemas by type
+
+    def request(
+        self, client: httpx.Client, values: dict[str, str], form: dict[str, str], **more: Any
+    ) -> httpx.Response:
+        """Sent, its parameters in their places, its answer as the document says."""
+        path = self.path
+        for name, value in values.items():
+            path = path.replace(f"{{{name}}}", quote(value, safe=""))
+        answer = client.request(self.method.upper(), path, data=form or None, **more)
+        assert answer.status_code in self.answers, (self.method, path, form, answer.text)
+        kind = answer.headers["content-type"].partition(";")[0]
+        assert kind in self.answers[answer.status_code], (path, answer.status_code, kind)
+        if kind == "application/json":
+            schema = self.answers[answer.status_code][kind].get("schema", {})
+            assert isinstance(answer.json(), {"array": list, "object": dict}.get(schema.get("type"), object))
+            assert answer.status_code == 200 or {"error"} <= set(answer.json()) <= set(schema["properties"])
+        return answer
+
+
+def operations(document: dict[str, Any]) -> list[Operation]:
+    """All that the document has; whatever it says in a way that is not known here fails."""
+    found = []
+    for path, item in document["paths"].items():
+        for method, told in item.items():
+            assert set(told) <= {"summary", "operationId", "parameters", "requestBody", "responses"}
+            assert all(one["in"] == "path" for one in told.get("parameters", []))
+            form = {}
+            if "requestBody" in told:
+                ((kind, body),) = told["requestBody"]["content"].items()
+                assert kind == "multipart/form-data"
+                form = document["components"]["schemas"][body["schema"]["$ref"].rpartition("/")[2]]["properties"]
+            parameters = {one["name"]: one["schema"] for one in told.get("parameters", [])}
+            answers = {int(status): one.get("content", {}) for status, one in told["responses"].items()}
+            found.append(Operation(path, method, dict(form), parameters, answers))
+    return found
+
+
+PIXEL = {"x": "3", "y": "4"}  # what /v1/explain must be told
 
 
 def test_requests_made_from_the_document(
@@ -62,34 +109,44 @@ def test_requests_made_from_the_document(
     tmp_path_factory: pytest.TempPathFactory,
     count: Callable[[int], int],
 ) -> None:
-    data = picture(tmp_path_factory.mktemp("pictures") / "p.png", size=(12, 10)).read_bytes()
-    posts = [path for path, item in document["paths"].items() if "post" in item]
-    right = [0]
+    """Every operation of the document: the plainest request is right, and no other ends in what is not told there."""
+    data = picture(tmp_path_factory.mktemp("pictures") / "p.png", size=(20, 18)).read_bytes()
+    known = operations(document)
+    assert {one.method for one in known} == {"get", "post"}
+    sent, right = Counter[tuple[str, str]](), 0
 
-    @settings(max_examples=count(500))
-    @given(st.data())
-    def one(draw: st.DataObject) -> None:
-        path = draw.draw(st.sampled_from(posts))
-        known = {name: schema for name, schema in fields(document, path).items() if name != "picture"}
-        chosen = draw.draw(st.sets(st.sampled_from(sorted(known)), max_size=5)) if known else set()
-        wrong = draw.draw(st.integers(0, 3)) == 0
-        form = {name: draw.draw(HOSTILE if wrong else value(known[name])) for name in sorted(chosen)}
-        if path == "/v1/explain" and not wrong:
-            form |= {"x": "3", "y": "4"}
-        body = data if draw.draw(st.integers(0, 5)) else draw.draw(st.binary(max_size=200))
-        answer = client.post(path, files={"picture": ("p.png", body)}, data=form)
-        allowed = {int(status) for status in document["paths"][path]["post"]["responses"]}
-        assert answer.status_code in allowed, (path, form, answer.text)
-        if answer.status_code == 200:
-            right[0] += 1
-            declared = document["paths"][path]["post"]["responses"]["200"]["content"]
-            assert answer.headers["content-type"] in declared
-        else:
-            assert isinstance(answer.json()["error"], str)
-        assert answer.status_code != 503 or answer.json()["limit"] == "deadline", answer.text
+    def one_of(operation: Operation) -> None:
+        @settings(max_examples=-(-count(500) // len(known)))
+        @given(st.data())
+        def one(draw: st.DataObject) -> None:
+            nonlocal right
+            wrong = draw.draw(st.integers(0, 3)) == 0
+            values = {
+                name: draw.draw(HOSTILE if wrong else value(schema)) for name, schema in operation.parameters.items()
+            }
+            names = sorted(set(operation.fields) - {"picture"})
+            chosen = draw.draw(st.sets(st.sampled_from(names), max_size=5)) if names else set()
+            form = {name: draw.draw(HOSTILE if wrong else value(operation.fields[name])) for name in sorted(chosen)}
+            more: dict[str, Any] = {"params": draw.draw(st.dictionaries(HOSTILE, HOSTILE, max_size=2))}
+            if operation.fields:
+                form |= PIXEL if "x" in operation.fields and not wrong else {}
+                body = data if draw.draw(st.integers(0, 5)) else draw.draw(st.binary(max_size=200))
+                more["files"] = {"picture": ("p.png", body)}
+            answer = operation.request(client, values, form, **more)
+            assert answer.status_code != 503 or answer.json()["limit"] == "deadline", answer.text
+            sent[operation.path, operation.method] += 1
+            right += answer.status_code == 200
 
-    one()
-    assert right[0] > 0  # some of them are right
+        one()
+
+    for operation in known:
+        files = {"files": {"picture": ("p.png", data)}} if operation.fields else {}
+        values = dict.fromkeys(operation.parameters, "0123456789abcdef")
+        plain = operation.request(client, values, PIXEL if "x" in operation.fields else {}, **files)
+        assert plain.status_code == 200, plain.text
+        one_of(operation)
+    print(f"{sent.total()} requests, {right} of them right; {dict(sent)}")
+    assert right > 0
 
 
 def test_requests_that_no_document_knows(client: httpx.Client, count: Callable[[int], int]) -> None:

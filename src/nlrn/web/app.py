@@ -27,13 +27,17 @@ from nlrn.web.tasks import MEDIA, Answer, Task
 
 _LOG = logging.getLogger("nlrn")
 _MAX_FIELDS = 20
+_SAID = {
+    "type": "object",
+    "properties": {"error": {"type": "string"}, "limit": {"type": "string"}, "field": {"type": "string"}},
+    "required": ["error"],
+    "additionalProperties": False,
+}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": what,
-        "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}},
-    }
+    status: {"description": what, "content": {"application/json": {"schema": _SAID}}}
     for status, what in {
         400: "a host, an origin or a form that is not taken",
+        404: "nothing is at this path",
         408: "the body came too slowly",
         413: "more bytes or pixels than are taken",
         415: "not a picture, or not a form",
@@ -41,6 +45,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "the queue is full, the work took too long, or the service is about to end",
     }.items()
 }
+_OF_WORK = {status: said for status, said in _REFUSALS.items() if status != 404}
+_OF_QUESTIONS: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (400, 408, 413, 503)}
 _PICTURE = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA.values()}
 
 
@@ -64,7 +70,8 @@ def application(jobs: Jobs, limits: Limits, hosts: Iterable[str] = ()) -> Guard:
 
 
 def _add_work(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
-    responses = {200: {"description": "the picture's file", "content": _PICTURE}, **_REFUSALS}
+    responses = {200: {"description": "the picture's file", "content": _PICTURE}, **_OF_WORK}
+    seen = {"description": "the picture as a PNG", "content": {"image/png": _PICTURE["image/png"]}}
 
     async def done(request: Request, kind: str, form: Upload) -> Response:
         jobs.check()
@@ -82,29 +89,32 @@ def _add_work(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
     async def upscale(request: Request, form: Annotated[Upscaling, Form(media_type=_FORM)]) -> Response:
         return await done(request, "upscale", form)
 
-    @app.post("/v1/preview", response_class=Response, responses=responses, summary="An 8-bit PNG that browsers show")
+    @app.post("/v1/preview", response_class=Response, responses={**_OF_WORK, 200: seen}, summary="A PNG of 8 bits")
     async def preview(request: Request, form: Annotated[Upload, Form(media_type=_FORM)]) -> Response:
         return await done(request, "preview", form)
 
-    @app.post("/v1/explain", responses=_REFUSALS, summary="Where a pixel finds its look-alikes, state by state")
+    @app.post("/v1/explain", responses=_OF_WORK, summary="Where a pixel finds its look-alikes, state by state")
     async def explain(request: Request, form: Annotated[Explaining, Form(media_type=_FORM)]) -> Response:
         return await done(request, "explain", form)
 
 
 def _add_questions(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
-    @app.get("/v1/models", summary="The models that are offered")
+    text: dict[int | str, Any] = {200: {"description": "Prometheus' text", "content": {"text/plain": {}}}}
+    by_word = {**_OF_QUESTIONS, 404: _REFUSALS[404], 422: _REFUSALS[422]}
+
+    @app.get("/v1/models", responses=_OF_QUESTIONS, summary="The models that are offered")
     async def models() -> list[dict[str, str | int]]:
         return jobs.worker.models
 
-    @app.get("/v1/progress/{watch}", summary="How far a job is, by the word that was sent with it")
+    @app.get("/v1/progress/{watch}", responses=by_word, summary="How far the job is that was sent with that word")
     async def progress(watch: Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{16,64}$")]) -> dict[str, Any]:
         return jobs.watched(watch)
 
-    @app.get("/healthz", summary="Whether the service is there")
+    @app.get("/healthz", responses=_OF_QUESTIONS, summary="Whether the service is there")
     async def healthz() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
-    @app.get("/metrics", response_class=Response, summary="For Prometheus")
+    @app.get("/metrics", response_class=Response, responses={**_OF_QUESTIONS, **text}, summary="For Prometheus")
     async def told() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
