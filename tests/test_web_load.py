@@ -102,23 +102,28 @@ def closed_after(running: Service, send: Callable[[socket.socket], None]) -> tup
 
 
 def test_slow_clients_are_closed_and_hold_nobody_up(tmp_path: Path, count: Callable[[int], int]) -> None:
-    data = picture(tmp_path / "p.png", size=(24, 20)).read_bytes()
+    data, times = picture(tmp_path / "p.png", size=(24, 20)).read_bytes(), max(5, count(15))
     with service(tmp_path, *DEADLINES) as running, running.client() as client:
-        unloaded = float(np.median([seconds(lambda: denoise(client, data)) for _ in range(5)]))
+        unloaded = float(np.median([seconds(lambda: denoise(client, data)) for _ in range(times)]))
         kinds = (slow_lines, slow_body, dripping, lambda connection: None)
         number = max(12, count(64))
         with ThreadPoolExecutor(number) as slow:
             ended = [slow.submit(closed_after, running, kinds[i % 4]) for i in range(number)]
             time.sleep(0.3)
-            loaded = float(np.median([seconds(lambda: denoise(client, data)) for _ in range(5)]))
+            beside = []
+            while not beside or not all(future.done() for future in ended):
+                beside.append(seconds(lambda: denoise(client, data)))
             found = [future.result() for future in ended]
     for i, (taken, said) in enumerate(found):
         assert taken < (8 if i % 4 == 2 else 6), (i, taken)
         if i % 4 < 2:
             assert said.startswith(b"HTTP/1.1 408"), said
             assert b'{"error"' in said
+    loaded = float(np.median(beside))
     print(f"unloaded {unloaded:.3f} s, beside {number} slow clients {loaded:.3f} s, {loaded / unloaded:.2f} times")
-    assert loaded < 10 * unloaded + 1  # it is not held up until they are gone; 2 times is measured, not asserted
+    assert loaded < 10 * unloaded + 1  # it is not held up until they are gone
+    if count(10) == 10:  # on a busy machine a few say nothing
+        assert loaded <= 2 * unloaded
 
 
 def test_a_second_request_has_the_same_deadline_and_connections_are_counted(tmp_path: Path) -> None:
