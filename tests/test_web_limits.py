@@ -339,6 +339,11 @@ def test_an_origin_is_held_against_the_targets_authority(running: Service) -> No
     assert raw(running, f"{lines}http://localhost\r\n\r\n".encode())[0] == 400
 
 
+def test_a_target_may_stand_for_a_host_that_is_missing(running: Service) -> None:
+    assert raw(running, b"GET http://localhost/healthz HTTP/1.0\r\n\r\n")[0] == 200
+    assert raw(running, b"GET http://evil.example/healthz HTTP/1.0\r\n\r\n")[0] == 400
+
+
 @pytest.mark.parametrize("second", ["http://localhost", "http://evil.example", ""])
 def test_two_origins_or_hosts_are_refused(running: Service, second: str) -> None:
     ours = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
