@@ -6,6 +6,7 @@ or two where the command `torchrun` takes ten; test_distributed.py runs that onc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -36,6 +37,7 @@ from nlrn.recipe import OptimConfig, ResizeConfig, Stage, TrainConfig, read_reci
 from nlrn.training import Trainer
 
 CPU = torch.device("cpu")
+SECONDS = 300  # of one launch; then it is ended
 STEPS, BATCH = 6, 9  # a batch that neither 2 nor 4 processes share evenly, nor its two parts
 
 
@@ -328,7 +330,9 @@ def _kill(agent: int, whom: str, folder: Path, step: int, delay: float, world: i
     ended by themselves.
     """
     step = max(step, _stands_at(folder) + 1)
+    until = time.monotonic() + SECONDS
     while _stands_at(folder) < step:
+        assert time.monotonic() < until, f"not at step {step} within {SECONDS} seconds"
         assert os.waitpid(agent, os.WNOHANG) == (0, 0), "ended before it was killed"
         time.sleep(0.002)
     time.sleep(delay)
@@ -364,12 +368,28 @@ def _serve() -> None:
             os.dup2(copy, number)
             os.close(copy)
         os.close(output)
-        if order["kill"]:
-            whom, folder, step = order["kill"]
-            _kill(agent, whom, Path(folder), step, chance.random() * 0.03, order["world"])
-            began = time.monotonic()
-        code = os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1])
-        print(json.dumps({"code": code, "seconds": time.monotonic() - began}), flush=True)
+        try:
+            if order["kill"]:
+                whom, folder, step = order["kill"]
+                _kill(agent, whom, Path(folder), step, chance.random() * 0.03, order["world"])
+                began = time.monotonic()
+            answer = {"code": _end_of(agent), "seconds": time.monotonic() - began}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent, signal.SIGKILL)
+        print(json.dumps(answer), flush=True)
+
+
+def _end_of(agent: int) -> int:
+    """Its exit code. Raises TimeoutError."""
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        process, status = os.waitpid(agent, os.WNOHANG)
+        if process:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    raise TimeoutError(f"the processes did not end within {SECONDS} seconds")
 
 
 @dataclasses.dataclass
@@ -425,6 +445,8 @@ class Launcher:
         }
         print(json.dumps(order, default=str), file=self.process.stdin, flush=True)
         answer = json.loads(self.process.stdout.readline())
+        if "error" in answer:
+            raise AssertionError(f"{answer['error']}\n{self.output.read_text(errors='replace')}")
         return Ended(answer["code"], answer["seconds"], self.output.read_text(errors="replace"))
 
 

@@ -242,6 +242,10 @@ def test_what_is_no_resolution_is_none_and_none_is_made_up() -> None:
     for value in (IFDRational(0, 0), IFDRational(1, 0), 0.0, 1e9):
         exif[ExifTags.Base.XResolution] = exif[ExifTags.Base.YResolution] = value
         assert read_picture(file_of(Image.fromarray(values), "JPEG", exif=exif)).dpi is None
+        exif[ExifTags.Base.XResolution] = 300.0  # one of them is enough
+        picture = read_picture(file_of(Image.fromarray(values), "JPEG", exif=exif))
+        assert picture.dpi is None
+        assert read_picture(encode_picture(picture, "PNG")).dpi is None
     high = picture_of(values, dpi=(9e5, 9e5))
     assert read_picture(encode_picture(high, "JPEG")).dpi is None  # whose field has two bytes
     np.testing.assert_allclose(read_picture(encode_picture(high, "PNG")).dpi, (9e5, 9e5), rtol=1e-6)
@@ -261,6 +265,11 @@ def test_a_pngs_gamma_and_primaries_go_into_png(bits: int) -> None:
         assert read_picture(again).colours == picture.colours
     assert b"gAMA" not in encode_picture(picture, "TIFF")
     assert read_picture(encode_picture(picture, "PNG"), apart=True).colours == picture.colours
+    plain = png(5, 4, bits, 2, rows)
+    for behind in (b"\0\0\0\x04gAMA\0\0", chunk(b"gAMA", bytes(4)), chunk(b"eXIf", b"II*\0")):  # is no part of it
+        found = read_picture(plain + behind)
+        assert (found.colours, found.exif) == (b"", None)
+        np.testing.assert_array_equal(Image.open(io.BytesIO(encode_picture(found, "PNG"))).size, (5, 4))
 
 
 def test_floats_round_trip_as_they_are_and_go_into_tiff_alone(tmp_path: Path) -> None:

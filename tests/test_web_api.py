@@ -195,7 +195,7 @@ def test_the_document_describes_every_route_and_asks_no_other_host(client: httpx
         (("--port", "taken"), 3, "cannot listen on 127.0.0.1, port"),
         (("--host", "no-such-host.invalid"), 3, "cannot listen on"),
         (("--queue", "0"), 2, "queue must be above 0"),
-        (("--held-bytes", "1000"), 2, "held_bytes must be at least max_bytes, 33554432, not 1000"),
+        (("--held-bytes", "1000"), 2, "held_bytes must be at least twice max_bytes, 33554432, not 1000"),
         (("--port", "70000"), 2, "outside 0..65535"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

@@ -64,11 +64,14 @@ def test_a_refusal_is_counted_once(
 
 def test_a_connection_too_many_is_told_and_counted(running: Service, client: httpx.Client) -> None:
     before = counted(client)
-    with contextlib.ExitStack() as stack:
-        for _ in range(5):
-            stack.enter_context(socket.create_connection(("127.0.0.1", running.port)))
-        assert client.get("/healthz").status_code == 200  # by the connection that is there
-        head, _, body = told(running, "").partition(b"\r\n\r\n")
+    for _ in range(10):  # idle ones are closed after a second, which a busy machine may need for all of this
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+            assert client.get("/healthz").status_code == 200  # by the connection that is there
+            head, _, body = told(running, "").partition(b"\r\n\r\n")
+        if head.startswith(b"HTTP/1.1 503 "):
+            break
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: " in head
     assert b'"limit": "connections"' in body

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ AHEAD = 2  # pictures that a worker has or waits with: while one's bytes are fet
 TRIES = 2  # of a picture at which its worker ended
 BEGINNINGS = 3  # workers that may end before they began, one after the other
 PATIENCE = 30.0  # seconds without anything from a worker, then a line says so
+_SLOW = 30.0  # seconds for Ray to start, or to be found, then a line says so
 _OBJECTS = 1 << 30  # bytes for results on their way, where Ray is started here; more of them go to the disk
 
 
@@ -94,14 +96,19 @@ def _connected(address: str | None) -> Iterator[Any]:
         return
     options: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        more = {"include_dashboard": False, "object_store_memory": _OBJECTS, "_node_ip_address": "127.0.0.1"}
+        more = {"include_dashboard": False, "object_store_memory": _OBJECTS}
         options |= {"address": "local", **more}
     with _own_token() if address is None else nullcontext():
+        slow = Timer(_SLOW, _log.warning, (f"Ray has not answered for {_SLOW:.0f} s; it gives up after some minutes",))
+        slow.start()
         try:
             _knock(address)
             ray.init(**options)
-        except (OSError, ValueError) as error:
-            raise BackendError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+        except (Exception, SystemExit) as error:  # Ray raises nearly anything
+            reason = error if error.__cause__ is None else f"{error} ({error.__cause__})"
+            raise BackendError(f"no Ray cluster at {address or 'this machine'}: {reason}") from error
+        finally:
+            slow.cancel()
         try:
             yield ray
         finally:

@@ -111,25 +111,27 @@ def png_parts(data: bytes) -> list[memoryview]:
     return parts
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, chunk) of a PNG that png_parts has seen, but for the rows."""
-    place = 8
-    while place + 8 <= len(data):
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, place, end) of every chunk of a PNG that png_parts has seen, up to the last."""
+    place, kind = 8, b""
+    while kind != b"IEND" and place + 12 <= len(data):
         kind, end = data[place + 4 : place + 8], place + 12 + int.from_bytes(data[place : place + 4], "big")
-        if kind != b"IDAT":
-            yield kind, data[place:end]
+        yield kind, place, end
         place = end
 
 
 def png_exif(data: bytes) -> bytes:
     """The EXIF block of a PNG, wherever it stands; empty for none."""
-    return next((chunk[8:-4] for kind, chunk in _png_chunks(data) if kind == b"eXIf"), b"")
+    return next((data[place + 8 : end - 4] for kind, place, end in _png_chunks(data) if kind == b"eXIf"), b"")
 
 
 def png_colours(data: bytes) -> bytes:
     """Its chunks gAMA, cHRM, sRGB and cICP as they are, the first of each; empty for none."""
-    found = {kind: chunk for kind, chunk in reversed([*_png_chunks(data)]) if kind in _COLOUR_CHUNKS}
-    return b"".join(chunk for _, chunk in sorted(found.items()) if len(chunk) <= 12 + 32)
+    found: dict[bytes, bytes] = {}
+    for kind, place, end in _png_chunks(data):
+        if kind in _COLOUR_CHUNKS and end - place <= 12 + 32:
+            found.setdefault(kind, data[place:end])
+    return b"".join(chunk for _, chunk in sorted(found.items()))
 
 
 def png_size(data: bytes) -> int:

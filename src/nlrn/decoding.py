@@ -204,7 +204,7 @@ def _likely_dpi(x: Any, y: Any, times: float = 1.0) -> tuple[float, float] | Non
         x, y = float(x) * times, float(y) * times
     except (TypeError, ValueError, ZeroDivisionError):
         return None
-    return (x, y) if min(x, y) >= 0.5 and max(x, y) <= 1e6 else None
+    return (x, y) if 0.5 <= x <= 1e6 and 0.5 <= y <= 1e6 else None  # NaN is neither
 
 
 def _loaded_exif(block: bytes) -> Image.Exif:

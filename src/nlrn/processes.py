@@ -89,8 +89,13 @@ class Processes:
         except Exception as error:
             problem = error
         first = torch.tensor(self.world if problem is None else self.rank, device=self.device)
-        with _talking():
-            dist.all_reduce(first, dist.ReduceOp.MIN)
+        try:
+            with _talking():
+                dist.all_reduce(first, dist.ReduceOp.MIN)
+        except TrainingError:
+            if problem is not None:  # the others are gone: here is why
+                raise problem from None
+            raise
         if problem is not None and int(first) == self.rank:
             raise problem
         if int(first) < self.world:
@@ -115,6 +120,8 @@ def _talking() -> Iterator[None]:
     """Around a message: TrainingError when another process is not there any more."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         said = str(error).partition("\n")[0]
         raise TrainingError(f"another process of this run is gone; the last state is kept ({said})") from error

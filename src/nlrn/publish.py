@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,6 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 LEFTOVERS = ".nlrn-*.part"  # what a killed process may leave in the folder; never a file's own name
 
 
@@ -78,10 +78,10 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if file is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             with contextlib.suppress(OSError):  # a full disk refuses what was not written
                 file.close()
+            with contextlib.suppress(OSError):
+                temporary.unlink()
     return path
 
 
@@ -91,11 +91,28 @@ def publish_json(path: str | Path, result: dict[str, Any]) -> Path:
 
 
 def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
-    """Delete what killed processes left in a folder (and below); what is being written is locked, and stays."""
+    """Delete what killed processes left in a folder (and below); what is being written is locked, and stays.
+
+    So does what cannot be deleted, or is no file.
+    """
     for path in (folder.rglob if recursive else folder.glob)(LEFTOVERS):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-            _lock(file)
-            path.unlink()
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(path.lstat().st_mode) and not _is_written(path):
+                path.unlink()
+
+
+def _is_written(path: Path) -> bool:
+    """Whether somebody holds it; never where files cannot be locked."""
+    if os.name == "nt":
+        return False
+    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)  # NFS locks what is open for writing alone
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(file)
+    return False
 
 
 def _begun(folder: Path) -> tuple[Path, IO[bytes]]:
@@ -104,21 +121,24 @@ def _begun(folder: Path) -> tuple[Path, IO[bytes]]:
     while True:
         path = folder / f".nlrn-{secrets.token_hex(8)}.part"
         file = os.fdopen(os.open(path, flags, 0o666), "wb")  # the umask applies, as to any new file
-        with contextlib.suppress(OSError):  # somebody was quicker
-            _lock(file)
-            if os.fstat(file.fileno()).st_nlink:
-                return path, file
+        if _is_ours(file):
+            return path, file
         file.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
-def _lock(file: IO[bytes]) -> None:
-    """Raises BlockingIOError when somebody holds it."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+def _is_ours(file: IO[bytes]) -> bool:
+    """Lock a file that was just made; False where somebody took it for a leftover before."""
+    if os.name == "nt":
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # it cannot be locked there, by anybody
+        return True
+    return os.fstat(file.fileno()).st_nlink > 0
 
 
 def _appear(temporary: Path, path: Path) -> None:

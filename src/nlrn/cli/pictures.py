@@ -115,6 +115,7 @@ def _read_input(options: argparse.Namespace, expected: Expected) -> Picture:
     from nlrn.images import check_output, read_picture
 
     given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual]
+    given = [name for name in given if (name, options.jobs) != ("jobs", 1)]
     if given:
         raise ConfigError(f"{options.input} is no folder: --{given[0].replace('_', '-')} is for one")
     inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]

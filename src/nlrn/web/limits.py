@@ -14,8 +14,8 @@ class Limits:
     queue: jobs that wait beside the one that is done; connections: at once. In seconds: header_seconds for a request's
     first lines, body_seconds for all of its body, send_seconds for an answer to be taken whole, job_seconds for one
     job, stop_seconds for work under way when the service is told to end. held_bytes: of all bodies, and of answers that
-    are not taken yet, together; the samples of one result have room in it.
-    Raises ConfigError for what is not above 0, and for held_bytes below max_bytes.
+    are not taken yet, together; one body and the samples of its result have room in it.
+    Raises ConfigError for what is not above 0, and for held_bytes below twice max_bytes.
     """
 
     max_pixels: int = 25_000_000
@@ -34,8 +34,8 @@ class Limits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ConfigError(f"{name} must be above 0, not {value}")
-        if self.held_bytes < self.max_bytes:
-            raise ConfigError(f"held_bytes must be at least max_bytes, {self.max_bytes}, not {self.held_bytes}")
+        if self.held_bytes < 2 * self.max_bytes:
+            raise ConfigError(f"held_bytes must be at least twice max_bytes, {self.max_bytes}, not {self.held_bytes}")
 
 
 class RefusedError(Exception):

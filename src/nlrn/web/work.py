@@ -107,9 +107,9 @@ class Workshop:
         """Before the work, of a result in its size and depth. Raises InputError, or RefusedError for one too large."""
         check_holds(picture, form)
         size = picture.array.size + (0 if picture.alpha is None else picture.alpha.size)
-        size, most = size * picture.depth // 8, self.house.limits.held_bytes
+        size, most = size * picture.depth // 8, self.house.limits.held_bytes - self.house.limits.max_bytes
         if size > most:
-            words = f"a result of {size:,} bytes is beyond the limit of {most:,} (nlrn serve --held-bytes)"
+            words = f"a result of {size:,} bytes is beyond {most:,} (nlrn serve --held-bytes, less --max-bytes)"
             raise RefusedError(413, words, limit="held_bytes")
 
     def _restorer(self, task: str, options: dict[str, Any], channels: int) -> Restorer:
