@@ -97,22 +97,25 @@ def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
     """
     for path in (folder.rglob if recursive else folder.glob)(LEFTOVERS):
         with contextlib.suppress(OSError):
-            if stat.S_ISREG(path.lstat().st_mode) and not _is_written(path):
-                path.unlink()
+            if stat.S_ISREG(path.lstat().st_mode):
+                _remove(path)
 
 
-def _is_written(path: Path) -> bool:
-    """Whether somebody holds it; never where files cannot be locked."""
+def _remove(path: Path) -> None:
+    """Unless somebody holds it. It is held here meanwhile, so that who has just made it sees that it is taken."""
     if os.name == "nt":
-        return False
+        path.unlink()
+        return
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)  # NFS locks what is open for writing alone
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
+        with contextlib.suppress(OSError):  # where files cannot be locked, nobody holds any
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+        path.unlink()
     finally:
         os.close(file)
-    return False
 
 
 def _begun(folder: Path) -> tuple[Path, IO[bytes]]:
