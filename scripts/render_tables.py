@@ -126,20 +126,21 @@ def card() -> str:
 
 def estimate() -> str:
     """What `nlrn evaluate --auto` says of estimated noise levels: files results/estimate-*.json."""
+    results = [load(path.stem) for path in sorted(RESULTS.glob("estimate-*.json"), reverse=True)]
+    levels = sorted({level for result in results for by in result["scores"].values() for level in by}, key=float)
     lines, notes = [], []
-    for result in [load(path.stem) for path in sorted(RESULTS.glob("estimate-*.json"))]:
-        ((name, levels),) = result["scores"].items()
-        found = {sigma: np.array(list(score["pictures"].values())) for sigma, score in levels.items()}
-        errors = {sigma: np.abs(values[:, 2] - float(sigma)) for sigma, values in found.items()}
-        lost = {sigma: values[:, 3] - values[:, 0] for sigma, values in found.items()}
+    for result in results:
+        ((name, found),) = result["scores"].items()
+        pictures = {level: np.array(list(score["pictures"].values())) for level, score in found.items()}
+        errors = {level: np.abs(values[:, 2] - float(level)) for level, values in pictures.items()}
+        lost = {level: values[:, 3] - values[:, 0] for level, values in pictures.items()}
         for what, values in (("error, mean", errors), ("PSNR lost (dB), mean", lost)):
-            lines.append(
-                [f"{TITLES[name]}, {what} (largest)", *(f"{v.mean():.2f} ({v.max():.2f})" for v in values.values())]
-            )
+            cells = [f"{values[x].mean():.2f} ({values[x].max():.2f})" if x in values else "" for x in levels]
+            lines.append([f"{TITLES[name]}, {what} (largest)", *cells])
         notes.append(
             f"{result['model']} on {TITLES[name]}" + _measured(result).removeprefix("\nMeasured").rstrip("\n.")
         )
-    return markdown(["sigma", *found], lines) + "\nMeasured: " + "; ".join(notes) + ".\n"
+    return markdown(["sigma", *levels], lines) + "\nMeasured: " + "; ".join(notes) + ".\n"
 
 
 def inference() -> str:
