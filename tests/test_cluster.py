@@ -217,3 +217,24 @@ def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_done_twice(
     while workers_of(tag):  # none outlives the run that it worked for
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+TWICE = """
+import sys
+from nlrn.cli import run
+print([run([*sys.argv[1:], "-o", name]) for name in ("a", "b")])
+"""
+
+
+def test_one_process_may_use_a_cluster_twice(tmp_path: Path, weights: Path) -> None:
+    """Ray is started and ended for each, and reads its token once."""
+    pytest.importorskip("ray")
+    fill(tmp_path / "in", 2)
+    words = [*words_of(tmp_path / "in", tmp_path, weights), "--engine", "ray", "-q"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    call = [sys.executable, "-c", TWICE, *words]
+    found = subprocess.run(
+        call, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert found.stdout == "[0, 0]\n", found.stderr
+    assert digests(tmp_path / "a") == digests(tmp_path / "b") != {}

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
@@ -124,13 +125,19 @@ def _knock(address: str | None) -> None:
         socket.create_connection((place.hostname, place.port), timeout=10).close()
 
 
+@lru_cache(maxsize=1)
+def _token() -> str:
+    """One for all runs of this process: Ray reads it once."""
+    return secrets.token_hex(32)
+
+
 @contextmanager
 def _own_token() -> Iterator[None]:
     """What others on this machine would have to know; without it Ray leaves one in the home folder."""
     names = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     given = names & os.environ.keys()
     if not given:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = _token()
     try:
         yield
     finally:
