@@ -5,12 +5,12 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/nlrn
 WORKDIR /build
-# A folder wheels/ need not be there. It is for torch's CPU build, whose version counts as higher than that of the usual
-# one, which would bring CUDA along (gigabytes)
+# A folder wheels/ need not be there. What lies in it is installed: torch's CPU build, for the usual one would bring CUDA
+# along (gigabytes)
 COPY constraints.txt wheel[s] wheels/
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY src src
-RUN /opt/nlrn/bin/pip install --no-cache-dir -c wheels/constraints.txt --find-links wheels ".[web]"
+RUN /opt/nlrn/bin/pip install --no-cache-dir -c wheels/constraints.txt $(find wheels -name "*.whl") ".[web]"
 
 FROM python:3.11-slim
 RUN apt-get update \

@@ -58,6 +58,18 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights file of a small network that nobody trained."""
+    from test_restore import random_model
+
+    from nlrn.checkpoint import save_model
+
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_model(path, random_model(), {"steps": "0"})
+    return path
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the files of a module's service lie."""
     return tmp_path_factory.mktemp("service")

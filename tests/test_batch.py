@@ -33,13 +33,6 @@ from nlrn.restore import Restorer
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_model(path, random_model(), {"steps": "0"})
-    return path
-
-
 def fill(folder: Path, count: int, bad: int = 0) -> None:
     """Small pictures grey and colour, PNG and JPEG, in two folders; every so many-th is damaged."""
     chance = np.random.RandomState(0)

@@ -25,13 +25,6 @@ from nlrn.images import Picture, read_picture, write_picture
 from nlrn.restore import Restorer, Settings
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_model(path, random_model(), {"steps": "0"})
-    return path
-
-
 @pytest.fixture
 def noisy(tmp_path: Path) -> Path:
     image = np.clip(add_gaussian_noise(np.full((40, 50), 0.5), 20), 0, 1)

@@ -19,22 +19,13 @@ from typing import Any
 import pytest
 from PIL import Image
 from test_batch import ROOT, _deadly, _give, _same, digests, fill, records
-from test_restore import random_model
 
 from nlrn.batch import MANIFEST, Manifest, Restore, plan, run
-from nlrn.checkpoint import save_model
 from nlrn.cli import run as command
 from nlrn.cluster import RayEngine, _own_token
 from nlrn.errors import BackendError, ConfigError, NLRNError
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_model(path, random_model(), {"steps": "0"})
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from nlrn import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "Dockerfile").read_text()
+OWN = '$(find wheels -name "*.whl")'
 KNOWN = {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT"}
 
 
@@ -61,7 +63,7 @@ def problems(text: str) -> list[str]:
         found.append("runs as root")
     if "/healthz" not in last.get("HEALTHCHECK", ""):
         found.append("no health check")
-    if not any("--find-links wheels" in rest for word, rest in lines(text) if word == "RUN"):
+    if not any(OWN in rest for word, rest in lines(text) if word == "RUN"):
         found.append("wheels of the builder's own are not taken")
     return found
 
@@ -76,7 +78,7 @@ def test_the_file_says_what_it_must() -> None:
         ("USER 10001\n", "", "runs as root"),
         ("USER 10001\n", "USER root\n", "runs as root"),
         ("/healthz", "/", "no health check"),
-        (" --find-links wheels", "", "wheels of the builder's own"),
+        (f" {OWN}", "", "wheels of the builder's own"),
         ("python:3.11-slim AS", "python AS", "python AS build is not pinned"),
         ("COPY src src", "COPY source src", "there is no source"),
         ("-c wheels/constraints.txt ", "", "pip without constraints"),
@@ -87,6 +89,18 @@ def test_the_file_says_what_it_must() -> None:
 def test_what_must_not_be_is_found(was: str, becomes: str, said: str) -> None:
     assert was in TEXT
     assert any(problem.startswith(said) for problem in problems(TEXT.replace(was, becomes, 1)))
+
+
+def test_what_lies_in_the_folder_of_wheels_is_installed_and_it_may_be_empty(tmp_path: Path) -> None:
+    (install,) = [rest for word, rest in lines(TEXT) if word == "RUN" and "pip install" in rest]
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "constraints.txt").touch()
+    words = f"printf '%s\\n' {install}"
+    usual = ["/opt/nlrn/bin/pip", "install", "--no-cache-dir", "-c", "wheels/constraints.txt", ".[web]"]
+    assert subprocess.check_output(["sh", "-c", words], cwd=tmp_path, text=True).splitlines() == usual
+    (tmp_path / "wheels" / "torch-1-py3-none-any.whl").touch()
+    found = subprocess.check_output(["sh", "-c", words], cwd=tmp_path, text=True).splitlines()
+    assert found == [*usual[:-1], "wheels/torch-1-py3-none-any.whl", ".[web]"]
 
 
 def test_its_command_is_one_of_ours_and_its_port_the_one_that_is_watched() -> None:
