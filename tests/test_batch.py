@@ -23,11 +23,13 @@ import pytest
 from PIL import Image
 from test_restore import FP32, random_model
 
-from nlrn.batch import LOCK, MANIFEST, Manifest, Restore, plan, run
+from nlrn.batch import Restore, run
 from nlrn.checkpoint import save_model
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError, InputError
 from nlrn.images import Picture, read_picture
+from nlrn.jobs import plan
+from nlrn.manifests import LOCK, MANIFEST, Manifest
 from nlrn.restore import Restorer
 
 ROOT = Path(__file__).resolve().parents[1]

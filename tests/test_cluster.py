@@ -20,10 +20,12 @@ import pytest
 from PIL import Image
 from test_batch import ROOT, _deadly, _give, _same, digests, fill, records
 
-from nlrn.batch import MANIFEST, Manifest, Restore, plan, run
+from nlrn.batch import Restore, run
 from nlrn.cli import run as command
 from nlrn.cluster import RayEngine, _own_token
 from nlrn.errors import BackendError, ConfigError, NLRNError
+from nlrn.jobs import plan
+from nlrn.manifests import MANIFEST, Manifest
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 

@@ -167,7 +167,12 @@ STUDY = "ten trainings and more, each a process of its own: test_study.py trains
 BENCHMARK = "hours: test_benchmark.py measures and plots, docs/performance.md's third line is run"
 CONTAINER = "wants docker; test_container.py reads the Dockerfile"
 SERVES = "does not end by itself; test_web_api.py and its neighbours ask a real one"
+STORE = "wants an object store; test_stores.py runs the command on one"
 LOOKED_AT = {
+    "pip install 'nlrn[s3]'": (_extra, "installs"),
+    "nlrn denoise s3://pictures/album -o s3://pictures/clean -r": (parse, STORE),
+    "nlrn denoise s3://pictures/album -o clean -r -j 2": (parse, STORE),
+    "nlrn upscale album -o s3://pictures/large --scale 2": (parse, STORE),
     "make demo": (_make, "installs; test_pages.py runs the demo"),
     "make test": (_make, "is this"),
     ". .venv/bin/activate": (_environment, "for a shell; the Makefile must make that folder"),

@@ -1,4 +1,4 @@
-"""Pictures restored by a Ray cluster: Ray schedules; the plan, the manifest and publishing stay with nlrn.batch.
+"""Pictures restored by a Ray cluster: Ray schedules; the plan, the manifest and publishing stay with nlrn.
 
 Every worker is an actor with a model of its own: it reads a picture, restores and encodes it, and hands the bytes to
 the process that runs the folder, the only one that writes. So a worker that was given up and comes late after all has
@@ -26,8 +26,9 @@ from urllib.parse import urlsplit
 import torch
 
 from nlrn.allocator import keep_freed_memory
-from nlrn.batch import Encoded, Job, Make, Read, Results, failed, restored_file
+from nlrn.batch import Make, Read, Results, failed, restored_file
 from nlrn.errors import BackendError, ConfigError, InputError, NLRNError
+from nlrn.jobs import Encoded, Job
 
 _log = logging.getLogger("nlrn")
 AHEAD = 2  # pictures that a worker has or waits with: while one's bytes are fetched it is at the next

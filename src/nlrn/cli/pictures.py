@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nlrn import __version__
 from nlrn.cli.shared import ProgressBar, Say, add_model_options, count, mebibytes, model_name, sayer, side
 from nlrn.errors import ConfigError, InputError
+from nlrn.objects import ObjectPath, Place, place
 
 if TYPE_CHECKING:
     from nlrn.cluster import RayEngine
@@ -36,11 +37,13 @@ _FREE = {*FOLDER_OPTIONS, "max_pixels", "input", "output", "overwrite", "quiet",
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """IN, --output, --overwrite, --depth, the options of a model, of tiles and of folders."""
-    parser.add_argument("input", type=_place, metavar="IN", help="a picture, or a folder of pictures")
+    parser.add_argument(
+        "input", type=_place, metavar="IN", help="a picture, or a folder of pictures: of a disk, or s3://BUCKET/FOLDER"
+    )
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=_place,
         required=True,
         metavar="OUT",
         help="its suffix sets the format; of a folder: a folder",
@@ -76,10 +79,13 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _place(text: str) -> Path:
+def _place(text: str) -> Place:
     if not text:
-        raise argparse.ArgumentTypeError("IN is empty: give a picture, or a folder of pictures")
-    return Path(text)
+        raise argparse.ArgumentTypeError("a name is empty: give a picture, or a folder of pictures")
+    try:
+        return place(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def of_its_size(options: argparse.Namespace, picture: Picture) -> Picture:
@@ -95,9 +101,10 @@ def restore_input(options: argparse.Namespace, restored: Restored, what: str, ex
     """
     if options.mode == "patch" and options.tile is not None:
         raise ConfigError("tiles are for window mode: patch mode has patches of its own")
-    if not options.input.exists():  # before OUT is looked at, which of a folder has no suffix
+    stored = isinstance(options.input, ObjectPath)
+    if not (stored or options.input.exists()):  # before OUT is looked at, which of a folder has no suffix
         raise InputError(f"there is no file or folder {options.input}")
-    if options.input.is_dir():
+    if stored or options.input.is_dir():
         return _restore_folder(options, restored, what, expected)
     from nlrn.images import write_picture
 
@@ -118,6 +125,10 @@ def _read_input(options: argparse.Namespace, expected: Expected) -> Picture:
     given = [name for name in given if (name, options.jobs) != ("jobs", 1)]
     if given:
         raise ConfigError(f"{options.input} is no folder: --{given[0].replace('_', '-')} is for one")
+    if isinstance(options.output, ObjectPath):
+        raise ConfigError(
+            f"{options.output} is in a store, which takes the results of a folder; {options.input} is none"
+        )
     inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]
     check_output(options.output, overwrite=options.overwrite, inputs=inputs)
     picture = _to_depth(options, read_picture(options.input, **_reading(options)))
@@ -160,15 +171,13 @@ def _one_of_many(
 
 def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, expected: Expected) -> int:
     """Every picture of the folder IN into the folder OUT."""
-    from nlrn.batch import MANIFEST, plan, run
-    from nlrn.images import SUFFIXES
+    from nlrn.batch import run
+    from nlrn.jobs import plan
 
-    if options.output.exists() and not options.output.is_dir():
-        raise ConfigError(f"{options.output} is a file: the results of a folder go into a folder")
-    if not options.output.exists() and options.output.suffix.lower() in SUFFIXES:
-        raise ConfigError(f"{options.output} is the name of a picture: the results of a folder go into a folder")
+    _check_folder(options.output)
     if options.engine == "ray":  # whose workers have folders of their own
-        options.input = options.input.absolute()
+        if isinstance(options.input, Path):
+            options.input = options.input.absolute()
         if options.model is not None and Path(options.model).is_file():
             options.model = str(Path(options.model).absolute())
     work = _digest(options)
@@ -199,9 +208,26 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
         pace = f" in {seconds:.0f} s ({len(outcome.done) / seconds:.2f} a second)" if outcome.done else ""
         sayer(options)(
             f"{len(outcome.done)} pictures restored{pace}, {len(outcome.skipped)} there already,"
-            f" {len(outcome.failed)} refused; {options.output / MANIFEST} lists them"
+            f" {len(outcome.failed)} refused; {_account(options.output)}"
         )
     return 1 if outcome.failed else 0
+
+
+def _check_folder(output: Place) -> None:
+    from nlrn.images import SUFFIXES
+
+    there = isinstance(output, Path) and output.exists()
+    if there and not output.is_dir():
+        raise ConfigError(f"{output} is a file: the results of a folder go into a folder")
+    if not there and output.suffix.lower() in SUFFIXES:
+        raise ConfigError(f"{output} is the name of a picture: the results of a folder go into a folder")
+
+
+def _account(output: Place) -> str:
+    """Where it is written what was done."""
+    from nlrn.manifests import MANIFEST
+
+    return f"{output / MANIFEST} lists them" if isinstance(output, Path) else f"metadata in {output} says of what"
 
 
 def _check_memory(options: argparse.Namespace) -> None:

@@ -1,0 +1,171 @@
+"""Folders in an object store, S3 or what speaks like it, through s3fs: objects appear whole or not at all."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nlrn.errors import BackendError, ConfigError, InputError
+
+SCHEME = "s3://"
+ANY = "*"  # whatever lies there
+_ONE_REQUEST = 5 << 30  # bytes: the most that is put at once, so that no part of one is left where a run is killed
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """s3://bucket/key: an object, or what a folder is in a store, the beginning of keys; compares by both.
+
+    etag, size: of the object, bytes, where it comes from a listing. Of pathlib it has what a plan of pictures needs.
+    Every call that asks the store raises InputError with the reason, BackendError without s3fs. Where it is and who
+    asks is told by the variables and files of AWS's own tools (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE ...),
+    once for a process.
+    """
+
+    bucket: str
+    key: str = ""
+    etag: str = ""
+    size: int = 0
+
+    @staticmethod
+    def of(url: str) -> ObjectPath:
+        """Of a place as it is typed. Raises ConfigError."""
+        bucket, _, key = url.removeprefix(SCHEME).partition("/")
+        key = key.rstrip("/")
+        if not bucket or (key and not {"", ".", ".."}.isdisjoint(key.split("/"))):
+            raise ConfigError(f"{url} names no folder of a store: expected {SCHEME}BUCKET/FOLDER")
+        return ObjectPath(bucket, key)
+
+    def __str__(self) -> str:
+        return SCHEME + self._path
+
+    @property
+    def _path(self) -> str:
+        return f"{self.bucket}/{self.key}" if self.key else self.bucket
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(self.key.split("/")) if self.key else ()
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    def __truediv__(self, more: PurePosixPath | str) -> ObjectPath:
+        return ObjectPath(self.bucket, "/".join([*self.parts, *PurePosixPath(more).parts]))
+
+    def contains(self, other: ObjectPath) -> bool:
+        """Whether the other is this one or lies below it."""
+        return self.bucket == other.bucket and other.parts[: len(self.parts)] == self.parts
+
+    def is_dir(self) -> bool:
+        with _asked(self) as store:
+            return bool(store.isdir(self._path))
+
+    def below(self, *, recursive: bool = True) -> Iterator[ObjectPath]:
+        """Every object of the folder, without those of the folders below it unless they are asked for."""
+        with _asked(self) as store:
+            listed = store.find if recursive else store.ls
+            found = listed(self._path, detail=True)
+        for told in found.values() if recursive else found:
+            path = told["name"]
+            if path.startswith(self._path + "/") and not path.endswith("/") and told["type"] == "file":
+                key = path.removeprefix(f"{self.bucket}/")
+                yield ObjectPath(self.bucket, key, told["ETag"].strip('"'), told["size"])
+
+    def read(self, most: int) -> bytes:
+        """At most one byte more than the limit. The object must be the one that was listed: InputError."""
+        with _asked(self) as store:
+            end = min(self.size, most + 1)
+            data: bytes = store.cat_file(self._path, start=0, end=end) if end else b""
+            found = store.info(self._path)["ETag"].strip('"')
+        if found != self.etag:
+            raise InputError("it has changed since this run began")
+        return data
+
+    def told(self) -> dict[str, str]:
+        """What was said of the object where it was put; nothing where there is none."""
+        with _asked(self) as store:
+            try:
+                return dict(store.metadata(self._path))
+            except FileNotFoundError:
+                return {}
+
+    def content(self) -> tuple[bytes, str] | None:
+        """A small object's bytes and etag, None where there is none."""
+        with _asked(self) as store:
+            try:
+                etag = store.info(self._path)["ETag"].strip('"')
+                return store.cat_file(self._path, max_concurrency=1), etag
+            except FileNotFoundError:
+                return None
+
+    def put(self, data: bytes, told: Mapping[str, str] = {}, *, over: str = "") -> str | None:
+        """Put an object and what is to be said of it, in one request; gives its etag, None if something else is there.
+
+        over: the etag of what it may replace, ANY, or nothing. The store decides (If-None-Match, If-Match), so of
+        several that do this at a time one succeeds.
+        """
+        options: dict[str, Any] = {"mode": "overwrite" if over else "create", "Metadata": dict(told)}
+        if over not in ("", ANY):
+            options["IfMatch"] = f'"{over}"'
+        kind = mimetypes.guess_type(self.name)[0] or "application/octet-stream"
+        with _asked(self) as store:
+            try:
+                said = store.pipe_file(self._path, data, chunksize=_ONE_REQUEST, ContentType=kind, **options)
+            except OSError as error:
+                if _code(error) in ("PreconditionFailed", "412", "NoSuchKey", "ConditionalRequestConflict"):
+                    return None
+                raise
+        return str(said["ETag"].strip('"'))
+
+    def delete(self) -> None:
+        with _asked(self) as store:
+            store.rm_file(self._path)
+
+
+Place = Path | ObjectPath  # a folder or what is in one
+
+
+def place(text: str) -> Place:
+    """What a user names. Raises ConfigError for a store of another kind."""
+    if text.startswith(SCHEME):
+        return ObjectPath.of(text)
+    if scheme := re.match(r"[a-z][a-z0-9+.-]*://", text):
+        raise ConfigError(f"{text}: of object stores {SCHEME} is known, not {scheme[0]}")
+    return Path(text)
+
+
+@contextmanager
+def _asked(what: ObjectPath) -> Iterator[Any]:
+    """The store, whose errors become one that says what was asked for."""
+    try:
+        import fsspec
+        from aiohttp import ClientError
+        from botocore.exceptions import BotoCoreError
+
+        store = fsspec.filesystem("s3", use_listings_cache=False)
+    except ImportError as error:
+        raise BackendError("object stores need s3fs (pip install 'nlrn[s3]')") from error
+    try:
+        yield store
+    except FileNotFoundError as error:
+        bucket = _code(error) == "NoSuchBucket"
+        raise InputError(f"there is no bucket {what.bucket}" if bucket else f"there is no {what}") from error
+    except (OSError, BotoCoreError, ClientError) as error:  # of the store, of the credentials, of the network
+        raise InputError(f"{what}: {str(error) or type(error).__name__}") from error
+
+
+def _code(error: OSError) -> str:
+    """The store's own name of an error."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))

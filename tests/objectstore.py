@@ -1,0 +1,75 @@
+"""An S3 store on the loopback, and what it holds, seen by boto3 instead of by the package."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEYS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class Store:
+    """A bucket that keeps every version of every object: what was put twice is seen."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        client.create_bucket(Bucket="album")
+        client.put_bucket_versioning(Bucket="album", VersioningConfiguration={"Status": "Enabled"})
+
+    def put(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket="album", Key=key, Body=data)
+
+    def fill(self, folder: Path, under: str) -> None:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                self.put(f"{under}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+    def get(self, key: str) -> Any:
+        return self.client.get_object(Bucket="album", Key=key)
+
+    def files(self, under: str) -> dict[str, bytes]:
+        """Keys below a folder and what they hold."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="album", Prefix=f"{under}/")
+        keys = [told["Key"] for page in pages for told in page.get("Contents", [])]
+        return {key.removeprefix(f"{under}/"): self.get(key)["Body"].read() for key in keys}
+
+    def puts(self, under: str) -> dict[str, int]:
+        """How often each object was put."""
+        pages = self.client.get_paginator("list_object_versions").paginate(Bucket="album", Prefix=f"{under}/")
+        count: dict[str, int] = {}
+        for page in pages:
+            for told in page.get("Versions", []):
+                key = told["Key"].removeprefix(f"{under}/")
+                count[key] = count.get(key, 0) + 1
+        return count
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """Where a server is, which this process and those that it starts find in the environment. One for a process: that
+    remembers it."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server")
+    before = dict(os.environ)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    try:
+        host, port = running.get_host_and_port()
+        os.environ.update(KEYS, AWS_ENDPOINT_URL=f"http://{host}:{port}")
+        yield f"http://{host}:{port}"
+    finally:
+        running.stop()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def emptied(url: str) -> Store:
+    """The store as it was at first."""
+    urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()
+    return Store(pytest.importorskip("boto3").client("s3"))

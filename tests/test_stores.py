@@ -1,0 +1,487 @@
+"""Folders in object stores: the results of a folder on a disk, each put once, whoever is killed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from objectstore import Store, emptied, serving
+from test_batch import ROOT, _give, _same, digests, fill
+
+from nlrn import leases
+from nlrn.batch import run
+from nlrn.cli import run as command
+from nlrn.errors import ConfigError, InputError
+from nlrn.jobs import plan
+from nlrn.leases import Lease
+from nlrn.manifests import MANIFEST, StoreManifest
+from nlrn.objects import ANY, ObjectPath, place
+
+ALBUM = ObjectPath("album")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture
+def store(server: str) -> Store:
+    return emptied(server)
+
+
+def words_of(source: str | Path, output: str | Path, weights: Path, *more: str) -> list[str]:
+    words = ["denoise", str(source), "-o", str(output), "-r", "--sigma", "20", "--model", str(weights)]
+    return [*words, "--precision", "fp32", "--memory", "512", *more]
+
+
+def digests_in(store: Store, under: str) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in store.files(under).items()}
+
+
+# -- places
+
+
+def test_places_are_paths_or_folders_of_a_store() -> None:
+    assert place("album/x") == Path("album/x")
+    found = place("s3://album/in/deep/")
+    assert found == ObjectPath("album", "in/deep")
+    assert (str(found), found.name, str(place("s3://album"))) == ("s3://album/in/deep", "deep", "s3://album")
+    assert str(ObjectPath("album") / "a" / "b.png") == "s3://album/a/b.png"
+    for text in ("s3://", "s3:///x", "s3://album//x", "s3://album/../x", "s3://album/./x"):
+        with pytest.raises(ConfigError, match="names no folder of a store"):
+            place(text)
+    with pytest.raises(ConfigError, match=r"of object stores s3:// is known, not gs://"):
+        place("gs://album/x")
+    assert ObjectPath("album", "in").contains(ObjectPath("album", "in/out"))
+    assert not ObjectPath("album", "in").contains(ObjectPath("album", "inner"))
+    assert not ObjectPath("album", "in").contains(ObjectPath("other", "in"))
+
+
+def test_what_is_put_is_put_once_and_says_what_it_is(store: Store) -> None:
+    target = ALBUM / "out/a.png"
+    assert target.told() == {}
+    first = target.put(b"one", {"nlrn-work": "w"})
+    assert first is not None
+    assert target.put(b"two", {"nlrn-work": "x"}) is None
+    assert (target.told(), target.content()) == ({"nlrn-work": "w"}, (b"one", first))
+    told = store.get("out/a.png")
+    assert (told["Body"].read(), told["Metadata"], told["ContentType"]) == (b"one", {"nlrn-work": "w"}, "image/png")
+    assert target.put(b"three", over="0123") is None
+    second = target.put(b"three", over=first)
+    assert second is not None
+    assert target.put(b"four", over=first) is None
+    assert target.put(b"five", over=ANY) is not None
+    assert store.puts("out") == {"a.png": 3}
+    target.delete()
+    assert target.content() is None
+    assert target.put(b"six", over=second) is None
+
+
+def test_of_many_that_put_at_a_time_one_succeeds(store: Store) -> None:
+    results: list[str | None] = []
+    start = threading.Barrier(8)
+
+    def try_it(number: int) -> None:
+        start.wait()
+        results.append((ALBUM / "out/race.png").put(b"%d" % number))
+
+    threads = [threading.Thread(target=try_it, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(found is not None for found in results) == 1
+    assert store.puts("out") == {"race.png": 1}
+
+
+def test_an_object_is_read_as_it_was_listed(store: Store) -> None:
+    store.put("in/a.png", b"0123456789")
+    store.put("in/empty.png", b"")
+    found = {path.name: path for path in (ALBUM / "in").below()}
+    assert found["a.png"].size == 10
+    assert (found["a.png"].read(100), found["a.png"].read(3), found["empty.png"].read(3)) == (
+        b"0123456789",
+        b"0123",
+        b"",
+    )
+    store.put("in/a.png", b"0123456789a")
+    with pytest.raises(InputError, match="has changed since"):
+        found["a.png"].read(100)
+    store.client.delete_object(Bucket="album", Key="in/a.png")
+    with pytest.raises(InputError, match=r"there is no s3://album/in/a\.png"):
+        found["a.png"].read(100)
+
+
+# -- the plan
+
+
+def test_the_plan_is_that_of_the_same_folder_on_a_disk(store: Store, tmp_path: Path) -> None:
+    fill(tmp_path / "in", 5)
+    (tmp_path / "in" / "deep" / "deeper").mkdir()
+    for name in ("deep/deeper/x.gif", "notes.txt", ".hidden.png", "X.PNG", "deep-1.png", "d e\u00e9#?%+.png"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / ".git").mkdir()
+    (tmp_path / "in" / ".git" / "a.png").touch()
+    store.fill(tmp_path / "in", "in")
+    store.put("inner/a.png", b"")
+    store.put("in/deep/", b"")  # what consoles put for an empty folder
+    store.put("in/marker.png/", b"")
+    for recursive in (False, True):
+        for more in ({}, {"ending": "_clean", "form": ".tif"}):
+            here = plan(tmp_path / "in", tmp_path / "out", recursive=recursive, **more)
+            there = plan(ALBUM / "in", ALBUM / "out", recursive=recursive, **more)
+            assert [job.name for job in there] == [job.name for job in here]
+            relative = [job.target.relative_to(tmp_path / "out").as_posix() for job in here]
+            assert [job.target.key for job in there] == [f"out/{way}" for way in relative]
+            down = plan(ALBUM / "in", tmp_path / "out", recursive=recursive, **more)
+            assert [job.target for job in down] == [job.target for job in here]
+    assert [job.source.read(9) for job in plan(ALBUM / "in", ALBUM / "out") if job.name.startswith("d e")] == [b""]
+
+
+def test_what_cannot_be_planned_is_said(store: Store, tmp_path: Path) -> None:
+    store.put("in/a.png", b"")
+    for output in ("in", "in/out"):
+        with pytest.raises(ConfigError, match="lies inside"):
+            plan(ALBUM / "in", ALBUM / output)
+    with pytest.raises(ConfigError, match="lies inside"):
+        plan(ALBUM, ALBUM / "out")
+    with pytest.raises(InputError, match="no folder s3://album/none"):
+        plan(ALBUM / "none", tmp_path / "out")
+    with pytest.raises(InputError, match=r"no folder s3://album/in/a\.png"):
+        plan(ALBUM / "in/a.png", tmp_path / "out")
+    with pytest.raises(InputError, match="no folder s3://nowhere/in"):
+        plan(ObjectPath("nowhere", "in"), tmp_path / "out")
+    store.put("twice/a.png", b"")
+    store.put("twice/A.png", b"")
+    with pytest.raises(ConfigError, match="would both become"):
+        plan(ALBUM / "twice", ALBUM / "out")
+    for key in ("odd/../../b.png", "odd//b.png", "odd/./b.png"):
+        store.put(key, b"")
+        with pytest.raises(ConfigError, match="no name of a folder or file"):
+            plan(ALBUM / "odd", tmp_path / "out", recursive=True)
+        store.client.delete_object(Bucket="album", Key=key)
+
+
+# -- the work
+
+
+def test_results_are_those_of_a_folder_on_a_disk_wherever_they_come_from_and_go(
+    store: Store, tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", 12, bad=8)
+    store.fill(tmp_path / "in", "in")
+    before = digests_in(store, "in")
+    assert command([*words_of(tmp_path / "in", tmp_path / "here", weights), "-q"]) == 1
+    expected = digests(tmp_path / "here")
+    assert len(expected) == 10
+    capfd.readouterr()
+
+    def outcome_of(source: str | Path, output: str | Path, *more: str) -> dict[str, Any]:
+        assert command(words_of(source, output, weights, "--json", *more)) == 1
+        told = capfd.readouterr()
+        found: dict[str, Any] = json.loads(told.out)
+        assert found["failed"]["008.png"] == "truncated"
+        assert found["failed"].keys() == {"008.png", "deep/000.jpg"}
+        return found
+
+    for source, output, jobs in [
+        ("s3://album/in", "s3://album/out", "1"),
+        ("s3://album/in/", "s3://album/two/workers/", "2"),
+        (str(tmp_path / "in"), "s3://album/up", "1"),
+        ("s3://album/in", str(tmp_path / "down"), "2"),
+    ]:
+        assert len(outcome_of(source, output, "-j", jobs)["done"]) == 10
+        kept = digests(Path(output)) if output.startswith("/") else digests_in(store, output.strip("/")[11:])
+        assert kept == expected
+        again = outcome_of(source, output)
+        assert (len(again["skipped"]), again["done"]) == (10, [])
+    puts = store.puts("two")
+    assert puts.pop("workers/.nlrn-lock") == 2
+    assert puts == {f"workers/{name}": 1 for name in expected}
+    assert digests_in(store, "in") == before
+    assert not list((tmp_path / "down").rglob(".nlrn-*.part"))
+    told = store.get("out/001.png")["Metadata"]
+    assert told["nlrn-output"] == expected["001.png"]
+    assert told["nlrn-input"] == before["001.png"]
+
+
+def test_results_that_are_there_are_refused_left_or_replaced(
+    store: Store, tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", 4)
+    store.fill(tmp_path / "in", "in")
+    store.put("out/001.png", b"mine")
+    words = words_of("s3://album/in", "s3://album/out", weights)
+    assert command(words) == 2
+    assert "s3://album/out/001.png exists already: see --skip-existing" in capfd.readouterr().err
+    assert store.files("out") == {"001.png": b"mine"}
+    assert command([*words, "--skip-existing"]) == 0
+    told = capfd.readouterr().out
+    assert "3 pictures restored" in told
+    assert told.endswith("1 there already, 0 refused; metadata in s3://album/out says of what\n")
+    assert store.files("out")["001.png"] == b"mine"
+    assert command([*words, "--overwrite"]) == 0
+    assert store.files("out")["001.png"] != b"mine"
+    assert store.puts("out")["001.png"] == 2
+    before = store.files("out")
+    assert command([*words, "--sigma", "30"]) == 2  # other work
+    assert "s3://album/out/001.png and 3 more exist already" in capfd.readouterr().err
+    store.put("in/001.png", (tmp_path / "in" / "002.png").read_bytes())
+    assert command(words) == 1
+    assert "001.png: s3://album/in/001.png has changed since its result was made: see --over" in capfd.readouterr().err
+    assert store.files("out") == before
+    assert command([*words, "--overwrite"]) == 0
+    assert store.files("out")["001.png"] == before["002.png"]
+    assert sum(store.puts("out").values()) - store.puts("out").pop(".nlrn-lock") == 6
+
+
+def test_a_result_that_appears_meanwhile_is_not_replaced(store: Store, tmp_path: Path) -> None:
+    """A late zombie of another run, or anybody: the store itself refuses what is there already."""
+    fill(tmp_path / "in", 5)
+    jobs = plan(tmp_path / "in", ALBUM / "out")
+
+    def beside(count: int) -> None:
+        if count == 1:
+            store.put(f"out/{jobs[2].name}", b"somebody's")
+
+    outcome = run(jobs, partial(_give, _same), ALBUM / "out", "work", tick=beside)
+    assert outcome.failed == {
+        jobs[2].name: f"s3://album/out/{jobs[2].name} exists already; give another name, or --overwrite"
+    }
+    assert store.files("out")[jobs[2].name] == b"somebody's"
+    assert [name for name, times in store.puts("out").items() if times > 1 and name != ".nlrn-lock"] == []
+
+
+def test_an_answer_that_is_lost_does_not_make_a_result_somebody_elses(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client tries again by itself, and meets what it has put."""
+    fill(tmp_path / "in", 2)
+    jobs = plan(tmp_path / "in", ALBUM / "out")
+    once = ObjectPath.put
+    monkeypatch.setattr(ObjectPath, "put", lambda self, *a, **k: (once(self, *a, **k), once(self, *a, **k))[1])
+    assert len(run(jobs, partial(_give, _same), ALBUM / "out", "work").done) == len(jobs)
+    assert ".nlrn-lock" not in store.files("out")
+
+
+def test_what_is_for_folders_and_a_store_that_does_not_answer_are_said_at_once(
+    store: Store, tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", 2)
+    store.fill(tmp_path / "in", "in")
+
+    def says(words: list[str], code: int, text: str) -> None:
+        assert command(words) == code
+        told = capfd.readouterr().err
+        assert told.startswith("nlrn")
+        assert told.count("\n") == 1
+        assert text in told, told
+        assert "Traceback" not in told
+
+    says(words_of("s3://album/in/001.png", tmp_path / "x", weights), 1, "there is no folder s3://album/in/001.png")
+    says(words_of(tmp_path / "in" / "001.png", "s3://album/x.png", weights)[:4], 2, "takes the results of a folder")
+    says(words_of("s3://album/in", "s3://album/out/x.png", weights), 2, "is the name of a picture")
+    says(words_of("s3://album/in", "s3://nowhere/out", weights), 1, "there is no bucket nowhere")
+    says(words_of("gs://album/in", tmp_path / "x", weights), 2, "s3:// is known, not gs://")
+    words = [sys.executable, "-m", "nlrn", *words_of("s3://album/in", tmp_path / "x", weights)]
+    nobody = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    found = subprocess.run(words, env=nobody, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 1
+    assert found.stderr.startswith("nlrn: s3://album/in: Could not connect")
+    assert found.stderr.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+# -- who holds a folder
+
+
+def test_one_run_holds_a_folder_of_a_store(store: Store, tmp_path: Path) -> None:
+    fill(tmp_path / "in", 3)
+    jobs = plan(tmp_path / "in", ALBUM / "out")
+    with StoreManifest(ALBUM / "out", "work", jobs):
+        began = time.monotonic()
+        with pytest.raises(ConfigError, match=f"s3://album/out is held by process {os.getpid()} on "):
+            run(jobs, partial(_give, _same), ALBUM / "out", "work")
+        assert time.monotonic() - began < 5
+        assert store.files("out").keys() == {".nlrn-lock"}
+    assert store.files("out") == {}
+    assert len(run(jobs, partial(_give, _same), ALBUM / "out", "work").done) == len(jobs)
+
+
+def test_a_store_that_replaces_what_it_should_not_is_found_out(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some that call themselves compatible pass over a condition that they do not know."""
+    fill(tmp_path / "in", 3)
+    jobs, put = plan(tmp_path / "in", ALBUM / "out"), ObjectPath.put
+    monkeypatch.setattr(ObjectPath, "put", lambda self, data, told={}, over="": put(self, data, told, over=ANY))
+    with pytest.raises(ConfigError, match=r"the store of s3://album/out replaces what is there .* \(If-None-Match\)"):
+        run(jobs, partial(_give, _same), ALBUM / "out", "work")
+    assert store.files("out") == {}
+
+
+def put_lock(store: Store, **what: Any) -> None:
+    with Lease(ALBUM / "out"):
+        told = json.loads(store.files("out")[".nlrn-lock"])
+    store.put("out/.nlrn-lock", json.dumps({**told, **what}).encode())
+
+
+def test_a_holder_that_is_gone_is_followed_at_once_where_that_can_be_seen(store: Store) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    put_lock(store, process=ended.pid, begun="1", run="dead")
+    began = time.monotonic()
+    with Lease(ALBUM / "out"):
+        assert time.monotonic() - began < 5
+    put_lock(store, begun="1", run="another of this number")
+    with Lease(ALBUM / "out"):
+        pass
+    assert store.files("out") == {}
+
+
+def test_a_holder_elsewhere_is_watched_for_signs_of_life(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEWED", 0.5)
+    monkeypatch.setattr(leases, "SILENT", 2.0)
+    for dead in ({"where": "elsewhere", "process": 7, "host": "far", "run": "dead"}, {"where": 3, "process": "x"}):
+        put_lock(store, **dead)
+        began = time.monotonic()
+        with Lease(ALBUM / "out"):
+            assert 2 <= time.monotonic() - began < 10
+    store.put("out/.nlrn-lock", b"[no lock")
+    with Lease(ALBUM / "out"):
+        pass
+
+    put_lock(store, where="elsewhere", process=7, host="far", run="alive")
+    end = threading.Event()
+
+    def live() -> None:
+        number = 0
+        while not end.wait(0.3):
+            number += 1
+            put_lock_again(store, number)
+
+    living = threading.Thread(target=live)
+    living.start()
+    try:
+        with pytest.raises(ConfigError, match="s3://album/out is held by process 7 on far"), Lease(ALBUM / "out"):
+            pass
+    finally:
+        end.set()
+        living.join()
+
+
+def put_lock_again(store: Store, number: int) -> None:
+    told = json.loads(store.files("out")[".nlrn-lock"])
+    store.put("out/.nlrn-lock", json.dumps({**told, "renewed": number}).encode())
+
+
+def test_a_run_that_lost_its_folder_puts_nothing_more(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "RENEWED", 0.2)
+    fill(tmp_path / "in", 6)
+    jobs = plan(tmp_path / "in", ALBUM / "out")
+
+    def taken(count: int) -> None:
+        if count == 2:
+            told = json.loads(store.files("out")[".nlrn-lock"])
+            assert told["renewed"] >= 1
+            store.put("out/.nlrn-lock", json.dumps({**told, "run": "another"}).encode())
+            time.sleep(1.5)
+
+    with pytest.raises(ConfigError, match="was taken over by another run"):
+        run(jobs, partial(_give, _same), ALBUM / "out", "work", tick=taken, overwrite=True)
+    assert len(store.files("out")) == 2 + 1
+    assert json.loads(store.files("out")[".nlrn-lock"])["run"] == "another"  # and is left to it
+
+
+def test_a_holder_shows_that_it_lives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEWED", 0.2)
+    with Lease(ALBUM / "out") as lease:
+        time.sleep(2)
+        assert store.puts("out")[".nlrn-lock"] > 3
+        lease.check()
+    assert store.files("out") == {}
+
+
+# -- kills
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_put_twice(
+    store: Store, tmp_path: Path, weights: Path, count: Callable[[int], int], workers: str
+) -> None:
+    """100 pictures of a store, a tenth of them bad, SIGKILL at random times, repeated to the end."""
+    number = count(100)
+    fill(tmp_path / "in", number, bad=10)
+    store.fill(tmp_path / "in", "in")
+    chance = random.Random(int(workers))
+    assert command([*words_of(tmp_path / "in", tmp_path / "whole", weights), "-q"]) == 1
+
+    def start() -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+        words = words_of("s3://album/in", "s3://album/out", weights, "-q", "-j", workers)
+        arguments = [sys.executable, "-m", "nlrn", *words]
+        return subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    for _ in range(count(10)):
+        had, process = len(store.puts("out")), start()
+        enough = had + 1 + chance.randrange(max(1, number // 5))
+        while len(store.puts("out")) <= enough and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert start().wait(300) == 1
+    puts = store.puts("out")
+    del puts[".nlrn-lock"]
+    assert set(puts.values()) == {1}
+    assert digests_in(store, "out") == digests(tmp_path / "whole")
+    assert len(puts) == number * 9 // 10
+
+
+def test_ray_works_in_a_store(store: Store, tmp_path: Path, weights: Path) -> None:
+    """Its workers read objects, the command puts results; what is there is the local engine's."""
+    pytest.importorskip("ray")
+    fill(tmp_path / "in", 6)
+    store.fill(tmp_path / "in", "in")
+    assert command([*words_of(tmp_path / "in", tmp_path / "here", weights), "-q"]) == 0
+    words = words_of("s3://album/in", "s3://album/out", weights, "-j", "2", "--engine", "ray", "--json")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "RAY_USAGE_STATS_ENABLED": "0"}
+    call = [sys.executable, "-m", "nlrn", *words]
+    for done in (6, 0):
+        found = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        assert len(json.loads(found.stdout)["done"]) == done
+    puts = store.puts("out")
+    del puts[".nlrn-lock"]
+    assert set(puts.values()) == {1}
+    assert digests_in(store, "out") == digests(tmp_path / "here")
+
+
+def test_manifests_of_a_disk_know_objects_by_their_etags(store: Store, tmp_path: Path) -> None:
+    fill(tmp_path / "in", 3)
+    store.fill(tmp_path / "in", "in")
+
+    def again() -> Any:
+        return run(plan(ALBUM / "in", tmp_path / "out"), partial(_give, _same), tmp_path / "out", "work")
+
+    assert len(again().done) == 2
+    records = [json.loads(line) for line in (tmp_path / "out" / MANIFEST).read_text().splitlines()]
+    listed = {path.name: path.etag for path in (ALBUM / "in").below()}
+    assert {record["in"]: record["etag"] for record in records} == {n: listed[n] for n in ("001.png", "002.png")}
+    assert len(again().skipped) == 2
+    store.put("in/001.png", (tmp_path / "in" / "002.png").read_bytes())
+    assert again().failed == {"001.png": "s3://album/in/001.png has changed since its result was made: see --overwrite"}
