@@ -1,8 +1,9 @@
 """A folder by this machine's processes and by Ray, into results/engines.json: pictures a second, and memory.
 
-The same photographs of BSDS500, `nlrn denoise -j 2` and `nlrn denoise -j 2 --engine ray` one after the other, from the
-command to its end. Memory is what the command and all processes that it starts hold at most, shared pages shared out
-(Pss), looked at twice a second; on Linux alone.
+The same photographs of BSDS500, `nlrn denoise -j N` and `nlrn denoise -j N --engine ray` one after the other, from the
+command to its end; and what the command takes for a result that is handed to it, to record and publish it on this
+disk: there is one command, whatever number of workers a cluster has. Memory is what the command and all processes that
+it starts hold at most, shared pages shared out (Pss), looked at twice a second; on Linux alone.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nlrn.batch import Make, Read, Restore, Results, run
 from nlrn.datasets import data_root
 from nlrn.evaluation import machine
+from nlrn.jobs import Encoded, Job
 from nlrn.publish import publish_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,12 +67,40 @@ def digests(folder: Path) -> set[str]:
     return {hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.glob("*.png")}
 
 
+def handed(data: bytes, jobs: Sequence[Job], make: Make, read: Read) -> Results:
+    """An engine whose results are there already."""
+    for job in jobs:
+        future: Future[Encoded] = Future()
+        future.set_result(("", data, None))
+        yield job, future
+
+
+def publishing(folder: Path, count: int = 500) -> dict[str, Any]:
+    """Milliseconds a result, of the size of the median one of a folder."""
+    sizes = sorted(file.stat().st_size for file in folder.glob("*.png"))
+    data = bytes(sizes[len(sizes) // 2])
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        jobs = [Job(f"{i}.png", Path(name, "in", f"{i}.png"), Path(name, "out", f"{i}.png")) for i in range(count)]
+        started = time.perf_counter()
+        run(jobs, none, Path(name, "out"), "work", engine=partial(handed, data))
+        seconds = time.perf_counter() - started
+    return {"bytes": len(data), "milliseconds": 1000 * seconds / count}
+
+
+def none() -> Restore:
+    raise AssertionError("nothing is restored")
+
+
+def parser() -> argparse.ArgumentParser:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
+    words.add_argument("--count", type=int, default=100, help="pictures (default: 100)")
+    words.add_argument("--workers", type=int, nargs="+", default=[2, 1], help="one run each (default: 2 1)")
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
-    parser.add_argument("--count", type=int, default=200, help="pictures (default: 200)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[2], help="one run each (default: 2)")
-    options = parser.parse_args()
+    options = parser().parse_args()
     pictures = sorted((data_root(options.data) / "bsds500" / "test").glob("*.jpg"))[: options.count]
     lines = []
     with tempfile.TemporaryDirectory() as name:
@@ -87,7 +121,8 @@ def main() -> None:
                 print(line, flush=True)
             if workers > 1 and made["local"] != made["ray"]:  # one local worker has all threads
                 raise SystemExit("the engines give other pictures")
-    publish_json(RESULT, {"lines": lines, "run": machine(torch.device("cpu"))})
+        published = publishing(output)
+    publish_json(RESULT, {"lines": lines, "publishing": published, "run": machine(torch.device("cpu"))})
     print(json.dumps([line["rate"] for line in lines]))
 
 

@@ -25,7 +25,15 @@ from nlrn.study import table as study_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-PAGES = ("README.md", "docs/models.md", "docs/performance.md", "docs/training.md", "docs/studies.md", "docs/sigma.md")
+PAGES = (
+    "README.md",
+    "docs/models.md",
+    "docs/performance.md",
+    "docs/training.md",
+    "docs/studies.md",
+    "docs/sigma.md",
+    "docs/cluster.md",
+)
 MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
 
@@ -197,6 +205,47 @@ def commands() -> str:
     return markdown(header, lines) + _measured(rows[-1])
 
 
+def engines() -> str:
+    """A folder by processes and by Ray, of results/engines.json; a million pictures by proportion."""
+    result = load("engines")
+    lines = []
+    for r in result["lines"]:
+        alone = (r["engine"], r["workers"]) == ("local", 1)  # which has all threads
+        cores = result["run"]["threads"] if alone else r["workers"]
+        hours = 1e6 / r["rate"] / 3600 * cores
+        row = [r["engine"], f"{r['workers']}", f"{cores}", f"{r['pictures']} in {r['seconds']:.0f} s"]
+        lines.append([*row, f"{r['rate']:.2f}", f"{r['mebibytes']:,.0f}", f"{hours:,.0f}"])
+    header = ["engine", "workers", "cores", "pictures", "a second", "MiB, all processes", "core hours for a million"]
+    return markdown(header, lines) + _measured(result)
+
+
+def processes() -> str:
+    """A training by several processes, of results/processes.json: steps a second, and as many times as alone."""
+    result = load("processes")
+    alone = result["lines"]["1 process"]
+    phases = [name for name, found in alone.items() if isinstance(found, dict)]
+    lines = []
+    for name, line in result["lines"].items():
+        rates = {phase: line[phase]["steps_a_second"] for phase in phases}
+        times = {phase: rate / alone[phase]["steps_a_second"] for phase, rate in rates.items()}
+        lines.append([name, *(f"{rates[phase]:.2f} ({times[phase]:.2f})" for phase in phases)])
+    return markdown(["steps a second", *phases], lines) + _measured(result)
+
+
+def nearness() -> str:
+    """The same runs: the largest relative differences from one process on one thread."""
+    result = load("processes")
+    lines = []
+    for name, line in result["lines"].items():
+        if name != "1 process":
+            first, second = (found for found in line.values() if isinstance(found, dict))
+            norms = max(first["norms"], second["norms"])
+            numbers = (line["first loss"], first["losses"], second["losses"], norms, line["restored"])
+            lines.append([name, *(f"{number:.1e}" for number in numbers)])
+    header = ["", "loss of step 1", "losses before", "losses frozen", "gradient norms", "worst restored pixel"]
+    return markdown(header, lines) + _measured(result)
+
+
 def benchmark(what: str) -> str:
     """All tables of nlrn benchmark operator or model."""
     result = load(f"benchmark-{what}")
@@ -230,8 +279,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "between": between,
     "card": card,
     "commands": commands,
+    "engines": engines,
     "estimate": estimate,
     "inference": inference,
+    "nearness": nearness,
+    "processes": processes,
     "tiles": tiles,
     **{name: partial(scores, task) for name, task in TASKS.items()},
     **{f"study-{name}": partial(study, name) for name in STUDIES},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -165,6 +166,24 @@ def test_a_study_is_drawn(tmp_path: Path) -> None:
         study.plot(result, tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as drawn:
             assert drawn.width > 800
+
+
+def test_a_network_that_ran_away_is_told_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> dict[str, object]:
+        return {"held": {"25": {"psnr": math.nan, "ssim": math.nan, "pictures": {}}}}
+
+    monkeypatch.setattr(study, "evaluate", away)
+    said: list[str] = []
+    places = {"runs": tmp_path / "runs", "output": tmp_path / "found.json"}
+    options = {"steps": 2, "sigmas": (25.0,), "study": TOY, "say": said.append, **places}
+    study.run("toy", read_recipe(make(tmp_path)), tmp_path, seeds=(0,), **options)
+    assert "NaN" not in (tmp_path / "found.json").read_text()
+    result = json.loads((tmp_path / "found.json").read_text())
+    assert [line[2] for line in study.table(result)[2]] == ["not finite (not finite)"] * 2
+    assert said == [f"{arm}, seed 0: held 25: not finite dB" for arm in ("3", "5")]
+    result["runs"]["3"]["0"]["scores"]["held"]["25"]["psnr"] = 29.0
+    study.plot(result, tmp_path / "drawn.png", TOY)
+    assert (tmp_path / "drawn.png").stat().st_size > 5000
 
 
 def test_the_command_refuses_what_it_cannot_write_or_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

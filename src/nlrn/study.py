@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import as_completed
@@ -144,6 +145,8 @@ class Run:
         scores = evaluate(restorer, sets, denoising(self.sigmas))
         for score in (score for by_sigma in scores.values() for score in by_sigma.values()):
             del score["pictures"]
+            for name, value in score.items():  # a network that ran away has scores too; JSON knows no NaN
+                score[name] = value if math.isfinite(value) else None
         made, origin = model_metadata(path), provenance(restorer)
         return {
             "recipe": _digest(self.config),
@@ -243,7 +246,16 @@ def _digest(config: TrainConfig) -> str:
 
 
 def _summary(scores: dict[str, Any]) -> str:
-    return ", ".join(f"{s} {x}: {score['psnr']:.3f} dB" for s, by in scores.items() for x, score in by.items())
+    return ", ".join(f"{s} {x}: {_db(score['psnr'], 3)} dB" for s, by in scores.items() for x, score in by.items())
+
+
+def _db(value: float | None, digits: int = 2) -> str:
+    return "not finite" if value is None else f"{value:.{digits}f}"
+
+
+def _mean(values: list[float | None]) -> float | None:
+    finite = [value for value in values if value is not None]
+    return statistics.mean(finite) if len(finite) == len(values) else None
 
 
 def _known(output: Path, head: dict[str, Any]) -> dict[str, Any] | None:
@@ -274,7 +286,7 @@ def table(result: dict[str, Any]) -> Table:
     lines = []
     for arm, runs in arms.items():
         each = [[run["scores"][s][x]["psnr"] for run in runs.values()] for s, x in columns]
-        cells = [f"{statistics.mean(v):.2f} ({', '.join(f'{x:.2f}' for x in v)})" for v in each]
+        cells = [f"{_db(_mean(v))} ({', '.join(map(_db, v))})" for v in each]
         lines.append([arm, f"{next(iter(runs.values()))['parameters']:,}", *cells])
     title = f"{result['study']}: {result['steps']:,} steps, PSNR (dB), the mean and each seed"
     return title, ["", "parameters", *(f"{s}, sigma {x}" for s, x in columns)], lines
@@ -290,12 +302,19 @@ def plot(result: dict[str, Any], path: Path, study: Study | None = None) -> None
     figure = new_figure(4.2 * len(sets) * len(result["sigmas"]), 3.4)
     axes: Any = figure.subplots(1, len(sets) * len(result["sigmas"]), squeeze=False)[0]
     for axis, (s, x) in zip(axes, [(s, f"{x:g}") for s in sets for x in result["sigmas"]], strict=True):
-        points = {arm: [run["scores"][s][x]["psnr"] for run in runs.values()] for arm, runs in result["runs"].items()}
+        every_run = {
+            arm: [run["scores"][s][x]["psnr"] for run in runs.values()] for arm, runs in result["runs"].items()
+        }
+        points = {arm: [value for value in values if value is not None] for arm, values in every_run.items()}
         at = [float(arm) for arm in points] if study.axis else list(range(len(points)))
         for place, values in zip(at, points.values(), strict=True):
             axis.plot([place] * len(values), values, "o", color="C0", markersize=4, alpha=0.6)
         axis.plot(
-            at, [statistics.mean(v) for v in points.values()], "-" if study.axis else "_", color="C1", markersize=14
+            at,
+            [statistics.mean(v) if v else math.nan for v in points.values()],
+            "-" if study.axis else "_",
+            color="C1",
+            markersize=14,
         )
         every = [value for values in points.values() for value in values]
         middle, half = (max(every) + min(every)) / 2, max(0.5, 0.6 * (max(every) - min(every)))
