@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nlrn import model
 from nlrn.errors import ConfigError
 from nlrn.model import DISTANCES, NonLocal2d
 
@@ -173,6 +174,28 @@ def test_a_16_bit_module_keeps_its_sums_and_squares_wide(distance: str) -> None:
     out = narrow(x).detach().double()
     exact = narrow.double()(x.double()).detach()
     assert float((out - exact).abs().max()) <= 2**-6 * float(exact.abs().max())
+
+
+@pytest.mark.parametrize("distance", ["dot_product", "embedded_dot_product"])
+def test_the_dot_products_of_a_large_map_are_made_of_parts(distance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = random_module(distance, 5), features((2, CHANNELS, 13, 11)).requires_grad_()
+    held: list[int] = []
+    box_sum = model._box_sum
+    monkeypatch.setattr(model, "_box_sum", lambda x, *more: (held.append(x.numel()), box_sum(x, *more))[1])
+
+    def made() -> tuple[Tensor, Tensor]:
+        held.clear()
+        out = module(x)
+        return out, torch.autograd.grad(out.square().sum(), x)[0]
+
+    whole, gradient = made()
+    assert len(held) == 2  # rows and columns, once
+    monkeypatch.setattr(model, "_PRODUCTS", max(held) // 3)
+    parts, other = made()
+    assert len(held) > 2
+    assert max(held) <= model._PRODUCTS
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(other, gradient, rtol=1e-12, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------- refusals

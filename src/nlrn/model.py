@@ -32,6 +32,7 @@ DISTANCES = (
     "embedded_gaussian",
 )
 CARRIED = "embedded_gaussian"  # the distance whose correlations the network can carry along
+_PRODUCTS = 1 << 26  # numbers that the two dot products hold at a time, some times over
 Observer = Callable[[int, Tensor], None]
 
 
@@ -150,8 +151,8 @@ class NonLocal2d(nn.Module):
     def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """sum_j (q_i . k_j) v_j / number of neighbours: linear in q, so summed before it is projected.
 
-        With a window it holds Cm * C numbers a pixel, whatever the window; on a map of fewer pixels, one for each
-        pair of pixels.
+        With a window it holds Cm numbers a pixel for each of v's channels, whatever the window, as many channels at a
+        time as _PRODUCTS allows; on a map of fewer pixels than Cm * C, one number for each pair of pixels.
         """
         _, height, width, _ = q.shape
         if self.window is not None and height * width < q.shape[-1] * v.shape[-1]:
@@ -159,10 +160,13 @@ class NonLocal2d(nn.Module):
         if self.window is None:
             return torch.einsum("bhwm,bmc->bhwc", q, torch.einsum("byxm,byxc->bmc", k, v)) / (height * width)
         r = self.window // 2
-        outer = torch.einsum("bhwm,bhwc->bhwmc", k, v)
-        summed = _box_sum(_box_sum(outer, r, 1), r, 2)
+        parts = []
+        for part in torch.split(v, max(1, _PRODUCTS // q.numel()), -1):
+            outer = torch.einsum("bhwm,bhwc->bhwmc", k, part)
+            summed = _box_sum(_box_sum(outer, r, 1), r, 2)
+            parts.append(torch.einsum("bhwm,bhwmc->bhwc", q, summed))
         count = valid_offsets(height, width, self.window, q.device).sum((-1, -2))
-        return torch.einsum("bhwm,bhwmc->bhwc", q, summed) / count[..., None].to(q)
+        return torch.cat(parts, -1) / count[..., None].to(q)
 
     def _average_of_pairs(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         _, height, width, _ = q.shape
