@@ -52,11 +52,12 @@ class Store:
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """Where a server is, which this process and those that it starts find in the environment. One for a process: that
-    remembers it."""
+    """Where a server is, which this process and those that it starts find in the environment."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server")
     before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:  # of whoever runs the tests
+        del os.environ[name]
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     try:

@@ -18,21 +18,23 @@ from typing import Any
 
 import pytest
 from objectstore import Store, emptied, serving
+from PIL import Image
 from test_batch import ROOT, _give, _same, digests, fill
 
 from nlrn import leases
 from nlrn.batch import run
 from nlrn.cli import run as command
-from nlrn.errors import ConfigError, InputError
+from nlrn.errors import ConfigError, InputError, StoreError
+from nlrn.images import Picture
 from nlrn.jobs import plan
 from nlrn.leases import Lease
 from nlrn.manifests import MANIFEST, StoreManifest
-from nlrn.objects import ANY, ObjectPath, place
+from nlrn.objects import ObjectPath, place
 
 ALBUM = ObjectPath("album")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a process remembers where it is
 def server() -> Iterator[str]:
     with serving() as url:
         yield url
@@ -61,11 +63,13 @@ def test_places_are_paths_or_folders_of_a_store() -> None:
     assert found == ObjectPath("album", "in/deep")
     assert (str(found), found.name, str(place("s3://album"))) == ("s3://album/in/deep", "deep", "s3://album")
     assert str(ObjectPath("album") / "a" / "b.png") == "s3://album/a/b.png"
-    for text in ("s3://", "s3:///x", "s3://album//x", "s3://album/../x", "s3://album/./x"):
+    odd = ("s3://album//x", "s3://album/../x", "s3://album/./x", "s3://album/x?versionId=3")
+    for text in ("s3://", "s3:///x", "s3://Bad Bucket/in", *odd):
         with pytest.raises(ConfigError, match="names no folder of a store"):
             place(text)
-    with pytest.raises(ConfigError, match=r"of object stores s3:// is known, not gs://"):
-        place("gs://album/x")
+    for text in ("gs://album/x", "S3://album/x", "s3:/album/x"):
+        with pytest.raises(ConfigError, match=r"of object stores s3://BUCKET/FOLDER is known, not "):
+            place(text)
     assert ObjectPath("album", "in").contains(ObjectPath("album", "in/out"))
     assert not ObjectPath("album", "in").contains(ObjectPath("album", "inner"))
     assert not ObjectPath("album", "in").contains(ObjectPath("other", "in"))
@@ -84,9 +88,11 @@ def test_what_is_put_is_put_once_and_says_what_it_is(store: Store) -> None:
     second = target.put(b"three", over=first)
     assert second is not None
     assert target.put(b"four", over=first) is None
-    assert target.put(b"five", over=ANY) is not None
-    assert store.puts("out") == {"a.png": 3}
+    assert store.puts("out") == {"a.png": 2}
     target.delete()
+    assert target.content() is None
+    assert (ALBUM / "out").content() is None
+    store.put("out/a.png/below.png", b"")
     assert target.content() is None
     assert target.put(b"six", over=second) is None
 
@@ -169,10 +175,21 @@ def test_what_cannot_be_planned_is_said(store: Store, tmp_path: Path) -> None:
     store.put("twice/A.png", b"")
     with pytest.raises(ConfigError, match="would both become"):
         plan(ALBUM / "twice", ALBUM / "out")
-    for key in ("odd/../../b.png", "odd//b.png", "odd/./b.png"):
+    store.put("out/in/x.png", b"")
+    store.put("out/in/in/x.png", b"")
+    with pytest.raises(ConfigError, match=r"out/in/x\.png is an input"):
+        plan(ALBUM / "out/in", ALBUM / "out", recursive=True)
+    (tmp_path / "local").mkdir()
+    for name in ("a.png?versionId=1.png", os.fsdecode(b"\xff.png")):
+        (tmp_path / "local" / name).touch()
+        assert len(plan(tmp_path / "local", tmp_path / "out")) == 1
+        with pytest.raises(ConfigError, match="its result cannot lie in a store"):
+            plan(tmp_path / "local", ALBUM / "out")
+        (tmp_path / "local" / name).unlink()
+    for key in ("odd/../../b.png", "odd//b.gif", "odd/./b.png", "odd/b.png?versionId=2/c.png"):
         store.put(key, b"")
         with pytest.raises(ConfigError, match="no name of a folder or file"):
-            plan(ALBUM / "odd", tmp_path / "out", recursive=True)
+            plan(ALBUM / "odd", ALBUM / "out", recursive=True)
         store.client.delete_object(Bucket="album", Key=key)
 
 
@@ -249,33 +266,101 @@ def test_results_that_are_there_are_refused_left_or_replaced(
     assert sum(store.puts("out").values()) - store.puts("out").pop(".nlrn-lock") == 6
 
 
-def test_a_result_that_appears_meanwhile_is_not_replaced(store: Store, tmp_path: Path) -> None:
-    """A late zombie of another run, or anybody: the store itself refuses what is there already."""
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_result_that_appears_meanwhile_is_not_replaced(store: Store, tmp_path: Path, overwrite: bool) -> None:
+    """A late zombie of another run, or anybody: the store itself refuses what is there already, or is not as it was."""
     fill(tmp_path / "in", 5)
     jobs = plan(tmp_path / "in", ALBUM / "out")
+    if overwrite:
+        for job in jobs[1:]:
+            store.put(f"out/{job.name}", b"as it was")
 
     def beside(count: int) -> None:
         if count == 1:
             store.put(f"out/{jobs[2].name}", b"somebody's")
 
-    outcome = run(jobs, partial(_give, _same), ALBUM / "out", "work", tick=beside)
-    assert outcome.failed == {
-        jobs[2].name: f"s3://album/out/{jobs[2].name} exists already; give another name, or --overwrite"
-    }
-    assert store.files("out")[jobs[2].name] == b"somebody's"
-    assert [name for name, times in store.puts("out").items() if times > 1 and name != ".nlrn-lock"] == []
+    outcome = run(jobs, partial(_give, _same), ALBUM / "out", "work", tick=beside, overwrite=overwrite)
+    reason = "has changed since this run began" if overwrite else "exists already; give another name, or --overwrite"
+    assert outcome.failed == {jobs[2].name: f"s3://album/out/{jobs[2].name} {reason}"}
+    files = store.files("out")
+    assert files[jobs[2].name] == b"somebody's"
+    assert b"as it was" not in files.values()
 
 
 def test_an_answer_that_is_lost_does_not_make_a_result_somebody_elses(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client tries again by itself, and meets what it has put."""
+    """The client tries again by itself, and meets what it has put; signs of life too."""
+    monkeypatch.setattr(leases, "RENEWED", 0.1)
     fill(tmp_path / "in", 2)
     jobs = plan(tmp_path / "in", ALBUM / "out")
     once = ObjectPath.put
     monkeypatch.setattr(ObjectPath, "put", lambda self, *a, **k: (once(self, *a, **k), once(self, *a, **k))[1])
-    assert len(run(jobs, partial(_give, _same), ALBUM / "out", "work").done) == len(jobs)
+    slow = partial(_give, _slow)
+    assert len(run(jobs, slow, ALBUM / "out", "work").done) == len(jobs)
+    assert store.puts("out")[".nlrn-lock"] > 4
     assert ".nlrn-lock" not in store.files("out")
+    with_more = ObjectPath.told
+    monkeypatch.setattr(ObjectPath, "told", lambda self: with_more(self) | {"of-the-store": "x"})
+    fill(tmp_path / "more", 2)
+    assert len(run(plan(tmp_path / "more", ALBUM / "2"), partial(_give, _same), ALBUM / "2", "work").done) == 1
+
+
+def _slow(picture: Picture, form: str) -> Picture:
+    time.sleep(0.5)
+    return picture
+
+
+def test_what_a_store_does_not_take_ends_the_run_after_some(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is tried for long, and there may be a million."""
+    fill(tmp_path / "in", 12)
+    jobs = plan(tmp_path / "in", ALBUM / "out")
+    put = ObjectPath.put
+
+    def fails(self: ObjectPath, data: bytes, told: Any = (), *, over: str = "") -> str | None:
+        if self.name in refused:
+            raise InputError(f"{self}: slow down")
+        return put(self, data, told, over=over)
+
+    monkeypatch.setattr(ObjectPath, "put", fails)
+    refused = {jobs[1].name, jobs[2].name, jobs[4].name}
+    outcome = run(jobs, partial(_give, _same), ALBUM / "out", "work")
+    assert outcome.failed == {name: f"s3://album/out/{name}: slow down" for name in refused}
+    refused = {job.name for job in jobs}
+    store.client.delete_object(Bucket="album", Key=f"out/{jobs[6].name}")
+    with pytest.raises(StoreError, match=r"3 results one after the other were not taken; the last: .*slow down"):
+        run(jobs, partial(_give, _same), ALBUM / "out", "work")
+
+
+def test_who_made_a_result_is_told_by_the_pictures_name_too(store: Store, tmp_path: Path) -> None:
+    for name in ("a.gif", "a.png"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / name)
+    assert run(plan(tmp_path / "a.gif", ALBUM / "out"), partial(_give, _same), ALBUM / "out", "work").done == ["a.gif"]
+    with pytest.raises(ConfigError, match="exists already"):
+        run(plan(tmp_path / "a.png", ALBUM / "out"), partial(_give, _same), ALBUM / "out", "work")
+
+
+def test_any_name_and_any_number_of_objects(store: Store, tmp_path: Path) -> None:
+    """More than a page of a listing; names with what means something in an address."""
+    Image.new("L", (4, 4)).save(tmp_path / "one.png")
+    data = (tmp_path / "one.png").read_bytes()
+    for i in range(1100):
+        store.put(f"in/many/{i}.png", data)
+    strange = [
+        f"a{mark}b {mark}.png" for mark in ("+", "?", "#", "%20", "\u00e9", "'", '"', "*", "{}", "~", "\t", "&=")
+    ]
+    for name in strange:
+        store.put(f"in/{name}", data)
+    jobs = plan(ALBUM / "in", ALBUM / "out", recursive=True)
+    assert len(jobs) == 1100 + len(strange)
+    assert len(plan(ALBUM / "in", ALBUM / "out")) == len(strange)
+    some = [job for job in jobs if job.name in strange]
+    for done in (len(strange), 0):
+        assert len(run(some, partial(_give, _same), ALBUM / "out", "work").done) == done
+    assert store.files("out").keys() == set(strange)
 
 
 def test_what_is_for_folders_and_a_store_that_does_not_answer_are_said_at_once(
@@ -296,13 +381,17 @@ def test_what_is_for_folders_and_a_store_that_does_not_answer_are_said_at_once(
     says(words_of(tmp_path / "in" / "001.png", "s3://album/x.png", weights)[:4], 2, "takes the results of a folder")
     says(words_of("s3://album/in", "s3://album/out/x.png", weights), 2, "is the name of a picture")
     says(words_of("s3://album/in", "s3://nowhere/out", weights), 1, "there is no bucket nowhere")
-    says(words_of("gs://album/in", tmp_path / "x", weights), 2, "s3:// is known, not gs://")
+    says(words_of("gs://album/in", tmp_path / "x", weights), 2, "is known, not gs://")
     words = [sys.executable, "-m", "nlrn", *words_of("s3://album/in", tmp_path / "x", weights)]
-    nobody = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
-    found = subprocess.run(words, env=nobody, capture_output=True, text=True, timeout=120, check=False)
-    assert found.returncode == 1
-    assert found.stderr.startswith("nlrn: s3://album/in: Could not connect")
-    assert found.stderr.count("\n") == 1
+    for name, value, code, said in (
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:1", 1, "Could not connect"),
+        ("AWS_ENDPOINT_URL", "garbage", 2, "Invalid endpoint: garbage"),
+        ("FSSPEC_S3", '{"ano": true}', 2, "a setting of s3fs makes no sense, in FSSPEC_S3 perhaps"),
+    ):
+        elsewhere = {**os.environ, name: value}
+        found = subprocess.run(words, env=elsewhere, capture_output=True, text=True, timeout=120, check=False)
+        assert found.stderr.startswith(f"nlrn: s3://album/in: {said}"), found.stderr
+        assert (found.returncode, found.stderr.count("\n")) == (code, 1)
     assert not (tmp_path / "x").exists()
 
 
@@ -328,10 +417,23 @@ def test_a_store_that_replaces_what_it_should_not_is_found_out(
     """Some that call themselves compatible pass over a condition that they do not know."""
     fill(tmp_path / "in", 3)
     jobs, put = plan(tmp_path / "in", ALBUM / "out"), ObjectPath.put
-    monkeypatch.setattr(ObjectPath, "put", lambda self, data, told={}, over="": put(self, data, told, over=ANY))
-    with pytest.raises(ConfigError, match=r"the store of s3://album/out replaces what is there .* \(If-None-Match\)"):
-        run(jobs, partial(_give, _same), ALBUM / "out", "work")
-    assert store.files("out") == {}
+
+    def passes_over(condition: str) -> Callable[..., str | None]:
+        def puts(self: ObjectPath, data: bytes, told: Any = (), *, over: str = "") -> str | None:
+            if condition == ("If-Match" if over else "If-None-Match"):
+                store.put(self.key, data)
+                return (self.content() or (b"", ""))[1]
+            return put(self, data, told, over=over)
+
+        return puts
+
+    for condition in ("If-None-Match", "If-Match"):
+        monkeypatch.setattr(ObjectPath, "put", passes_over(condition))
+        with pytest.raises(
+            ConfigError, match=rf"the store of s3://album/out replaces what is there .* \({condition}\)"
+        ):
+            run(jobs, partial(_give, _same), ALBUM / "out", "work")
+        assert store.files("out") == {}
 
 
 def put_lock(store: Store, **what: Any) -> None:
@@ -403,7 +505,7 @@ def test_a_run_that_lost_its_folder_puts_nothing_more(
             store.put("out/.nlrn-lock", json.dumps({**told, "run": "another"}).encode())
             time.sleep(1.5)
 
-    with pytest.raises(ConfigError, match="was taken over by another run"):
+    with pytest.raises(StoreError, match="was taken over by another run"):
         run(jobs, partial(_give, _same), ALBUM / "out", "work", tick=taken, overwrite=True)
     assert len(store.files("out")) == 2 + 1
     assert json.loads(store.files("out")[".nlrn-lock"])["run"] == "another"  # and is left to it
@@ -485,3 +587,112 @@ def test_manifests_of_a_disk_know_objects_by_their_etags(store: Store, tmp_path:
     assert len(again().skipped) == 2
     store.put("in/001.png", (tmp_path / "in" / "002.png").read_bytes())
     assert again().failed == {"001.png": "s3://album/in/001.png has changed since its result was made: see --overwrite"}
+
+
+def test_a_zombie_that_could_not_renew_asks_before_it_puts(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suspended machine: no renewal for longer than others wait, and then a result is ready."""
+    monkeypatch.setattr(leases, "SILENT", 0.5)
+    fill(tmp_path / "in", 6)
+    jobs = plan(tmp_path / "in", ALBUM / "out")
+
+    def asleep(count: int) -> None:
+        if count == 1:
+            store.put("out/.nlrn-lock", b'{"run": "another"}')
+            time.sleep(1)
+
+    with pytest.raises(StoreError, match="was taken over by another run"):
+        run(jobs, partial(_give, _same), ALBUM / "out", "work", tick=asleep)
+    assert len(store.files("out")) == 1 + 1
+
+
+def test_a_renewal_that_fails_is_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leases, "RENEWED", 0.1)
+    put, times = ObjectPath.put, []
+
+    def fails(self: ObjectPath, data: bytes, told: Any = (), *, over: str = "") -> str | None:
+        times.append(over)
+        if len(times) in (5, 6):
+            raise RuntimeError("oh")
+        return put(self, data, told, over=over)
+
+    monkeypatch.setattr(ObjectPath, "put", fails)
+    with Lease(ALBUM / "out") as lease:
+        time.sleep(1.5)
+        lease.check()
+    assert len(times) > 8
+    assert caplog.text.count("cannot say that this run still holds the folder: oh") == 2
+    assert store.files("out") == {}
+
+
+def test_a_run_that_could_not_let_go_does_not_hold_its_own_process(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(ObjectPath, "delete", lambda self: (_ for _ in ()).throw(InputError("forbidden")))
+        with Lease(ALBUM / "out"):
+            pass
+    assert "the next run elsewhere will wait for this one: forbidden" in caplog.text
+    assert ".nlrn-lock" in store.files("out")
+    with Lease(ALBUM / "out"):
+        pass
+    assert store.files("out") == {}
+    with monkeypatch.context() as broken:  # an error, or Ctrl-C, before it is entered
+        broken.setattr(Lease, "_check_store", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt), Lease(ALBUM / "out"):
+            pass
+    assert store.files("out") == {}
+
+
+def test_a_lock_that_is_refused_without_end_and_a_store_that_hangs_end_a_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(ObjectPath, "put", lambda self, data, told={}, over="": None)
+        with pytest.raises(StoreError, match=r"refuses s3://album/out/\.nlrn-lock"), Lease(ALBUM / "out"):
+            pass
+    monkeypatch.setattr(leases, "PATIENCE", 0.5)
+    end = threading.Event()
+    monkeypatch.setattr(ObjectPath, "delete", lambda self: end.wait(30))
+    began = time.monotonic()
+    with Lease(ALBUM / "out"):
+        pass
+    assert time.monotonic() - began < 5
+    assert "does not answer" in caplog.text
+    end.set()
+
+
+def test_a_process_that_cannot_be_looked_at_is_not_taken_for_dead(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where /proc hides what is others', or signals to them are refused."""
+    monkeypatch.setattr(leases, "SILENT", 1.0)
+    put_lock(store, process=1, begun="1", run="another")
+    monkeypatch.setattr(leases, "_begun", lambda process: "")
+    began = time.monotonic()
+    with Lease(ALBUM / "out"):
+        assert time.monotonic() - began >= 1
+
+
+def test_what_another_run_makes_while_this_one_waits_is_not_made_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "in", 3)
+    jobs = plan(tmp_path / "in", ALBUM / "out")
+    take = Lease._take
+
+    def waits(self: Lease) -> None:
+        if not store.files("out"):
+            for job in jobs:
+                data = Path(str(job.source)).read_bytes()
+                other.publish(job, (hashlib.sha256(data).hexdigest(), data, None), overwrite=False)
+        take(self)
+
+    other = StoreManifest(ALBUM / "out", "work", jobs)
+    monkeypatch.setattr(other._lease, "check", lambda: None)
+    monkeypatch.setattr(Lease, "_take", waits)
+    outcome = run(jobs, partial(_give, _same), ALBUM / "out", "work")
+    assert (len(outcome.skipped), outcome.done) == (len(jobs), [])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from nlrn.errors import ConfigError, InputError, NLRNError
+from nlrn.errors import ConfigError, InputError, NLRNError, StoreError
 from nlrn.images import MAX_BYTES, Picture, encode_picture, file_bytes, read_picture
 from nlrn.jobs import Encoded, Job
 from nlrn.manifests import manifest_of
@@ -82,7 +82,7 @@ def run(
                 try:
                     manifest.publish(job, future.result(), overwrite=overwrite)
                     outcome.done.append(job.name)
-                except ConfigError:  # of the settings, not of the picture: the next would say the same
+                except (ConfigError, StoreError):  # not of the picture: the next would say the same
                     raise
                 except Exception as error:  # whatever it is, it is this picture's
                     known = isinstance(error, NLRNError | OSError)

@@ -7,6 +7,7 @@ NLRNError
 │   ├── ModelNotFoundError             no weights of that name; lists the names there are
 │   └── CheckpointError                a weights or training file that is damaged or does not fit
 ├── BackendError       (RuntimeError)  a compute backend asked for by name cannot run; says why
+│   └── StoreError                     an object store takes no results, or gave the folder to another run
 ├── MemoryBudgetError  (MemoryError)   the work does not fit the memory it was given
 └── TrainingError      (RuntimeError)  training cannot go on (a loss that is not finite)
     └── ElsewhereError                 another process of the training met an error, and says which
@@ -45,6 +46,10 @@ class CheckpointError(ModelError):
 
 class BackendError(NLRNError, RuntimeError):
     """A compute backend was asked for by name and cannot run."""
+
+
+class StoreError(BackendError):
+    """An object store takes no results any more, or the folder is another run's by now."""
 
 
 class MemoryBudgetError(NLRNError, MemoryError):

@@ -57,6 +57,12 @@ def plan(
     for way, source in sorted(_pictures(root, recursive), key=lambda found: found[0].parts):
         suffix = form or READ_ONLY.get(way.suffix.lower(), way.suffix)
         jobs.append(Job(way.as_posix(), source, output / way.parent / f"{way.stem}{ending}{suffix}"))
+    _check(jobs)
+    return jobs
+
+
+def _check(jobs: list[Job]) -> None:
+    """Raises ConfigError where a result would lie on another, on an input, or where it cannot be found again."""
     taken: dict[str, Job] = {}
     for job in jobs:
         key = unicodedata.normalize("NFC", str(job.target)).casefold()
@@ -65,11 +71,17 @@ def plan(
                 f"{taken[key].name} and {job.name} would both become {job.target.name}: see --suffix, --format"
             )
         taken[key] = job
-    sources = {job.source.resolve() for job in jobs if isinstance(job.source, Path)}
+    sources = {_one(job.source) for job in jobs}
     for job in jobs:
-        if isinstance(job.target, Path) and job.target.resolve() in sources:
+        if _one(job.target) in sources:
             raise ConfigError(f"{job.target} is an input; an original is never overwritten")
-    return jobs
+        if isinstance(job.target, ObjectPath) and (odd := job.target.oddity()):
+            raise ConfigError(f"{job.name}: with {odd!r} in its name its result cannot lie in a store")
+
+
+def _one(what: Place) -> tuple[str, ...]:
+    """The same for all names of one file or object."""
+    return (what.bucket, what.key) if isinstance(what, ObjectPath) else (str(what.resolve()),)
 
 
 def _inside(output: Place, root: Place) -> bool:
@@ -81,26 +93,25 @@ def _inside(output: Place, root: Place) -> bool:
 
 def _pictures(root: Place, recursive: bool) -> Iterator[tuple[PurePosixPath, Place]]:
     """The way from the folder to a picture, and the picture."""
-    found = _objects(root, recursive) if isinstance(root, ObjectPath) else _files(root, recursive)
-    known = SUFFIXES.keys() | READ_ONLY.keys()
-    for way, source in found:
-        if way.suffix.lower() in known and not way.name.startswith("."):
-            yield way, source
+    yield from _objects(root, recursive) if isinstance(root, ObjectPath) else _files(root, recursive)
+
+
+def _is_picture(name: str) -> bool:
+    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES.keys() | READ_ONLY.keys()
 
 
 def _files(root: Path, recursive: bool) -> Iterator[tuple[PurePosixPath, Path]]:
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")] if recursive else []
-        for name in files:
-            source = Path(folder, name)
+        for source in (Path(folder, name) for name in files if _is_picture(name)):
             yield PurePosixPath(source.relative_to(root).as_posix()), source
 
 
 def _objects(root: ObjectPath, recursive: bool) -> Iterator[tuple[PurePosixPath, ObjectPath]]:
     for source in root.below(recursive=recursive):
-        parts = source.parts[len(root.parts) :]
-        odd = [part for part in parts if part in ("", "..") or Path(part).parts != (part,)]
-        if odd and PurePosixPath(source.name).suffix.lower() in SUFFIXES:
-            raise ConfigError(f"{source}: {odd[0]!r} in its key is no name of a folder or file")
-        if not any(part.startswith(".") for part in parts[:-1]):
-            yield PurePosixPath(*parts), source
+        *folders, name = source.parts[len(root.parts) :]
+        hidden = any(folder.startswith(".") and folder not in (".", "..") for folder in folders)
+        if _is_picture(name) and not hidden:
+            if odd := source.oddity():
+                raise ConfigError(f"{source}: {odd!r} in its key is no name of a folder or file")
+            yield PurePosixPath(*folders, name), source

@@ -12,12 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nlrn.errors import ConfigError, InputError
+from nlrn.errors import ConfigError, StoreError
 from nlrn.objects import ObjectPath
 
 _log = logging.getLogger("nlrn")
 RENEWED = 15.0  # seconds between two signs of life
 SILENT = 60.0  # seconds without one, then the holder counts as dead
+PATIENCE = 10.0  # seconds that the end of a run waits for the store
+TRIES = 10
+_open: set[str] = set()  # leases of this process
 
 
 class Lease:
@@ -33,41 +36,80 @@ class Lease:
         self.folder, self.object = folder, folder / ".nlrn-lock"
         self._told: dict[str, Any] = {"process": os.getpid(), "host": socket.gethostname(), "run": secrets.token_hex(8)}
         self._told |= {"where": _here(), "begun": _begun(os.getpid()), "renewed": 0}
-        self._etag, self._lost = "", ""
-        self._end = threading.Event()
+        self._etag, self._lost, self._when = "", "", 0.0
+        self._end, self._one = threading.Event(), threading.Lock()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> Lease:
-        while not self._put(self._etag):
-            self._etag = self._free_of()
-        if self.object.put(b"") is not None:
-            self.object.delete()
-            raise ConfigError(
-                f"the store of {self.folder} replaces what is there although it is asked not to (If-None-Match)"
-            )
-        self._renewing.start()
+        _open.add(self._told["run"])
+        try:
+            self._take()
+            self._check_store()
+            self._renewing.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        _open.discard(self._told["run"])
         self._end.set()
-        self._renewing.join()
-        try:
-            if self._ours() is not None:
-                self.object.delete()
-        except InputError as error:
-            _log.warning("the next run on another machine will wait for this one: %s", error)
+        releasing = threading.Thread(target=self._release, daemon=True)  # a store that hangs holds nobody
+        releasing.start()
+        releasing.join(PATIENCE)
+        if releasing.is_alive():
+            _log.warning("%s does not answer; the next run elsewhere will wait for this one", self.object)
 
     def check(self) -> None:
-        """Raises ConfigError where the folder is somebody else's by now: this run was asleep, or cut off, for long."""
+        """Raises StoreError where the folder is another run's by now: this one was asleep, or cut off, for long."""
+        if not self._lost and time.time() - self._when > SILENT:
+            self._sign()
         if self._lost:
-            raise ConfigError(self._lost)
+            raise StoreError(self._lost)
+
+    def _take(self) -> None:
+        for _ in range(TRIES):
+            if self._put(self._etag):
+                return
+            self._etag = self._free_of()
+            time.sleep(0.1)
+        raise StoreError(f"the store refuses {self.object}, and says that nothing is there")
+
+    def _check_store(self) -> None:
+        """Raises ConfigError for one that passes over conditions."""
+        for name, over in (("If-None-Match", ""), ("If-Match", "0" * 32)):
+            if self.object.put(json.dumps(self._told).encode(), over=over) is not None:
+                raise ConfigError(f"the store of {self.folder} replaces what is there although told not to ({name})")
+
+    def _sign(self) -> None:
+        """Give a sign of life, or learn that it came too late."""
+        with self._one:
+            if not self._put(self._etag):
+                self._lost = f"{self.folder} was taken over by another run, after {SILENT:.0f} s without this one"
+
+    def _renew(self) -> None:
+        while not self._end.wait(RENEWED) and not self._lost:
+            try:
+                self._sign()
+            except Exception as error:  # perhaps the store answers the next time; check() asks again
+                _log.warning("cannot say that this run still holds the folder: %s", error)
+
+    def _release(self) -> None:
+        try:
+            with self._one:
+                if self._ours() is not None:
+                    self.object.delete()
+        except Exception as error:
+            _log.warning("the next run elsewhere will wait for this one: %s", error)
 
     def _put(self, over: str) -> bool:
         self._told["renewed"] += 1
+        now = time.time()
         etag = self.object.put(json.dumps(self._told).encode(), over=over)
         if etag is None:  # unless it was this run, whose first try went unanswered
             etag = self._ours()
-        self._etag = etag or over
+        if etag is not None:
+            self._etag, self._when = etag, now
         return etag is not None
 
     def _ours(self) -> str | None:
@@ -84,30 +126,23 @@ class Lease:
             return {}, etag
 
     def _free_of(self) -> str:
-        """The etag of what a dead holder left; nothing where there is none."""
-        began = time.monotonic()
+        """The etag of what a dead holder left; nothing where there is none. Raises ConfigError for one that lives."""
+        began, told = time.monotonic(), False
         first = found = self._holder()
         while found[1]:
             holder, etag = found
             who = f"process {holder.get('process', '?')} on {holder.get('host', '?')}"
+            who = "".join(letter for letter in who if letter.isprintable())[:200]
             if _ended(holder) or (found == first and time.monotonic() - began >= SILENT):
                 return etag
             if found != first or _lives(holder):
                 raise ConfigError(f"{self.folder} is held by {who}")
-            if time.monotonic() - began < 1:
+            if not told:
                 _log.warning("%s was held by %s; waiting %.0f s for a sign of life", self.folder, who, SILENT)
+            told = True
             time.sleep(min(RENEWED / 5, 2.0))
             found = self._holder()
         return ""
-
-    def _renew(self) -> None:
-        while not self._end.wait(RENEWED):
-            try:
-                if not self._put(self._etag):
-                    self._lost = f"{self.folder} was taken over by another run, after {SILENT:.0f} s without this one"
-                    return
-            except InputError as error:  # perhaps the store answers the next time
-                _log.warning("cannot say that this run still holds the folder: %s", error)
 
 
 def _here() -> str:
@@ -127,13 +162,25 @@ def _begun(process: int) -> str:
 
 
 def _ended(holder: dict[str, Any]) -> bool:
-    return _is_near(holder) and holder.get("begun") != _begun(holder["process"])
+    """Whether it can be seen from here that the process is gone, or the run in it."""
+    if not _is_near(holder):
+        return False
+    if holder["process"] == os.getpid() and holder.get("begun") == _begun(os.getpid()):
+        return holder.get("run") not in _open
+    try:
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is somebody else's
+        pass
+    return _begun(holder["process"]) not in ("", holder.get("begun"))
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    return _is_near(holder) and not _ended(holder)
+    return _is_near(holder) and not _ended(holder) and _begun(holder["process"]) == holder.get("begun")
 
 
 def _is_near(holder: dict[str, Any]) -> bool:
     """Whether its process can be looked at from here."""
-    return bool(_here()) and holder.get("where") == _here() and isinstance(holder.get("process"), int)
+    process = holder.get("process")
+    return bool(_here()) and holder.get("where") == _here() and isinstance(process, int) and 0 < process < 1 << 31

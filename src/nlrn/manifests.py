@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 from nlrn.checkpoint import sha256
-from nlrn.errors import ConfigError, InputError
+from nlrn.errors import ConfigError, InputError, StoreError
 from nlrn.jobs import Encoded, Job
 from nlrn.leases import Lease
-from nlrn.objects import ANY, ObjectPath, Place
+from nlrn.objects import ObjectPath, Place
 from nlrn.publish import publish, remove_leftovers
 
 try:
@@ -29,6 +30,7 @@ except ImportError:  # not on Windows, where nobody is kept out
 
 MANIFEST, LOCK = "nlrn-manifest.jsonl", ".nlrn-lock"
 _AT_ONCE = 32  # questions to a store
+_REFUSALS = 3  # results that a store may refuse one after the other, each tried for long
 
 
 class Manifest:
@@ -144,16 +146,19 @@ class StoreManifest:
     def __init__(self, folder: ObjectPath, work: str, jobs: Sequence[Job]) -> None:
         self.work, self.jobs = work, jobs
         self.records: dict[str, dict[str, str]] = {}  # of all results that lie there, by their keys
+        self._etags: dict[str, str] = {}
         self._lease = Lease(folder)
         self._folder = folder
+        self._refused = 0  # results, one after the other
 
     def __enter__(self) -> StoreManifest:
-        present = {found.key for found in self._folder.below()}  # before the lease, which would make the folder
         self._lease.__enter__()
         try:
+            present = {found.key: found.etag for found in self._folder.below()}
             there = [found for job in self.jobs if (found := _object(job)).key in present]
+            self._etags = {found.key: present[found.key] for found in there}
             with ThreadPoolExecutor(_AT_ONCE) as several:
-                self.records = dict(zip((f.key for f in there), several.map(ObjectPath.told, there), strict=True))
+                self.records = dict(zip(self._etags, several.map(ObjectPath.told, there), strict=True))
         except BaseException:
             self.__exit__()
             raise
@@ -163,10 +168,11 @@ class StoreManifest:
         self._lease.__exit__()
 
     def exists(self, job: Job) -> bool:
-        return _object(job).key in self.records
+        return _object(job).key in self._etags
 
     def knows(self, job: Job) -> bool:
-        return self.records.get(_object(job).key, {}).get("nlrn-work") == self.work
+        record = self.records.get(_object(job).key, {})
+        return (record.get("nlrn-in"), record.get("nlrn-work")) == (_plain(job.name), self.work)
 
     def holds(self, job: Job) -> bool:
         record = self.records.get(_object(job).key, {})
@@ -176,15 +182,27 @@ class StoreManifest:
         """There is nothing to complete."""
 
     def publish(self, job: Job, encoded: Encoded, *, overwrite: bool) -> None:
-        self._lease.check()
+        """Raises InputError for what is there already, and StoreError where the store takes nothing any more."""
         if self.knows(job) and not overwrite:
             raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
         told = {f"nlrn-{name}": str(value) for name, value in _said_of(job, encoded).items()}
-        told["nlrn-work"] = self.work
+        told |= {"nlrn-in": _plain(job.name), "nlrn-work": self.work}
         target = _object(job)
-        etag = target.put(encoded[1], told, over=ANY if overwrite else "")
-        if etag is None and target.told() != told:  # the answer to the first try may have been lost
-            raise InputError(f"{target} exists already; give another name, or --overwrite")
+        try:
+            self._lease.check()
+            etag = target.put(encoded[1], told, over=self._etags.get(target.key, "") if overwrite else "")
+            found = {} if etag else target.told()
+        except InputError as error:
+            self._refused += 1
+            if self._refused < _REFUSALS:
+                raise
+            raise StoreError(f"{_REFUSALS} results one after the other were not taken; the last: {error}") from error
+        self._refused = 0
+        if etag is None and found | told != found:  # the answer to the first try may have been lost
+            changed = (
+                "has changed since this run began" if overwrite else "exists already; give another name, or --overwrite"
+            )
+            raise InputError(f"{target} {changed}")
         self.records[target.key] = told
 
     def refuse(self, job: Job, reason: str) -> None:
@@ -209,6 +227,11 @@ def _is_of(record: dict[str, Any], job: Job) -> bool:
     if isinstance(job.source, ObjectPath):
         return bool(record.get("etag") == job.source.etag)
     return bool(record.get("input") == sha256(job.source))
+
+
+def _plain(name: str) -> str:
+    """In the letters that metadata may have, and not too many."""
+    return quote(name)[-512:]
 
 
 def _path(job: Job) -> Path:

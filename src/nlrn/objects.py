@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import mimetypes
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nlrn.errors import BackendError, ConfigError, InputError
+from nlrn.errors import BackendError, ConfigError, InputError, NLRNError
 
 SCHEME = "s3://"
-ANY = "*"  # whatever lies there
 _ONE_REQUEST = 5 << 30  # bytes: the most that is put at once, so that no part of one is left where a run is killed
+VERSION = "?versionId="  # what s3fs takes for the beginning of another thing
+_CONFLICTS = 3  # times that a store may say that somebody puts the same at the moment
 
 
 @dataclass(frozen=True)
 class ObjectPath:
-    """s3://bucket/key: an object, or what a folder is in a store, the beginning of keys; compares by both.
+    """s3://bucket/key: an object, or what a folder is in a store, the beginning of keys.
 
     etag, size: of the object, bytes, where it comes from a listing. Of pathlib it has what a plan of pictures needs.
-    Every call that asks the store raises InputError with the reason, BackendError without s3fs. Where it is and who
-    asks is told by the variables and files of AWS's own tools (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE ...),
-    once for a process.
+    Every call that asks the store raises InputError with the reason, ConfigError for settings that make no sense,
+    BackendError without s3fs. Where it is and who asks is told by the variables and files of AWS's own tools
+    (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE ...), once for a process.
     """
 
     bucket: str
@@ -36,10 +38,21 @@ class ObjectPath:
     def of(url: str) -> ObjectPath:
         """Of a place as it is typed. Raises ConfigError."""
         bucket, _, key = url.removeprefix(SCHEME).partition("/")
-        key = key.rstrip("/")
-        if not bucket or (key and not {"", ".", ".."}.isdisjoint(key.split("/"))):
-            raise ConfigError(f"{url} names no folder of a store: expected {SCHEME}BUCKET/FOLDER")
-        return ObjectPath(bucket, key)
+        found = ObjectPath(bucket, key.rstrip("/"))
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", bucket) or found.oddity():
+            raise ConfigError(f"{url!r} names no folder of a store: expected {SCHEME}BUCKET/FOLDER")
+        return found
+
+    def oddity(self) -> str:
+        """What of the key is no way through folders, or would name another object; empty where nothing is."""
+        for part in self.parts:
+            if part in ("", "..") or Path(part).parts != (part,):
+                return part or "//"
+            try:
+                part.encode()
+            except UnicodeEncodeError:
+                return part.encode(errors="backslashreplace").decode()
+        return VERSION if VERSION in self.key else ""
 
     def __str__(self) -> str:
         return SCHEME + self._path
@@ -87,7 +100,7 @@ class ObjectPath:
         with _asked(self) as store:
             end = min(self.size, most + 1)
             data: bytes = store.cat_file(self._path, start=0, end=end) if end else b""
-            found = store.info(self._path)["ETag"].strip('"')
+            found = self._etag(store)
         if found != self.etag:
             raise InputError("it has changed since this run began")
         return data
@@ -100,33 +113,44 @@ class ObjectPath:
             except FileNotFoundError:
                 return {}
 
-    def content(self) -> tuple[bytes, str] | None:
-        """A small object's bytes and etag, None where there is none."""
+    def content(self, most: int = 4096) -> tuple[bytes, str] | None:
+        """The first bytes of an object and its etag, None where there is none."""
         with _asked(self) as store:
             try:
-                etag = store.info(self._path)["ETag"].strip('"')
-                return store.cat_file(self._path, max_concurrency=1), etag
+                etag, size = self._etag(store), int(store.info(self._path)["size"])
+                return store.cat_file(self._path, start=0, end=min(size, most)) if size else b"", etag
             except FileNotFoundError:
                 return None
+
+    def _etag(self, store: Any) -> str:
+        found = store.info(self._path)
+        if found["type"] != "file":  # s3fs tells of what lies below
+            raise FileNotFoundError(self._path)
+        return str(found["ETag"].strip('"'))
 
     def put(self, data: bytes, told: Mapping[str, str] = {}, *, over: str = "") -> str | None:
         """Put an object and what is to be said of it, in one request; gives its etag, None if something else is there.
 
-        over: the etag of what it may replace, ANY, or nothing. The store decides (If-None-Match, If-Match), so of
-        several that do this at a time one succeeds.
+        over: the etag of what it replaces; without, nothing may be there. The store decides (If-None-Match, If-Match),
+        so of several that do this at a time one succeeds.
         """
         options: dict[str, Any] = {"mode": "overwrite" if over else "create", "Metadata": dict(told)}
-        if over not in ("", ANY):
+        if over:
             options["IfMatch"] = f'"{over}"'
         kind = mimetypes.guess_type(self.name)[0] or "application/octet-stream"
+        conflicts = 0
         with _asked(self) as store:
-            try:
-                said = store.pipe_file(self._path, data, chunksize=_ONE_REQUEST, ContentType=kind, **options)
-            except OSError as error:
-                if _code(error) in ("PreconditionFailed", "412", "NoSuchKey", "ConditionalRequestConflict"):
-                    return None
-                raise
-        return str(said["ETag"].strip('"'))
+            while True:
+                try:
+                    said = store.pipe_file(self._path, data, chunksize=_ONE_REQUEST, ContentType=kind, **options)
+                    return str(said["ETag"].strip('"'))
+                except OSError as error:
+                    conflicts += _code(error) == "ConditionalRequestConflict"
+                    if _code(error) in ("PreconditionFailed", "412", "NoSuchKey"):
+                        return None
+                    if _code(error) != "ConditionalRequestConflict" or conflicts == _CONFLICTS:
+                        raise
+                time.sleep(0.2 * conflicts)
 
     def delete(self) -> None:
         with _asked(self) as store:
@@ -140,14 +164,14 @@ def place(text: str) -> Place:
     """What a user names. Raises ConfigError for a store of another kind."""
     if text.startswith(SCHEME):
         return ObjectPath.of(text)
-    if scheme := re.match(r"[a-z][a-z0-9+.-]*://", text):
-        raise ConfigError(f"{text}: of object stores {SCHEME} is known, not {scheme[0]}")
+    if scheme := re.match(r"(?i)([a-z][a-z0-9+.-]+://|s3:/)", text):
+        raise ConfigError(f"{text!r}: of object stores {SCHEME}BUCKET/FOLDER is known, not {scheme[0]}")
     return Path(text)
 
 
 @contextmanager
 def _asked(what: ObjectPath) -> Iterator[Any]:
-    """The store, whose errors become one that says what was asked for."""
+    """The store, whose errors become one line that says what was asked for."""
     try:
         import fsspec
         from aiohttp import ClientError
@@ -157,12 +181,28 @@ def _asked(what: ObjectPath) -> Iterator[Any]:
     except ImportError as error:
         raise BackendError("object stores need s3fs (pip install 'nlrn[s3]')") from error
     try:
+        _connect(store, what)
         yield store
+    except NLRNError:
+        raise
     except FileNotFoundError as error:
         bucket = _code(error) == "NoSuchBucket"
         raise InputError(f"there is no bucket {what.bucket}" if bucket else f"there is no {what}") from error
     except (OSError, BotoCoreError, ClientError) as error:  # of the store, of the credentials, of the network
-        raise InputError(f"{what}: {str(error) or type(error).__name__}") from error
+        raise InputError(f"{what}: {_line(error)}") from error
+    except ValueError as error:  # so botocore tells of an address that is none
+        raise ConfigError(f"{what}: {_line(error)}") from error
+
+
+def _connect(store: Any, what: ObjectPath) -> None:
+    try:
+        store.connect()
+    except TypeError as error:  # an option that nobody knows
+        raise ConfigError(f"{what}: a setting of s3fs makes no sense, in FSSPEC_S3 perhaps: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _code(error: OSError) -> str:
