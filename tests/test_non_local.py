@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import oracle
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nlrn import model
 from nlrn.errors import ConfigError
 from nlrn.model import DISTANCES, NonLocal2d
+from nlrn.ops import tiled
 
 CHANNELS, EMBED = 4, 3
 SHAPES = [(2, CHANNELS, 6, 11), (2, CHANNELS, 2, 5), (1, CHANNELS, 17, 5), (1, CHANNELS, 1, 1), (1, CHANNELS, 1, 13)]
@@ -176,26 +178,37 @@ def test_a_16_bit_module_keeps_its_sums_and_squares_wide(distance: str) -> None:
     assert float((out - exact).abs().max()) <= 2**-6 * float(exact.abs().max())
 
 
+@pytest.mark.parametrize("block", [1, 20_000, 1 << 20])
 @pytest.mark.parametrize("distance", ["dot_product", "embedded_dot_product"])
-def test_the_dot_products_of_a_large_map_are_made_of_parts(distance: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, x = random_module(distance, 5), features((2, CHANNELS, 13, 11)).requires_grad_()
+def test_the_dot_products_of_a_map_are_made_of_tiles(
+    distance: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From one tile of one picture at a time to whole strips of the batch: the same sums, no more held than that."""
+    x = features((2, CHANNELS, 13, 61))
     held: list[int] = []
-    box_sum = model._box_sum
-    monkeypatch.setattr(model, "_box_sum", lambda x, *more: (held.append(x.numel()), box_sum(x, *more))[1])
+    module = random_module(distance, 5)
+    exact = torch.as_tensor(expected(module, x))
+    products = tiled._products
+
+    def seen(*arguments: Any) -> Tensor:
+        found = products(*arguments)
+        held.append(found.numel())
+        return found
 
     def made() -> tuple[Tensor, Tensor]:
-        held.clear()
-        out = module(x)
-        return out, torch.autograd.grad(out.square().sum(), x)[0]
+        inputs = x.clone().requires_grad_()
+        out = module(inputs)
+        return out.detach(), torch.autograd.grad(out.square().sum(), inputs)[0]
 
-    whole, gradient = made()
-    assert len(held) == 2  # rows and columns, once
-    monkeypatch.setattr(model, "_PRODUCTS", max(held) // 3)
-    parts, other = made()
-    assert len(held) > 2
-    assert max(held) <= model._PRODUCTS
+    whole = made()
+    monkeypatch.setattr(tiled, "_products", seen)
+    monkeypatch.setattr(tiled, "BLOCK", block)
+    parts = made()
+    tile = (8 * 8) * (12 * 12)  # queries x keys of one tile inside the picture
+    assert len(held) > 3
+    assert max(held) <= max(block, tile)
+    torch.testing.assert_close(parts[0], exact, rtol=0, atol=1e-12)
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(other, gradient, rtol=1e-12, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------- refusals

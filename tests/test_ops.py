@@ -275,15 +275,19 @@ def test_autocast_around_the_backward_pass_of_tiled_changes_nothing() -> None:
 
 # ------------------------------------------------------------------------------------------------ memory
 MEMORY = """
+import sys
 import torch
-from nlrn.ops import neighborhood_attention
+from nlrn.ops import neighborhood_attention, tiled
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 def work(height, width):
     q, k, v = (torch.rand(1, height, width, 4).requires_grad_() for _ in range(3))
-    neighborhood_attention(q, k, v, window=45, backend="tiled").sum().backward()
+    if sys.argv[1] == "attention":
+        neighborhood_attention(q, k, v, window=45, backend="tiled").sum().backward()
+    else:
+        tiled.average(q, k, v, 45).sum().backward()
 
 torch.set_num_threads(1)
 work(96, 96)
@@ -294,9 +298,10 @@ for width in (128, 256):
 """
 
 
-def test_tiled_memory_does_not_grow_with_the_window() -> None:
+@pytest.mark.parametrize("what", ["attention", "average"])
+def test_tiled_memory_does_not_grow_with_the_window(what: str) -> None:
     """Forward and backward in a fresh process that has its masks: what larger pictures add to its peak."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", MEMORY, what], check=True, capture_output=True, text=True)
     first, doubled = (int(line) for line in done.stdout.split())
     logits = 128 * 128 * 45 * 45 * 4  # 133 MB were they kept, in forward or backward; inputs and outputs: 2 MB
     assert first < logits // 4  # what the allocator hoards between tiles

@@ -27,8 +27,7 @@ def memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:
     carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=backend, itemsize=size)
     # overwritten; else the one before, the one after, and a freed one whose place the next does not find again
     states = (1 if fused else 3) if c.propagation and c.states > 1 else 0
-    sums = 5 * 4 * c.channels * c.embed_channels if c.distance.endswith("dot_product") else 0  # NonLocal2d._average
-    return states * carried / (height * width) + _ACTIVATIONS[fused, bf16] * c.channels + sums
+    return states * carried / (height * width) + _ACTIVATIONS[fused, bf16] * c.channels
 
 
 @contextmanager

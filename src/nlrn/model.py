@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlrn.errors import ConfigError, InputError
-from nlrn.ops import neighborhood_attention, select_backend
-from nlrn.ops.reference import valid_offsets
+from nlrn.ops import neighborhood_attention, select_backend, tiled
 
 TASKS = ("denoise", "sr")
 DISTANCES = (
@@ -32,7 +31,6 @@ DISTANCES = (
     "embedded_gaussian",
 )
 CARRIED = "embedded_gaussian"  # the distance whose correlations the network can carry along
-_PRODUCTS = 1 << 26  # numbers that the two dot products hold at a time, some times over
 Observer = Callable[[int, Tensor], None]
 
 
@@ -149,40 +147,11 @@ class NonLocal2d(nn.Module):
         return found
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """sum_j (q_i . k_j) v_j / number of neighbours: linear in q, so summed before it is projected.
-
-        With a window it holds Cm numbers a pixel for each of v's channels, whatever the window, as many channels at a
-        time as _PRODUCTS allows; on a map of fewer pixels than Cm * C, one number for each pair of pixels.
-        """
+        """sum_j (q_i . k_j) v_j / number of neighbours: of the whole picture linear in q, so summed first."""
+        if self.window is not None:
+            return tiled.average(q, k, v, self.window)
         _, height, width, _ = q.shape
-        if self.window is not None and height * width < q.shape[-1] * v.shape[-1]:
-            return self._average_of_pairs(q, k, v, self.window)
-        if self.window is None:
-            return torch.einsum("bhwm,bmc->bhwc", q, torch.einsum("byxm,byxc->bmc", k, v)) / (height * width)
-        r = self.window // 2
-        parts = []
-        for part in torch.split(v, max(1, _PRODUCTS // q.numel()), -1):
-            outer = torch.einsum("bhwm,bhwc->bhwmc", k, part)
-            summed = _box_sum(_box_sum(outer, r, 1), r, 2)
-            parts.append(torch.einsum("bhwm,bhwmc->bhwc", q, summed))
-        count = valid_offsets(height, width, self.window, q.device).sum((-1, -2))
-        return torch.cat(parts, -1) / count[..., None].to(q)
-
-    def _average_of_pairs(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        _, height, width, _ = q.shape
-        y, x = torch.arange(height, device=q.device), torch.arange(width, device=q.device)
-        near = [(i[:, None] - i).abs() <= window // 2 for i in (y, x)]
-        inside = (near[0][:, None, :, None] & near[1][None, :, None, :]).flatten(2).flatten(0, 1)  # [HW, HW]
-        pairs = (q.flatten(1, 2) @ k.flatten(1, 2).mT) * (inside.to(q) / inside.sum(1, keepdim=True))
-        return (pairs @ v.flatten(1, 2)).view(v.shape)
-
-
-def _box_sum(x: Tensor, r: int, dim: int) -> Tensor:
-    """Sum over the 2 r + 1 entries around each position along ``dim``, clipped at the ends."""
-    n = x.shape[dim]
-    total = F.pad(x.cumsum(dim).movedim(dim, -1), (1, 0))  # total[i] = sum of the first i
-    i = torch.arange(n, device=x.device)
-    return (total[..., (i + r + 1).clamp(max=n)] - total[..., (i - r).clamp(min=0)]).movedim(-1, dim)
+        return torch.einsum("bhwm,bmc->bhwc", q, torch.einsum("byxm,byxc->bmc", k, v)) / (height * width)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ The correlation is one flat tensor: tile after tile, each [B, Q, K], with MASKED
 outside the query's window. Adding logits to MASKED leaves MASKED, so the mask is paid for once, at the first
 state. The backward pass is written out and computes the probabilities again, block by block; the gradient of
 the correlation has the correlation's own dtype, never a narrower one: its entries are too small for float16.
+
+`average` takes the products themselves for weights, by the number of neighbours, where `attend` takes their softmax.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch.autograd.function import once_differentiable
 MASKED = -1e30
 BLOCK = 1 << 20  # logits worked on at once: 4 MiB in float32, some part of a last-level cache
 
+_Spans = tuple[int, int, int, int, int, int]  # th, tw, kh, kw of a tile, and its first query minus its first key
 _Cut = tuple[int, int, int, int]  # first query, end of the queries, first key, end of the keys along one side
 
 
@@ -78,25 +81,41 @@ class Strip:
         size = self.count * batch * self.queries * self.keys
         return correlation[batch * self.offset :][:size].view(self.count, batch, self.queries, self.keys)
 
+    @property
+    def _spans(self) -> _Spans:
+        return self.th, self.tw, self.kh, self.kw, self.y - self.ky, self.x - self.kx
+
     def mask(self, window: int | None, like: Tensor) -> Tensor | None:
         """[Q, K], 0 inside the window and MASKED outside; None when every key is inside."""
-        if window is None:
-            return None
-        spans = (self.th, self.tw, self.kh, self.kw, self.y - self.ky, self.x - self.kx)
-        return _mask(*spans, window // 2, like.dtype, like.device)
+        return None if window is None else _mask(self._spans, window // 2, like.dtype, like.device)
+
+    def shares(self, window: int, like: Tensor) -> Tensor:
+        """[Q, K], 1 / number of the query's keys inside the window and 0 outside."""
+        return _shares(self._spans, window // 2, like.dtype, like.device)
 
 
-@lru_cache(maxsize=64)
-def _mask(
-    th: int, tw: int, kh: int, kw: int, sy: int, sx: int, r: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _inside(spans: _Spans, r: int, device: torch.device) -> Tensor:
+    """[Q, K] bool: is the key inside the query's window?"""
+    th, tw, kh, kw, sy, sx = spans
+
     def near(n: int, keys: int, shift: int) -> Tensor:
         query = torch.arange(n, device=device)[:, None] + shift
         return (query - torch.arange(keys, device=device)).abs() <= r
 
     inside = near(th, kh, sy)[:, None, :, None] & near(tw, kw, sx)[None, :, None, :]
-    mask = torch.zeros(th * tw, kh * kw, dtype=dtype, device=device)
-    return mask.masked_fill_(~inside.reshape(th * tw, kh * kw), MASKED)
+    return inside.reshape(th * tw, kh * kw)
+
+
+@lru_cache(maxsize=64)
+def _mask(spans: _Spans, r: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    inside = _inside(spans, r, device)
+    return torch.zeros(inside.shape, dtype=dtype, device=device).masked_fill_(~inside, MASKED)
+
+
+@lru_cache(maxsize=64)
+def _shares(spans: _Spans, r: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    inside = _inside(spans, r, device)
+    return inside.to(dtype) / inside.sum(1, keepdim=True)
 
 
 def _cuts(height: int, width: int, window: int | None) -> tuple[list[_Cut], list[_Cut]]:
@@ -224,6 +243,52 @@ class _TiledAttention(torch.autograd.Function):
             block.copy_(torch.bmm(ds_here, kt).view(block.shape))
             _add_to_keys(tiles, dk[b], torch.bmm(ds_here.transpose(1, 2), qt))
         return dq, dk, dv, earlier, None, None
+
+
+class _TiledAverage(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        batch, height, width, _ = v.shape
+        out = v.new_empty(v.shape)
+        for tiles, b, _ in _blocks(batch, height, width, window):
+            p = _products(tiles, q[b], k[b], window)
+            block = tiles.cut_queries(out[b])
+            block.copy_(torch.bmm(p, _flat(tiles.cut_keys(v[b]))).view(block.shape))
+        ctx.window = window
+        ctx.save_for_backward(q, k, v)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        batch, height, width, _ = v.shape
+        dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
+        with torch.autocast(q.device.type, enabled=False):  # it may run inside the caller's
+            for tiles, b, _ in _blocks(batch, height, width, ctx.window):
+                qt, do = (_flat(tiles.cut_queries(x[b])) for x in (q, dout))
+                p = _products(tiles, q[b], k[b], ctx.window)
+                _add_to_keys(tiles, dv[b], torch.bmm(p.transpose(1, 2), do))
+                ds = _products(tiles, dout[b], v[b], ctx.window)
+                block = tiles.cut_queries(dq[b])
+                block.copy_(torch.bmm(ds, _flat(tiles.cut_keys(k[b]))).view(block.shape))
+                _add_to_keys(tiles, dk[b], torch.bmm(ds.transpose(1, 2), qt))
+        return dq, dk, dv, None
+
+
+def _products(tiles: Strip, q: Tensor, k: Tensor, window: int) -> Tensor:
+    """[count * B, Q, K]: q.k by the number of the query's keys, 0 outside its window."""
+    products = torch.bmm(_flat(tiles.cut_queries(q)), _flat(tiles.cut_keys(k)).transpose(1, 2))
+    return products.mul_(tiles.shares(window, products))
+
+
+def average(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """sum_j (q_i . k_j) v_j / number of the keys j inside the window and the picture, [B, H, W, C].
+
+    q, k [B, H, W, Cm], v [B, H, W, C], of one dtype, float32 or wider.
+    """
+    out: Tensor = _TiledAverage.apply(q, k, v, window)  # type: ignore[no-untyped-call]
+    return out
 
 
 def attend(
