@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor
 from toy import make
 
 from nlrn import study
@@ -25,6 +26,7 @@ from nlrn.cli import run as command
 from nlrn.cli.study import NAMES
 from nlrn.errors import ConfigError
 from nlrn.recipe import read_recipe
+from nlrn.restore import Restorer
 from nlrn.study import STUDIES, Study, arm_config
 from nlrn.training import train
 
@@ -169,19 +171,20 @@ def test_a_study_is_drawn(tmp_path: Path) -> None:
 
 
 def test_a_network_that_ran_away_is_told_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(*_: object) -> dict[str, object]:
-        return {"held": {"25": {"psnr": math.nan, "ssim": math.nan, "pictures": {}}}}
+    def away(batch: Tensor, sigma: float) -> Tensor:
+        return batch * (math.nan if sigma > 0.15 else 1)
 
-    monkeypatch.setattr(study, "evaluate", away)
+    monkeypatch.setattr(Restorer, "_network", lambda *_: away)
     said: list[str] = []
     places = {"runs": tmp_path / "runs", "output": tmp_path / "found.json"}
-    options = {"steps": 2, "sigmas": (25.0,), "study": TOY, "say": said.append, **places}
+    options = {"steps": 2, "sigmas": (25.0, 50.0), "study": TOY, "say": said.append, **places}
     study.run("toy", read_recipe(make(tmp_path)), tmp_path, seeds=(0,), **options)
     assert "NaN" not in (tmp_path / "found.json").read_text()
     result = json.loads((tmp_path / "found.json").read_text())
-    assert [line[2] for line in study.table(result)[2]] == ["not finite (not finite)"] * 2
-    assert said == [f"{arm}, seed 0: held 25: not finite dB" for arm in ("3", "5")]
-    result["runs"]["3"]["0"]["scores"]["held"]["25"]["psnr"] = 29.0
+    for arm, line in zip(("3", "5"), study.table(result)[2], strict=True):
+        known = result["runs"][arm]["0"]["scores"]["held"]["25"]["psnr"]
+        assert line[2:] == [f"{known:.2f} ({known:.2f})", "not finite (not finite)"]
+        assert f"{arm}, seed 0: held 25: {known:.3f} dB, held 50: not finite dB" in said
     study.plot(result, tmp_path / "drawn.png", TOY)
     assert (tmp_path / "drawn.png").stat().st_size > 5000
 

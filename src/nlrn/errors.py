@@ -3,6 +3,7 @@
 NLRNError
 ├── ConfigError        (ValueError)    a setting, recipe key or argument that makes no sense
 ├── InputError         (ValueError)    a picture, array or file that is refused; says what was expected
+│   └── NotFiniteError                 a model's result for it is not finite: the model ran away
 ├── ModelError         (ValueError)
 │   ├── ModelNotFoundError             no weights of that name; lists the names there are
 │   └── CheckpointError                a weights or training file that is damaged or does not fit
@@ -30,6 +31,10 @@ class InputError(NLRNError, ValueError):
     def __init__(self, message: object = "", *, limit: str | None = None) -> None:
         super().__init__(message)
         self.limit = limit
+
+
+class NotFiniteError(InputError):
+    """What a model makes of a picture is not finite."""
 
 
 class ModelError(NLRNError, ValueError):

@@ -20,7 +20,7 @@ from torch import Tensor
 from nlrn.alpha import fill_hidden, hidden
 from nlrn.checkpoint import default_model, load_model, to_device
 from nlrn.enlarging import enlarged, passes_of, resized_bicubic, seen_size
-from nlrn.errors import ConfigError, InputError, MemoryBudgetError
+from nlrn.errors import ConfigError, InputError, MemoryBudgetError, NotFiniteError
 from nlrn.footprint import TILES, memory_per_pixel, within_memory
 from nlrn.hardware import hardware_bf16, usable_device
 from nlrn.inference import FoldedNLRN, Unfolded
@@ -321,7 +321,7 @@ class Restorer:
                 out: np.ndarray = self._network(dtype, window)(batch, sigma).cpu().numpy()
             if np.isfinite(out).all():
                 return out
-        raise InputError("the model gave numbers that are not finite; nothing is written")
+        raise NotFiniteError("the model gave numbers that are not finite; nothing is written")
 
     def _network(self, dtype: torch.dtype, window: int | None) -> FoldedNLRN | Unfolded:
         """The model as it runs, its batch norms folded; made at the first use."""

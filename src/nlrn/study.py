@@ -21,7 +21,7 @@ from typing import Any
 
 from nlrn.checkpoint import model_metadata, sha256
 from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder, scoring_set
-from nlrn.errors import ConfigError, ModelError, TrainingError
+from nlrn.errors import ConfigError, ModelError, NotFiniteError, TrainingError
 from nlrn.evaluation import denoising, evaluate, provenance
 from nlrn.model import DISTANCES
 from nlrn.plotting import new_figure, write_figure
@@ -141,12 +141,6 @@ class Run:
         """What the result says of it, and where that came about."""
         path = trained(self.config, self.folder, self.data, quiet)
         restorer = Restorer(str(path), device="cpu", settings=Settings(precision="fp32", tile=0))
-        sets = {name: _pictures(self.data, name) for name in self.sets}
-        scores = evaluate(restorer, sets, denoising(self.sigmas))
-        for score in (score for by_sigma in scores.values() for score in by_sigma.values()):
-            del score["pictures"]
-            for name, value in score.items():  # a network that ran away has scores too; JSON knows no NaN
-                score[name] = value if math.isfinite(value) else None
         made, origin = model_metadata(path), provenance(restorer)
         return {
             "recipe": _digest(self.config),
@@ -155,8 +149,19 @@ class Run:
             "parameters": sum(p.numel() for p in restorer.model.parameters()),
             "training_pixels": int(made["training_pixels"]),
             "training_seconds": float(made["hardware_seconds"]),
-            "scores": scores,
+            "scores": {name: self._scores(restorer, name) for name in self.sets},
         }, origin
+
+    def _scores(self, restorer: Restorer, name: str) -> dict[str, Any]:
+        """{sigma: what evaluate says}, None where the network ran away on a picture."""
+        found: dict[str, Any] = {}
+        for condition in denoising(self.sigmas):
+            try:
+                found |= evaluate(restorer, {name: _pictures(self.data, name)}, [condition])[name]
+                del found[condition.name]["pictures"]
+            except NotFiniteError:
+                found[condition.name] = {"psnr": None, "ssim": None}
+        return found
 
 
 Key = tuple[str, int]  # arm and seed
@@ -316,7 +321,7 @@ def plot(result: dict[str, Any], path: Path, study: Study | None = None) -> None
             color="C1",
             markersize=14,
         )
-        every = [value for values in points.values() for value in values]
+        every = [value for values in points.values() for value in values] or [0.0]
         middle, half = (max(every) + min(every)) / 2, max(0.5, 0.6 * (max(every) - min(every)))
         axis.set(
             title=f"{s}, sigma {x}", ylabel="PSNR (dB)", xlabel=study.axis or "", ylim=(middle - half, middle + half)
