@@ -20,6 +20,7 @@ from nlrn.web.fields import Denoising, Upscaling
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
+import measure_engines  # noqa: E402
 import measure_pictures  # noqa: E402
 import measure_processes  # noqa: E402
 import slice as slice_script  # noqa: E402
@@ -134,6 +135,11 @@ def _processes(words: list[str]) -> None:
     measure_processes.parser().parse_args(words[2:])
 
 
+def _engines(words: list[str]) -> None:
+    assert words[:2] == ["python", "scripts/measure_engines.py"]
+    measure_engines.parser().parse_args(words[2:])
+
+
 def _ray(words: list[str]) -> None:
     """Ray's own parser takes it."""
     from ray.scripts.scripts import cli as ray
@@ -211,6 +217,7 @@ LOOKED_AT = {
     " --rdzv-endpoint $head:29500 -m nlrn train recipes/denoise-gray.toml --data /shared/data"
     " -o /shared/runs/gray --minutes 460 $resume": (_torchrun, SLURM),
     "python scripts/measure_processes.py --data ../shared/data": (_processes, "ten minutes"),
+    "python scripts/measure_engines.py --data ../shared/data": (_engines, "twenty minutes"),
     "python scripts/slice.py recipes/denoise-gray-small.toml --minutes 60 --data ../shared/data --release": (
         _slice,
         "an hour; test_slice.py makes slices",
