@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from objectstore import Store, emptied, serving
+from objectstore import KEYS, Store, emptied, serving
 from PIL import Image
 from test_batch import ROOT, _give, _same, digests, fill
 
@@ -169,7 +170,7 @@ def test_what_cannot_be_planned_is_said(store: Store, tmp_path: Path) -> None:
         plan(ALBUM / "none", tmp_path / "out")
     with pytest.raises(InputError, match=r"no folder s3://album/in/a\.png"):
         plan(ALBUM / "in/a.png", tmp_path / "out")
-    with pytest.raises(InputError, match="no folder s3://nowhere/in"):
+    with pytest.raises(InputError, match="no bucket nowhere"):
         plan(ObjectPath("nowhere", "in"), tmp_path / "out")
     store.put("twice/a.png", b"")
     store.put("twice/A.png", b"")
@@ -186,7 +187,7 @@ def test_what_cannot_be_planned_is_said(store: Store, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="its result cannot lie in a store"):
             plan(tmp_path / "local", ALBUM / "out")
         (tmp_path / "local" / name).unlink()
-    for key in ("odd/../../b.png", "odd//b.gif", "odd/./b.png", "odd/b.png?versionId=2/c.png"):
+    for key in ("odd/../../b.png", "odd//b.gif", "odd/./b.png", "odd/b.png?versionId=2/c.png", f"odd/{'b' * 1020}.png"):
         store.put(key, b"")
         with pytest.raises(ConfigError, match="no name of a folder or file"):
             plan(ALBUM / "odd", ALBUM / "out", recursive=True)
@@ -296,19 +297,20 @@ def test_an_answer_that_is_lost_does_not_make_a_result_somebody_elses(
     jobs = plan(tmp_path / "in", ALBUM / "out")
     once = ObjectPath.put
     monkeypatch.setattr(ObjectPath, "put", lambda self, *a, **k: (once(self, *a, **k), once(self, *a, **k))[1])
-    slow = partial(_give, _slow)
-    assert len(run(jobs, slow, ALBUM / "out", "work").done) == len(jobs)
-    assert store.puts("out")[".nlrn-lock"] > 4
+
+    def slow(picture: Picture, form: str) -> Picture:
+        deadline = time.monotonic() + 60
+        while store.puts("out")[".nlrn-lock"] <= 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return picture
+
+    assert len(run(jobs, partial(_give, slow), ALBUM / "out", "work").done) == len(jobs)
     assert ".nlrn-lock" not in store.files("out")
     with_more = ObjectPath.told
     monkeypatch.setattr(ObjectPath, "told", lambda self: with_more(self) | {"of-the-store": "x"})
     fill(tmp_path / "more", 2)
     assert len(run(plan(tmp_path / "more", ALBUM / "2"), partial(_give, _same), ALBUM / "2", "work").done) == 1
-
-
-def _slow(picture: Picture, form: str) -> Picture:
-    time.sleep(0.5)
-    return picture
 
 
 def test_what_a_store_does_not_take_ends_the_run_after_some(
@@ -385,13 +387,18 @@ def test_what_is_for_folders_and_a_store_that_does_not_answer_are_said_at_once(
     words = [sys.executable, "-m", "nlrn", *words_of("s3://album/in", tmp_path / "x", weights)]
     for name, value, code, said in (
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:1", 1, "Could not connect"),
-        ("AWS_ENDPOINT_URL", "garbage", 2, "Invalid endpoint: garbage"),
-        ("FSSPEC_S3", '{"ano": true}', 2, "a setting of s3fs makes no sense, in FSSPEC_S3 perhaps"),
+        ("AWS_ENDPOINT_URL", "garbage", 2, "AWS_ENDPOINT_URL or FSSPEC_S3 makes no sense: Invalid endpoint: garbage"),
+        ("FSSPEC_S3", '{"ano": true}', 2, "AWS_ENDPOINT_URL or FSSPEC_S3 makes no sense: AioSession"),
+        ("FSSPEC_S3", '{"key": "a", "username": "b"}', 2, "AWS_ENDPOINT_URL or FSSPEC_S3 makes no sense"),
     ):
         elsewhere = {**os.environ, name: value}
         found = subprocess.run(words, env=elsewhere, capture_output=True, text=True, timeout=120, check=False)
         assert found.stderr.startswith(f"nlrn: s3://album/in: {said}"), found.stderr
         assert (found.returncode, found.stderr.count("\n")) == (code, 1)
+    words = [sys.executable, "-m", "nlrn", *words_of(tmp_path / "in", "s3://album/out", weights)]
+    elsewhere = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    found = subprocess.run(words, env=elsewhere, capture_output=True, text=True, timeout=120, check=False)
+    assert (found.returncode, found.stderr.count("\n")) == (1, 1)
     assert not (tmp_path / "x").exists()
 
 
@@ -449,6 +456,17 @@ def test_a_holder_that_is_gone_is_followed_at_once_where_that_can_be_seen(store:
     began = time.monotonic()
     with Lease(ALBUM / "out"):
         assert time.monotonic() - began < 5
+    unreaped = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+    begun = leases._stat(unreaped.pid)[1]
+    put_lock(store, process=unreaped.pid, begun=begun, run="killed")
+    with pytest.raises(ConfigError, match=f"held by process {unreaped.pid}"), Lease(ALBUM / "out"):
+        pass
+    unreaped.kill()
+    while leases._stat(unreaped.pid)[0] != "Z":
+        time.sleep(0.01)
+    with Lease(ALBUM / "out"):
+        pass
+    unreaped.wait()
     put_lock(store, begun="1", run="another of this number")
     with Lease(ALBUM / "out"):
         pass
@@ -665,13 +683,51 @@ def test_a_lock_that_is_refused_without_end_and_a_store_that_hangs_end_a_run(
     end.set()
 
 
+SILENT = """
+import sys, threading, time
+from nlrn import objects
+from nlrn.errors import InputError
+objects.LIMIT = 1.0
+for ask in (lambda p: p.put(b"1"), lambda p: p.told(), lambda p: p.is_dir(), lambda p: p.content()):
+    try:
+        ask(objects.ObjectPath("album", "x"))
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_store_that_takes_a_question_and_is_silent_is_an_error_in_time() -> None:
+    """Neither a read timeout nor a retry ends a put whose body nobody wants."""
+    pytest.importorskip("s3fs")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = {**os.environ, **KEYS, "AWS_ENDPOINT_URL": url, "PYTHONPATH": str(ROOT / "src")}
+        call = [sys.executable, "-c", SILENT]
+        found = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert found.stdout == "s3://album/x: the store does not answer in time\n" * 4, found.stderr
+
+
+def test_a_release_that_comes_late_is_not_another_leases(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "PATIENCE", 0.2)
+    delete = ObjectPath.delete
+    monkeypatch.setattr(ObjectPath, "delete", lambda self: (time.sleep(1), delete(self))[1])
+    with Lease(ALBUM / "out"):
+        pass
+    with pytest.raises(ConfigError, match=f"is held by process {os.getpid()}"), Lease(ALBUM / "out"):
+        pass
+    time.sleep(1.5)
+    with Lease(ALBUM / "out") as lease:
+        lease._when = 0.0
+        lease.check()
+
+
 def test_a_process_that_cannot_be_looked_at_is_not_taken_for_dead(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where /proc hides what is others', or signals to them are refused."""
     monkeypatch.setattr(leases, "SILENT", 1.0)
     put_lock(store, process=1, begun="1", run="another")
-    monkeypatch.setattr(leases, "_begun", lambda process: "")
+    monkeypatch.setattr(leases, "_stat", lambda process: ("", ""))
     began = time.monotonic()
     with Lease(ALBUM / "out"):
         assert time.monotonic() - began >= 1

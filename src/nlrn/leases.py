@@ -35,7 +35,7 @@ class Lease:
     def __init__(self, folder: ObjectPath) -> None:
         self.folder, self.object = folder, folder / ".nlrn-lock"
         self._told: dict[str, Any] = {"process": os.getpid(), "host": socket.gethostname(), "run": secrets.token_hex(8)}
-        self._told |= {"where": _here(), "begun": _begun(os.getpid()), "renewed": 0}
+        self._told |= {"where": _here(), "begun": _stat(os.getpid())[1], "renewed": 0}
         self._etag, self._lost, self._when = "", "", 0.0
         self._end, self._one = threading.Event(), threading.Lock()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
@@ -52,7 +52,6 @@ class Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _open.discard(self._told["run"])
         self._end.set()
         releasing = threading.Thread(target=self._release, daemon=True)  # a store that hangs holds nobody
         releasing.start()
@@ -100,7 +99,10 @@ class Lease:
                 if self._ours() is not None:
                     self.object.delete()
         except Exception as error:
-            _log.warning("the next run elsewhere will wait for this one: %s", error)
+            level = logging.WARNING if self._when else logging.DEBUG  # it never held anything
+            _log.log(level, "the next run elsewhere will wait for this one: %s", error)
+        finally:
+            _open.discard(self._told["run"])
 
     def _put(self, over: str) -> bool:
         self._told["renewed"] += 1
@@ -133,9 +135,10 @@ class Lease:
             holder, etag = found
             who = f"process {holder.get('process', '?')} on {holder.get('host', '?')}"
             who = "".join(letter for letter in who if letter.isprintable())[:200]
-            if _ended(holder) or (found == first and time.monotonic() - began >= SILENT):
+            alive = _alive(holder)
+            if alive is False or (found == first and time.monotonic() - began >= SILENT):
                 return etag
-            if found != first or _lives(holder):
+            if found != first or alive:
                 raise ConfigError(f"{self.folder} is held by {who}")
             if not told:
                 _log.warning("%s was held by %s; waiting %.0f s for a sign of life", self.folder, who, SILENT)
@@ -153,34 +156,29 @@ def _here() -> str:
         return ""
 
 
-def _begun(process: int) -> str:
-    """When a process was started, in ticks of this machine; empty if there is none."""
+def _stat(process: int) -> tuple[str, str]:
+    """The state of a process, and when it was started in ticks of this machine; empty where they cannot be read."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], fields[19]
     except (OSError, IndexError):
-        return ""
+        return "", ""
 
 
-def _ended(holder: dict[str, Any]) -> bool:
-    """Whether it can be seen from here that the process is gone, or the run in it."""
-    if not _is_near(holder):
-        return False
-    if holder["process"] == os.getpid() and holder.get("begun") == _begun(os.getpid()):
-        return holder.get("run") not in _open
+def _alive(holder: dict[str, Any]) -> bool | None:
+    """Whether the run of a holder goes on; None where that cannot be seen from here."""
+    process = holder.get("process")
+    if not _here() or holder.get("where") != _here() or not isinstance(process, int) or not 0 < process < 1 << 31:
+        return None
+    state, begun = _stat(process)
+    if process == os.getpid() and begun == holder.get("begun"):
+        return holder.get("run") in _open
     try:
-        os.kill(holder["process"], 0)
+        os.kill(process, 0)
     except ProcessLookupError:
-        return True
+        return False
     except OSError:  # it is somebody else's
         pass
-    return _begun(holder["process"]) not in ("", holder.get("begun"))
-
-
-def _lives(holder: dict[str, Any]) -> bool:
-    return _is_near(holder) and not _ended(holder) and _begun(holder["process"]) == holder.get("begun")
-
-
-def _is_near(holder: dict[str, Any]) -> bool:
-    """Whether its process can be looked at from here."""
-    process = holder.get("process")
-    return bool(_here()) and holder.get("where") == _here() and isinstance(process, int) and 0 < process < 1 << 31
+    if not begun:  # hidden
+        return None
+    return begun == holder.get("begun") and state not in "ZX"  # killed, and nobody has asked how it ended

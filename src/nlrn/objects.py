@@ -1,4 +1,4 @@
-"""Folders in an object store, S3 or what speaks like it, through s3fs: objects appear whole or not at all."""
+"""Folders in an object store, S3 or what speaks like it, by fsspec's s3fs: objects appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from nlrn.errors import BackendError, ConfigError, InputError, NLRNError
 SCHEME = "s3://"
 _ONE_REQUEST = 5 << 30  # bytes: the most that is put at once, so that no part of one is left where a run is killed
 VERSION = "?versionId="  # what s3fs takes for the beginning of another thing
+LIMIT, SPEED = 30.0, 1e6  # seconds that a request may take, and bytes a second that its content may be had at least
+LONGEST = 1024  # bytes of a key
 _CONFLICTS = 3  # times that a store may say that somebody puts the same at the moment
 
 
@@ -52,6 +54,8 @@ class ObjectPath:
                 part.encode()
             except UnicodeEncodeError:
                 return part.encode(errors="backslashreplace").decode()
+        if len(self.key.encode()) > LONGEST:
+            return f"{self.key[:40]}..."
         return VERSION if VERSION in self.key else ""
 
     def __str__(self) -> str:
@@ -82,7 +86,9 @@ class ObjectPath:
 
     def is_dir(self) -> bool:
         with _asked(self) as store:
-            return bool(store.isdir(self._path))
+            start = f"{self.key}/" if self.key else ""
+            told = store.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=start, MaxKeys=1, timeout=LIMIT)
+        return not self.key or bool(told.get("Contents"))
 
     def below(self, *, recursive: bool = True) -> Iterator[ObjectPath]:
         """Every object of the folder, without those of the folders below it unless they are asked for."""
@@ -99,7 +105,7 @@ class ObjectPath:
         """At most one byte more than the limit. The object must be the one that was listed: InputError."""
         with _asked(self) as store:
             end = min(self.size, most + 1)
-            data: bytes = store.cat_file(self._path, start=0, end=end) if end else b""
+            data: bytes = store.cat_file(self._path, start=0, end=end, timeout=LIMIT + end / SPEED) if end else b""
             found = self._etag(store)
         if found != self.etag:
             raise InputError("it has changed since this run began")
@@ -109,7 +115,7 @@ class ObjectPath:
         """What was said of the object where it was put; nothing where there is none."""
         with _asked(self) as store:
             try:
-                return dict(store.metadata(self._path))
+                return dict(store.metadata(self._path, timeout=LIMIT))
             except FileNotFoundError:
                 return {}
 
@@ -117,13 +123,13 @@ class ObjectPath:
         """The first bytes of an object and its etag, None where there is none."""
         with _asked(self) as store:
             try:
-                etag, size = self._etag(store), int(store.info(self._path)["size"])
-                return store.cat_file(self._path, start=0, end=min(size, most)) if size else b"", etag
+                etag, end = self._etag(store), min(most, int(store.info(self._path, timeout=LIMIT)["size"]))
+                return store.cat_file(self._path, start=0, end=end, timeout=LIMIT) if end else b"", etag
             except FileNotFoundError:
                 return None
 
     def _etag(self, store: Any) -> str:
-        found = store.info(self._path)
+        found = store.info(self._path, timeout=LIMIT)
         if found["type"] != "file":  # s3fs tells of what lies below
             raise FileNotFoundError(self._path)
         return str(found["ETag"].strip('"'))
@@ -135,6 +141,7 @@ class ObjectPath:
         so of several that do this at a time one succeeds.
         """
         options: dict[str, Any] = {"mode": "overwrite" if over else "create", "Metadata": dict(told)}
+        options |= {"chunksize": _ONE_REQUEST, "timeout": LIMIT + len(data) / SPEED}
         if over:
             options["IfMatch"] = f'"{over}"'
         kind = mimetypes.guess_type(self.name)[0] or "application/octet-stream"
@@ -142,7 +149,7 @@ class ObjectPath:
         with _asked(self) as store:
             while True:
                 try:
-                    said = store.pipe_file(self._path, data, chunksize=_ONE_REQUEST, ContentType=kind, **options)
+                    said = store.pipe_file(self._path, data, ContentType=kind, **options)
                     return str(said["ETag"].strip('"'))
                 except OSError as error:
                     conflicts += _code(error) == "ConditionalRequestConflict"
@@ -154,7 +161,7 @@ class ObjectPath:
 
     def delete(self) -> None:
         with _asked(self) as store:
-            store.rm_file(self._path)
+            store.rm_file(self._path, timeout=LIMIT)
 
 
 Place = Path | ObjectPath  # a folder or what is in one
@@ -173,32 +180,33 @@ def place(text: str) -> Place:
 def _asked(what: ObjectPath) -> Iterator[Any]:
     """The store, whose errors become one line that says what was asked for."""
     try:
-        import fsspec
+        import s3fs
         from aiohttp import ClientError
         from botocore.exceptions import BotoCoreError
-
-        store = fsspec.filesystem("s3", use_listings_cache=False)
     except ImportError as error:
         raise BackendError("object stores need s3fs (pip install 'nlrn[s3]')") from error
     try:
-        _connect(store, what)
-        yield store
+        yield _connected(s3fs, what)
     except NLRNError:
         raise
     except FileNotFoundError as error:
         bucket = _code(error) == "NoSuchBucket"
         raise InputError(f"there is no bucket {what.bucket}" if bucket else f"there is no {what}") from error
+    except TimeoutError as error:
+        raise InputError(f"{what}: the store does not answer in time") from error
     except (OSError, BotoCoreError, ClientError) as error:  # of the store, of the credentials, of the network
         raise InputError(f"{what}: {_line(error)}") from error
-    except ValueError as error:  # so botocore tells of an address that is none
-        raise ConfigError(f"{what}: {_line(error)}") from error
 
 
-def _connect(store: Any, what: ObjectPath) -> None:
+def _connected(s3fs: Any, what: ObjectPath) -> Any:
+    """s3fs keeps one for a process. Raises ConfigError."""
     try:
+        store = s3fs.S3FileSystem(use_listings_cache=False)
         store.connect()
-    except TypeError as error:  # an option that nobody knows
-        raise ConfigError(f"{what}: a setting of s3fs makes no sense, in FSSPEC_S3 perhaps: {_line(error)}") from error
+    except (TypeError, AttributeError, KeyError, ValueError) as error:  # so it says that it does not know a setting
+        reason = f"AWS_ENDPOINT_URL or FSSPEC_S3 makes no sense: {_line(error)}"
+        raise ConfigError(f"{what}: {reason}") from error
+    return store
 
 
 def _line(error: Exception) -> str:

@@ -38,12 +38,15 @@ _FREE = {*FOLDER_OPTIONS, "max_pixels", "input", "output", "overwrite", "quiet",
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """IN, --output, --overwrite, --depth, the options of a model, of tiles and of folders."""
     parser.add_argument(
-        "input", type=_place, metavar="IN", help="a picture, or a folder of pictures: of a disk, or s3://BUCKET/FOLDER"
+        "input",
+        type=partial(_place, "IN"),
+        metavar="IN",
+        help="a picture, or a folder of pictures: of a disk, or s3://BUCKET/FOLDER",
     )
     parser.add_argument(
         "-o",
         "--output",
-        type=_place,
+        type=partial(_place, "OUT"),
         required=True,
         metavar="OUT",
         help="its suffix sets the format; of a folder: a folder",
@@ -79,9 +82,9 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _place(text: str) -> Place:
+def _place(what: str, text: str) -> Place:
     if not text:
-        raise argparse.ArgumentTypeError("a name is empty: give a picture, or a folder of pictures")
+        raise argparse.ArgumentTypeError(f"{what} is empty: give a picture, or a folder of pictures")
     try:
         return place(text)
     except ConfigError as error:
