@@ -391,12 +391,12 @@ def test_what_is_for_folders_and_a_store_that_does_not_answer_are_said_at_once(
         ("FSSPEC_S3", '{"ano": true}', 2, "AWS_ENDPOINT_URL or FSSPEC_S3 makes no sense: AioSession"),
         ("FSSPEC_S3", '{"key": "a", "username": "b"}', 2, "AWS_ENDPOINT_URL or FSSPEC_S3 makes no sense"),
     ):
-        elsewhere = {**os.environ, name: value}
+        elsewhere = {**os.environ, "AWS_MAX_ATTEMPTS": "1", name: value}
         found = subprocess.run(words, env=elsewhere, capture_output=True, text=True, timeout=120, check=False)
         assert found.stderr.startswith(f"nlrn: s3://album/in: {said}"), found.stderr
         assert (found.returncode, found.stderr.count("\n")) == (code, 1)
     words = [sys.executable, "-m", "nlrn", *words_of(tmp_path / "in", "s3://album/out", weights)]
-    elsewhere = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    elsewhere = {**os.environ, "AWS_MAX_ATTEMPTS": "1", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
     found = subprocess.run(words, env=elsewhere, capture_output=True, text=True, timeout=120, check=False)
     assert (found.returncode, found.stderr.count("\n")) == (1, 1)
     assert not (tmp_path / "x").exists()
