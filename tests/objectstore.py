@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
+import boto3
+from moto.server import ThreadedMotoServer
 
 KEYS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -53,12 +54,10 @@ class Store:
 @contextmanager
 def serving() -> Iterator[str]:
     """Where a server is, which this process and those that it starts find in the environment."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server")
     before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:  # of whoever runs the tests
         del os.environ[name]
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     try:
         host, port = running.get_host_and_port()
@@ -73,4 +72,4 @@ def serving() -> Iterator[str]:
 def emptied(url: str) -> Store:
     """The store as it was at first."""
     urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()
-    return Store(pytest.importorskip("boto3").client("s3"))
+    return Store(boto3.client("s3"))

@@ -33,7 +33,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """Ray on this machine, for all tests of the module that run in this process."""
-    ray = pytest.importorskip("ray")
+    import ray
+
     options = {"include_dashboard": False, "log_to_driver": False}
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])  # of the workers
@@ -139,7 +140,6 @@ def test_options_of_the_cluster_are_for_it(tmp_path: Path, capsys: pytest.Captur
         assert f"{more[0]} is for --engine ray" in capsys.readouterr().err
     assert command([*words, "--engine", "ray", "--worker-gpus", "1.5"]) == 2
     assert "a share of one GPU, such as 0.5, or whole ones" in capsys.readouterr().err
-    pytest.importorskip("ray")
     elsewhere = [sys.executable, "-m", "nlrn", *words, "--engine", "ray", "--address", "127.0.0.1:1"]
     found = subprocess.run(elsewhere, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 3
@@ -167,7 +167,6 @@ def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_done_twice(
     tmp_path: Path, weights: Path, count: Callable[[int], int]
 ) -> None:
     """300 pictures, a tenth of them bad; workers and runs are killed at random times, the run is repeated."""
-    pytest.importorskip("ray")
     number = count(300)
     fill(tmp_path / "in", number, bad=10)
     before, chance = digests(tmp_path / "in"), random.Random(0)
@@ -221,7 +220,6 @@ print([run([*sys.argv[1:], "-o", name]) for name in ("a", "b")])
 
 def test_one_process_may_use_a_cluster_twice(tmp_path: Path, weights: Path) -> None:
     """Ray is started and ended for each, and reads its token once."""
-    pytest.importorskip("ray")
     fill(tmp_path / "in", 2)
     words = [*words_of(tmp_path / "in", tmp_path, weights), "--engine", "ray", "-q"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

@@ -443,10 +443,16 @@ def test_a_store_that_replaces_what_it_should_not_is_found_out(
         assert store.files("out") == {}
 
 
+def change_lock(store: Store, **what: Any) -> None:
+    told = json.loads(store.files("out")[".nlrn-lock"])
+    store.put("out/.nlrn-lock", json.dumps({**told, **what}).encode())
+
+
 def put_lock(store: Store, **what: Any) -> None:
     with Lease(ALBUM / "out"):
-        told = json.loads(store.files("out")[".nlrn-lock"])
-    store.put("out/.nlrn-lock", json.dumps({**told, **what}).encode())
+        told = store.files("out")[".nlrn-lock"]
+    store.put("out/.nlrn-lock", told)
+    change_lock(store, **what)
 
 
 def test_a_holder_that_is_gone_is_followed_at_once_where_that_can_be_seen(store: Store) -> None:
@@ -492,7 +498,7 @@ def test_a_holder_elsewhere_is_watched_for_signs_of_life(store: Store, monkeypat
         number = 0
         while not end.wait(0.3):
             number += 1
-            put_lock_again(store, number)
+            change_lock(store, renewed=number)
 
     living = threading.Thread(target=live)
     living.start()
@@ -504,11 +510,6 @@ def test_a_holder_elsewhere_is_watched_for_signs_of_life(store: Store, monkeypat
         living.join()
 
 
-def put_lock_again(store: Store, number: int) -> None:
-    told = json.loads(store.files("out")[".nlrn-lock"])
-    store.put("out/.nlrn-lock", json.dumps({**told, "renewed": number}).encode())
-
-
 def test_a_run_that_lost_its_folder_puts_nothing_more(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -518,9 +519,8 @@ def test_a_run_that_lost_its_folder_puts_nothing_more(
 
     def taken(count: int) -> None:
         if count == 2:
-            told = json.loads(store.files("out")[".nlrn-lock"])
-            assert told["renewed"] >= 1
-            store.put("out/.nlrn-lock", json.dumps({**told, "run": "another"}).encode())
+            assert json.loads(store.files("out")[".nlrn-lock"])["renewed"] >= 1
+            change_lock(store, run="another")
             time.sleep(1.5)
 
     with pytest.raises(StoreError, match="was taken over by another run"):
@@ -578,7 +578,6 @@ def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_put_twice(
 
 def test_ray_works_in_a_store(store: Store, tmp_path: Path, weights: Path) -> None:
     """Its workers read objects, the command puts results; what is there is the local engine's."""
-    pytest.importorskip("ray")
     fill(tmp_path / "in", 6)
     store.fill(tmp_path / "in", "in")
     assert command([*words_of(tmp_path / "in", tmp_path / "here", weights), "-q"]) == 0
@@ -701,7 +700,6 @@ for ask in (lambda p: p.put(b"1"), lambda p: p.told(), lambda p: p.is_dir(), lam
 
 def test_a_store_that_takes_a_question_and_is_silent_is_an_error_in_time() -> None:
     """Neither a read timeout nor a retry ends a put whose body nobody wants."""
-    pytest.importorskip("s3fs")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         environment = {**os.environ, **KEYS, "AWS_ENDPOINT_URL": url, "PYTHONPATH": str(ROOT / "src")}

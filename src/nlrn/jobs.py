@@ -54,7 +54,8 @@ def plan(
     if _inside(output, root):
         raise ConfigError(f"{output} lies inside {root}: its results would be the next run's pictures")
     jobs = []
-    for way, source in sorted(_pictures(root, recursive), key=lambda found: found[0].parts):
+    found = _objects(root, recursive) if isinstance(root, ObjectPath) else _files(root, recursive)
+    for way, source in sorted(found, key=lambda pair: pair[0].parts):
         suffix = form or READ_ONLY.get(way.suffix.lower(), way.suffix)
         jobs.append(Job(way.as_posix(), source, output / way.parent / f"{way.stem}{ending}{suffix}"))
     _check(jobs)
@@ -91,23 +92,20 @@ def _inside(output: Place, root: Place) -> bool:
     return inside == root.resolve() or root.resolve() in inside.parents
 
 
-def _pictures(root: Place, recursive: bool) -> Iterator[tuple[PurePosixPath, Place]]:
-    """The way from the folder to a picture, and the picture."""
-    yield from _objects(root, recursive) if isinstance(root, ObjectPath) else _files(root, recursive)
-
-
 def _is_picture(name: str) -> bool:
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES.keys() | READ_ONLY.keys()
 
 
-def _files(root: Path, recursive: bool) -> Iterator[tuple[PurePosixPath, Path]]:
+def _files(root: Path, recursive: bool) -> Iterator[tuple[PurePosixPath, Place]]:
+    """The way from the folder to a picture, and the picture."""
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")] if recursive else []
         for source in (Path(folder, name) for name in files if _is_picture(name)):
             yield PurePosixPath(source.relative_to(root).as_posix()), source
 
 
-def _objects(root: ObjectPath, recursive: bool) -> Iterator[tuple[PurePosixPath, ObjectPath]]:
+def _objects(root: ObjectPath, recursive: bool) -> Iterator[tuple[PurePosixPath, Place]]:
+    """The same, of a store."""
     for source in root.below(recursive=recursive):
         *folders, name = source.parts[len(root.parts) :]
         hidden = any(folder.startswith(".") and folder not in (".", "..") for folder in folders)

@@ -106,7 +106,7 @@ class ObjectPath:
         with _asked(self) as store:
             end = min(self.size, most + 1)
             data: bytes = store.cat_file(self._path, start=0, end=end, timeout=LIMIT + end / SPEED) if end else b""
-            found = self._etag(store)
+            found, _ = self._found(store)
         if found != self.etag:
             raise InputError("it has changed since this run began")
         return data
@@ -123,16 +123,18 @@ class ObjectPath:
         """The first bytes of an object and its etag, None where there is none."""
         with _asked(self) as store:
             try:
-                etag, end = self._etag(store), min(most, int(store.info(self._path, timeout=LIMIT)["size"]))
+                etag, size = self._found(store)
+                end = min(most, size)
                 return store.cat_file(self._path, start=0, end=end, timeout=LIMIT) if end else b"", etag
             except FileNotFoundError:
                 return None
 
-    def _etag(self, store: Any) -> str:
+    def _found(self, store: Any) -> tuple[str, int]:
+        """Etag and size of the object that is there now."""
         found = store.info(self._path, timeout=LIMIT)
         if found["type"] != "file":  # s3fs tells of what lies below
             raise FileNotFoundError(self._path)
-        return str(found["ETag"].strip('"'))
+        return found["ETag"].strip('"'), int(found["size"])
 
     def put(self, data: bytes, told: Mapping[str, str] = {}, *, over: str = "") -> str | None:
         """Put an object and what is to be said of it, in one request; gives its etag, None if something else is there.
