@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from nlrn.errors import ConfigError, InputError
 from nlrn.images import SUFFIXES
 from nlrn.objects import ObjectPath, Place
+from nlrn.publish import check_no_links
 
 READ_ONLY = {".gif": ".png"}  # formats that are not written, and what is written instead
 
@@ -42,8 +43,8 @@ def plan(
     folders left out; the results lie in the same order of folders. ending: put at the end of names. form: the suffix
     of all results, such as ".png"; None keeps each picture's own. Raises ConfigError for an output folder inside the
     input folder, for two results of one name (also where names differ in case alone, or in how an accent is written),
-    for a result that would lie on an input, and for an object whose key is no way through folders; InputError for a
-    folder that is not there.
+    for a result that would lie on an input or behind a linked folder of the output, and for an object whose key is no
+    way through folders; InputError for a folder that is not there.
     """
     if not root.is_dir():
         raise InputError(f"there is no folder {root}")
@@ -59,6 +60,9 @@ def plan(
         suffix = form or READ_ONLY.get(way.suffix.lower(), way.suffix)
         jobs.append(Job(way.as_posix(), source, output / way.parent / f"{way.stem}{ending}{suffix}"))
     _check(jobs)
+    for target in (job.target for job in jobs):
+        if isinstance(output, Path) and isinstance(target, Path):
+            check_no_links(output, target)
     return jobs
 
 

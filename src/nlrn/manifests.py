@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from nlrn.errors import ConfigError, InputError, StoreError
 from nlrn.jobs import Encoded, Job
 from nlrn.leases import Lease
 from nlrn.objects import ObjectPath, Place
-from nlrn.publish import publish, remove_leftovers
+from nlrn.publish import check_no_links, open_record, publish, remove_leftovers
 
 try:
     import fcntl
@@ -30,6 +31,8 @@ except ImportError:  # not on Windows, where nobody is kept out
 
 MANIFEST, LOCK = "nlrn-manifest.jsonl", ".nlrn-lock"
 _AT_ONCE = 32  # questions to a store
+_HOLDER_BYTES = 1024
+_HOLDER = re.compile(rb"process \d+ on [^\n]*\n?")  # the second half may be missing after a kill
 _REFUSALS = 3  # results that a store may refuse one after the other, each tried for long
 
 
@@ -44,35 +47,17 @@ class Manifest:
     def __init__(self, folder: Path, work: str) -> None:
         self.folder, self.work = folder, work
         self.records: dict[str, dict[str, Any]] = {}
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Manifest:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / LOCK).open("a+")
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                self._lock.seek(0)
-                holder = self._lock.read().strip() or "another run"
-                self._lock.close()
-                raise ConfigError(f"{self.folder} is held by {holder}") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
-        path = self.folder / MANIFEST
-        torn = False
-        if path.exists():
-            lines = path.read_bytes().split(b"\n")
-            torn = bool(lines.pop())
-            for line in lines:
-                record = _record(line)
-                if record is not None:
-                    self._note(record)
-        self._file = path.open("ab")
-        if torn:  # so that the next line begins on its own
-            self._file.write(b"\n")
+        try:
+            self._hold()
+            self._read()
+        except BaseException:
+            self.__exit__()
+            raise
         remove_leftovers(self.folder, recursive=True)
         return self
 
@@ -80,6 +65,38 @@ class Manifest:
         for file in (self._file, self._lock):
             if file is not None:
                 file.close()
+
+    def _hold(self) -> None:
+        """Lock the folder. The lock file is rewritten only where it holds what a run writes into it."""
+        self._lock = lock = open_record(self.folder / LOCK)
+        holder = ""
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = "another run"
+        lock.seek(0)
+        known = lock.read(_HOLDER_BYTES + 1)
+        if known and not _HOLDER.fullmatch(known):
+            raise ConfigError(f"{self.folder / LOCK} is not a lock file of nlrn: move it, or choose another folder")
+        if holder:
+            raise ConfigError(f"{self.folder} is held by {known.decode().strip() or holder}")
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        lock.flush()
+
+    def _read(self) -> None:
+        """Open the manifest and take its records."""
+        self._file = file = open_record(self.folder / MANIFEST)
+        file.seek(0)
+        lines = file.read().split(b"\n")
+        torn = bool(lines.pop())
+        for line in lines:
+            record = _record(line)
+            if record is not None:
+                self._note(record)
+        if torn:  # so that the next line begins on its own
+            file.write(b"\n")
 
     def exists(self, job: Job) -> bool:
         """Whether anything has the name of the result."""
@@ -105,6 +122,7 @@ class Manifest:
         if self._lies_there(job) and not overwrite:
             raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
         target, record = _path(job), _said_of(job, encoded)
+        check_no_links(self.folder, target)
         target.parent.mkdir(parents=True, exist_ok=True)
         self._write(job, record)
         publish(target, encoded[1], overwrite=overwrite)
@@ -247,6 +265,6 @@ def _object(job: Job) -> ObjectPath:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("in"), str) else None

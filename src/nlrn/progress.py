@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nlrn.errors import ConfigError
+from nlrn.publish import open_record
 from nlrn.recipe import TrainConfig
 
 EVERY = 50  # steps between two records of the log
@@ -65,9 +66,12 @@ class TrainingLog:
         self.display: _Display | None = _display() if show else None
 
     def __enter__(self) -> TrainingLog:
-        if self.keep and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            with self.path.open("a") as file:  # a run that was killed in a record: keep the next one whole
-                file.write("\n")
+        if self.keep:
+            with open_record(self.path) as file:
+                file.seek(0)
+                content = file.read()
+                if content and not content.endswith(b"\n"):  # a run killed in a record: keep the next one whole
+                    file.write(b"\n")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,8 +116,8 @@ class TrainingLog:
     def record(self, values: dict[str, Any]) -> None:
         """One line of log.jsonl, and the same numbers to TensorBoard."""
         if self.keep:
-            with self.path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
+            with open_record(self.path) as file:
+                file.write(json.dumps(values).encode() + b"\n")
         if self.writer is not None:
             for tag, number in _numbers(values):
                 self.writer.add_scalar(tag, number, values["step"])

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from nlrn.errors import InputError
+from nlrn.errors import ConfigError, InputError
 
 try:
     import fcntl
@@ -88,6 +88,43 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
 def publish_json(path: str | Path, result: dict[str, Any]) -> Path:
     """A result as JSON, in the place of what is there. Raises InputError."""
     return publish(path, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
+
+
+def open_record(path: Path) -> IO[bytes]:
+    """A file of this package's own records, to read and to append to; made where there is none, never truncated.
+
+    Raises ConfigError for a symbolic link, a file with a second name (a hard link) and anything that is no regular
+    file: what stands behind those may be an original.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    advice = "remove it, or choose another folder"
+    try:
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a symbolic link, which is not followed: {advice}")
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise ConfigError(f"cannot open {path}: {error.strerror or error}; {advice}") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        problem = "has a second name (a hard link)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+        raise ConfigError(f"{path} {problem}: {advice}")
+    return os.fdopen(descriptor, "a+b")
+
+
+def check_no_links(folder: Path, target: Path) -> None:
+    """Raises ConfigError for a symbolic link among the folders from `folder` down to `target`, both excluded.
+
+    A result behind it would lie outside of `folder`, perhaps among the originals.
+    """
+    for parent in target.parents:
+        if parent == folder or folder not in parent.parents:
+            return
+        if parent.is_symlink():
+            raise ConfigError(
+                f"{parent} is a symbolic link inside the output folder: remove it, or choose another folder"
+            )
 
 
 def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
