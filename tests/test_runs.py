@@ -17,13 +17,14 @@ import pytest
 import torch
 from toy import KILLED_RUN, RECIPE, make, run_script, sha256_of_tensors, trainer
 
-from nlrn import training, trainstate
+from nlrn import budget, training, trainstate
+from nlrn.budget import FORWARD
 from nlrn.checkpoint import load_model, model_metadata
 from nlrn.errors import CheckpointError, ConfigError, InputError, TrainingError
 from nlrn.model import NLRNConfig
 from nlrn.progress import Pace, TrainingLog, read_log
 from nlrn.recipe import Stage, TrainConfig, read_recipe
-from nlrn.training import FORWARD, Trainer, train_from_recipe
+from nlrn.training import Trainer, train_from_recipe
 from nlrn.validation import Validation
 
 
@@ -174,7 +175,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
     takes(Trainer, "train_step", lambda trainer: trainer.config.pixels(trainer.step, trainer.step + 1) / 1024)
     takes(Trainer, "measure_statistics", lambda trainer: FORWARD * trainer.config.norm_batches)
     takes(Validation, "__call__", lambda validation: 8.0)
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now))
+    for module in (training, budget):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     return lambda: now
 
 

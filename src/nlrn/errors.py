@@ -11,6 +11,7 @@ NLRNError
 │   └── StoreError                     an object store takes no results, or gave the folder to another run
 ├── MemoryBudgetError  (MemoryError)   the work does not fit the memory it was given
 └── TrainingError      (RuntimeError)  training cannot go on (a loss that is not finite)
+    ├── UnfinishedError                it ended before it came to anything; its state is kept
     └── ElsewhereError                 another process of the training met an error, and says which
 """
 
@@ -63,6 +64,10 @@ class MemoryBudgetError(NLRNError, MemoryError):
 
 class TrainingError(NLRNError, RuntimeError):
     """Training cannot go on."""
+
+
+class UnfinishedError(TrainingError):
+    """Training ended within its warm-up; the state is kept, no weights are written."""
 
 
 class ElsewhereError(TrainingError):

@@ -20,15 +20,25 @@ LOG = "log.jsonl"
 
 
 class Pace:
-    """How long steps take: measured over the last ones, told by their pixels since stages differ in them."""
+    """How long steps take: measured over the last ones, by their pixels since stages differ in them.
+
+    The first measurements are dropped as soon as there is a later one: a first step also pays for what is set up once,
+    and on a busy machine takes minutes.
+    """
+
+    FIRST = 3  # measurements
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.recent: deque[tuple[float, int]] = deque(maxlen=64)
         self.aside = 0.0  # seconds of the last validation
+        self._measured = 0
 
     def add(self, start: int, end: int, seconds: float) -> None:
         """The steps from `start` up to but without `end` took `seconds`."""
+        if self._measured <= self.FIRST:
+            self.recent.clear()
+        self._measured += 1
         self.recent.append((seconds, self.config.pixels(start, end)))
 
     def seconds(self, start: int, end: int) -> float:

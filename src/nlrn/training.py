@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nlrn import trainstate
 from nlrn.batches import Batches
+from nlrn.budget import Budget
 from nlrn.checkpoint import model_metadata, save_model, to_device
 from nlrn.datasets import data_root
 from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
@@ -30,23 +31,26 @@ from nlrn.processes import Processes, joined
 from nlrn.progress import Pace, TrainingLog
 from nlrn.publish import remove_leftovers
 from nlrn.recipe import TrainConfig, read_recipe
+from nlrn.stopping import Stopped, StopRequests
 from nlrn.validation import Validation
 
 LOOKS = 10  # steps between two looks at the loss where a look costs: it waits for the device or for the others
-FORWARD = 0.4  # of a training step's time, what a forward pass alone takes, to plan the end of a slice
 
 
-def train_from_recipe(recipe: str | Path, *, steps: int | None = None, **options: Any) -> Path:
+def train_from_recipe(
+    recipe: str | Path, *, steps: int | None = None, decay: float | None = None, **options: Any
+) -> Path:
     """Train as a TOML file says and return the path of the weights it ends with.
 
-    steps: overrules the recipe's number. options: output, the run folder, by default runs/<recipe name>; resume, go on
-    from the newest good state; minutes, stop by the clock; data, the folder of the data sets; tensorboard, write
-    curves; quiet. Raises ConfigError, InputError, CheckpointError, TrainingError.
+    steps, decay: instead of the recipe's. options: those of train(). Raises ConfigError, InputError, CheckpointError,
+    TrainingError.
     """
     config = read_recipe(recipe)
-    if steps is not None:
-        config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=steps))
-    return train(config, **options)
+    changes = {name: value for name, value in (("steps", steps), ("decay", decay)) if value is not None}
+    return train(
+        dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, **changes)),  # type: ignore[arg-type]
+        **options,
+    )
 
 
 def train(
@@ -55,6 +59,7 @@ def train(
     output: str | Path | None = None,
     resume: bool = False,
     minutes: float | None = None,
+    cpu_minutes: float | None = None,
     tensorboard: bool = False,
     data: str | Path | None = None,
     quiet: bool = False,
@@ -64,33 +69,45 @@ def train(
     output: the run folder, by default runs/<recipe name>. resume: go on from the newest verified state; a run
     that had ended goes on from its state before the decay when there are more steps to make, as does a folder that
     holds that state alone. minutes: stop by the clock, the last part of them spent on the decay branch (a resumed
-    run that is in its decay already finishes it). Raises ConfigError, InputError, CheckpointError, or TrainingError
-    when the loss stops being finite (the last good state is kept).
+    run that is in its decay already finishes it). cpu_minutes: the same by the CPU time of the process divided by its
+    threads, so that neither a pause nor other programs shorten the run. Raises ConfigError, InputError,
+    CheckpointError, UnfinishedError where the clock ended the run within its warm-up (the state is kept), or
+    TrainingError when the loss stops being finite (the last good state is kept). Ctrl-C and SIGTERM end it after the
+    step under way, its state saved, by KeyboardInterrupt and SystemExit.
     """
-    if minutes is not None and not minutes > 0:
-        raise ConfigError(f"minutes must be positive, not {minutes}")
+    budget = Budget(minutes, cpu_minutes)
     folder = Path(output or Path("runs") / config.name)
     with joined() as processes:
         leads = processes.leads
         with processes.as_one():
-            trainer = Trainer(config, folder, data_root(data), processes)
+            trainer = Trainer(config, folder, data_root(data), processes, budget)
             if leads:
                 trainstate.prepare(folder, create=not resume)
             trainer.start(resume)
         trainer.align()
         with TrainingLog(folder, show=leads and not quiet, keep=leads, tensorboard=leads and tensorboard) as log:
-            trainer.run(log, minutes)
-            return trainer.finish(log)
+            with StopRequests() as trainer.requests:
+                try:
+                    trainer.run(log)
+                    return trainer.finish(log)
+                except Stopped:
+                    trainer.save()
+                    log.say(f"stopped at step {trainer.step}; the state is saved, --resume continues")
+                    trainer.requests.end()
+            raise AssertionError("a stop ends the program")
 
 
 class Trainer:
     """A model on its way: `start` it (fresh or resumed), `run` it, `finish` it."""
 
-    def __init__(self, config: TrainConfig, folder: Path, data: Path, processes: Processes) -> None:
+    def __init__(
+        self, config: TrainConfig, folder: Path, data: Path, processes: Processes, budget: Budget | None = None
+    ) -> None:
         smallest = min(stage.batch // stage.accumulate for stage in config.stages)
         if smallest < processes.world:
             raise ConfigError(f"{processes.world} processes cannot share a batch, or a part of one, of {smallest}")
         self.began, self.seconds_before = time.monotonic(), 0.0
+        self.budget, self.requests = budget or Budget(), StopRequests()
         self.config, self.folder, self.processes = config, folder, processes
         self.device = device = processes.device
         torch.manual_seed(config.seed)
@@ -104,7 +121,7 @@ class Trainer:
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware_bf16(device))
         self.batches = Batches(config, data, processes)
         self.validation = Validation(config, data, device)
-        self.pace = Pace(config)
+        self.pace, self.norm_batches = Pace(config), config.norm_batches
         self.health = torch.zeros((), device=device)  # the sum of what must be finite, looked at now and then
         self.step = self.first = 0  # first: where this slice began
         self._plan()
@@ -165,7 +182,8 @@ class Trainer:
         if found is None:
             raise CheckpointError(f"there is nothing to resume in {self.folder}")
         step, end = found[2]["step"], found[2]["end"]
-        later = step >= end and end < self.config.schedule.steps and self._shipped(step)
+        unfinished = step < self.config.schedule.warmup
+        later = step >= end and end < self.config.schedule.steps and (unfinished or self._shipped(step))
         if not trainstate.rolling(self.folder):  # the state before some decay, alone: released to go on from
             later = True
         elif later:
@@ -213,7 +231,7 @@ class Trainer:
 
     # -- the loop ------------------------------------------------------------------------------------------
 
-    def run(self, log: TrainingLog, minutes: float | None = None) -> None:
+    def run(self, log: TrainingLog) -> None:
         """Until the planned end, or until the clock says so, decay included."""
         if self.step >= self.end:
             log.say(f"this run ended at step {self.end}; ask for more steps to go on from before its decay")
@@ -222,10 +240,13 @@ class Trainer:
         began, self.saved, since = self.step, -math.inf, self.step
         losses = torch.zeros((), device=self.device)
         self.model.train()
-        mark = time.monotonic()
+        mark = self.budget.now()
         while self.step < self.end:
-            if minutes is not None and self.step > began and (self.step - began) % looks == 0:
-                self._mind_the_clock(60 * minutes)
+            look = (self.step - began) % looks == 0
+            if (look or self.processes.world == 1) and self.processes.agree(self.requests.number):
+                raise Stopped
+            if look and self.step > began and self.budget.limited:
+                self._mind_the_clock()
             due = time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes
             if self.step < self.end and (due or self.step == self.decay_start):
                 self.save()
@@ -233,39 +254,37 @@ class Trainer:
                 break
             if self.step == self.config.freeze:
                 self._freeze(log)
-                mark = time.monotonic()
+                mark = self.budget.now()
             loss, norm = self.train_step()
             losses += loss
             self.step += 1
             if (self.step - began) % looks == 0 or self.step == self.end:
-                self._report(log, losses, float(norm), since, time.monotonic() - mark, minutes)
-                since, mark = self.step, time.monotonic()
+                self._report(log, losses, float(norm), since, self.budget.now() - mark)
+                since, mark = self.step, self.budget.now()
                 losses.zero_()
             if self.step % self.config.validate_every == 0 and self.step < self.end:
                 self._validate(log, self.model)
-                mark = time.monotonic()
+                mark = self.budget.now()
         self.save()
+        self.budget.check_warmup(self.config, self.step)
 
-    def _report(
-        self, log: TrainingLog, losses: Tensor, norm: float, since: int, seconds: float, minutes: float | None
-    ) -> None:
+    def _report(self, log: TrainingLog, losses: Tensor, norm: float, since: int, seconds: float) -> None:
         """Show and keep what the steps from `since` on came to."""
         self._check_health()
         count = self.step - since
         self.pace.add(since, self.step, seconds)
         loss = float(self.processes.sum(losses)) / count
-        left = self.pace.seconds(self.step, self.end)
-        if minutes is not None:
-            left = min(left, max(0.0, 60 * minutes - (time.monotonic() - self.began)))
+        left = min(self.pace.seconds(self.step, self.end), max(0.0, self.budget.left))
         lr = self.config.lr(self.step - 1, self.decay_start, self.decay_steps)
         log.steps(self.step, self.end, loss=loss, count=count, seconds=seconds, lr=lr, norm=norm, left=left)
 
     def _validate(self, log: TrainingLog, model: NLRN, weights: str = "raw") -> None:
         """By rank 0 alone; the others wait for it at the next step."""
         if self.processes.leads:
-            mark = time.monotonic()
-            log.validation(self.step, self.validation(model), weights)
-            self.pace.aside = time.monotonic() - mark
+            mark = self.budget.now()
+            with self.requests.beside_the_steps():
+                log.validation(self.step, self.validation(model), weights)
+            self.pace.aside = self.budget.now() - mark
 
     def _freeze(self, log: TrainingLog) -> None:
         """The averaged weights and their statistics take over; the statistics stay from here on."""
@@ -278,31 +297,22 @@ class Trainer:
         """Whether the weights were trained under the statistics that they have."""
         return self.config.freeze is not None and self.step > self.config.freeze
 
-    def _mind_the_clock(self, budget: float) -> None:
-        """Begin the decay when its share is what remains of `budget` seconds, with as many steps as fit.
-
-        The end of a slice, the averaged weights' statistics and validation, is paid for from the budget too.
-        """
+    def _mind_the_clock(self) -> None:
+        """Begin the decay when its share is what remains of the time, with as many steps as fit."""
         if self.step >= self.decay_start:
             return
         share = self.config.schedule.decay if self.config.schedule.kind == "slices" else 0.0
-        elapsed = time.monotonic() - self.began
-        budget -= self._last_seconds()
-        fitting = -1
-        if elapsed >= budget * (1 - share):
-            limit = self.config.schedule.steps - self.step
-            fitting = self.pace.fitting(self.step, budget - elapsed, limit)
-        fitting = self.processes.agree(fitting)
+        batches = 0.0 if self._measured else self.config.norm_batches / self.processes.world
+        limit = self.config.schedule.steps - self.step
+        fitting = self.processes.agree(self.budget.decay_steps(self.pace, self.step, share, limit, batches))
         if fitting >= 0:
             self.decay_start, self.decay_steps = self.step, fitting if share else 0
             self.end = self.step + self.decay_steps
 
-    def _last_seconds(self) -> float:
-        """What finish() will take."""
-        recomputed = self.config.ema > 0 and not self.frozen
-        batches = self.config.norm_batches / self.processes.world if recomputed else 0.0
-        step = self.pace.seconds(self.step, self.step + 1) - self.pace.aside / self.config.validate_every
-        return batches * FORWARD * step + self.pace.aside
+    @property
+    def _measured(self) -> bool:
+        """Whether the weights that the run ends with need no statistics of their own."""
+        return self.frozen or self.config.ema == 0
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One step of the optimiser: this process's part of the loss, and the gradient's norm before clipping.
@@ -345,10 +355,16 @@ class Trainer:
 
     def finish(self, log: TrainingLog) -> Path:
         """Write the averaged weights, their statistics recomputed, as <run folder>/<name>.safetensors."""
+        if not self._measured:
+            count = self.budget.batches(self.pace, self.step, self.config.norm_batches, self.processes.world)
+            self.norm_batches = self.processes.agree(count)
+            if self.norm_batches < self.config.norm_batches:
+                log.say(f"a short run: statistics of {self.norm_batches} batches, not {self.config.norm_batches}")
         averaged = self.averaged_model()
         self._validate(log, averaged, "averaged")
         if self.processes.leads:
-            save_model(self.weights, averaged, self.provenance())
+            said = trainstate.provenance(self.config, self.step, self.seconds, self.device, self.processes.world)
+            save_model(self.weights, averaged, said)
         self.processes.wait()
         return self.weights
 
@@ -369,21 +385,8 @@ class Trainer:
 
     def measure_statistics(self, model: NLRN) -> None:
         """Over `norm_batches` batches, each a whole one, so that they do not depend on the number of processes."""
-        count = self.config.norm_batches
+        count = self.norm_batches
         mine = range(self.processes.rank, count, self.processes.world)
         batches = (self.batches(self.step + i, whole=True) for i in mine)
-        measure_norms(model, batches, len(mine) / count, self.processes, self._autocast())
-
-    def provenance(self) -> dict[str, str]:
-        """What the weights file says of its origin."""
-        cuda = self.device.type == "cuda"
-        return {
-            "name": self.config.name,
-            "steps": str(self.step),
-            "training_pixels": str(self.config.pixels(0, self.step)),
-            "hardware": torch.cuda.get_device_name(self.device) if cuda else "CPU",
-            "hardware_seconds": f"{self.seconds:.0f}",
-            "processes": str(self.processes.world),
-            "recipe": self.config.header(),
-            "torch": torch.__version__,
-        }
+        with self.requests.beside_the_steps():
+            measure_norms(model, batches, len(mine) / count, self.processes, self._autocast())

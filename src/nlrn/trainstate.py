@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nlrn.checkpoint import read_tensors
 from nlrn.errors import CheckpointError, ConfigError
 from nlrn.publish import publish
+from nlrn.recipe import TrainConfig
 
 BEFORE_DECAY = "before-decay.safetensors"
 LATEST = "latest.txt"  # the name of the newest rolling state, so that its loss is noticed
@@ -76,6 +77,20 @@ def unpack(
         raise CheckpointError(f"this training state does not fit the recipe's model: {error}") from error
 
 
+def provenance(config: TrainConfig, step: int, seconds: float, device: torch.device, world: int) -> dict[str, str]:
+    """What a weights file says of its origin."""
+    return {
+        "name": config.name,
+        "steps": str(step),
+        "training_pixels": str(config.pixels(0, step)),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "hardware_seconds": f"{seconds:.0f}",
+        "processes": str(world),
+        "recipe": config.header(),
+        "torch": torch.__version__,
+    }
+
+
 def _digest(tensors: dict[str, Tensor], meta: str) -> str:
     digest = hashlib.sha256(meta.encode())
     for key in sorted(tensors):
@@ -88,6 +103,31 @@ def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
     """Publish a state atomically, its digest in the header."""
     text = json.dumps(meta, sort_keys=True)
     publish(path, save(tensors, {"meta": text, "digest": _digest(tensors, text)}), overwrite=True)
+
+
+def write_compact(source: Path, path: Path) -> int:
+    """A copy of a state whose momenta are rounded to bfloat16, to be kept in a repository; returns its step.
+
+    A run that resumes from it is not the same to the bit, which no result depends on. Raises CheckpointError.
+    """
+    tensors, meta = read_state(source)
+    moments = {k for k, v in tensors.items() if k.startswith("optim.") and v.is_floating_point() and v.dim() > 0}
+    write_state(path, {k: v.bfloat16() if k in moments else v for k, v in tensors.items()}, meta)
+    return int(meta["step"])
+
+
+def undecayed(folder: Path) -> Path | None:
+    """The newest verified state of a run folder that no decay has touched; None where there is none."""
+    for path in rolling(folder):
+        try:
+            meta = read_state(path)[1]
+        except CheckpointError as error:
+            _warn(str(error))
+            continue
+        if meta["step"] <= meta["decay_start"]:
+            return path
+    path = folder / BEFORE_DECAY
+    return path if path.exists() else None
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -29,7 +29,7 @@ from nlrn.cli import (
     train,
     upscale,
 )
-from nlrn.errors import ConfigError, InputError, NLRNError
+from nlrn.errors import ConfigError, InputError, NLRNError, UnfinishedError
 
 COMMANDS = (
     denoise,
@@ -77,7 +77,7 @@ def _told(error: Exception) -> int:
     """Print one sentence, and give the exit code."""
     code, text = 3, str(error)
     if isinstance(error, NLRNError):
-        code = 2 if isinstance(error, ConfigError) else 1 if isinstance(error, InputError) else 3
+        code = 2 if isinstance(error, ConfigError) else 1 if isinstance(error, InputError | UnfinishedError) else 3
     elif isinstance(error, OSError | MemoryError):
         text = text or "out of memory"
     elif "NLRN_DEBUG" in os.environ:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nlrn.cli.shared import count, sayer
-from nlrn.errors import ElsewhereError
+from nlrn.errors import ConfigError, ElsewhereError
 
 
 def add(commands: Any) -> None:
@@ -18,6 +18,8 @@ def add(commands: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: runs/<recipe name>")
     parser.add_argument("--resume", action="store_true", help="go on from the newest good state")
     parser.add_argument("--minutes", type=float, help="stop by the clock, the decay of the learning rate included")
+    parser.add_argument("--cpu-minutes", type=float, help="the same by the CPU time of a thread, on a busy machine")
+    parser.add_argument("--decay", type=float, metavar="SHARE", help="of the slice, instead of the recipe's; 0: none")
     parser.add_argument("--steps", type=count, help="instead of the recipe's number")
     parser.add_argument("--tensorboard", action="store_true", help="write curves too (nlrn[train])")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
@@ -27,12 +29,16 @@ def add(commands: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     from nlrn.training import train_from_recipe
 
+    if options.decay is not None and not 0 <= options.decay < 1:
+        raise ConfigError(f"--decay is a share of the slice, at least 0 and below 1, not {options.decay}")
     try:
         path = train_from_recipe(
             options.recipe,
             output=options.output,
             resume=options.resume,
             minutes=options.minutes,
+            cpu_minutes=options.cpu_minutes,
+            decay=options.decay,
             steps=options.steps,
             tensorboard=options.tensorboard,
             data=options.data,

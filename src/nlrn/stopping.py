@@ -1,0 +1,63 @@
+"""A training run that is asked to end: Ctrl-C or SIGTERM, taken between two steps, or at once beside them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class Stopped(BaseException):
+    """A signal asked for the end. Not an Exception: nothing on the way may take it for an error of its own."""
+
+
+class StopRequests:
+    """A context that takes SIGINT and SIGTERM; `number` is the signal that came, or 0.
+
+    Inside `beside_the_steps()`, where nothing is computed that a state keeps, the signal raises Stopped at once. A
+    second signal does what it does elsewhere. In a thread other than the main one no signal arrives, and none is taken.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+        if self._at_once:
+            raise Stopped
+
+    @contextmanager
+    def beside_the_steps(self) -> Iterator[None]:
+        """What is done inside, validations and statistics, can be left at any point."""
+        self._at_once = True
+        try:
+            if self.number:
+                raise Stopped
+            yield
+        finally:
+            self._at_once = False
+
+    def end(self) -> None:
+        """End the program as the signal would have: KeyboardInterrupt, or SystemExit(143) after SIGTERM."""
+        if self.number == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
