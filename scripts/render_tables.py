@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ledger
 import numpy as np
 
 import nlrn
@@ -270,6 +271,27 @@ def study(name: str) -> str:
     return markdown([f"{result['steps']:,} steps", *header[1:]], lines) + _measured(result)
 
 
+def training_ledger() -> str:
+    """The slices of training/ledger.jsonl."""
+    entries = ledger.read_ledger(ROOT / "training/ledger.jsonl")
+    rows = [
+        [
+            entry.date,
+            f"`{entry.model}`",
+            f"{entry.hardware}, {entry.instruction_set}",
+            "not measured" if entry.cpu_seconds is None else f"{entry.cpu_seconds / 3600:.2f}",
+            f"{entry.steps:,}",
+            f"{entry.pixels / 1e6:,.0f} (+{entry.slice_pixels / 1e6:,.0f})",
+            " / ".join(f"{value:.2f}" for value in entry.psnr.values()) or "not measured",
+            entry.decision,
+        ]
+        for entry in entries
+    ]
+    header = ["date", "model", "hardware", "core hours", "step", "million pixels", "validation PSNR", "decision"]
+    total = ", ".join(ledger.hours(entries))
+    return markdown(header, rows) + f"\nWeighted by instruction set: {total}.\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "attention": partial(attention, TASKS["denoising"]),
     "attention-colour": partial(attention, TASKS["colour"]),
@@ -282,6 +304,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines": engines,
     "estimate": estimate,
     "inference": inference,
+    "ledger": training_ledger,
     "nearness": nearness,
     "processes": processes,
     "tiles": tiles,

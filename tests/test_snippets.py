@@ -98,7 +98,8 @@ def _environment(words: list[str]) -> None:
 
 def _slice(words: list[str]) -> None:
     assert words[:2] == ["python", "scripts/slice.py"]
-    assert (ROOT / slice_script.parser().parse_args(words[2:]).recipe).is_file()
+    options = slice_script.parser().parse_args(words[2:])
+    assert options.next or (ROOT / options.recipe).is_file()
 
 
 def _measures(words: list[str]) -> None:
@@ -218,6 +219,7 @@ LOOKED_AT = {
     " -o /shared/runs/gray --minutes 460 $resume": (_torchrun, SLURM),
     "python scripts/measure_processes.py --data ../shared/data": (_processes, "ten minutes"),
     "python scripts/measure_engines.py --data ../shared/data": (_engines, "twenty minutes"),
+    "python scripts/slice.py --next --minutes 150 --data ../shared/data": (_slice, "takes hours"),
     "python scripts/slice.py recipes/denoise-gray-small.toml --minutes 60 --data ../shared/data --release": (
         _slice,
         "an hour; test_slice.py makes slices",
