@@ -39,7 +39,7 @@ ORDER = [  # imports go down this list only
         "objects",
         "wide",
     },
-    {"plotting", "alpha", "enlarging", "pool", "decoding", "leases"},
+    {"camera", "plotting", "alpha", "enlarging", "pool", "decoding", "leases"},
     {"model", "datasets", "isolation", "processes"},
     {"attention", "checkpoint", "footprint", "images", "inference", "recipe", "tensorflow"},
     {"restore", "jobs", "trainstate", "validation", "progress", "optimization", "batches", "norms"},
