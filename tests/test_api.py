@@ -42,7 +42,7 @@ ORDER = [  # imports go down this list only
     {"camera", "plotting", "alpha", "enlarging", "pool", "decoding", "leases"},
     {"model", "datasets", "isolation", "processes"},
     {"attention", "checkpoint", "footprint", "images", "inference", "recipe", "tensorflow"},
-    {"restore", "jobs", "trainstate", "validation", "progress", "optimization", "batches", "norms"},
+    {"restore", "jobs", "trainstate", "validation", "progress", "optimization", "batches", "norms", "starting"},
     {"restoring", "manifests"},
     {"training", "evaluation", "api", "batch", "benchmark", "explain", "integrations"},
     {"cluster"},

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ from nlrn.errors import ConfigError, InputError
 DEMOSAICING = ("bilinear", "gradient")
 SUBSAMPLING = ("4:4:4", "4:2:2", "4:2:0")  # at Pillow's numbers
 _LEAST_SHOT = 1e-12  # below, a deviation of 1e-6 of white, and counts that no integer holds
+CAMERA_LEVELS = (3.0, 6.0, 12.0)  # of scores: a good camera's, a small sensor's, a telephone's at night
 GREY = 0.5  # where the level of a camera's noise is measured: a grey area of 128
 
 # CIE XYZ (D65) of linear sRGB (IEC 61966-2-1), and camera RGB of XYZ of four cameras (Brooks et al. 2019)
@@ -148,6 +150,17 @@ def add_camera_noise(image: np.ndarray, camera: Camera, random: np.random.Genera
     return jpeg(noisy, camera.quality, camera.subsampling)
 
 
+def noisy_at(image: np.ndarray, level: float) -> np.ndarray:
+    """`image` as a camera whose noise has this `camera_level` stored it: the protocol of scores on camera noise.
+
+    image: HWC float in [0, 1], rounded to 8 bits; the result is float64. Camera and noise follow from these values
+    (their CRC-32 is the seed of NumPy's default generator), so each image has its own camera, the same at every level.
+    """
+    values = np.floor(_colour(image) * 255 + 0.5).astype(np.uint8)
+    random = np.random.default_rng(zlib.crc32(values.tobytes()))
+    return add_camera_noise(values / 255.0, at_level(draw_camera(random), level), random)
+
+
 def camera_level(camera: Camera, seed: int = 0) -> float:
     """Standard deviation of the camera's noise on a grey area, on the 0..255 scale, before rounding and JPEG."""
     grey = np.full((96, 96, 3), GREY)
@@ -160,6 +173,26 @@ def at_level(camera: Camera, level: float) -> Camera:
         raise ConfigError(f"the level of a camera's noise is {level}; expected a number >= 0 on the 0..255 scale")
     weak = camera.amplified(1e-3 / math.sqrt(max(camera.shot, camera.read**2, 1e-30)))
     return weak.amplified(level / camera_level(weak))
+
+
+def target_at(clean: np.ndarray, noisy: np.ndarray, level: float) -> np.ndarray:
+    """What a model asked for `level` times its usual restoration is trained to make of `noisy`: HWC of clean's dtype.
+
+    Level 1: clean. Below, down to 0: clean + (1 - level) * (noisy - clean), so that a part of the noise stays. Above 1
+    there is no more noise to remove, and clean - (level - 1) * (noisy - clean) would be noise again: what is asked for
+    is that detail as weak as the noise goes too. The self-guided filter (He et al., Guided image filtering, PAMI 2013;
+    5 x 5 pixels, epsilon the square of (level - 1) times the standard deviation of noisy - clean) takes away the detail
+    whose local variance lies below epsilon, and leaves edges.
+    """
+    residual = noisy - clean
+    if level <= 1:
+        return clean + clean.dtype.type(1 - level) * residual
+    box = np.full(5, 1 / 5)
+    mean = _convolved(clean, box)
+    variance = np.maximum(_convolved(clean * clean, box) - mean * mean, 0)
+    share = variance / (variance + ((level - 1) * float(residual.std())) ** 2 + 1e-8)
+    offset = _convolved((1 - share) * mean, box)
+    return (_convolved(share, box) * clean + offset).astype(clean.dtype, copy=False)
 
 
 def _noise(image: np.ndarray, camera: Camera, random: np.random.Generator) -> np.ndarray:
@@ -286,7 +319,12 @@ def _gaussian(x: np.ndarray, sigma: float) -> np.ndarray:
         return x
     reach = int(4 * sigma + 0.5)
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    taps = (taps / taps.sum()).astype(x.dtype)
+    return _convolved(x, taps / taps.sum())
+
+
+def _convolved(x: np.ndarray, taps: np.ndarray) -> np.ndarray:
+    """The first two axes convolved with an odd number of symmetric taps, edges repeated."""
+    reach, taps = len(taps) // 2, taps.astype(x.dtype)
     for axis in (0, 1):
         length = x.shape[axis]
         padded = np.pad(x, [(reach, reach) if i == axis else (0, 0) for i in range(x.ndim)], mode="edge")
