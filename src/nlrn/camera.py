@@ -111,12 +111,13 @@ def draw_camera(random: np.random.Generator) -> Camera:
 
     White balance, colour matrix (a mixture of four cameras') and the relation of read to shot noise are those of Brooks
     et al. 2019; the strength, the blurs and the JPEG's parameters span, and exceed, what the noisy images of a Canon 5D
-    Mark II in the PolyU set show on flat parts (scripts/measure_camera.py).
+    Mark II in the PolyU set show on flat parts (scripts/measure_camera.py). The weakest noise is nearly none, and every
+    tenth image is not compressed, so that a model learns to leave clean images alone.
     """
     mixture = random.dirichlet(np.ones(4))
     of_srgb = np.tensordot(mixture, _CAMERAS, 1) @ _XYZ
     matrix = np.linalg.inv(of_srgb / of_srgb.sum(1, keepdims=True))
-    log_shot = random.uniform(math.log(3e-5), math.log(2e-2))
+    log_shot = random.uniform(math.log(1e-5), math.log(2e-2))
     read = math.exp((2.18 * log_shot + 1.20 + random.normal(0, 0.26)) / 2)
     return Camera(
         tone=random.uniform(0, 1),
@@ -132,7 +133,7 @@ def draw_camera(random: np.random.Generator) -> Camera:
         chroma_blur=max(0.0, random.uniform(-1, 4)),
         chroma=min(1.0, random.uniform(0.15, 1.3)),
         scale=random.uniform(0.5, 1.3) if random.random() < 0.35 else 1.0,
-        quality=int(random.integers(60, 101)),
+        quality=int(random.integers(60, 101)) if random.random() < 0.9 else None,
         subsampling=SUBSAMPLING[random.integers(3)],
     )
 
