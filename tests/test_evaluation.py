@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,22 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_restore import FP32, random_model
 
+from nlrn.camera import add_camera_noise, at_level, draw_camera
+from nlrn.checkpoint import save_model
+from nlrn.cli import run
 from nlrn.datasets import scoring_set
 from nlrn.degradations import resize_bicubic, resize_bicubic8
 from nlrn.errors import ConfigError, InputError
-from nlrn.evaluation import VARIANTS, attention_study, denoising, evaluate, find_sets, provenance, super_resolution
+from nlrn.evaluation import (
+    VARIANTS,
+    attention_study,
+    denoising,
+    evaluate,
+    find_sets,
+    photographs,
+    provenance,
+    super_resolution,
+)
 from nlrn.metrics import quantize8, studio_luma
 from nlrn.noise import estimate_sigma
 from nlrn.restore import Restorer
@@ -58,6 +72,58 @@ def test_an_estimated_level_is_what_the_model_is_told() -> None:
     assert scores["pictures"]["p0"][::2] == pytest.approx([expected, min(level, 75.0)], abs=1e-6)
     assert scores["pictures"]["p0"][3] == known
     assert abs(known - scores["psnr"]) > 1e-3
+
+
+@pytest.mark.parametrize("told", [9.0, "auto"])
+def test_camera_noise_is_scored_by_its_protocol(told: float | str) -> None:
+    """Camera and noise from the CRC-32 of the 8-bit values, the output rounded, the input scored as it is."""
+    restorer, made = Restorer(random_model(in_channels=3), settings=FP32), pictures((40, 44, 3), (36, 51, 3))
+    scores = evaluate(restorer, {"made": made}, photographs([4.0, 9.0], told))["made"]
+    expected = []
+    for _, image in made:
+        random = np.random.default_rng(zlib.crc32(image.tobytes()))
+        noisy = add_camera_noise(image / 255, at_level(draw_camera(random), 9), random)
+        sigma = min(estimate_sigma(noisy), 75.0) if isinstance(told, str) else told
+        output = np.rint(np.clip(restorer.denoise(noisy, sigma), 0, 1) * 255) / 255
+        pair = [peak_signal_noise_ratio(image / 255, x, data_range=1) for x in (output, noisy)]
+        expected.append([*pair, sigma])
+    assert list(scores) == ["4", "9"]
+    mean = np.mean(expected, axis=0)
+    assert [scores["9"][key] for key in ("psnr", "psnr_noisy", "told")] == pytest.approx(mean, abs=1e-5)
+    assert scores["4"]["psnr_noisy"] > scores["9"]["psnr_noisy"]
+
+
+def test_a_model_for_photographs_is_scored_at_its_level_one(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for name, image in pictures((40, 44, 3)):
+        Image.fromarray(image).save(tmp_path / "set" / f"{name}.png")
+    weights, result = tmp_path / "photo.safetensors", tmp_path / "result.json"
+    save_model(weights, random_model(in_channels=3, level_one=12.0), {})
+    words = ["evaluate", "--model", str(weights), "--data", str(tmp_path / "set"), "--json", str(result), "-q"]
+    assert run([*words, "--noise", "camera", "--attention"]) == 0
+    found = json.loads(result.read_text())
+    assert found["protocol"].startswith("camera: ")
+    assert set(found["attention"]) == set(found["scores"]["set"]) == {"3", "6", "12"}
+    assert all(score["told"] == 12 for score in found["scores"]["set"].values())
+
+
+@pytest.mark.parametrize(
+    ("words", "level_one", "message"),
+    [
+        (["--noise", "camera", "--tell", "3"], 12.0, "--tell is for models that are told"),
+        (["--tell", "3"], 0.0, "--tell is for models that are told"),
+        (["--auto", "--noise", "camera"], 0.0, "--auto is for"),
+        (["--attention", "--noise", "camera"], 0.0, "requires --tell"),
+        ([], 12.0, "say --noise camera"),
+    ],
+)
+def test_words_that_do_not_fit_camera_noise_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], level_one: float, message: str
+) -> None:
+    weights = tmp_path / "photo.safetensors"
+    save_model(weights, random_model(in_channels=3, level_one=level_one), {})
+    assert run(["evaluate", "--model", str(weights), "--data", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_attention_study_says_what_its_words_mean() -> None:

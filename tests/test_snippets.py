@@ -41,6 +41,10 @@ REDUCED = {
         "nlrn evaluate --task sr --model sr-small --scale 2 --protocol float-lr --data two-pictures",
         SETS,
     ),
+    "nlrn evaluate --noise camera --set cbsd68 --model denoise-color-small --tell 12 --sigma 3 6 12": (
+        "nlrn evaluate --noise camera --data two-pictures --model denoise-color-small --tell 12 --sigma 12",
+        SETS,
+    ),
     "nlrn train recipes/denoise-gray-small.toml --minutes 60": (
         "nlrn train toy/tiny.toml --data toy --steps 2",
         HOURS,

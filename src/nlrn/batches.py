@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlrn.datasets import PatchSet, read_folder
+from nlrn.camera import add_camera_noise, draw_camera, target_at
+from nlrn.datasets import PatchSet, training_images
 from nlrn.degradations import resize_matrix
 from nlrn.metrics import luma8
 from nlrn.processes import Processes
@@ -17,6 +18,10 @@ from nlrn.recipe import TrainConfig
 
 NOISE_STREAM = 1  # keep the counters of noise and scales apart from the patches'
 SCALE_STREAM = 2
+CAMERA_STREAM = 3
+JPEG_GRID = 16  # pixels after which the blocks of a JPEG repeat, chroma subsampled
+LEVEL_ONE = 0.75  # share of patches of level 1, what the model is asked for unless somebody asks for more or less
+HIGHEST_LEVEL = 2.0
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
 
@@ -29,7 +34,7 @@ class Batches:
         self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.enlarges = config.model.task == "sr"
         channels = None if self.enlarges else config.model.in_channels
-        images = [image for f in config.data.folders for _, image in read_folder(data / f, channels=channels)]
+        images = [image for f in config.data.folders for _, image in training_images(data, f, channels=channels)]
         images = [luma8(image) for image in images] if self.enlarges else images
         sides = [self._side(stage.patch) for stage in config.stages]
         self.patches = PatchSet(images, max(sides), device=processes.device).with_patch(sides[0])  # all fit, or none
@@ -51,6 +56,8 @@ class Batches:
         clean = clean.contiguous(memory_format=torch.channels_last)
         if self.enlarges:
             return self._enlarged(step, first, clean, stage.patch)
+        if self.config.noise.kind == "camera":
+            return self._photographed(step, first, clean, stage.patch)
         sigma, noise = self._noise(step, first, clean.shape)
         return clean / 255 + noise, clean / 255, sigma if self.config.model.sigma_input else None
 
@@ -72,6 +79,33 @@ class Batches:
         sigma = torch.from_numpy(sigmas).to(device)
         return sigma, sigma.view(-1, 1, 1, 1) * torch.stack(noise)
 
+    # -- camera noise ----------------------------------------------------------------------------------------
+
+    def _photographed(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
+        """(noisy, target, level * level_one / 255 [B] or None): a camera of its own for every place in the batch.
+
+        clean [B, 3, side, side], 0..255: a part of each is used, which lies anywhere on the JPEG's grid and away from
+        the border, where demosaicing knows less.
+        """
+        config, noisy, targets = self.config.model, [], []
+        levels = np.ones(len(clean), np.float32)
+        for i, image in enumerate(clean.permute(0, 2, 3, 1).cpu().numpy() / np.float32(255)):
+            random = self._random(step, first + i, CAMERA_STREAM)
+            down, right = random.integers(0, image.shape[0] - patch + 1, 2)
+            part = np.s_[down : down + patch, right : right + patch]
+            if config.sigma_input and random.random() >= LEVEL_ONE:
+                levels[i] = random.uniform(0, HIGHEST_LEVEL)
+            photograph = add_camera_noise(image, draw_camera(random), random)[part]
+            noisy.append(photograph)
+            targets.append(target_at(image[part], photograph, float(levels[i])))
+        seen, target = (self._planes(np.stack(x)) for x in (noisy, targets))
+        plane = torch.from_numpy(levels * np.float32(config.level_one / 255)).to(self.processes.device)
+        return seen, target, plane if config.sigma_input else None
+
+    def _planes(self, images: np.ndarray) -> Tensor:
+        """[B, H, W, C] -> [B, C, H, W], channels last in memory."""
+        return torch.from_numpy(images).to(self.processes.device).permute(0, 3, 1, 2)
+
     def _random(self, step: int, place: int, stream: int) -> np.random.Generator:
         """The generator of a place in the global batch of a step; Philox counts up its first word alone."""
         return np.random.Generator(np.random.Philox(key=[self.config.seed, step], counter=[0, place, stream, 0]))
@@ -86,6 +120,8 @@ class Batches:
     def _side(self, patch: int) -> int:
         """Of what is cut out of the pictures for a patch: with a margin and room to lie on every grid, a multiple of
         every scale."""
+        if self.config.noise.kind == "camera":
+            return patch + JPEG_GRID
         if not self.enlarges:
             return patch
         scales = self.config.resize.scales

@@ -153,10 +153,11 @@ def _state(model: NLRN) -> dict[str, Tensor]:
 def _config(path: Path, metadata: dict[str, str]) -> NLRNConfig:
     """The configuration in a header: every field of NLRNConfig, of its very type, and no other.
 
-    Files older than `distance` do not name it.
+    Files older than `distance` or `level_one` do not name them.
     """
     try:
-        values: dict[str, Any] = {"distance": NLRNConfig.distance, **json.loads(metadata["config"])}
+        younger = {"distance": NLRNConfig.distance, "level_one": NLRNConfig.level_one}
+        values: dict[str, Any] = {**younger, **json.loads(metadata["config"])}
         for field in dataclasses.fields(NLRNConfig):
             value, default = values[field.name], field.default
             if type(value) is not type(default) and not (field.name == "window" and value is None):

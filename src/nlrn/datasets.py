@@ -28,6 +28,7 @@ SCORING_SETS = {
     "set14": "set14/hr",
     "bsd100": "bsd100/hr",
 }
+HELD_OUT = {"sunhays80": tuple(f"img_{i:03d}" for i in range(4, 81, 4))}  # never trained on: every fourth, 20 of 80
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 
@@ -76,6 +77,21 @@ def scoring_set(root: str | Path, name: str) -> list[NamedPicture]:
     if name not in SCORING_SETS:
         raise InputError(f"no scoring set {name!r}; there are {', '.join(sorted(SCORING_SETS))}")
     return read_folder(Path(root) / SCORING_SETS[name], channels=None)
+
+
+def training_images(root: str | Path, folder: str, *, channels: int | None = None) -> list[NamedPicture]:
+    """`read_folder` of a folder below the data root, without the images of it that are HELD_OUT."""
+    kept = HELD_OUT.get(folder, ())
+    return [(stem, image) for stem, image in read_folder(Path(root) / folder, channels=channels) if stem not in kept]
+
+
+def validation_images(
+    root: str | Path, folder: str, trained: Sequence[str] = (), *, channels: int | None = None
+) -> list[NamedPicture]:
+    """`read_folder` of a folder below the data root, or what is HELD_OUT of it where the rest is `trained` on."""
+    found = read_folder(Path(root) / folder, channels=channels)
+    kept = HELD_OUT.get(folder) if folder in trained else None
+    return [(stem, image) for stem, image in found if kept is None or stem in kept]
 
 
 def _read_picture8(file: Path, channels: int | None) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 
 from nlrn import __version__
 from nlrn.attention import AttentionMeter
+from nlrn.camera import noisy_at
 from nlrn.datasets import SCORING_SETS, NamedPicture, read_folder
 from nlrn.degradations import add_gaussian_noise, resize_bicubic, resize_bicubic8
 from nlrn.enlarging import seen_size
@@ -39,6 +40,11 @@ PROTOCOLS = {
     "noise": (
         "picture in [0,1]; normal noise of numpy RandomState(0) restarted for every picture, neither clipped nor"
         f" rounded; {_SCORED}, over the whole picture; colour goes channel by channel through a grey model"
+    ),
+    "camera": (
+        "8-bit picture as a camera stored it (nlrn.camera.noisy_at: camera and noise follow from the picture's values;"
+        " the level is the noise's standard deviation on grey before JPEG); the input and the"
+        f" {_SCORED}, over the whole picture; a model that finds the noise itself is asked for level 1"
     ),
     "float-lr": f"8-bit luminance made smaller by MATLAB's bicubic and kept in float; luminance {_LUMINANCE}",
     "8bit-lr": f"picture made smaller by MATLAB's bicubic in 8 bit, its luminance enlarged; luminance {_LUMINANCE}",
@@ -110,7 +116,8 @@ class Condition:
     """One degradation under which every picture is scored. name: of its column, label: of its printed line.
 
     score: [PSNR, SSIM] of a restorer on a clean uint8 picture; where it estimates the noise also the estimate, and the
-    PSNR when it is told the true level. seen: the planes [B, C, H, W], float64, that the network sees of it, and the
+    PSNR when it is told the true level. extra: names of the numbers that follow PSNR and SSIM there, whose means are
+    kept too. seen: the planes [B, C, H, W], float64, that the network sees of it, and the
     noise level it is told, on their scale, or None.
     """
 
@@ -118,6 +125,7 @@ class Condition:
     label: str
     score: Callable[[Restorer, np.ndarray], list[float]]
     seen: Callable[[np.ndarray], tuple[np.ndarray, float | None]]
+    extra: tuple[str, ...] = ()
 
 
 def denoising(sigmas: Iterable[float], seed: int = 0, *, auto: bool = False) -> list[Condition]:
@@ -141,6 +149,29 @@ def _noise(sigma: float, seed: int, auto: bool) -> Condition:
         return noisy.transpose(2, 0, 1)[None], sigma / 255
 
     return Condition(f"{sigma:g}", f"sigma {sigma:g}", score, seen)
+
+
+def photographs(levels: Iterable[float], told: float | str) -> list[Condition]:
+    """Camera noise of each level (PROTOCOLS["camera"]). told: the sigma that the model is given for every picture, or
+    "auto", as estimated; of a model that finds the noise itself its level_one.
+    """
+    return [_photograph(level, told) for level in levels]
+
+
+def _photograph(level: float, told: float | str) -> Condition:
+    def score(restorer: Restorer, image: np.ndarray) -> list[float]:
+        clean = image / 255.0
+        noisy = noisy_at(clean, level)
+        sigma = restorer.noise_level(noisy, told)
+        output = quantize8(restorer.denoise(noisy, sigma))
+        return [psnr(clean, output), ssim(clean, output), psnr(clean, noisy), float(np.mean(sigma))]
+
+    def seen(image: np.ndarray) -> tuple[np.ndarray, float]:
+        if isinstance(told, str):
+            raise ConfigError("the attention is studied at a sigma that is given, not estimated")
+        return noisy_at(image / 255.0, level).transpose(2, 0, 1)[None], told / 255
+
+    return Condition(f"{level:g}", f"camera noise {level:g}", score, seen, ("psnr_noisy", "told"))
 
 
 def super_resolution(scales: Iterable[float], protocol: str = "float-lr") -> list[Condition]:
@@ -203,7 +234,7 @@ def evaluate(
                 "ssim": float(mean[1]),
                 "seconds": time.perf_counter() - started,
                 "pictures": each,
-            }
+            } | dict(zip(condition.extra, mean[2:].tolist(), strict=False))
             say(f"{name} {condition.label}: {mean[0]:.3f} dB, SSIM {mean[1]:.4f} over {len(pictures)} pictures")
     return scores
 

@@ -161,7 +161,9 @@ class NLRNConfig:
     in_channels: 1 or 3, in and out. channels, embed_channels: of the state, and of theta and phi. states: T.
     window: q, odd, or None for the whole picture. propagation: carry the correlations from state to state.
     sigma_input: a second input plane holds the noise level. task: "denoise" or "sr" (luminance). distance: Phi, one of
-    DISTANCES (paper, section 3), of which CARRIED alone has correlations to carry.
+    DISTANCES (paper, section 3), of which CARRIED alone has correlations to carry. level_one: 0, or for a model that
+    finds the noise itself the sigma (0-255) that stands for level 1 in that plane, which then holds level *
+    level_one / 255; the level is relative to the noise that is found (`nlrn.camera.target_at`).
     """
 
     in_channels: int = 1
@@ -173,6 +175,7 @@ class NLRNConfig:
     sigma_input: bool = False
     task: str = "denoise"
     distance: str = CARRIED
+    level_one: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "channels", "embed_channels", "states"):
@@ -184,6 +187,9 @@ class NLRNConfig:
             raise ConfigError(f"distance must be one of {', '.join(DISTANCES)}, not {self.distance!r}")
         if self.propagation and self.distance != CARRIED:
             raise ConfigError(f"{CARRIED} alone carries correlations: {self.distance} wants propagation = false")
+        object.__setattr__(self, "level_one", float(self.level_one))  # a recipe may say 12; a header's type is checked
+        if not 0 <= self.level_one <= 75 or (self.level_one and not self.sigma_input):
+            raise ConfigError(f"level_one lies in 0..75 and requires sigma_input, not {self.level_one:g}")
         if self.task not in TASKS:
             raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
 

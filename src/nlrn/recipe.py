@@ -33,12 +33,19 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Gaussian noise, sigma uniform in [low, high] on the 0..255 scale; equal bounds mean one fixed level."""
+    """kind "gaussian": sigma uniform in [low, high] on the 0..255 scale; equal bounds mean one fixed level.
+    kind "camera": of a camera drawn for each patch (nlrn.camera.draw_camera), which has its own levels.
+    """
 
     low: float = 0.0
     high: float = 75.0
+    kind: str = "gaussian"
 
     def __post_init__(self) -> None:
+        if self.kind not in ("gaussian", "camera"):
+            raise ConfigError(f"noise.kind must be gaussian or camera, not {self.kind!r}")
+        if self.kind == "camera" and (self.low, self.high) != (NoiseConfig.low, NoiseConfig.high):
+            raise ConfigError("camera noise draws its levels itself: leave noise.low and noise.high out")
         if not 0 <= self.low <= self.high <= 255:
             raise ConfigError(f"noise wants 0 <= low <= high <= 255, not {self.low} and {self.high}")
 
@@ -55,6 +62,20 @@ class ResizeConfig:
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) < 2 or max(self.scales) > 8 or not 0 <= self.rounded <= 1:
             raise ConfigError(f"resize wants scales of 2 to 8 and rounded in [0, 1], not {self}")
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """from: the trained weights, a shipped model's name or a file, that a run begins with (nlrn.starting.start_from).
+
+    Where the first stage is frozen, the statistics of its batch norms stay those of the start.
+    """
+
+    from_: str
+
+    def __post_init__(self) -> None:
+        if not self.from_:
+            raise ConfigError("start.from must name a shipped model or a weights file")
 
 
 @dataclass(frozen=True)
@@ -144,6 +165,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)  # of the task "denoise"
     resize: ResizeConfig = field(default_factory=ResizeConfig)  # of the task "sr"
+    start: StartConfig | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stages: tuple[Stage, ...] = (Stage(0, 48, 16),)
@@ -179,6 +201,14 @@ class TrainConfig:
 
     def _check_task(self) -> None:
         """What the model is for must fit what it is and what it is shown."""
+        if self.noise.kind == "camera":
+            if self.model.task != "denoise" or self.model.in_channels != 3:
+                raise ConfigError('camera noise is for models of the task "denoise" with in_channels = 3')
+            if self.model.sigma_input and not self.model.level_one:
+                raise ConfigError("camera noise has no one sigma: sigma_input requires a level_one")
+            return
+        if self.model.level_one:
+            raise ConfigError('a model with a level_one is trained on noise.kind = "camera"')
         if self.model.task == "denoise":
             if not self.model.sigma_input and self.noise.low != self.noise.high:
                 raise ConfigError("a range of noise levels needs a model with sigma_input = true")
@@ -219,8 +249,14 @@ class TrainConfig:
         """Every field that means something; those younger than released states unless they have their defaults."""
         values = dataclasses.asdict(self)
         del values["noise" if self.model.task == "sr" else "resize"]
-        if self.model.distance == NLRNConfig.distance:
-            del values["model"]["distance"]
+        for key in ("distance", "level_one"):
+            if getattr(self.model, key) == getattr(NLRNConfig, key):
+                del values["model"][key]
+        if self.model.task != "sr" and self.noise.kind == NoiseConfig.kind:
+            del values["noise"]["kind"]
+        start = values.pop("start")
+        if start is not None:
+            values["start"] = {"from": start["from_"]}
         for stage in values["stages"]:
             if stage["accumulate"] == 1:
                 del stage["accumulate"]
@@ -242,6 +278,7 @@ _SECTIONS = {
     "data": DataConfig,
     "noise": NoiseConfig,
     "resize": ResizeConfig,
+    "start": StartConfig,
     "optim": OptimConfig,
     "schedule": ScheduleConfig,
 }
@@ -251,7 +288,8 @@ def build(kind: type, values: Any, where: str) -> Any:
     """A dataclass from a table; an unknown key names the nearest known one, a wrong type both types."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be a table, not {values!r}")
-    fields, hints = {f.name: f for f in dataclasses.fields(kind)}, get_type_hints(kind)
+    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(kind)}  # "from" is a word of Python
+    hints = {name.rstrip("_"): hint for name, hint in get_type_hints(kind).items()}
     for key, value in values.items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
@@ -263,7 +301,7 @@ def build(kind: type, values: Any, where: str) -> Any:
     missing = [name for name in required if name not in values]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return kind(**{fields[k].name: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _fits(wanted: Any, value: Any) -> bool:

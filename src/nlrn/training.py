@@ -31,6 +31,7 @@ from nlrn.processes import Processes, joined
 from nlrn.progress import Pace, TrainingLog
 from nlrn.publish import remove_leftovers
 from nlrn.recipe import TrainConfig, read_recipe
+from nlrn.starting import start_from
 from nlrn.stopping import Stopped, StopRequests
 from nlrn.validation import Validation
 
@@ -167,6 +168,9 @@ class Trainer:
             raise ConfigError(f"{self.weights} is there already: give another folder")
         if resume:
             self._resume()
+        elif self.config.start is not None:
+            start_from(self.model, self.config.start.from_, statistics=self.config.freeze == 0)
+            self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         if self.processes.leads:
             remove_leftovers(self.folder)
 
@@ -294,8 +298,9 @@ class Trainer:
 
     @property
     def frozen(self) -> bool:
-        """Whether the weights were trained under the statistics that they have."""
-        return self.config.freeze is not None and self.step > self.config.freeze
+        """Whether the weights were trained under the statistics that they have, or start from those that were."""
+        freeze = self.config.freeze
+        return freeze is not None and (self.step > freeze or (freeze == 0 and self.config.start is not None))
 
     def _mind_the_clock(self) -> None:
         """Begin the decay when its share is what remains of the time, with as many steps as fit."""

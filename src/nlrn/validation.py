@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nlrn.attention import AttentionMeter
-from nlrn.datasets import read_folder
+from nlrn.camera import CAMERA_LEVELS, noisy_at
+from nlrn.datasets import validation_images
 from nlrn.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.errors import InputError
 from nlrn.metrics import luma8, psnr
@@ -24,7 +25,8 @@ class Validation:
 
     def __init__(self, config: TrainConfig, data: Path, device: torch.device) -> None:
         size, enlarges = config.data.validation_size, config.model.task == "sr"
-        found = read_folder(data / config.data.validation, channels=None if enlarges else config.model.in_channels)
+        channels = None if enlarges else config.model.in_channels
+        found = validation_images(data, config.data.validation, config.data.folders, channels=channels)
         large = [image for _, image in found if min(image.shape[:2]) >= size]
         if not large:
             raise InputError(f"no picture of {config.data.validation} has {size} x {size} pixels to validate on")
@@ -34,6 +36,10 @@ class Validation:
         self.tasks: dict[str, tuple[float | None, Callable[[np.ndarray, int], np.ndarray]]] = {}
         if enlarges:
             self.tasks = {f"x{s}": (None, _enlarged(s)) for s in config.resize.scales}
+            return
+        if config.noise.kind == "camera":
+            level = config.model.level_one / 255 if config.model.sigma_input else None
+            self.tasks = {f"camera_{s:g}": (level, _photographed(s)) for s in CAMERA_LEVELS}
             return
         low, high = config.noise.low, config.noise.high
         for s in [low] if low == high else [s for s in (15.0, 25.0, 50.0) if low <= s <= high] or [high]:
@@ -67,6 +73,10 @@ class Validation:
 
 def _noisy(sigma: float) -> Callable[[np.ndarray, int], np.ndarray]:
     return lambda clean, number: add_gaussian_noise(clean, sigma, seed=number)
+
+
+def _photographed(level: float) -> Callable[[np.ndarray, int], np.ndarray]:
+    return lambda clean, _: noisy_at(clean, level)
 
 
 def _enlarged(scale: int) -> Callable[[np.ndarray, int], np.ndarray]:

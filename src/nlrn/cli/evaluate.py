@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.shared import (
     add_model_options,
@@ -18,13 +18,21 @@ from nlrn.cli.shared import (
 )
 from nlrn.errors import ConfigError
 
+if TYPE_CHECKING:
+    from nlrn.evaluation import Condition
+    from nlrn.model import NLRNConfig
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help="score a model on the field's data sets")
     parser.add_argument("--data", type=Path, help="folder of the data sets, or of pictures (default: $NLRN_DATA)")
     parser.add_argument("--set", dest="sets", nargs="+", default=[], metavar="NAME", help="set12, bsd68, cbsd68 ...")
     parser.add_argument("--task", choices=("denoise", "sr"), default="denoise", help="sr: super-resolution")
-    parser.add_argument("--sigma", type=sigma_level, nargs="+", default=[15.0, 25.0, 50.0], help="default: 15 25 50")
+    parser.add_argument(
+        "--noise", choices=("gaussian", "camera"), default="gaussian", help="camera: as cameras make it"
+    )
+    parser.add_argument("--sigma", type=sigma_level, nargs="+", help="default: 15 25 50, of camera noise 3 6 12")
+    parser.add_argument("--tell", type=sigma_level, metavar="SIGMA", help="under camera noise (default: the estimate)")
     parser.add_argument("--auto", action="store_true", help="tell the model the estimated noise level instead")
     parser.add_argument("--scale", type=_scale, nargs="+", default=[2, 3, 4], help="1.5 to 4 (default: 2 3 4)")
     parser.add_argument(
@@ -46,11 +54,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from nlrn.evaluation import (
         PROTOCOLS,
         attention_study,
-        denoising,
         evaluate,
         find_sets,
         provenance,
-        super_resolution,
     )
     from nlrn.publish import publish_json
 
@@ -62,22 +68,16 @@ def _evaluate(options: argparse.Namespace) -> int:
     if restorer.model.config.window is None and options.mode == "window":
         raise ConfigError("this model looks at the whole picture, more than a memory holds: use --mode patch")
     config = restorer.model.config
-    if config.task != options.task:
-        raise ConfigError(f"this model is for {config.task}: say --task {config.task}")
-    enlarges = options.task == "sr"
-    if options.auto and (enlarges or not config.sigma_input):
-        raise ConfigError("--auto is for models that are told the noise level")
+    _check(options, config)
     sets = find_sets(
         data_root(options.data),
         options.sets,
         channels=config.in_channels,
         task=options.task,
-        scales=options.scale if enlarges else (),
+        scales=options.scale if options.task == "sr" else (),
     )
-    conditions = (
-        super_resolution(options.scale, options.protocol) if enlarges else denoising(options.sigma, auto=options.auto)
-    )
-    say, protocol = sayer(options), options.protocol if enlarges else "noise"
+    protocol, conditions = _conditions(options, config)
+    say = sayer(options)
     result: dict[str, Any] = {
         "model": path.stem,
         "sha256": sha256(path),
@@ -97,12 +97,42 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check(options: argparse.Namespace, config: NLRNConfig) -> None:
+    """Raises ConfigError where the words do not fit the model."""
+    camera, given = options.noise == "camera", config.sigma_input and not config.level_one
+    if config.task != options.task:
+        raise ConfigError(f"this model is for {config.task}: say --task {config.task}")
+    if camera and (options.task == "sr" or config.in_channels != 3):
+        raise ConfigError("--noise camera is for models that denoise colour")
+    if config.level_one and not camera:
+        raise ConfigError("this model finds the noise itself, as cameras make it: say --noise camera")
+    if options.tell is not None and not (camera and given):
+        raise ConfigError("--tell is for models that are told the noise level, under --noise camera")
+    if options.auto and (camera or not given):
+        raise ConfigError("--auto is for models that are told the noise level, under Gaussian noise")
+    if camera and options.attention and given and options.tell is None:
+        raise ConfigError("--attention under camera noise requires --tell: a sigma that is given, not estimated")
+
+
+def _conditions(options: argparse.Namespace, config: NLRNConfig) -> tuple[str, list[Condition]]:
+    """The name of the protocol, and what is scored."""
+    from nlrn.camera import CAMERA_LEVELS
+    from nlrn.evaluation import denoising, photographs, super_resolution
+
+    if options.task == "sr":
+        return options.protocol, super_resolution(options.scale, options.protocol)
+    if options.noise == "camera":
+        told = "auto" if options.tell is None else options.tell
+        return "camera", photographs(options.sigma or CAMERA_LEVELS, config.level_one or told)
+    return "noise", denoising(options.sigma or (15.0, 25.0, 50.0), auto=options.auto)
+
+
 def _scale(text: str) -> float:
     return number(text, "scale", 1.5, 4)
 
 
 def _table(result: dict[str, Any], quiet: bool) -> None:
-    """PSNR / SSIM by set and sigma or scale; with the attention study, its rows below."""
+    """PSNR / SSIM by set and noise level or scale; with the attention study, its rows below."""
     if quiet:
         return
     names = list(next(iter(result["scores"].values())))
@@ -111,7 +141,8 @@ def _table(result: dict[str, Any], quiet: bool) -> None:
         [name, *(f"{scores[s]['psnr']:.2f} / {scores[s]['ssim']:.4f}" for s in names)]
         for name, scores in result["scores"].items()
     ]
-    header = names if result["task"] == "sr" else [f"sigma {s}" for s in names]
+    kind = "level" if result["protocol"].startswith("camera") else "sigma"
+    header = names if result["task"] == "sr" else [f"{kind} {s}" for s in names]
     print_table(title, ["set", *header], rows)
     if "attention" not in result:
         return

@@ -1,0 +1,247 @@
+"""Training on camera noise, from trained weights: what a step sees, what is taken over, what a recipe may say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy import CPU, make, trainer
+
+from nlrn.camera import CAMERA_LEVELS, noisy_at
+from nlrn.checkpoint import load_model, save_model
+from nlrn.datasets import HELD_OUT, read_folder, training_images, validation_images
+from nlrn.errors import ConfigError, ModelNotFoundError
+from nlrn.metrics import psnr
+from nlrn.model import NLRN, NLRNConfig
+from nlrn.processes import Processes
+from nlrn.recipe import NoiseConfig, Stage, StartConfig, TrainConfig, read_recipe
+from nlrn.starting import start_from
+from nlrn.training import Trainer, train
+
+ROOT = Path(__file__).resolve().parents[1]
+CAMERA = NoiseConfig(kind="camera")
+MODEL = NLRNConfig(3, 8, 4, 2, 5, sigma_input=True, level_one=12)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("data"))
+
+
+def photographer(recipe: Path, folder: Path, **changes: object) -> Trainer:
+    return trainer(recipe, folder, **{"model": MODEL, "noise": CAMERA, **changes})  # type: ignore[arg-type]
+
+
+def trained(config: NLRNConfig, seed: int = 0) -> NLRN:
+    """A network whose every parameter and statistic is unlike a fresh one's."""
+    torch.manual_seed(seed)
+    model = NLRN(config)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.add_(0.1 * torch.rand_like(value) + 0.01 * name.endswith("running_var"))
+    return model
+
+
+# -- what a step sees ----------------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_photographs_is_a_pure_function_of_seed_and_step(recipe: Path, tmp_path: Path) -> None:
+    one, two = photographer(recipe, tmp_path), photographer(recipe, tmp_path)
+    first = one.batches(7)
+    one.batches(40)
+    for again in (one.batches(7), two.batches(7)):
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
+    assert not torch.equal(first[0], one.batches(8)[0])
+    assert not torch.equal(first[0], photographer(recipe, tmp_path, seed=1).batches(7)[0])
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_processes_see_the_photographs_of_one(recipe: Path, tmp_path: Path, world: int) -> None:
+    single = photographer(recipe, tmp_path)
+    whole, shares = single.batches(33), []
+    for rank in range(world):
+        single.batches.processes = Processes(CPU, rank, world)
+        shares.append(single.batches(33))
+    for i, part in enumerate(whole):
+        assert part is not None
+        assert torch.equal(torch.cat([share[i] for share in shares]), part)  # type: ignore[misc]
+
+
+def test_the_plane_holds_the_level_and_the_target_belongs_to_it(recipe: Path, tmp_path: Path) -> None:
+    noisy, target, plane = photographer(recipe, tmp_path, stages=(Stage(0, 16, 400),)).batches(0)
+    assert noisy.shape == target.shape == (400, 3, 16, 16)
+    assert noisy.is_contiguous(memory_format=torch.channels_last)
+    assert plane is not None
+    levels = plane.numpy() * 255 / 12
+    others = levels[np.abs(levels - 1) > 1e-6]
+    assert len(others) == pytest.approx(100, abs=4 * math.sqrt(400 * 0.25 * 0.75))
+    assert others.min() >= 0
+    assert others.max() <= 2
+    assert others.mean() == pytest.approx(1, abs=4 * 2 / math.sqrt(12 * len(others)))
+    eighths = noisy * 255
+    assert torch.allclose(eighths, eighths.round(), atol=1e-4)
+    usual = torch.from_numpy(np.abs(levels - 1) <= 1e-6)
+    clean = target[usual] * 255
+    assert torch.allclose(clean, clean.round(), atol=1e-4)
+    assert torch.equal(clean[:, 0], clean[:, 1])  # these images are grey, and their noise is not
+    assert not torch.equal(noisy[usual][:, 0], noisy[usual][:, 1])
+    weak = torch.from_numpy(levels < 0.2)
+    assert float((noisy - target)[weak].std()) < 0.3 * float((noisy[usual] - target[usual]).std())
+
+
+def test_a_blind_model_sees_no_level(recipe: Path, tmp_path: Path) -> None:
+    blind = NLRNConfig(3, 8, 4, 2, 5)
+    _, target, plane = photographer(recipe, tmp_path, model=blind, stages=(Stage(0, 16, 40),)).batches(0)
+    assert plane is None
+    assert torch.allclose(target * 255, (target * 255).round(), atol=1e-4)
+
+
+def test_validation_is_on_camera_noise_at_the_levels_of_the_scores(recipe: Path, tmp_path: Path) -> None:
+    subject = photographer(recipe, tmp_path)
+    result = subject.validation(subject.model)
+    assert {key for key in result if key.startswith("psnr")} == {f"psnr_camera_{s:g}" for s in CAMERA_LEVELS}
+    with torch.no_grad():
+        subject.model.tail.weight.zero_()
+        subject.model.tail.bias.zero_()  # type: ignore[union-attr]
+    found = subject.validation(subject.model)
+    for level in CAMERA_LEVELS:
+        expected = np.mean([psnr(clean, noisy_at(clean, level)) for clean in subject.validation.clean])
+        assert found[f"psnr_camera_{level:g}"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_twenty_photographs_are_held_out(data_root: Path) -> None:
+    stems = [stem for stem, _ in read_folder(data_root / "sunhays80", channels=1)]
+    assert list(HELD_OUT["sunhays80"]) == stems[3::4]
+    kept = [stem for stem, _ in validation_images(data_root, "sunhays80", ("t91", "sunhays80"), channels=1)]
+    seen = [stem for stem, _ in training_images(data_root, "sunhays80", channels=1)]
+    assert len(kept) == 20
+    assert len(seen) == 60
+    assert sorted(kept + seen) == stems
+    assert [stem for stem, _ in validation_images(data_root, "sunhays80", ("t91",), channels=1)] == stems
+
+
+# -- the start -----------------------------------------------------------------------------------------------------
+
+
+def test_a_start_takes_everything_of_a_model_of_its_kind(tmp_path: Path) -> None:
+    source, model = trained(MODEL), NLRN(dataclasses.replace(MODEL, level_one=0))
+    save_model(tmp_path / "source.safetensors", source)
+    taken = start_from(model, tmp_path / "source.safetensors", statistics=True)
+    assert {"head", "tail", "block.norm1", "block.non_local"} <= set(taken)
+    expected = load_model(tmp_path / "source.safetensors").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_a_start_takes_the_block_of_a_model_with_other_channels_and_states(tmp_path: Path) -> None:
+    grey = dataclasses.replace(MODEL, in_channels=1, level_one=0)
+    file = tmp_path / "source.safetensors"
+    save_model(file, trained(grey))
+    source = load_model(file).state_dict()
+    model = trained(dataclasses.replace(MODEL, states=4), seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    taken = start_from(model, file)
+    assert "head" not in taken
+    assert "tail_norm" in taken
+    for name, value in model.state_dict().items():
+        if name.startswith(("head", "tail.")):
+            assert torch.equal(value, before[name]), name
+        else:
+            assert torch.equal(value, source[name.replace(".2.", ".1.").replace(".3.", ".1.")]), name
+    with pytest.raises(ConfigError, match="its head_norm does not fit"):
+        start_from(model, file, statistics=True)
+
+
+def test_a_start_that_does_not_fit_is_one_error(recipe: Path, tmp_path: Path) -> None:
+    file = tmp_path / "wide.safetensors"
+    save_model(file, trained(dataclasses.replace(MODEL, channels=16)))
+    with pytest.raises(ConfigError, match=r"wide.safetensors cannot be the start: its block.non_local has the shapes"):
+        photographer(recipe, tmp_path / "run", start=StartConfig(str(file))).start(resume=False)
+    with pytest.raises(ModelNotFoundError, match="'denoise-nothing'"):
+        photographer(recipe, tmp_path / "run", start=StartConfig("denoise-nothing")).start(resume=False)
+
+
+def test_a_run_that_is_frozen_from_the_start_keeps_the_statistics_of_its_start(recipe: Path, tmp_path: Path) -> None:
+    """And it goes on where it was ended, without the file that it started from."""
+    file, stages = tmp_path / "source.safetensors", (Stage(0, 12, 4, frozen=True),)
+    save_model(file, trained(MODEL))
+    config = dataclasses.replace(
+        read_recipe(recipe), model=MODEL, noise=CAMERA, start=StartConfig(str(file)), stages=stages, embedding_gain=0.5
+    )
+    config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=6, decay=0.0))
+    straight = train(config, output=tmp_path / "straight", data=recipe.parent, quiet=True)
+    short = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=3))
+    train(short, output=tmp_path / "parts", data=recipe.parent, quiet=True)
+    expected, found = (load_model(path).state_dict() for path in (file, straight))
+    for name, value in found.items():
+        if "running" in name:
+            assert torch.equal(value, expected[name]), name
+    assert float((found["block.conv_a.weight"] - expected["block.conv_a.weight"]).abs().max()) < 6 * 1e-3 * 4
+    assert not torch.equal(found["block.conv_a.weight"], expected["block.conv_a.weight"])
+    file.unlink()
+    resumed = train(config, output=tmp_path / "parts", data=recipe.parent, resume=True, quiet=True)
+    assert all(torch.equal(value, found[name]) for name, value in load_model(resumed).state_dict().items())
+
+
+# -- recipes -------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_of_the_small_model_for_photographs() -> None:
+    config = read_recipe(ROOT / "recipes" / "denoise-photo-small.toml")
+    assert config.start == StartConfig("denoise-color-small")
+    assert config.noise == CAMERA
+    assert config.model == NLRNConfig(3, 64, 32, 6, 15, sigma_input=True, level_one=12.0)
+    assert config.freeze == 0
+    assert config.data.folders == ("bsds500/train", "bsds500/test", "sunhays80")
+    header = json.loads(config.header())
+    assert header["start"] == {"from": "denoise-color-small"}
+    assert header["noise"]["kind"] == "camera"
+    start_from(NLRN(config.model), "denoise-color-small", statistics=True)
+
+
+def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
+    plain = read_recipe(ROOT / "recipes" / "denoise-color-small.toml")
+    header = json.loads(plain.header())
+    assert "start" not in header
+    assert "kind" not in header["noise"]
+    assert "level_one" not in header["model"]
+    others = [dataclasses.replace(plain, start=StartConfig(name)) for name in ("denoise-color-small", "other")]
+    for level in (10, 12):
+        model = dataclasses.replace(plain.model, level_one=level)
+        others.append(dataclasses.replace(plain, model=model, noise=CAMERA))
+    assert len({config.digest() for config in (plain, *others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[start]\nfrom_ = "a"', "unknown key 'from_' in start; did you mean 'from'"),
+        ("[start]\nfrom = 3", "start.from must be str"),
+        ("[start]", "start lacks from"),
+        ('[start]\nfrom = ""', "must name a shipped model"),
+        ('[noise]\nkind = "film"', "gaussian or camera, not 'film'"),
+        ('[noise]\nkind = "camera"\nhigh = 50.0', "leave noise.low and noise.high out"),
+        ('[noise]\nkind = "camera"', "in_channels = 3"),
+        ('[noise]\nkind = "camera"\n[model]\nin_channels = 3\nsigma_input = true', "requires a level_one"),
+        ("[model]\nin_channels = 3\nsigma_input = true\nlevel_one = 12", 'trained on noise.kind = "camera"'),
+        ("[model]\nlevel_one = 12", "requires sigma_input"),
+        ("[model]\nsigma_input = true\nlevel_one = 80", "lies in 0..75"),
+    ],
+)
+def test_recipes_that_do_not_fit_together_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(path)
+
+
+def test_a_recipe_with_a_start_comes_back_from_its_header() -> None:
+    config = read_recipe(ROOT / "recipes" / "denoise-photo-small.toml")
+    from test_recipe import recorded
+
+    assert recorded(config.header()) == config
+    assert isinstance(config, TrainConfig)
