@@ -96,14 +96,15 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(
-    ext_modules=[
-        Extension(
-            "nlrn.ops.libnlrn_cpu",
-            sources=[str(path) for path in sorted(SOURCES.glob("*.cpp"))],
-            depends=[*(str(path) for path in sorted(SOURCES.glob("*.h"))), "setup.py"],
-            optional=os.environ.get("NLRN_BUILD_KERNEL") != "required",
-        )
-    ],
-    cmdclass={"build_ext": BuildKernel, "bdist_wheel": AnyPython},
-)
+if __name__ == "__main__":  # tests read the flags
+    setup(
+        ext_modules=[
+            Extension(
+                "nlrn.ops.libnlrn_cpu",
+                sources=[str(path) for path in sorted(SOURCES.glob("*.cpp"))],
+                depends=[*(str(path) for path in sorted(SOURCES.glob("*.h"))), "setup.py"],
+                optional=os.environ.get("NLRN_BUILD_KERNEL") != "required",
+            )
+        ],
+        cmdclass={"build_ext": BuildKernel, "bdist_wheel": AnyPython},
+    )

@@ -141,7 +141,7 @@ template <int PAIR> NLRN_INLINE floats dot(floats sum, ints a, ints b) {
 }
 
 // Words of LANES lanes: `even` alone (PAIR = 1), or the bf16 pairs (even, odd)
-template <int PAIR> NLRN_INLINE ints paired(floats even, floats odd) {
+template <int PAIR> NLRN_INLINE ints paired(floats even, [[maybe_unused]] floats odd) {
 #if defined(__AVX512BF16__)
     if (PAIR == 2) {
         const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);  // 16 even, then 16 odd
