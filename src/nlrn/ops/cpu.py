@@ -81,7 +81,7 @@ def use_instruction_set(name: str) -> None:
 
 
 def say_if_missing(*, elsewhere: bool = False) -> None:
-    """Warn once in a process, by the logger "nlrn", that there is no kernel, and why. elsewhere: another has said it."""
+    """Warn once in a process, by the logger "nlrn", that there is no kernel, and why. elsewhere: another one does it."""
     global _said
     if _problem_found and not _said and not elsewhere:
         logging.getLogger("nlrn").warning("%s. The torch operator runs, several times slower", _problem_found)
