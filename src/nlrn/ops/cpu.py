@@ -1,7 +1,8 @@
 """The fused kernel of csrc/ on CPU tensors: what a call looks like from Python.
 
 The library is built with the package where there is a C++ compiler, and loaded after torch, so that both share one
-OpenMP (on Windows MSVC's own, vcomp140.dll of the redistributable that torch needs too). It holds one kernel for every instruction set and runs the best that this processor has.
+OpenMP (on Windows MSVC's own, vcomp140.dll of the redistributable that torch needs too). It holds one kernel for every
+instruction set and runs the best that this processor has.
 
 The correlation is one flat tensor, float32 or float16, as csrc/layout.h lays it out: [B][y][block of x][dy][dx]
 [lane], and some spare numbers at both ends. Every entry is defined, 0 outside the picture.
