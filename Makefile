@@ -3,16 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo docs test test-slow check clean
+.PHONY: core install demo docs test test-slow check kernel-aarch64 lint-workflows container clean
 
+# What `pip install .` brings, and no more
+core: $(VENV)/core
+# The same, and all that the targets below need
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt setup.py $(wildcard src/nlrn/ops/csrc/*)
+$(VENV)/core: pyproject.toml constraints.txt setup.py $(wildcard src/nlrn/ops/csrc/*)
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed: $(VENV)/core
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: install
+demo: core
 	$(BIN)/python examples/demo.py --output demo-out
 
 docs: install
@@ -29,6 +36,10 @@ test: check
 
 test-slow: check
 	$(BIN)/python -m pytest -n 2 --slow
+
+# The kernel for aarch64, its laws in an emulator (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)
+kernel-aarch64: install
+	$(BIN)/python -m pytest -n 0 tests/test_kernel_builds.py -k aarch64-under-qemu
 
 clean:
 	rm -rf $(VENV) build dist src/nlrn/ops/*.so demo-out docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

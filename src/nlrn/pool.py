@@ -14,6 +14,7 @@ from multiprocessing import active_children, get_context
 import torch
 
 from nlrn.allocator import keep_freed_memory
+from nlrn.ops.cpu import say_if_missing
 
 
 @contextmanager
@@ -23,6 +24,8 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     Ctrl-C reaches this process alone; when the context ends, by an error or an interrupt too, its processes are
     ended, whatever they are at. They end by themselves when this one is killed.
     """
+    if not torch.cuda.is_available():
+        say_if_missing()
     threads, others = max(1, torch.get_num_threads() // workers), set(active_children())
     executor = ProcessPoolExecutor(workers, get_context("spawn"), begin, (threads, os.getpid()))
     try:
@@ -37,6 +40,7 @@ def begin(threads: int, parent: int) -> None:
     """What a process of our own begins with: so many threads, deaf to Ctrl-C, and its end with that of `parent`."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     keep_freed_memory()
+    say_if_missing(elsewhere=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
 

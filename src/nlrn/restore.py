@@ -26,6 +26,7 @@ from nlrn.hardware import hardware_bf16, usable_device
 from nlrn.inference import FoldedNLRN, Unfolded
 from nlrn.model import NLRN
 from nlrn.noise import estimate_sigma
+from nlrn.ops.cpu import say_if_missing
 from nlrn.stabilization import PoissonNoise
 from nlrn.tiling import PATCH, Average, Blend, patch_size, patches, plan
 from nlrn.views import Progress, over_views, tick_of_part
@@ -96,6 +97,8 @@ class Restorer:
         model = default_model("denoise", 1) if model is None else model
         own = copy.deepcopy(model) if isinstance(model, NLRN) else load_model(model)
         self.model = to_device(own.float(), self.device).eval()
+        if self.device.type == "cpu":
+            say_if_missing()
         self._folded: dict[torch.dtype, FoldedNLRN] = {}
 
     def denoise(

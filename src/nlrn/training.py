@@ -26,6 +26,7 @@ from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from nlrn.hardware import hardware_bf16
 from nlrn.model import NLRN
 from nlrn.norms import freeze_norms, measure_norms, sync_norms
+from nlrn.ops.cpu import say_if_missing
 from nlrn.optimization import clip_gradients, compile_states, loss_of, make_optimizer, start_embeddings
 from nlrn.processes import Processes, joined
 from nlrn.progress import Pace, TrainingLog
@@ -111,6 +112,8 @@ class Trainer:
         self.budget, self.requests = budget or Budget(), StopRequests()
         self.config, self.folder, self.processes = config, folder, processes
         self.device = device = processes.device
+        if device.type == "cpu" and processes.leads:
+            say_if_missing()
         torch.manual_seed(config.seed)
         self.model = to_device(NLRN(config.model), device)
         start_embeddings(self.model, config.embedding_gain, config.embedding_tied)

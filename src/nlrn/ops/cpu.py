@@ -1,7 +1,8 @@
 """The fused kernel of csrc/ on CPU tensors: what a call looks like from Python.
 
 The library is built with the package where there is a C++ compiler, and loaded after torch, so that both share one
-OpenMP. It holds one kernel for every instruction set and runs the best that this processor has.
+OpenMP (on Windows MSVC's own, vcomp140.dll of the redistributable that torch needs too). It holds one kernel for every
+instruction set and runs the best that this processor has.
 
 The correlation is one flat tensor, float32 or float16, as csrc/layout.h lays it out: [B][y][block of x][dy][dx]
 [lane], and some spare numbers at both ends. Every entry is defined, 0 outside the picture.
@@ -10,6 +11,8 @@ The correlation is one flat tensor, float32 or float16, as csrc/layout.h lays it
 from __future__ import annotations
 
 import ctypes
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from nlrn.errors import BackendError
 from nlrn.ops.reference import offsets_inside
 
 WHOLE = 64  # the side up to which a picture is its own window; beyond, its correlation lies too wide apart
-LIBRARY = Path(__file__).with_name("libnlrn_cpu.so")
+LIBRARY = Path(__file__).with_name("libnlrn_cpu.dll" if sys.platform == "win32" else "libnlrn_cpu.so")
 _ELEMENTS = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
@@ -35,11 +38,19 @@ class _Problem(ctypes.Structure):
     ]
 
 
+def _load_openmp() -> None:
+    """macOS: torch's libomp, for all to see: the library names none, so that there are never two. Elsewhere nothing."""
+    libomp = Path(torch.__file__).with_name("lib") / "libomp.dylib"
+    if sys.platform == "darwin" and libomp.exists():
+        ctypes.CDLL(str(libomp), ctypes.RTLD_GLOBAL)
+
+
 def _load(path: Path) -> tuple[ctypes.CDLL | None, dict[str, tuple[int, int]], str]:
     """(library, instruction sets of this processor, the best first: number and lanes; or why there is none)."""
     if not path.exists():
         return None, {}, "the fused CPU kernel was not built: installing nlrn builds it where there is a C++ compiler"
     try:
+        _load_openmp()
         library = ctypes.CDLL(str(path))
         library.nlrn_problem_bytes.restype = ctypes.c_int64
         if library.nlrn_problem_bytes() != ctypes.sizeof(_Problem):
@@ -58,6 +69,7 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, dict[str, tuple[int, int]], s
 
 
 _library, INSTRUCTION_SETS, _problem_found = _load(LIBRARY)
+_said = False
 _number, _lanes = next(iter(INSTRUCTION_SETS.values()), (0, 1))
 
 
@@ -67,6 +79,14 @@ def use_instruction_set(name: str) -> None:
     if name not in INSTRUCTION_SETS:
         raise BackendError(f"no instruction set is called {name!r} here; there are {', '.join(INSTRUCTION_SETS)}")
     _number, _lanes = INSTRUCTION_SETS[name]
+
+
+def say_if_missing(*, elsewhere: bool = False) -> None:
+    """Warn once in a process, by the logger "nlrn", that there is no kernel, and why. elsewhere: another one does it."""
+    global _said
+    if _problem_found and not _said and not elsewhere:
+        logging.getLogger("nlrn").warning("%s. The torch operator runs, several times slower", _problem_found)
+    _said = True
 
 
 def unsupported(q: Tensor, window: int | None) -> str | None:

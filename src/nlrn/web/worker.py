@@ -110,12 +110,15 @@ def _run(connection: Connection, house: House, parent: int) -> None:
     import torch
 
     from nlrn.errors import NLRNError
+    from nlrn.ops.cpu import say_if_missing
     from nlrn.pool import begin
     from nlrn.web.work import Workshop, listed
 
     if hasattr(os, "setsid"):
         os.setsid()  # so that it is ended together with what decodes for it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if house.device == "cpu" or not torch.cuda.is_available():
+        say_if_missing()
     begin(torch.get_num_threads(), parent)
     try:
         workshop = Workshop(house)

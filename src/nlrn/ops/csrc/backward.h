@@ -219,7 +219,7 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
             const int block = x >= 0 ? x / LANES : -1, shift = x - block * LANES;
             const int64_t place = block * next + (int64_t)(g.window - 1 - (tile.first + d)) * LANES;
             const bool one = block >= 0, other = block + 1 < g.blocks;
-            auto across = [&](auto type, const void *data, int64_t number) __attribute__((always_inline)) {
+            auto across = [&](auto type, const void *data, int64_t number) NLRN_INLINE_BODY {
                 constexpr int TYPE = decltype(type)::value;
                 const char *at = (const char *)data + (number + place) * bytes_of<TYPE>();
                 return load_across<TYPE>(one ? at : nullptr, other ? at + next * bytes_of<TYPE>() : nullptr, shift);

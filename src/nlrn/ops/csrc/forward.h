@@ -134,7 +134,7 @@ template <int PAIR, int STATE> struct Forward {
             met[half] = ky < g.height && ky - y <= g.radius && y - ky <= g.radius;
             sum[half] = floats{};
         }
-        auto all = [&](bool first, bool second) __attribute__((always_inline)) {
+        auto all = [&](bool first, bool second) NLRN_INLINE_BODY {
             for (int d = 0; d < tile.offsets; d++) {
                 float *p = row + d * LANES;
                 floats w[2] = {floats{}, floats{}};

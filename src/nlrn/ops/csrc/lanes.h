@@ -4,15 +4,7 @@
 // built for a newer processor is ever picked by the linker for an older one. For the same reason nothing of the
 // standard library is used but its C part.
 #pragma once
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-#define NLRN_INLINE static inline __attribute__((always_inline))
-#define NLRN_UNROLL _Pragma("GCC unroll 16")
+#include "compiler.h"
 
 namespace NLRN_SET {
 
@@ -30,10 +22,16 @@ constexpr bool HAS_BF16 = false;
 #endif
 
 typedef uint32_t word;  // a float, or a pair of bf16
-typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef float loose_floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t loose_ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+}  // namespace NLRN_SET
+
+#if defined(NLRN_SSE2_LANES)
+#include "lanes_sse2.h"
+#else
+#include "lanes_gnu.h"
+#endif
+
+namespace NLRN_SET {
 
 constexpr float MASKED = -1e30f, LOG2_E = 1.44269504f;
 
@@ -42,31 +40,6 @@ NLRN_INLINE int most(int a, int b) { return a > b ? a : b; }
 NLRN_INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 NLRN_INLINE floats every(float x) { return x - floats{}; }
-NLRN_INLINE floats load(const float *p) { return *(const loose_floats *)p; }
-NLRN_INLINE void store(float *p, floats v) { *(loose_floats *)p = v; }
-NLRN_INLINE ints load_words(const word *p) { return *(const loose_ints *)p; }
-NLRN_INLINE void store_words(word *p, ints v) { *(loose_ints *)p = v; }
-#if defined(__AVX512F__)
-NLRN_INLINE floats larger(floats a, floats b) { return (floats)_mm512_max_ps((__m512)a, (__m512)b); }
-NLRN_INLINE floats smaller(floats a, floats b) { return (floats)_mm512_min_ps((__m512)a, (__m512)b); }
-#elif defined(__AVX2__)
-NLRN_INLINE floats larger(floats a, floats b) { return (floats)_mm256_max_ps((__m256)a, (__m256)b); }
-NLRN_INLINE floats smaller(floats a, floats b) { return (floats)_mm256_min_ps((__m256)a, (__m256)b); }
-#else
-NLRN_INLINE floats larger(floats a, floats b) { return a > b ? a : b; }
-NLRN_INLINE floats smaller(floats a, floats b) { return a < b ? a : b; }
-#endif
-NLRN_INLINE bool any(ints mask) {
-#if defined(__AVX512F__)
-    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
-#elif defined(__AVX2__)
-    return _mm256_movemask_ps((__m256)mask) != 0;
-#else
-    int32_t found = 0;
-    for (int i = 0; i < LANES; i++) found |= mask[i];
-    return found != 0;
-#endif
-}
 NLRN_INLINE floats where(ints mask, floats a, floats b) { return (floats)(((ints)a & mask) | ((ints)b & ~mask)); }
 
 NLRN_INLINE float from_bf16(uint16_t x) {
@@ -78,7 +51,7 @@ NLRN_INLINE float from_bf16(uint16_t x) {
 NLRN_INLINE uint16_t to_bf16(float f) {  // to nearest even
     uint32_t bits;
     memcpy(&bits, &f, 4);
-    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 // 2^x for x <= about 10, by a polynomial on [-1/2, 1/2]: of degree 6 (relative error 2e-7), or, where the result
@@ -105,7 +78,7 @@ template <bool COARSE> NLRN_INLINE floats exp2_of(floats x) {
 #if defined(__AVX512F__)
     return (floats)_mm512_scalef_ps((__m512)p, (__m512)whole);
 #else
-    return p * (floats)((__builtin_convertvector(whole, ints) + 127) << 23);
+    return p * (floats)((whole_numbers(whole) + 127) << 23);
 #endif
 }
 
@@ -138,9 +111,9 @@ NLRN_INLINE void store_half(uint16_t *p, floats v) {
         const float size = v[i] < 0 ? -v[i] : v[i], scaled = size * 0x1p-112f;
         uint32_t bits;
         memcpy(&bits, &scaled, 4);
-        const uint32_t rounded = size < 0x1p-14f ? (uint32_t)__builtin_rintf(size * 0x1p24f)
+        const uint32_t rounded = size < 0x1p-14f ? (uint32_t)nearest(size * 0x1p24f)
                                                  : (bits + 0xfff + ((bits >> 13) & 1)) >> 13;
-        p[i] = rounded | (v[i] < 0 ? 0x8000 : 0);
+        p[i] = (uint16_t)(rounded | (v[i] < 0 ? 0x8000 : 0));
     }
 #endif
 }
@@ -150,15 +123,13 @@ template <int TYPE> constexpr int bytes_of() { return TYPE == FLOAT32 ? 4 : 2; }
 template <int TYPE> NLRN_INLINE floats load_as(const char *p) {
     if (TYPE == FLOAT32) return load((const float *)p);
     if (TYPE == FLOAT16) return load_half((const uint16_t *)p);
-    typedef uint16_t shorts __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-    return (floats)(__builtin_convertvector(*(const shorts *)p, ints) << 16);
+    return (floats)(load_shorts((const uint16_t *)p) << 16);
 }
 template <int TYPE> NLRN_INLINE void store_as(char *p, floats v) {
     if (TYPE == FLOAT32) return store((float *)p, v);
     if (TYPE == FLOAT16) return store_half((uint16_t *)p, v);
-    typedef uint16_t shorts __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
     const ints bits = (ints)v;
-    *(shorts *)p = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, shorts);
+    store_shorts((uint16_t *)p, (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 // sum + a . b, a word of every lane: a product (PAIR = 1), or one of two bf16 pairs (PAIR = 2)
@@ -170,7 +141,7 @@ template <int PAIR> NLRN_INLINE floats dot(floats sum, ints a, ints b) {
 }
 
 // Words of LANES lanes: `even` alone (PAIR = 1), or the bf16 pairs (even, odd)
-template <int PAIR> NLRN_INLINE ints paired(floats even, floats odd) {
+template <int PAIR> NLRN_INLINE ints paired(floats even, [[maybe_unused]] floats odd) {
 #if defined(__AVX512BF16__)
     if (PAIR == 2) {
         const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);  // 16 even, then 16 odd

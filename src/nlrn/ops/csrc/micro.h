@@ -15,7 +15,7 @@ template <int STATE> struct Ends {
 
 // logits[r][d] = sum over words w of queries[r][w] . keys[w] moved by d lanes, for R rows and D offsets
 template <int PAIR, int STATE, int R, int D>
-static __attribute__((noinline)) void correlate_block(
+static NLRN_NOINLINE void correlate_block(
     const word *queries, int64_t query_row, const word *keys, int64_t pitch, int words, float *logits,
     int64_t logits_row, int first, const Ends<STATE> &ends
 ) {
@@ -77,7 +77,7 @@ static void correlate(
 
 // sums[r][c] += sum over groups g and offsets d of weights[r][g][d] . values[g][c] moved by d lanes
 template <int PAIR, int R, int C>
-static __attribute__((noinline)) void average_block(
+static NLRN_NOINLINE void average_block(
     float *sums, int64_t sums_row, const word *weights, int64_t weights_row, int64_t weights_group,
     const word *values, int64_t values_group, int64_t pitch, int groups, int offsets
 ) {

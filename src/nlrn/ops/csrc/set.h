@@ -1,6 +1,4 @@
 // One instruction set's kernel: the entry points, each of which picks its template.
-#include <omp.h>
-
 #include "problem.h"
 #include "lanes.h"
 #include "layout.h"

@@ -119,7 +119,7 @@ static void prefetch(const word *plane_rows, int64_t pitch, int first, int end, 
     const int count = most(0, end - first);
     const int from = first + (int)((int64_t)count * part / parts), to = first + (int)((int64_t)count * (part + 1) / parts);
     for (int i = from; i < to; i++)
-        for (int w = 0; w < words + 16; w += 16) __builtin_prefetch(plane_rows + i * pitch + w, 0, 2);
+        for (int w = 0; w < words + 16; w += 16) NLRN_PREFETCH(plane_rows + i * pitch + w);
 }
 
 }  // namespace NLRN_SET
