@@ -38,7 +38,7 @@ from nlrn.checkpoint import load_model, model_metadata, save_model, sha256
 from nlrn.datasets import SCORING_SETS, data_root
 from nlrn.evaluation import machine, usual_sets
 from nlrn.hardware import usable_device
-from nlrn.ops.cpu import INSTRUCTION_SETS
+from nlrn.ops.cpu import instruction_set
 from nlrn.progress import LOG, read_log
 from nlrn.publish import publish, publish_json
 from nlrn.recipe import TrainConfig, read_recipe
@@ -285,7 +285,7 @@ def main() -> None:
         date=here["date"],
         commit=here["commit"],
         hardware=hardware,
-        instruction_set=next(iter(INSTRUCTION_SETS), "none"),
+        instruction_set=instruction_set(),
         cpu_seconds=round(spent),
         steps=step,
         pixels=config.pixels(0, step),

@@ -45,9 +45,10 @@ TYPES = [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)]
 @pytest.fixture(params=list(cpu.INSTRUCTION_SETS))
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of this processor in turn."""
+    before = cpu.instruction_set()
     cpu.use_instruction_set(request.param)
     yield request.param
-    cpu.use_instruction_set(next(iter(cpu.INSTRUCTION_SETS)))
+    cpu.use_instruction_set(before)
 
 
 @dataclass
@@ -476,6 +477,32 @@ def test_what_it_cannot_run_it_says() -> None:
 def test_an_unknown_instruction_set_is_named() -> None:
     with pytest.raises(BackendError, match=r"'sse9'.* portable"):
         cpu.use_instruction_set("sse9")
+
+
+NAMED = """
+import torch
+from nlrn.errors import BackendError
+from nlrn.ops import cpu, neighborhood_attention
+q = torch.rand(1, 9, 9, 3)
+try:
+    neighborhood_attention(q, q, q, window=3)
+    print(cpu.instruction_set())
+except BackendError as error:
+    print(error)
+assert neighborhood_attention(q, q, q, window=3, backend="tiled").shape == q.shape
+"""
+
+
+@pytest.mark.parametrize("name", [*cpu.INSTRUCTION_SETS, "", "sse9"])
+def test_the_instruction_set_that_the_environment_names_runs_or_is_refused(name: str) -> None:
+    source = str(Path(cpu.__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": source, cpu.VARIABLE: name}
+    done = subprocess.run([sys.executable, "-c", NAMED], check=True, capture_output=True, text=True, env=environment)
+    if name == "sse9":
+        assert done.stdout.startswith("NLRN_INSTRUCTION_SET is 'sse9'; this processor has ")
+        assert done.stdout.strip().endswith("portable: set one of them, or none")
+    else:
+        assert done.stdout.strip() == (name or next(iter(cpu.INSTRUCTION_SETS)))
 
 
 WITHOUT = """

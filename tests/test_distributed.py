@@ -103,7 +103,7 @@ def test_several_processes_train_as_one_does(
 
 @pytest.mark.parametrize("what", ["gradients", "statistics"])
 def test_a_reduction_that_is_left_out_would_be_seen(launch: Launcher, recipe: Path, tmp_path: Path, what: str) -> None:
-    """By more than 10,000 times what is allowed above, and 100 times what is allowed below."""
+    """By more than 10,000 times what is allowed above."""
     well(launch(2, launches.courses, recipe, tmp_path, "float64", ["muon"], broken=what))
     curves, rest = distances(load_file(tmp_path / "muon.safetensors"), alone(recipe, "muon", "float64"))
     assert curves > 1e-3
@@ -124,21 +124,30 @@ def restored(config_of: Path, name: str, found: dict[str, Tensor]) -> Tensor:
 def test_in_float32_losses_and_results_agree_to_rounding(
     launch: Launcher, recipe: Path, tmp_path: Path, count: Callable[[int], int]
 ) -> None:
-    """Losses and gradient norms to 1e-5 (measured: 6e-7), what the shipped models restore to 2e-5.
+    """Losses to 1e-4, gradient norms to 2e-3, what the shipped models restore to 5e-3.
 
-    Biases that have no gradient but rounding walk at random, up to the learning rate a step, and the statistics
-    behind them follow: no result depends on them. Under --slow all cases, and with compiled states.
+    Rounding alone makes 6e-7. But an activation that lies within rounding of zero falls on either side of its ReLU, and
+    its share of the gradient with it: against float64 from the same start, one process in float32 differs by 1.6e-4 in
+    a gradient norm, 4e-6 in the losses after it and 5e-4 in what is restored (case "muon"), on one instruction set at
+    this step, on another at that. The sharp bounds are those in float64, above. Biases that have no gradient but
+    rounding walk at random, up to the learning rate a step, and the statistics behind them follow: no result depends
+    on them. Under --slow all cases, and with compiled states.
     """
     cases = list(CASES) if count(10) == 10 else ["muon"]
     if count(10) == 10:
         well(launch(2, launches.compiled, recipe, tmp_path))
         compiled = load_file(tmp_path / "muon.safetensors")
-        assert distances(compiled, alone(recipe, "muon", "float32"))[0] < 1e-4
+        _check_float32(compiled, alone(recipe, "muon", "float32"), "compiled")
     well(launch(2, launches.courses, recipe, tmp_path, "float32", cases))
     for name in cases:
         found, expected = load_file(tmp_path / f"{name}.safetensors"), alone(recipe, name, "float32")
-        assert distances(found, expected)[0] < 1e-5, name
-        assert float((restored(recipe, name, found) - restored(recipe, name, expected)).abs().max()) < 2e-5, name
+        _check_float32(found, expected, name)
+        assert float((restored(recipe, name, found) - restored(recipe, name, expected)).abs().max()) < 5e-3, name
+
+
+def _check_float32(found: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
+    for what, bound in (("losses", 1e-4), ("norms", 2e-3)):
+        assert float((found[what] / expected[what] - 1).abs().max()) < bound, (name, what)
 
 
 def test_more_processes_than_a_part_has_patches_are_refused(recipe: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from nlrn.evaluation import machine
 from nlrn.hardware import hardware_bf16, memory, usable_device
 from nlrn.model import PRESETS
 from nlrn.ops import BACKENDS, select_backend, unsupported
-from nlrn.ops.cpu import INSTRUCTION_SETS
+from nlrn.ops.cpu import INSTRUCTION_SETS, instruction_set
 from nlrn.restore import MEMORY
 
 VIPS = "16-bit colour and floats"
@@ -45,6 +45,7 @@ def examine() -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": where["threads"],
             "instruction sets": list(INSTRUCTION_SETS),
+            "instruction set in use": instruction_set(),
             "multiplies bf16": hardware_bf16(device),
             "GPU": _gpus(),
             "memory, MiB": memory(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -57,10 +58,17 @@ def _limits_of(folder: Path, version: int) -> dict[str, int]:
 
 
 def hardware_bf16(device: torch.device) -> bool:
-    """Does this device multiply bf16 itself (a CPU with AVX512-BF16 or AMX, a GPU from Ampere on)?"""
+    """Does this device multiply bf16 itself (a CPU with AVX512-BF16 or AMX, a GPU from Ampere on)?
+
+    A CPU held to less by NLRN_INSTRUCTION_SET or ATEN_CPU_CAPABILITY does not.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
+        if os.environ.get("NLRN_INSTRUCTION_SET", "") not in ("", "avx512bf16"):
+            return False
+        if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+            return False
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
 

@@ -2,7 +2,7 @@
 
 The library is built with the package where there is a C++ compiler, and loaded after torch, so that both share one
 OpenMP (on Windows MSVC's own, vcomp140.dll of the redistributable that torch needs too). It holds one kernel for every
-instruction set and runs the best that this processor has.
+instruction set and runs the best that this processor has, or the one that NLRN_INSTRUCTION_SET names.
 
 The correlation is one flat tensor, float32 or float16, as csrc/layout.h lays it out: [B][y][block of x][dy][dx]
 [lane], and some spare numbers at both ends. Every entry is defined, 0 outside the picture.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from nlrn.ops.reference import offsets_inside
 
 WHOLE = 64  # the side up to which a picture is its own window; beyond, its correlation lies too wide apart
 LIBRARY = Path(__file__).with_name("libnlrn_cpu.dll" if sys.platform == "win32" else "libnlrn_cpu.so")
+VARIABLE = "NLRN_INSTRUCTION_SET"
 _ELEMENTS = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
@@ -68,9 +70,26 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, dict[str, tuple[int, int]], s
     return library, sets, ""
 
 
+def _misnamed(sets: dict[str, tuple[int, int]]) -> str:
+    """What is wrong with the name in NLRN_INSTRUCTION_SET, or ""."""
+    name = os.environ.get(VARIABLE, "")
+    known = ", ".join(sets)
+    return (
+        f"{VARIABLE} is {name!r}; this processor has {known}: set one of them, or none"
+        if known and name and name not in sets
+        else ""
+    )
+
+
 _library, INSTRUCTION_SETS, _problem_found = _load(LIBRARY)
+MISNAMED = _misnamed(INSTRUCTION_SETS)
 _said = False
-_number, _lanes = next(iter(INSTRUCTION_SETS.values()), (0, 1))
+_number, _lanes = INSTRUCTION_SETS.get(os.environ.get(VARIABLE, ""), next(iter(INSTRUCTION_SETS.values()), (0, 1)))
+
+
+def instruction_set() -> str:
+    """The set of INSTRUCTION_SETS whose kernel runs, or "none" without a kernel."""
+    return next((name for name, (number, _) in INSTRUCTION_SETS.items() if number == _number), "none")
 
 
 def use_instruction_set(name: str) -> None:
@@ -82,7 +101,7 @@ def use_instruction_set(name: str) -> None:
 
 
 def say_if_missing(*, elsewhere: bool = False) -> None:
-    """Warn once in a process, by the logger "nlrn", that there is no kernel, and why. elsewhere: another one does it."""
+    """Warn once in a process, by the logger "nlrn", that there is no kernel, and why. elsewhere: another does it."""
     global _said
     if _problem_found and not _said and not elsewhere:
         logging.getLogger("nlrn").warning("%s. The torch operator runs, several times slower", _problem_found)

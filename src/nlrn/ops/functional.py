@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import BackendError, InputError
-from nlrn.ops import fused, reference, tiled
+from nlrn.ops import cpu, fused, reference, tiled
 
 BACKENDS: dict[str, ModuleType] = {  # each: unsupported, rows, to_dense, of_pixel, state_bytes
     **fused.KERNELS,
@@ -91,7 +91,12 @@ def unsupported(backend: str, q: Tensor, window: int | None) -> str | None:
 
 
 def select_backend(q: Tensor, window: int | None, backend: str = "auto") -> str:
-    """The backend that will run: the one named, or the first of the preferred ones that can."""
+    """The backend that will run: the one named, or the first of the preferred ones that can.
+
+    Raises BackendError for one that cannot, and where NLRN_INSTRUCTION_SET names what this processor lacks.
+    """
+    if cpu.MISNAMED and q.device.type == "cpu" and backend in ("auto", "cpu"):
+        raise BackendError(cpu.MISNAMED)
     if backend == "auto":
         return next(name for name in _PREFERENCE if unsupported(name, q, window) is None)
     reason = unsupported(backend, q, window)
