@@ -1,22 +1,27 @@
 # The service of docs/serve.md. Build: docker build -t nlrn .   Run: docker run --rm --init -p 127.0.0.1:8000:8000 nlrn
 FROM python:3.11-slim AS build
+# hadolint ignore=DL3008 # Debian keeps one version of a package, the newest: a pinned one is gone after the next repair
 RUN apt-get update \
     && apt-get install --no-install-recommends -y g++ \
     && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/nlrn
 WORKDIR /build
-# A folder wheels/ need not be there. What lies in it is installed: torch's CPU build, for the usual one would bring CUDA
-# along (gigabytes)
+# torch's usual build brings CUDA along (gigabytes). Its CPU build comes by
+# --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, which pip reads, or as a wheel in a folder wheels/,
+# which need not be there: what lies in it is installed
+ARG PIP_EXTRA_INDEX_URL
 COPY constraints.txt wheel[s] wheels/
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY src src
+# hadolint ignore=SC2046 # a word for each wheel, or none
 RUN /opt/nlrn/bin/pip install --no-cache-dir -c wheels/constraints.txt $(find wheels -name "*.whl") ".[web]"
 
 FROM python:3.11-slim
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --no-install-recommends -y libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --no-create-home nlrn
+    && useradd --uid 10001 --no-create-home nlrn
 COPY --from=build /opt/nlrn /opt/nlrn
 ENV PATH=/opt/nlrn/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 USER 10001

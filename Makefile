@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: core install demo docs test test-slow check kernel-aarch64 lint-workflows container clean
+.PHONY: core install demo docs test test-slow check kernel-aarch64 container clean
 
 # What `pip install .` brings, and no more
 core: $(VENV)/core
@@ -40,6 +40,10 @@ test-slow: check
 # The kernel for aarch64, its laws in an emulator (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)
 kernel-aarch64: install
 	$(BIN)/python -m pytest -n 0 tests/test_kernel_builds.py -k aarch64-under-qemu
+
+# The steps of the Dockerfile in chroots (Debian: apt-get install debootstrap); as root
+container: core
+	$(BIN)/python scripts/container_in_chroot.py build/container
 
 clean:
 	rm -rf $(VENV) build dist src/nlrn/ops/*.so demo-out docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

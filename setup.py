@@ -2,7 +2,7 @@
 
 The result is a plain shared library that nlrn.ops.cpu loads, one kernel for each instruction set. It knows nothing of
 Python, so that one wheel serves every version of it on a platform. Where the kernel cannot be built, nlrn is installed
-without it and runs on the blocked torch operator, several times slower; NLRN_BUILD_KERNEL=required makes that an error.
+without it and runs on the blocked torch operator, which is slower; NLRN_BUILD_KERNEL=required makes that an error.
 
 Linux: GCC or Clang, four sets on x86-64, one elsewhere. macOS: Clang, one set, OpenMP where Homebrew's libomp has its
 header. Windows: MSVC for x64, one set. Only Linux has been tried (docs/install.md).

@@ -68,12 +68,16 @@ BUILDS = {  # what stands in for what
 }
 
 
-@pytest.mark.parametrize("name", [name for name, build in BUILDS.items() if build.is_here()])
-def test_the_laws_hold(name: str, tmp_path: Path) -> None:
-    done = BUILDS[name].run(tmp_path)
-    assert done.returncode == 0, done.stdout
-    passed, failed = map(int, re.findall(r"^(\d+) passed, (\d+) failed$", done.stdout, re.MULTILINE)[0])
-    assert (passed > 300, failed) == (True, 0)
+HERE = [name for name, build in BUILDS.items() if build.is_here()]
+
+if HERE:
+
+    @pytest.mark.parametrize("name", HERE)
+    def test_the_laws_hold(name: str, tmp_path: Path) -> None:
+        done = BUILDS[name].run(tmp_path)
+        assert done.returncode == 0, done.stdout
+        passed, failed = map(int, re.findall(r"^(\d+) passed, (\d+) failed$", done.stdout, re.MULTILINE)[0])
+        assert (passed > 300, failed) == (True, 0)
 
 
 def test_a_kernel_that_is_wrong_fails(tmp_path: Path) -> None:
@@ -84,18 +88,20 @@ def test_a_kernel_that_is_wrong_fails(tmp_path: Path) -> None:
     assert "FAILED: out" in done.stdout
 
 
-@pytest.mark.parametrize("source", ["portable", "dispatch"] if shutil.which("clang++") else [])
-def test_clang_compiles_it_for_the_target_of_msvc(source: str, tmp_path: Path) -> None:
-    """No more than that it is C++ there, with MSVC's names in it: nothing links or runs it here."""
-    (tmp_path / "string.h").write_text(
-        '#include <stddef.h>\nextern "C" void *memcpy(void *, const void *, size_t);\n'
-        'extern "C" void *memset(void *, int, size_t);\n'
-    )
-    target = ["--target=x86_64-pc-windows-msvc", "-fms-compatibility-version=19.40", "-ffreestanding"]
-    command = ["clang++", *target, "-isystem", str(tmp_path), "-O2", "-std=c++17", "-Wall", "-Wextra", "-Werror"]
-    made = tmp_path / "made.obj"
-    subprocess.run([*command, "-c", str(SOURCES / f"{source}.cpp"), "-o", str(made)], check=True)
-    assert {"portable": b"kernel_portable", "dispatch": b"/EXPORT:nlrn_forward"}[source] in made.read_bytes()
+if shutil.which("clang++"):
+
+    @pytest.mark.parametrize("source", ["portable", "dispatch"])
+    def test_clang_compiles_it_for_the_target_of_msvc(source: str, tmp_path: Path) -> None:
+        """No more than that it is C++ there, with MSVC's names in it: nothing links or runs it here."""
+        (tmp_path / "string.h").write_text(
+            '#include <stddef.h>\nextern "C" void *memcpy(void *, const void *, size_t);\n'
+            'extern "C" void *memset(void *, int, size_t);\n'
+        )
+        target = ["--target=x86_64-pc-windows-msvc", "-fms-compatibility-version=19.40", "-ffreestanding"]
+        command = ["clang++", *target, "-isystem", str(tmp_path), "-O2", "-std=c++17", "-Wall", "-Wextra", "-Werror"]
+        made = tmp_path / "made.obj"
+        subprocess.run([*command, "-c", str(SOURCES / f"{source}.cpp"), "-o", str(made)], check=True)
+        assert {"portable": b"kernel_portable", "dispatch": b"/EXPORT:nlrn_forward"}[source] in made.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------ flags

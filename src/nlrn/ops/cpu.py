@@ -101,10 +101,10 @@ def use_instruction_set(name: str) -> None:
 
 
 def say_if_missing(*, elsewhere: bool = False) -> None:
-    """Warn once in a process, by the logger "nlrn", that there is no kernel, and why. elsewhere: another does it."""
+    """Warn once in a process, by the logger "nlrn", that the kernel is missing, and why. elsewhere: another did."""
     global _said
     if _problem_found and not _said and not elsewhere:
-        logging.getLogger("nlrn").warning("%s. The torch operator runs, several times slower", _problem_found)
+        logging.getLogger("nlrn").warning("%s. The torch operator runs, which is slower", _problem_found)
     _said = True
 
 
