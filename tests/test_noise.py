@@ -1,4 +1,4 @@
-"""The noise estimate: exact on pure noise, within measured bounds on photographs, in bounded time."""
+"""The noise estimate: exact on pure noise, within measured bounds on photographs, in bounded time; and its kind."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nlrn.camera import add_camera_noise, at_level, draw_camera
+from nlrn.correlated import measurements
 from nlrn.datasets import scoring_set
 from nlrn.degradations import add_gaussian_noise
 from nlrn.errors import InputError
-from nlrn.noise import _texture, _texture_of_noise, estimate_sigma
+from nlrn.noise import NoiseEstimate, _texture, _texture_of_noise, estimate_noise, estimate_sigma
 
 Count = Callable[[int], int]
 
@@ -132,3 +134,79 @@ def test_areas_of_one_value_are_passed_over(share: float) -> None:
             bordered = noisy.copy()
             bordered[where] = value
             assert estimate_sigma(bordered) == pytest.approx(25, abs=2.5)
+
+
+def camera_noise(level: float, seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """(noisy, clean): part of a photograph that ships with the package, as a camera of that seed would store it."""
+    with Image.open(Path(__file__).parents[1] / "examples" / "camera.png") as file:
+        grey = file.convert("L").resize((size, size), Image.Resampling.BICUBIC)
+    clean = np.repeat(np.asarray(grey)[..., None] / 255, 3, axis=2) * np.array([0.95, 0.9, 0.8]) + 0.02
+    random = np.random.default_rng(seed)
+    return add_camera_noise(clean, at_level(draw_camera(random), level), random), clean
+
+
+@pytest.mark.parametrize("level", [5.0, 10.0])
+def test_camera_noise_is_recognised_and_its_level_found_within_a_factor_of_two(level: float) -> None:
+    """Where the estimate for white noise finds a fraction of it; the truth is the simulated noise itself."""
+    ratios, white_ratios = [], []
+    for seed in range(8):
+        noisy, clean = camera_noise(level, seed)
+        truth = float(np.std(noisy - clean) * 255)
+        found = estimate_noise(noisy)
+        ratios.append((found.kind, found.level / truth))
+        white_ratios.append(estimate_noise(noisy, "gaussian").level / truth)
+    assert sum(kind == "camera" and 0.5 < ratio < 2 for kind, ratio in ratios) >= 7, ratios
+    assert np.median(white_ratios) < 0.5
+
+
+def test_white_noise_is_estimated_as_ever_and_called_white() -> None:
+    with Image.open(Path(__file__).parents[1] / "examples" / "camera.png") as file:
+        clean = np.asarray(file.convert("L")) / 255
+    for sigma in (5, 10, 25, 50, 75):
+        noisy = add_gaussian_noise(clean, sigma)
+        found = estimate_noise(noisy)
+        assert (found.kind, found.correlation) == ("white", 0)
+        assert found.level == found.sigma == estimate_sigma(noisy)
+        assert found == estimate_noise(noisy, "gaussian")
+
+
+def test_an_image_that_grows_or_has_equal_channels_is_judged_alike() -> None:
+    noisy, _ = camera_noise(8.0, 1)
+    grey = noisy[..., 1]
+    assert estimate_noise(np.repeat(grey[..., None], 3, axis=2)) == estimate_noise(grey)
+    once, tiled = estimate_noise(noisy), estimate_noise(np.tile(noisy, (2, 2, 1)))
+    assert tiled.kind == once.kind == "camera"
+    assert tiled.level == pytest.approx(once.level, rel=0.25)
+
+
+def test_images_that_show_too_little_are_taken_to_have_white_noise() -> None:
+    for image in (np.full((32, 32), 0.3), np.full((300, 300, 3), 0.3), camera_noise(8.0, 1, 96)[0][:60, :60]):
+        found = estimate_noise(image)
+        assert (found.kind, found.sigma) == ("white", estimate_sigma(image))
+        assert np.isfinite(found.level)
+    with pytest.raises(InputError, match="noise must be auto or gaussian"):
+        estimate_noise(np.random.RandomState(0).rand(32, 32), "photo")
+
+
+def test_correlations_are_those_of_the_noise() -> None:
+    """Of white noise convolved with a kernel they are the kernel's autocorrelation, less what a block's plane takes."""
+    kernel = np.array([0.5, 1.0, 0.5])
+    noise = np.random.RandomState(0).normal(0, 0.03, (512, 512))
+    noise = sum(w * np.roll(noise, i, 0) for i, w in enumerate(kernel))
+    noise = sum(w * np.roll(noise, i, 1) for i, w in enumerate(kernel))
+    found = measurements(0.5 + noise, 1.0)
+    assert found is not None
+    assert found[1] == pytest.approx(np.convolve(kernel, kernel)[1] / np.convolve(kernel, kernel)[2], abs=0.1)
+
+
+def test_what_was_found_is_told_in_words_and_in_numbers() -> None:
+    found = NoiseEstimate(6.24, "camera", 0.618, 12.3)
+    assert str(found) == "camera-like noise, level 6.2, correlated (0.62)"
+    assert found.record() == {"kind": "camera", "level": 6.24, "correlation": 0.62, "sigma": 12.3}
+    assert str(NoiseEstimate(22.52, "white", 0.0, 22.52)) == "sigma 22.5"
+
+
+def test_an_image_of_24_megapixels_is_judged_by_a_part_of_it() -> None:
+    start = time.process_time()
+    measurements(np.random.RandomState(0).rand(4000, 6000).astype(np.float32), 10.0)
+    assert time.process_time() - start <= 5

@@ -11,8 +11,9 @@ import torch
 from nlrn.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.enlarging import enlarged, enlarged_size, passes_of
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
+from nlrn.levels import MAX_SIGMA, channels_of
 from nlrn.model import DISTANCES, NLRN, NLRNConfig
-from nlrn.restore import MAX_SIGMA, Restorer, Settings, channels_of
+from nlrn.restore import Restorer, Settings
 from nlrn.tiling import patch_size, patches
 
 FP32 = Settings(precision="fp32")

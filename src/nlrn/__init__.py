@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from nlrn.model import NLRN, PRESETS, NLRNConfig, NonLocal2d
-    from nlrn.noise import estimate_sigma
+    from nlrn.noise import NoiseEstimate, estimate_noise, estimate_sigma
     from nlrn.ops import neighborhood_attention
     from nlrn.restore import Restorer, Settings
     from nlrn.stabilization import PoissonNoise
@@ -43,7 +43,7 @@ _HOMES = {
         "TrainingError",
     ),
     "model": ("NLRN", "NLRNConfig", "NonLocal2d", "PRESETS"),
-    "noise": ("estimate_sigma",),
+    "noise": ("NoiseEstimate", "estimate_noise", "estimate_sigma"),
     "ops": ("neighborhood_attention",),
     "restore": ("Restorer", "Settings"),
     "stabilization": ("PoissonNoise",),
@@ -62,12 +62,14 @@ __all__ = [
     "ModelNotFoundError",
     "NLRNConfig",
     "NLRNError",
+    "NoiseEstimate",
     "NonLocal2d",
     "PoissonNoise",
     "Restorer",
     "Settings",
     "TrainingError",
     "denoise",
+    "estimate_noise",
     "estimate_sigma",
     "list_models",
     "load",

@@ -16,8 +16,9 @@ from nlrn.checkpoint import default_model
 from nlrn.enlarging import enlarged_size
 from nlrn.errors import InputError
 from nlrn.images import rounded
+from nlrn.levels import channels_of
 from nlrn.model import NLRN
-from nlrn.restore import Restorer, Settings, channels_of, checked_picture
+from nlrn.restore import Restorer, Settings, checked_picture
 from nlrn.restoring import restorer_of
 from nlrn.stabilization import PoissonNoise
 
@@ -43,6 +44,7 @@ def denoise(
     model: NLRN | str | Path | None = None,
     mode: str = "window",
     strength: float = 1.0,
+    noise: str = "auto",
 ) -> PictureT:
     """The denoised picture, of the same kind, dtype, shape and device as the one given.
 
@@ -53,6 +55,8 @@ def denoise(
     PoissonNoise (photons counted: microscopy, low light). model: a shipped
     name (`nlrn models` lists them), a weights file or an NLRN; None takes the best one for the picture.
     mode: "window", or "patch" for the authors' slow test protocol. strength: how much of the noise goes, 0..1.
+    noise: what a sigma of "auto" is estimated for: "auto", white noise or the correlated noise of cameras, whichever
+    the picture has; "gaussian", white noise.
 
     >>> import numpy, nlrn
     >>> noisy = numpy.random.default_rng(0).normal(0.5, 25 / 255, (32, 32))
@@ -65,7 +69,9 @@ def denoise(
 
     def restore(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
         seen = image if alpha is None else fill_hidden(image, alpha)
-        return _restorer(model, "denoise", seen, mode).denoise(image, sigma, strength=strength, alpha=alpha)
+        return _restorer(model, "denoise", seen, mode).denoise(
+            image, sigma, strength=strength, alpha=alpha, noise=noise
+        )
 
     return _of_the_same_kind(picture, restore)
 

@@ -102,7 +102,10 @@ def _read(reading: Mapping[str, Any], job: Job) -> tuple[str, Picture]:
 
 
 def _encode(job: Job, source: str, picture: Picture, tile: int | None) -> Encoded:
-    return source, encode_picture(picture, job.form), tile
+    made: dict[str, Any] = {} if tile is None else {"tile": tile}
+    if picture.noise:
+        made["noise"] = list(picture.noise)
+    return source, encode_picture(picture, job.form), made
 
 
 class _Tiles(logging.Handler):

@@ -13,11 +13,12 @@ from torch import Tensor
 from nlrn.degradations import add_gaussian_noise
 from nlrn.errors import ConfigError, InputError
 from nlrn.footprint import within_memory
+from nlrn.levels import MAX_SIGMA
 from nlrn.model import CARRIED, NLRN
 from nlrn.ops import correlation_of_pixel
 from nlrn.ops.reference import offsets_inside
 from nlrn.plotting import new_figure, write_figure
-from nlrn.restore import MAX_SIGMA, Restorer, checked_picture
+from nlrn.restore import Restorer, checked_picture
 from nlrn.tiling import PATCH
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # full-range BT.601 luma, what a grey model was trained on

@@ -55,7 +55,8 @@ class Picture:
     alpha: HW uint8 or None, uint16 for depth 16, kept as it was. depth: bits a sample of the file, 8 or 16, or 32 for
     floats, which have no alpha and are neither clipped nor rounded. format: Pillow's name.
     icc: colour profile. exif: without orientation (it has been applied) and, unless asked for, without GPS. dpi: pixels
-    per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold.
+    per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. noise: of a
+    restored picture, what was found in the noisy one, or in each of its channels (NoiseEstimate.record).
     """
 
     array: np.ndarray
@@ -66,6 +67,7 @@ class Picture:
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
     colours: bytes = b""
+    noise: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.array.shape

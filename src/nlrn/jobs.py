@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from nlrn.errors import ConfigError, InputError
 from nlrn.images import SUFFIXES
@@ -30,8 +31,9 @@ class Job:
         return SUFFIXES[self.target.suffix.lower()]
 
 
-# sha256 of the picture's file, the file of its result, and the tiles it was made in where others were refused memory
-Encoded = tuple[str, bytes, int | None]
+# sha256 of the picture's file, the file of its result, and what is recorded besides: "tile", the side of the tiles it
+# was made in where others were refused memory, and "noise", what was found
+Encoded = tuple[str, bytes, dict[str, Any]]
 
 
 def plan(

@@ -203,7 +203,7 @@ class StoreManifest:
         """Raises InputError for what is there already, and StoreError where the store takes nothing any more."""
         if self.knows(job) and not overwrite:
             raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
-        told = {f"nlrn-{name}": str(value) for name, value in _said_of(job, encoded).items()}
+        told = {f"nlrn-{name}": _as_text(value) for name, value in _said_of(job, encoded).items()}
         told |= {"nlrn-in": _plain(job.name), "nlrn-work": self.work}
         target = _object(job)
         try:
@@ -234,9 +234,8 @@ def manifest_of(folder: Place, work: str, jobs: Sequence[Job]) -> Manifest | Sto
 
 def _said_of(job: Job, encoded: Encoded) -> dict[str, Any]:
     """What is recorded of a result."""
-    source, data, tile = encoded
+    source, data, made = encoded
     of = {"etag": job.source.etag} if isinstance(job.source, ObjectPath) else {}
-    made = {} if tile is None else {"tile": tile}
     return {"input": source, **of, "output": hashlib.sha256(data).hexdigest(), **made}
 
 
@@ -245,6 +244,10 @@ def _is_of(record: dict[str, Any], job: Job) -> bool:
     if isinstance(job.source, ObjectPath):
         return bool(record.get("etag") == job.source.etag)
     return bool(record.get("input") == sha256(job.source))
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _plain(name: str) -> str:

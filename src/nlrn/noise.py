@@ -5,19 +5,26 @@ is smooth, the covariance of its patches is that of the noise: its small eigenva
 are kept whose gradients are no larger than noise of the level found so far would make them; from those the level is
 found anew, until it stays. They take the smallest eigenvalue; we take the mean of the smallest quarter, corrected for
 the number of patches, which strays less.
+
+That is the level of white noise. What a camera wrote has noise that demosaicing and JPEG correlated, whose small
+eigenvalues are nearly zero; `estimate_noise` recognises it and finds its level by other means (nlrn.correlated).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from nlrn.correlated import judged
 from nlrn.errors import InputError
 
+NOISES = ("auto", "gaussian")  # what noise an image may be taken to have where its level is estimated
 LEAST_SIDE = 16
 _PATCH = 7
 _MOST_ROUNDS = 10
@@ -27,6 +34,52 @@ _SCATTER = 0.5  # by experiment on BSDS500's training part; pure noise alone wou
 _NORMAL_999 = 3.0902  # what 999 of 1,000 normal numbers do not exceed
 _MOST_PATCHES = 2**20  # more of them cost time and change the third digit
 _CHUNK = 2**14  # patches held at once: 8 MiB
+
+
+@dataclass(frozen=True)
+class NoiseEstimate:
+    """The noise that was found in one image, or in one channel of it.
+
+    kind: "white" (Gaussian, independent from pixel to pixel) or "camera" (correlated). level: standard deviation,
+    0-255 units. correlation: of neighbouring pixels, 0 for white noise. sigma: what a denoiser for white noise is
+    given, 0-255 units, not limited: the level of white noise, and more than the level of correlated noise, which such
+    a denoiser takes for texture at the level itself.
+    """
+
+    level: float
+    kind: str = "white"
+    correlation: float = 0.0
+    sigma: float = 0.0
+
+    def __str__(self) -> str:
+        if self.kind == "white":
+            return f"sigma {self.sigma:.1f}"
+        return f"camera-like noise, level {self.level:.1f}, correlated ({self.correlation:.2f})"
+
+    def record(self) -> dict[str, Any]:
+        """As manifests list it."""
+        numbers = {name: round(getattr(self, name), 2) for name in ("level", "correlation", "sigma")}
+        return {"kind": self.kind, **numbers}
+
+
+def estimate_noise(image: np.ndarray, noise: str = "auto") -> NoiseEstimate:
+    """The noise of an image: its level, and whether it is white or, as a camera leaves it, correlated.
+
+    image: as for `estimate_sigma`; correlated noise is found in images of 128 x 128 pixels and more, and smaller ones
+    are taken to have white noise. noise: "auto", or "gaussian" where it is known to be white.
+    Raises InputError as `estimate_sigma` does, and for another noise.
+    """
+    if noise not in NOISES:
+        raise InputError(f"noise must be {' or '.join(NOISES)}, not {noise!r}")
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[2] > 1 and np.array_equal(image, np.broadcast_to(image[..., :1], image.shape)):
+        image = image[..., 0]  # grey in several channels has no chroma that could tell of noise
+    sigma = estimate_sigma(image)
+    white = NoiseEstimate(sigma, "white", 0.0, sigma)
+    found = judged(image, sigma) if noise == "auto" else None
+    if found is None or found.white > 0.5 or found.sigma <= sigma:
+        return white
+    return NoiseEstimate(found.level, "camera", found.correlation, found.sigma)
 
 
 def estimate_sigma(image: np.ndarray) -> float:

@@ -24,8 +24,9 @@ from nlrn.errors import ConfigError, InputError, MemoryBudgetError, NotFiniteErr
 from nlrn.footprint import TILES, memory_per_pixel, within_memory
 from nlrn.hardware import hardware_bf16, usable_device
 from nlrn.inference import FoldedNLRN, Unfolded
+from nlrn.levels import channels_of, check_auto, checked_level, found_noise, level_of
 from nlrn.model import NLRN
-from nlrn.noise import estimate_sigma
+from nlrn.noise import NoiseEstimate
 from nlrn.ops.cpu import say_if_missing
 from nlrn.stabilization import PoissonNoise
 from nlrn.tiling import PATCH, Average, Blend, patch_size, patches, plan
@@ -34,7 +35,6 @@ from nlrn.views import Progress, over_views, tick_of_part
 _LOG = logging.getLogger("nlrn")
 MODES = ("window", "patch")
 PRECISIONS = ("auto", "fp32", "bf16")
-MAX_SIGMA = 75.0
 OVERLAP = 32
 MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles each time
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
@@ -108,6 +108,7 @@ class Restorer:
         *,
         strength: float = 1.0,
         alpha: np.ndarray | None = None,
+        noise: str = "auto",
         progress: Progress | None = None,
     ) -> np.ndarray:
         """The denoised picture, float32 of the same shape, not clipped.
@@ -115,7 +116,7 @@ class Restorer:
         image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour picture goes through a grey model channel
         by channel. sigma: the noise's standard deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate
         it, for every channel by itself where each goes through the model by itself, or a PoissonNoise, which grows with
-        the light. strength: how much of the noise goes, 0..1.
+        the light. strength: how much of the noise goes, 0..1. noise: what is estimated, as of `estimate_noise`.
         alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes back as it was.
         progress: progress(done, total) is called after each tile or batch of patches; where
         the system refuses memory, the work begins again in smaller tiles, and the logger "nlrn" says so.
@@ -126,7 +127,7 @@ class Restorer:
         if not 0 <= strength <= 1:
             raise InputError(f"strength must lie in 0..1, not be {strength}")
         if isinstance(sigma, str):
-            sigma = self.noise_level(image, sigma, alpha)
+            sigma = self.noise_level(image, sigma, alpha, noise)
         result = self._denoised(image if alpha is None else fill_hidden(image, alpha), sigma, progress)
         if strength < 1:
             result = image + np.float32(strength) * (result - image)
@@ -185,35 +186,31 @@ class Restorer:
         return over_views(run, planes, noise, progress) if self.settings.tta else run(planes, noise, progress)
 
     def noise_level(
-        self, image: np.ndarray, sigma: float | str | np.ndarray, alpha: np.ndarray | None = None
+        self,
+        image: np.ndarray,
+        sigma: float | str | np.ndarray,
+        alpha: np.ndarray | None = None,
+        noise: str = "auto",
     ) -> float | np.ndarray:
         """The noise level that will be used, in 0-255 units: as given, or estimated and held to 0..75.
 
         A number, a map HW, or for "auto" on a colour picture that goes through a grey model a level for each channel
-        [C]. Where alpha is 0 nothing is estimated from. A model trained for one level takes none: for it "auto" is not
-        estimated, and 0 comes back.
+        [C]. noise: what "auto" takes the picture to have, as of `estimate_noise`. Where alpha is 0 nothing is estimated
+        from. A model trained for one level takes none: for it "auto" is not estimated, and 0 comes back.
         """
-        if isinstance(sigma, str):
-            if sigma != "auto":
-                raise InputError(f"sigma must be a number, a map or 'auto', not {sigma!r}")
-            if not self.model.config.sigma_input:
-                return 0.0
-            seen = image if alpha is None else np.where(hidden(image, alpha), 0, image)  # of one value: passed over
-            if self.model.config.in_channels < channels_of(seen):
-                return np.array([min(estimate_sigma(seen[..., c]), MAX_SIGMA) for c in range(image.shape[2])])
-            return min(estimate_sigma(seen), MAX_SIGMA)
-        try:
-            level = np.asarray(sigma, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"sigma must be a number, a map or 'auto': {error}") from error
-        single = (
-            image.ndim == 3 and image.shape[2] > self.model.config.in_channels == 1 and level.shape == image.shape[2:]
-        )
-        if not single and (level.ndim not in (0, 2) or (level.ndim == 2 and level.shape != image.shape[:2])):
-            raise InputError(f"sigma must be a number or a map of {image.shape[:2]}; this has shape {level.shape}")
-        if not bool(np.all((level >= 0) & (level <= MAX_SIGMA))):
-            raise InputError(f"sigma must lie in 0..{MAX_SIGMA:g} (0-255 units); got {_range(level)}")
-        return float(level) if level.ndim == 0 else level
+        if not isinstance(sigma, str):
+            return checked_level(image, sigma, self.model.config.in_channels)
+        check_auto(sigma)
+        found = self.found_noise(image, alpha, noise)
+        return level_of(found) if found else 0.0
+
+    def found_noise(
+        self, image: np.ndarray, alpha: np.ndarray | None = None, noise: str = "auto"
+    ) -> tuple[NoiseEstimate, ...]:
+        """The noise that "auto" finds: one estimate, or one for each channel that goes by itself; none for a model
+        that takes no level."""
+        config = self.model.config
+        return found_noise(image, config.in_channels, alpha, noise) if config.sigma_input else ()
 
     def memory_per_pixel(self, height: int, width: int) -> float:
         """Bytes a pixel that a picture of this size takes at the peak of one pass.
@@ -364,12 +361,6 @@ def _range_beyond(image: np.ndarray, noise: float | np.ndarray) -> tuple[float, 
     return (low, high - low) if low < -margin or high > 1 + margin else (0.0, 1.0)
 
 
-def channels_of(image: np.ndarray) -> int:
-    """1 for a picture that is grey, HW or HWC, whatever its number of channels; 3 for one that has colour."""
-    equal = image.ndim == 2 or all(np.array_equal(image[..., 0], image[..., c]) for c in range(1, image.shape[2]))
-    return 1 if equal else 3
-
-
 def _planes(image: np.ndarray, channels: int) -> np.ndarray:
     """HW or HWC -> [B, channels, H, W]: a colour picture becomes a batch of three for a grey model."""
     chw = np.atleast_3d(image).transpose(2, 0, 1)
@@ -393,7 +384,3 @@ def _groups(items: list[Part], size: int) -> Iterator[tuple[list[Part], int]]:
     for start in range(0, len(items), size):
         group = items[start : start + size]
         yield group, start + len(group)
-
-
-def _range(level: np.ndarray) -> str:
-    return f"{float(level):g}" if level.ndim == 0 else f"{level.min():g}..{level.max():g}"

@@ -20,7 +20,9 @@ from nlrn.enlarging import enlarged_size, passes_of
 from nlrn.errors import InputError, MemoryBudgetError
 from nlrn.hardware import memory
 from nlrn.images import MAX_RESULT_PIXELS, Picture
-from nlrn.restore import MAX_SIGMA, Restorer, Settings, channels_of
+from nlrn.levels import MAX_SIGMA, channels_of, check_auto, level_of
+from nlrn.noise import NoiseEstimate
+from nlrn.restore import Restorer, Settings
 from nlrn.stabilization import PoissonNoise
 from nlrn.views import Progress
 
@@ -46,38 +48,48 @@ def denoised(
     sigma: Sigma | PoissonNoise = "auto",
     *,
     strength: float = 1.0,
+    noise: str = "auto",
     say: Say = lambda line: None,
     progress: Progress | None = None,
 ) -> Picture:
     """The denoised picture. restorer_for: of the number of channels that have colour, 1 or 3, the one that restores.
 
-    sigma, strength, progress: as of Restorer.denoise. say is given what is worth knowing, a line each: the noise that
-    was estimated, how colour is treated, tiles. Raises what Restorer.denoise raises, MemoryBudgetError before any
-    work where too little is free.
+    sigma, strength, noise, progress: as of Restorer.denoise; the result's `noise` is what was found. say is given what
+    is worth knowing, a line each: the noise that was found, how colour is treated, tiles. Raises what Restorer.denoise
+    raises, MemoryBudgetError before any work where too little is free.
     """
     seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
     channels = channels_of(seen)
     restorer = restorer_for(channels)
     restorer.require("denoise")
-    level = sigma if isinstance(sigma, PoissonNoise) else restorer.noise_level(picture.array, sigma, picture.alpha)
+    found: tuple[NoiseEstimate, ...] = ()
     if not restorer.model.config.sigma_input:
         say("this model was trained for one noise level and takes none")
     elif isinstance(sigma, str):
-        _say_estimate(say, np.atleast_1d(np.asarray(level, dtype=np.float64)), picture.format)
+        check_auto(sigma)
+        found = restorer.found_noise(picture.array, picture.alpha, noise)
+        _say_found(say, found, picture.format)
+    level = level_of(found) if found else sigma
     if channels == 3 and restorer.model.config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
     say_plan(restorer, say, *picture.array.shape[:2])
-    return picture.with_array(
-        restorer.denoise(picture.array, level, strength=strength, alpha=picture.alpha, progress=progress)
-    )
+    array = restorer.denoise(picture.array, level, strength=strength, alpha=picture.alpha, progress=progress)
+    return dataclasses.replace(picture.with_array(array), noise=tuple(one.record() for one in found))
 
 
-def _say_estimate(say: Say, levels: np.ndarray, form: str) -> None:
-    """A level, or one for each channel."""
-    limit = " or more, this model's limit" if levels.max() == MAX_SIGMA else ""
-    say(f"estimated noise: sigma {', '.join(f'{level:.1f}' for level in levels)}{limit}")
+def _say_found(say: Say, found: tuple[NoiseEstimate, ...], form: str) -> None:
+    """The noise of the picture, or of each channel."""
+    limit = " or more, this model's limit" if max(one.sigma for one in found) >= MAX_SIGMA else ""
+    if any(one.kind != "white" for one in found):
+        say(f"found {'; '.join(map(str, found))}: restored as sigma {_listed(found)}{limit}")
+        return
+    say(f"estimated noise: sigma {_listed(found)}{limit}")
     if form == "JPEG":
         say("JPEG hides noise from the estimate: give a sigma where too much of it stays")
+
+
+def _listed(found: tuple[NoiseEstimate, ...]) -> str:
+    return ", ".join(f"{min(one.sigma, MAX_SIGMA):.1f}" for one in found)
 
 
 def upscaled(

@@ -32,9 +32,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--strength", type=_strength, default=1.0, help="how much of the noise goes, 0..1 (default: 1)")
     parser.add_argument(
         "--noise",
-        choices=("gaussian", "poisson"),
-        default="gaussian",
-        help="poisson: counted photons, noise that grows with the light",
+        choices=("auto", "gaussian", "poisson"),
+        default="auto",
+        help="auto: white or camera-like, as found (default); gaussian: white; poisson: counted photons, noise that"
+        " grows with the light",
     )
     parser.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
     parser.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
@@ -56,11 +57,12 @@ def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Pro
     if options.sigma_map is not None:
         sigma = _map(options.sigma_map)
     maker = partial(make_restorer, options)
-    return denoised(picture, maker, sigma, strength=options.strength, say=say, progress=tick)
+    noise = "auto" if options.noise == "poisson" else options.noise
+    return denoised(picture, maker, sigma, strength=options.strength, noise=noise, say=say, progress=tick)
 
 
 def _noise(options: argparse.Namespace) -> PoissonNoise | None:
-    """What --noise poisson says; None for Gaussian noise."""
+    """What --noise poisson says; None for noise that has a sigma."""
     from nlrn.stabilization import PoissonNoise
 
     if options.noise == "poisson":
@@ -77,7 +79,7 @@ def _noise(options: argparse.Namespace) -> PoissonNoise | None:
 def _map(path: Path) -> np.ndarray:
     """Noise levels in 0-255 units, float32 HW."""
     from nlrn.images import read_picture
-    from nlrn.restore import channels_of
+    from nlrn.levels import channels_of
 
     picture = read_picture(path)
     if channels_of(picture.array) == 3 or picture.alpha is not None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from nlrn.checkpoint import list_models, load_model, read_tensors, resolve_model
 from nlrn.errors import BackendError, ConfigError
 from nlrn.integrations import require
+from nlrn.levels import MAX_SIGMA
 from nlrn.model import NLRN
-from nlrn.noise import estimate_sigma
-from nlrn.restore import MAX_SIGMA
+from nlrn.noise import estimate_noise
 
 require("spandrel", "spandrel")
 try:
@@ -81,7 +81,7 @@ class NLRNArch(Architecture[NLRN]):  # type: ignore[misc]
         return restored
 
     def _estimated(self, image: Tensor) -> float:
-        return min(estimate_sigma(image[0].movedim(0, -1).float().cpu().numpy()), MAX_SIGMA)
+        return min(estimate_noise(image[0].movedim(0, -1).float().cpu().numpy()).sigma, MAX_SIGMA)
 
 
 def register(

@@ -43,7 +43,10 @@ class Denoising(Restoration):
 
     sigma: Annotated[Level | Literal["auto"], Field(description="noise level, or auto: estimated")] = "auto"
     strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="how much of the noise goes")] = 1.0
-    noise: Annotated[Literal["gaussian", "poisson"], Field(description="poisson: counted photons")] = "gaussian"
+    noise: Annotated[
+        Literal["auto", "gaussian", "poisson"],
+        Field(description="auto: white or camera-like, as found; gaussian: white; poisson: counted photons"),
+    ] = "auto"
     gain: Annotated[float | None, Field(ge=1e-4, le=255, allow_inf_nan=False, description="with poisson")] = None
     read_noise: Annotated[Level | None, Field(description="with poisson: sigma of the read-out")] = None
 

@@ -70,6 +70,7 @@ class Workshop:
             partial(self._restorer, "denoise", options),
             _noise(options),
             strength=options["strength"],
+            noise="auto" if options["noise"] == "poisson" else options["noise"],
             say=lines.append,
             progress=progress,
         )
