@@ -3,7 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: core install demo docs test test-slow check kernel-aarch64 container clean
+HELD := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 NLRN_INSTRUCTION_SET=avx2
+NUMERIC := $(addprefix tests/test_,$(addsuffix .py,ops cpu non_local model inference training runs distributed tiling \
+	restore integrations_hub determinism batch stabilization optimization))
+QUICK := $(addprefix tests/test_,$(addsuffix .py,model inference tiling metrics degradations noise publish recipe))
+
+.PHONY: core install demo docs quick test test-avx2 test-slow check kernel-aarch64 container clean
 
 # What `pip install .` brings, and no more
 core: $(VENV)/core
@@ -31,11 +36,25 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Lint and the laws of operator and network
+quick: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -n 2 $(QUICK)
+
 test: check
 	$(BIN)/python -m pytest -n 2
+	$(MAKE) test-avx2
+
+# What computes, once more as on a machine with AVX2 alone. On such a machine, or one without, there is nothing to hold.
+test-avx2: install
+	@if $(BIN)/python -c "import sys; from nlrn.ops.cpu import INSTRUCTION_SETS as s; sys.exit('avx2' not in list(s)[1:])"; \
+	then $(HELD) $(BIN)/python -m pytest -n 2 $(NUMERIC); \
+	else echo "held to AVX2: this processor has no more than that"; fi
 
 test-slow: check
 	$(BIN)/python -m pytest -n 2 --slow
+	$(MAKE) test-avx2
 
 # The kernel for aarch64, its laws in an emulator (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)
 kernel-aarch64: install
