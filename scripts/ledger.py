@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PLOT = ROOT / "docs/training-ledger.png"
 WEIGHTS = {"avx512bf16": 1.0}  # of a core hour by instruction set; every other set counts a third
-CONDITIONS = {"denoise": ("15", "25", "50"), "sr": ("x2", "x3", "x4")}
+CONDITIONS = (("15", "25", "50"), ("3", "6", "12"), ("x2", "x3", "x4"))  # of sigma, of camera noise, scales
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def bars(model: Queued, result: dict[str, Any]) -> list[str]:
     for kind in ("first", "goal"):
         for name, values in getattr(model, kind).items():
             scores = result["scores"].get(name, {})
-            order = CONDITIONS["sr" if "x2" in scores else "denoise"]
+            order = next((some for some in CONDITIONS if scores.keys() & set(some)), CONDITIONS[0])
             for condition, bar in zip(order, values, strict=True):
                 if bar and condition in scores:
                     reached = scores[condition]["psnr"]

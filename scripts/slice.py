@@ -148,6 +148,7 @@ def score(weights: Path, config: TrainConfig, file: Path, words: list[str]) -> d
     """What nlrn evaluate, with these words more, says of the weights, and writes into a file."""
     sets = usual_sets(config.model.task, config.model.in_channels)
     arguments = ["evaluate", "--model", str(weights), "--task", config.model.task, "--set", *sets]
+    arguments += ["--noise", "camera"] * (config.noise.kind == "camera")
     command = [sys.executable, "-m", "nlrn", *arguments, "--json", str(file), "--overwrite", *words]
     subprocess.run(command, check=True)
     result: dict[str, Any] = json.loads(file.read_text())

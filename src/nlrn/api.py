@@ -29,13 +29,19 @@ _PIL_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
 
 
 def load(
-    model: NLRN | str | Path | None = None, *, device: str = "auto", mode: str = "window", precision: str = "auto"
+    model: NLRN | str | Path | None = None,
+    *,
+    device: str = "auto",
+    mode: str = "window",
+    precision: str = "auto",
+    level: float = 1.0,
 ) -> Restorer:
     """A Restorer of a shipped name, a weights file or a model: load once, restore many pictures.
 
+    level: of a model for photographs, how much of the noise that it finds is removed, 0..2.
     Raises ModelNotFoundError, CheckpointError, BackendError, ConfigError.
     """
-    return Restorer(model, device=device, settings=Settings(mode=mode, precision=precision))
+    return Restorer(model, device=device, settings=Settings(mode=mode, precision=precision, level=level))
 
 
 def denoise(

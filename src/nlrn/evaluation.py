@@ -161,9 +161,9 @@ def photographs(levels: Iterable[float], told: float | str) -> list[Condition]:
 def _photograph(level: float, told: float | str) -> Condition:
     def score(restorer: Restorer, image: np.ndarray) -> list[float]:
         clean = image / 255.0
-        noisy = noisy_at(clean, level)
-        sigma = restorer.noise_level(noisy, told)
-        output = quantize8(restorer.denoise(noisy, sigma))
+        noisy, finds = noisy_at(clean, level), restorer.model.config.level_one > 0
+        sigma = restorer.noise_level(noisy, "auto" if finds else told)
+        output = quantize8(restorer.denoise(noisy, "auto" if finds else sigma))
         return [psnr(clean, output), ssim(clean, output), psnr(clean, noisy), float(np.mean(sigma))]
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, float]:

@@ -33,6 +33,7 @@ from nlrn.tiling import PATCH, Average, Blend, patch_size, patches, plan
 from nlrn.views import Progress, over_views, tick_of_part
 
 _LOG = logging.getLogger("nlrn")
+MAX_LEVEL = 2.0  # up to which the models for photographs are trained
 MODES = ("window", "patch")
 PRECISIONS = ("auto", "fp32", "bf16")
 OVERLAP = 32
@@ -49,7 +50,8 @@ class Settings:
     (bytes the computation may take), 0 forces the whole picture, else the side of a tile in pixels; tiles overlap
     by `overlap` pixels (None: 32, or half of a smaller tile), the inner quarter of which is blended; an overlap of
     8/3 of NLRN.receptive_radius makes the tiles equal to the whole picture. tta: the mean over the picture's 8 flips
-    and quarter turns, each turned back (what the paper calls multi-view testing): 8 times the work.
+    and quarter turns, each turned back (what the paper calls multi-view testing): 8 times the work. level: how much of
+    the noise that it finds a model for photographs removes, 0..2; others do not use it.
     """
 
     mode: str = "window"
@@ -58,6 +60,7 @@ class Settings:
     overlap: int | None = None
     memory: int = MEMORY
     tta: bool = False
+    level: float = 1.0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -66,6 +69,8 @@ class Settings:
             raise ConfigError(f"precision must be {', '.join(PRECISIONS)}, not {self.precision!r}")
         if self.tile is not None and self.tile < 0:
             raise ConfigError(f"tile must be a number of pixels, or 0 for the whole picture, not {self.tile}")
+        if not 0 <= self.level <= MAX_LEVEL:
+            raise ConfigError(f"level must lie in 0..{MAX_LEVEL:g}, not be {self.level:g}")
         if self.memory < 1:
             raise ConfigError("memory must be at least one byte")
         if self.overlap is not None and (self.overlap < 0 or (self.tile and self.overlap > self.tile // 2)):
@@ -126,7 +131,7 @@ class Restorer:
         image = checked_picture(image)
         if not 0 <= strength <= 1:
             raise InputError(f"strength must lie in 0..1, not be {strength}")
-        if isinstance(sigma, str):
+        if isinstance(sigma, str) and not self.model.config.level_one:
             sigma = self.noise_level(image, sigma, alpha, noise)
         result = self._denoised(image if alpha is None else fill_hidden(image, alpha), sigma, progress)
         if strength < 1:
@@ -137,8 +142,8 @@ class Restorer:
         self, image: np.ndarray, sigma: float | str | np.ndarray | PoissonNoise, progress: Progress | None
     ) -> np.ndarray:
         if isinstance(sigma, PoissonNoise):
-            if not self.model.config.sigma_input:
-                raise ConfigError("Poisson noise wants a model that is told the noise level")
+            if not self.model.config.sigma_input or self.model.config.level_one:
+                raise ConfigError("Poisson noise requires a model that receives the noise level")
             return sigma.removed(image, partial(self._denoised, progress=progress))
         if image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1:
             return self._denoised(image[..., :1], sigma, progress).repeat(3, axis=2)  # once, not three times
@@ -151,7 +156,9 @@ class Restorer:
             return np.concatenate(channels, axis=2)
         low, spread = _range_beyond(image, noise) if self.model.config.sigma_input else (0.0, 1.0)
         planes = _planes((image - low) / spread if spread > 1 else image, self.model.config.in_channels)
-        result = _unplanes(self._restored(planes, noise / spread, progress), image.shape)
+        result = _unplanes(
+            self._restored(planes, noise if self.model.config.level_one else noise / spread, progress), image.shape
+        )
         return result * np.float32(spread) + np.float32(low) if spread > 1 else result
 
     def upscale(self, image: np.ndarray, height: int, width: int, *, progress: Progress | None = None) -> np.ndarray:
@@ -196,8 +203,14 @@ class Restorer:
 
         A number, a map HW, or for "auto" on a colour picture that goes through a grey model a level for each channel
         [C]. noise: what "auto" takes the picture to have, as of `estimate_noise`. Where alpha is 0 nothing is estimated
-        from. A model trained for one level takes none: for it "auto" is not estimated, and 0 comes back.
+        from. A model trained for one level takes none: for it "auto" is not estimated, and 0 comes back. A model for
+        photographs finds the noise itself: for it "auto" is its own scale, and a number is refused by InputError.
         """
+        if self.model.config.level_one:
+            if not isinstance(sigma, str):
+                raise InputError("this model finds the noise itself: give no sigma; level asks for more or less")
+            check_auto(sigma)
+            return self.model.config.level_one * self.settings.level
         if not isinstance(sigma, str):
             return checked_level(image, sigma, self.model.config.in_channels)
         check_auto(sigma)
@@ -208,9 +221,9 @@ class Restorer:
         self, image: np.ndarray, alpha: np.ndarray | None = None, noise: str = "auto"
     ) -> tuple[NoiseEstimate, ...]:
         """The noise that "auto" finds: one estimate, or one for each channel that goes by itself; none for a model
-        that takes no level."""
-        config = self.model.config
-        return found_noise(image, config.in_channels, alpha, noise) if config.sigma_input else ()
+        that takes no sigma."""
+        config, takes = self.model.config, self.model.config.sigma_input and not self.model.config.level_one
+        return found_noise(image, config.in_channels, alpha, noise) if takes else ()
 
     def memory_per_pixel(self, height: int, width: int) -> float:
         """Bytes a pixel that a picture of this size takes at the peak of one pass.

@@ -65,6 +65,8 @@ def denoised(
     found: tuple[NoiseEstimate, ...] = ()
     if not restorer.model.config.sigma_input:
         say("this model was trained for one noise level and takes none")
+    elif restorer.model.config.level_one:
+        say(f"this model finds the noise itself; level {restorer.settings.level:g}")
     elif isinstance(sigma, str):
         check_auto(sigma)
         found = restorer.found_noise(picture.array, picture.alpha, noise)

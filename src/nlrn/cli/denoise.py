@@ -37,6 +37,9 @@ def add(commands: Any) -> None:
         help="auto: white or camera-like, as found (default); gaussian: white; poisson: counted photons, noise that"
         " grows with the light",
     )
+    parser.add_argument(
+        "--level", type=_level, default=1.0, help="of a model for photographs: more or less of the noise, 0..2"
+    )
     parser.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
     parser.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
     add_picture_options(parser)
@@ -90,6 +93,10 @@ def _map(path: Path) -> np.ndarray:
 
 def _gain(text: str) -> float:
     return number(text, "gain", 1e-4, 255)
+
+
+def _level(text: str) -> float:
+    return number(text, "level", 0, 2)
 
 
 def _strength(text: str) -> float:

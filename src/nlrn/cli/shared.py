@@ -53,6 +53,7 @@ def make_restorer(options: argparse.Namespace, channels: int, tile: int | None =
         overlap=getattr(options, "overlap", None),
         tta=getattr(options, "tta", False),
         memory=getattr(options, "memory", None) or MEMORY,
+        level=getattr(options, "level", 1.0),
     )
     return restorer_of(model_name(options, channels), options.device, settings)
 
