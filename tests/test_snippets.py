@@ -92,8 +92,24 @@ SMALLER = {  # numbers of the recipe in docs/own-pictures.md
 }
 
 
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
+
+
 def _make(words: list[str]) -> None:
-    assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+    assert words[0] in ("make", f"PIP_EXTRA_INDEX_URL={CPU_BUILDS}")
+    assert re.search(rf"^{words[-1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+
+
+def _install(words: list[str]) -> None:
+    """pip's own parser takes the words; a switch of setup.py before them is one that it reads."""
+    if "=" in words[0]:
+        assert f'"{words.pop(0).partition("=")[0]}"' in (ROOT / "setup.py").read_text()
+    from pip._internal.commands import create_command
+
+    assert words[:2] == ["pip", "install"]
+    options, folders = create_command("install").parse_args(words[2:])
+    assert folders == ["."]
+    assert "--extra-index-url" not in words or options.extra_index_urls[-1] == CPU_BUILDS  # a machine may have others
 
 
 def _environment(words: list[str]) -> None:
@@ -156,6 +172,10 @@ def _ray(words: list[str]) -> None:
 def _docker(words: list[str]) -> None:
     """What stands behind the image's name goes to nlrn serve."""
     assert words[:2] in (["docker", "build"], ["docker", "run"])
+    if "--build-arg" in words:
+        name, _, value = words[words.index("--build-arg") + 1].partition("=")
+        assert f"\nARG {name}\n" in (ROOT / "Dockerfile").read_text()
+        assert value == CPU_BUILDS
     if words[1] == "run":
         assert "127.0.0.1:8000:8000" in words
         cli._parser().parse_args(["serve", *words[words.index("nlrn") + 1 :]])
@@ -176,7 +196,7 @@ TORCHRUN = "takes hours; test_distributed.py runs the command"
 SLURM = "wants Slurm: on paper, but for what the parsers of torchrun and nlrn say"
 STUDY = "ten trainings and more, each a process of its own: test_study.py trains, the line above shows the command"
 BENCHMARK = "hours: test_benchmark.py measures and plots, docs/performance.md's third line is run"
-CONTAINER = "wants docker; test_container.py reads the Dockerfile"
+CONTAINER = "wants docker; test_container.py lints the Dockerfile, scripts/container_in_chroot.py runs its steps"
 SERVES = "does not end by itself; test_web_api.py and its neighbours ask a real one"
 STORE = "wants an object store; test_stores.py runs the command on one"
 LOOKED_AT = {
@@ -185,6 +205,12 @@ LOOKED_AT = {
     "nlrn denoise s3://pictures/album -o clean -r -j 2": (parse, STORE),
     "nlrn upscale album -o s3://pictures/large --scale 2": (parse, STORE),
     "make demo": (_make, "installs; test_pages.py runs the demo"),
+    f"PIP_EXTRA_INDEX_URL={CPU_BUILDS} make demo": (_make, "installs"),
+    "make kernel-aarch64": (_make, "wants a cross compiler and an emulator: test_kernel_builds.py, where they are"),
+    "pip install .": (_install, "installs; test_install.py does it"),
+    f"pip install . --extra-index-url {CPU_BUILDS}": (_install, "installs"),
+    "NLRN_BUILD_KERNEL=required pip install .": (_install, "installs; test_install.py does it"),
+    f"docker build --build-arg PIP_EXTRA_INDEX_URL={CPU_BUILDS} -t nlrn .": (_docker, CONTAINER),
     "make test": (_make, "is this"),
     ". .venv/bin/activate": (_environment, "for a shell; the Makefile must make that folder"),
     "pip install 'nlrn[web]'": (_extra, "installs"),
