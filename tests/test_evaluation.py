@@ -14,7 +14,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_restore import FP32, random_model
 
-from nlrn.camera import add_camera_noise, at_level, draw_camera
+from nlrn.camera import add_camera_noise, at_level, draw_camera, noisy_at
 from nlrn.checkpoint import save_model
 from nlrn.cli import run
 from nlrn.datasets import scoring_set
@@ -91,6 +91,12 @@ def test_camera_noise_is_scored_by_its_protocol(told: float | str) -> None:
     mean = np.mean(expected, axis=0)
     assert [scores["9"][key] for key in ("psnr", "psnr_noisy", "told")] == pytest.approx(mean, abs=1e-5)
     assert scores["4"]["psnr_noisy"] > scores["9"]["psnr_noisy"]
+
+
+def test_psnr_of_pictures_under_camera_noise_meets_the_check_value(data_root: Path) -> None:
+    """docs/reproduce.md; another release of the JPEG library may round otherwise."""
+    found = [peak_signal_noise_ratio(x / 255, noisy_at(x / 255, 6)) for _, x in scoring_set(data_root, "cbsd68")]
+    assert np.mean(found) == pytest.approx(31.39, abs=0.03)
 
 
 def test_a_model_for_photographs_is_scored_at_its_level_one(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from nlrn.model import NLRNConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    """folders: below the data root. validation: a folder that is neither trained on nor a scoring set."""
+    """folders: below the data root; what nlrn.datasets.HELD_OUT names of one is not trained on. validation: a folder
+    that is neither trained on nor a scoring set, or one of `folders` with a part held out, and then that part.
+    """
 
     folders: tuple[str, ...] = ("bsds500/train", "bsds500/test")
     validation: str = "t91"
