@@ -5,7 +5,7 @@
 Needs root and debootstrap (Debian: apt-get install debootstrap). Every stage is a copy of one base, Debian bookworm
 with its Python 3.11, which stands in for python:3.11-slim; COPY obeys .dockerignore as far as this repository uses
 it. The network is the machine's own. The last stage's ENTRYPOINT is run as its USER with its ENV, the HEALTHCHECK must
-pass, an image must come back, and STOPSIGNAL must end it with 0.
+pass, an image must come back, and STOPSIGNAL must end it.
 """
 
 from __future__ import annotations
@@ -140,10 +140,11 @@ def serve(stage: Stage) -> None:
         assert restored(int(stage.says["EXPOSE"])).startswith(b"\x89PNG\r\n\x1a\n")
         print("an image comes back", flush=True)
     finally:
-        service.send_signal(getattr(signal, stage.says["STOPSIGNAL"]))
+        stop = signal.Signals[stage.says["STOPSIGNAL"]]
+        service.send_signal(stop)
         code = service.wait(60)
-    print(f"{stage.says['STOPSIGNAL']} ends it with {code}")
-    if code:
+    print(f"{stop.name} ends it with {code}")
+    if code not in (0, -stop):  # uvicorn raises the signal again once all is shut down
         raise SystemExit(code)
 
 
