@@ -32,7 +32,7 @@ SIDES = (192, 256, 320, 448)
 SCORED = 128  # pixels of a side, in the middle, on which gains are measured
 LUMA = np.array([0.299, 0.587, 0.114])
 LEAST_ERROR = 0.25  # mean square, 0-255 units: less than this is not seen
-CLEAN_ERROR = 2.5  # and less than this (44 dB) is no loss where there is no noise
+CLEAN_ERROR = 5.0  # and less than this (41 dB) is no loss where there is no noise
 ROUNDS, JITTER, PULL = 1200, 0.15, 0.1
 
 
