@@ -201,7 +201,7 @@ def untouched() -> str:
          f"{changed.min():.1f} dB"],
         [f"BSD100 as JPEG of quality 70 ({len(jpeg)}): PSNR gained", f"{gains.mean():+.2f} dB",
          f"{gains.min():+.2f} dB"],
-        [f"CBSD68 with white noise ({len(white)}): {len(wrong)} taken for camera noise, PSNR lost over all",
+        [f"CBSD68 with white noise ({len(white)}): {len(wrong)} taken for camera noise, PSNR lost by that",
          f"{sum(lost) / len(white):.3f} dB", f"{max(lost, default=0):.2f} dB"],
     ]  # fmt: skip
     return markdown(["", "mean", "worst"], rows) + _measured(found["clean"])
