@@ -32,7 +32,7 @@ SIDES = (192, 256, 320, 448)
 SCORED = 128  # pixels of a side, in the middle, on which gains are measured
 LUMA = np.array([0.299, 0.587, 0.114])
 LEAST_ERROR = 0.25  # mean square, 0-255 units: less than this is not seen
-CLEAN_ERROR = 2.5  # and less than this (44 dB) is no loss where there is no noise
+CLEAN_ERROR = 5.0  # and less than this (41 dB) is no loss where there is no noise
 ROUNDS, JITTER, PULL = 1200, 0.15, 0.1
 
 
@@ -135,6 +135,7 @@ def fit(options: argparse.Namespace) -> None:
     log_level = torch.tensor(np.log(level + 0.2), dtype=torch.float32)
     curve = torch.tensor(np.pad(np.nan_to_num(gains), ((0, 0), (1, 0))), dtype=torch.float32)
     is_white = torch.tensor(white, dtype=torch.float32)
+    weight = torch.tensor(np.where(np.isin(kind, ("clean", "jpeg")), options.quiet, 1.0), dtype=torch.float32)
     noisy = torch.tensor(level > 0, dtype=torch.float32)
     layers = torch.nn.Linear(x.shape[1], options.hidden), torch.nn.Tanh(), torch.nn.Linear(options.hidden, 3)
     network = torch.nn.Sequential(*layers)
@@ -154,7 +155,7 @@ def fit(options: argparse.Namespace) -> None:
         of_rest = (1 - known_t) * (1 - is_white) * huber(out[:, 1], log_level + usual * noisy) * (0.3 + 0.7 * noisy)
         of_white = is_white * huber(out[:, 1], log_level)
         of_kind = torch.nn.functional.binary_cross_entropy_with_logits(out[:, 2], is_white, reduction="none")
-        return (of_level + of_sigma + 0.5 * of_rest + of_white + 0.5 * of_kind)[train].mean()
+        return (weight * (of_level + of_sigma + 0.5 * of_rest) + of_white + 0.5 * of_kind)[train].mean()
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=options.decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, ROUNDS)
@@ -222,8 +223,9 @@ def main() -> None:
     fitting = commands.add_parser("fit")
     fitting.add_argument("measured", type=Path, nargs="+", help="files of `measure`")
     fitting.add_argument("--check", action="store_true", help="hold a fifth back")
-    fitting.add_argument("--hidden", type=int, default=24, help="units of the hidden layer")
-    fitting.add_argument("--decay", type=float, default=0.1, help="of weights")
+    fitting.add_argument("--hidden", type=int, default=16, help="units of the hidden layer")
+    fitting.add_argument("--quiet", type=float, default=1.0, help="weight of images without noise")
+    fitting.add_argument("--decay", type=float, default=0.3, help="of weights")
     fitting.set_defaults(run=fit)
     options = parser.parse_args()
     options.run(options)

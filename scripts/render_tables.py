@@ -152,6 +152,62 @@ def estimate() -> str:
     return markdown(["sigma", *levels], lines) + "\nMeasured: " + "; ".join(notes) + ".\n"
 
 
+FITTED = "Canon5D2"  # the camera of PolyU whose noisy images the simulated noise was looked at with
+METHODS = {
+    "noisy": "as it is",
+    "auto": "**nlrn, nothing given**",
+    "gaussian": "nlrn, `--noise gaussian`",
+    "sigma": "nlrn, the best single sigma",
+    "opencv": "OpenCV, fastNlMeansDenoisingColored, best",
+    "bm3d": "BM3D, best",
+}
+
+
+def photographs() -> str:
+    """Crops of the PolyU set, of results/photographs.json: of a family with a parameter the best for the whole set."""
+    result = load("photographs")["camera"]
+    lines, rows = result["lines"], []
+    others = [name for name in lines if not name.startswith(FITTED)]
+    measured = [method for method in next(iter(lines.values())) if method != "found"]
+    for family, title in METHODS.items():
+        members = [method for method in measured if method.partition(" ")[0] == family]
+        if not members:
+            continue
+        best = max(members, key=lambda m: np.mean([line[m][0] for line in lines.values()]))
+        gains = [line[best][0] - line["noisy"][0] for line in lines.values()]
+        scores = [np.mean([lines[name][best][:2] for name in names], axis=0) for names in (lines, others)]
+        cells = [f"{psnr:.2f} / {ssim:.4f}" for psnr, ssim in scores]
+        shift = max(line[best][2] for line in lines.values())
+        rows.append([title + best.removeprefix(family), *cells, f"{min(gains):+.2f}", f"{shift:.2f}"])
+    header = [
+        f"PSNR (dB) / SSIM, {len(lines)} crops",
+        "all",
+        f"four cameras ({len(others)})",
+        "smallest gain",
+        "largest shift of a channel's mean",
+    ]
+    return markdown(header, rows) + _measured(result)
+
+
+def untouched() -> str:
+    """Images without noise and images with white noise, of results/photographs.json."""
+    found = load("photographs")
+    clean, jpeg, white = (found[name]["lines"].values() for name in ("clean", "jpeg", "white"))
+    wrong = [line for line in white if line["found"]["kind"] != "white"]
+    lost = [line["true"] - line["auto"] for line in wrong]
+    changed = np.array([line["changed"] for line in clean])
+    gains = np.array([line["restored"] - line["given"] for line in jpeg])
+    rows = [
+        [f"BSD100 as it is ({len(clean)} images): PSNR of the result against it", f"{changed.mean():.1f} dB",
+         f"{changed.min():.1f} dB"],
+        [f"BSD100 as JPEG of quality 70 ({len(jpeg)}): PSNR gained", f"{gains.mean():+.2f} dB",
+         f"{gains.min():+.2f} dB"],
+        [f"CBSD68 with white noise ({len(white)}): {len(wrong)} taken for camera noise, PSNR lost by that",
+         f"{sum(lost) / len(white):.3f} dB", f"{max(lost, default=0):.2f} dB"],
+    ]  # fmt: skip
+    return markdown(["", "mean", "worst"], rows) + _measured(found["clean"])
+
+
 def inference() -> str:
     """Seconds and memory of one picture of 512 x 512."""
     result = load("benchmark-model")
@@ -306,8 +362,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "inference": inference,
     "ledger": training_ledger,
     "nearness": nearness,
+    "photographs": photographs,
     "processes": processes,
     "tiles": tiles,
+    "untouched": untouched,
     **{name: partial(scores, task) for name, task in TASKS.items()},
     **{f"study-{name}": partial(study, name) for name in STUDIES},
 }

@@ -16,6 +16,8 @@ import pytest
 from PIL import ExifTags, Image
 from test_restore import random_model
 
+import nlrn
+from nlrn.camera import add_camera_noise, at_level, draw_camera
 from nlrn.checkpoint import save_model
 from nlrn.cli import run
 from nlrn.cli.shared import print_table
@@ -65,6 +67,46 @@ def test_sigma_is_estimated_by_default_and_said(noisy: Path, weights: Path, caps
     np.testing.assert_array_equal(np.asarray(Image.open(out)), restored(noisy, weights, "auto"))
     assert run(["denoise", str(noisy), "-o", str(out), "--model", str(weights), "-q", "--overwrite"]) == 0
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    """A colour photograph with the noise of a camera, as a JPEG of the camera's."""
+    with Image.open(Path(__file__).parents[1] / "examples" / "camera.png") as file:
+        grey = np.asarray(file.convert("L").resize((256, 256), Image.Resampling.BICUBIC)) / 255
+    clean = grey[..., None] * np.array([0.9, 0.8, 0.7]) + 0.02
+    random = np.random.default_rng(1)
+    noisy = add_camera_noise(clean, at_level(draw_camera(random), 8.0), random)
+    Image.fromarray(np.rint(noisy * 255).astype(np.uint8)).save(tmp_path / "photograph.png")
+    return tmp_path / "photograph.png"
+
+
+def test_every_entry_finds_the_same_camera_noise(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line prints it, a folder's manifest records it, Python restores by it; gaussian is as it was."""
+    weights, out = tmp_path / "colour.safetensors", tmp_path / "clean.png"
+    save_model(weights, random_model(in_channels=3), {"steps": "0"})
+    image = np.asarray(Image.open(photograph))
+    found = nlrn.estimate_noise(image / np.float32(255))
+    assert found.kind == "camera"
+    assert run(["denoise", str(photograph), "-o", str(out), "--model", str(weights)]) == 0
+    assert f"found {found}: restored as sigma {found.sigma:.1f}" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), nlrn.denoise(image, model=weights))
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), nlrn.denoise(image, found.sigma, weights))
+    (tmp_path / "in").mkdir()
+    shutil.copy(photograph, tmp_path / "in")
+    assert run(["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(weights)]) == 0
+    lines = (tmp_path / "out" / "nlrn-manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line)["noise"] for line in lines] == [[found.record()]] * 2
+    assert (tmp_path / "out" / "photograph.png").read_bytes() == out.read_bytes()
+    plain = tmp_path / "plain.png"
+    command = ["denoise", str(photograph), "-o", str(plain), "--model", str(weights), "--noise", "gaussian"]
+    assert run(command) == 0
+    sigma = nlrn.estimate_sigma(image / np.float32(255))
+    assert f"estimated noise: sigma {sigma:.1f}" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.asarray(Image.open(plain)), nlrn.denoise(image, model=weights, noise="gaussian"))
+    assert plain.read_bytes() != out.read_bytes()
 
 
 def test_colour_and_tiles_are_said(noisy: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

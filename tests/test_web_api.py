@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 from webserver import Service, picture
 
 from nlrn import __version__
+from nlrn.camera import add_camera_noise, at_level, draw_camera
 from nlrn.cli import run
 from nlrn.explain import correlation_maps
 from nlrn.images import Picture, encode_picture, read_picture, write_picture
@@ -44,6 +45,7 @@ OPTIONS: list[dict[str, str]] = [
     {"sigma": "25"},
     {},
     {"sigma": "12.5", "strength": "0.4"},
+    {"noise": "gaussian"},
     {"noise": "poisson", "gain": "4", "read_noise": "2"},
     {"mode": "patch", "sigma": "30"},
     {"tile": "32", "overlap": "8", "sigma": "25", "precision": "fp32"},
@@ -128,6 +130,19 @@ def test_the_shipped_model_is_the_usual_one_and_what_is_said_is_said(
     assert answer.content == out.read_bytes()
     assert answer.headers["nlrn-said"].split("; ") == capsys.readouterr().out.splitlines()[:-1]
     assert answer.headers["content-disposition"] == 'attachment; filename="restored.jpg"'
+
+
+def test_camera_noise_is_found_there_too(client: httpx.Client, folder: Path, tmp_path: Path) -> None:
+    clean = np.full((192, 192, 3), 0.5) * np.linspace(0.6, 1.4, 192)[:, None]
+    random = np.random.default_rng(1)
+    noisy = add_camera_noise(clean, at_level(draw_camera(random), 8.0), random)
+    Image.fromarray(np.rint(noisy * 255).astype(np.uint8)).save(tmp_path / "photograph.png")
+    answer = ask(client, "/v1/denoise", tmp_path / "photograph.png", model="toy")
+    expected = by_command_line(
+        "denoise", tmp_path / "photograph.png", folder / "toy.safetensors", {}, tmp_path / "restored"
+    )
+    assert answer.content == expected
+    assert "camera-like noise" in answer.headers["nlrn-said"]
 
 
 def test_a_preview_is_the_picture_itself_in_8_bits(client: httpx.Client, files: dict[str, Path]) -> None:

@@ -83,7 +83,7 @@ def _say_found(say: Say, found: tuple[NoiseEstimate, ...], form: str) -> None:
     """The noise of the picture, or of each channel."""
     limit = " or more, this model's limit" if max(one.sigma for one in found) >= MAX_SIGMA else ""
     if any(one.kind != "white" for one in found):
-        say(f"found {'; '.join(map(str, found))}: restored as sigma {_listed(found)}{limit}")
+        say(f"found {' / '.join(map(str, found))}: restored as sigma {_listed(found)}{limit}")
         return
     say(f"estimated noise: sigma {_listed(found)}{limit}")
     if form == "JPEG":

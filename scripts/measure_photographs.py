@@ -1,0 +1,160 @@
+"""The default of `nlrn denoise` on real photographs, beside others, and on images that need little or nothing.
+
+`camera`: the crops of the PolyU set (Xu et al. 2018: five cameras, JPEG, the mean of many exposures as truth), no
+parameter given; beside them the noisy crops, the estimate for white noise, the colour model given the best single
+sigma for the whole set, and OpenCV's fastNlMeansDenoisingColored and BM3D with the best of a grid for the whole set.
+XX a JPEG of quality 70. PolyU, CBSD68 and BSD100 are scoring sets: nothing is fitted to them.
+
+OpenCV and BM3D (not free for commercial use) are only used here: pip install opencv-python-headless==5.0.0.93
+bm3d==4.0.3. Where one is missing its lines are left out. Results are added to results/photographs.json as they come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import nlrn
+from nlrn.camera import jpeg
+from nlrn.datasets import data_root, read_folder, scoring_set
+from nlrn.degradations import add_gaussian_noise
+from nlrn.evaluation import machine
+from nlrn.metrics import psnr, quantize8, ssim
+from nlrn.publish import publish_json
+from nlrn.restore import Restorer
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "results" / "photographs.json"
+SIGMAS = (9.0, 12.0, 16.0)
+STRENGTHS = (4, 7, 10)  # h and hColor of OpenCV's
+BM3D_SIGMAS = (6.0, 9.0, 12.0)
+FITTED = "Canon5D2"  # the camera whose noisy images the model of noise was looked at with
+WHITE = (5, 10, 15, 25, 50, 75)
+QUALITY = 70
+Method = Callable[[np.ndarray], np.ndarray]
+
+
+def methods(restorer: Restorer, chosen: list[str]) -> dict[str, Method]:
+    """By name, each from a noisy crop HW3 in [0, 1] to the restored one."""
+    found: dict[str, Method] = {"noisy": lambda x: x}
+    found["auto"] = lambda x: restorer.denoise(x)
+    found["gaussian"] = lambda x: restorer.denoise(x, noise="gaussian")
+    for sigma in SIGMAS:
+        found[f"sigma {sigma:g}"] = lambda x, sigma=sigma: restorer.denoise(x, sigma)  # type: ignore[misc]
+    if "opencv" in chosen:
+        cv2 = importlib.import_module("cv2")
+        cv2.setNumThreads(1)
+        for h in STRENGTHS:
+            found[f"opencv {h}"] = lambda x, h=h: (  # type: ignore[misc]
+                cv2.fastNlMeansDenoisingColored(np.rint(x * 255).astype(np.uint8), None, h, h, 7, 21) / 255.0
+            )
+    if "bm3d" in chosen:
+        bm3d = importlib.import_module("bm3d")
+        for sigma in BM3D_SIGMAS:
+            found[f"bm3d {sigma:g}"] = lambda x, sigma=sigma: bm3d.bm3d_rgb(x, sigma / 255)  # type: ignore[misc]
+    return found
+
+
+def camera(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any]) -> None:
+    """PSNR, SSIM and the largest shift of a channel's mean (0-255 units), by crop and method."""
+    files = sorted((options.data / "polyu").glob("*_real.JPG"))[:: options.every]
+    tools = methods(restorer, options.methods)
+    for file in files:
+        name = file.stem.removesuffix("_real")
+        noisy, truth = (np.asarray(Image.open(p).convert("RGB")) / 255 for p in (file, file.with_stem(f"{name}_mean")))
+        line = lines.setdefault(name, {})
+        if "auto" not in line:
+            line["found"] = [one.record() for one in restorer.found_noise(noisy)]
+        for method in tools.keys() - line.keys():
+            restored = quantize8(tools[method](noisy.astype(np.float32)).astype(np.float64))
+            shift = float(np.abs(restored.mean((0, 1)) - truth.mean((0, 1))).max() * 255)
+            line[method] = [psnr(truth, restored), ssim(truth, restored), shift]
+        if options.crops is not None:
+            _save(options.crops / f"{name}.png", noisy, restorer.denoise(noisy.astype(np.float32)), truth)
+        print(name, line["found"], {m: round(line[m][0], 2) for m in tools}, flush=True)
+        keep(options, "camera", lines)
+
+
+def _save(path: Path, *images: np.ndarray) -> None:
+    """Side by side, to be looked at."""
+    beside = np.concatenate([quantize8(np.asarray(image, np.float64)) for image in images], axis=1)
+    Image.fromarray(np.rint(beside * 255).astype(np.uint8)).save(path)
+
+
+def white(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any]) -> None:
+    """For each level of white noise by image: the estimate, the sigma used, and where they differ the PSNR by each and
+    by the true sigma."""
+    for seed, (name, image) in enumerate(scoring_set(options.data, "cbsd68")):
+        if seed % options.every:
+            continue
+        clean = image / 255
+        for sigma in WHITE:
+            if f"{name} {sigma}" in lines:
+                continue
+            noisy = add_gaussian_noise(clean, sigma)
+            (one,) = restorer.found_noise(noisy)
+            line: dict[str, Any] = {"found": one.record()}
+            if one.kind != "white":
+                levels = {"auto": one.sigma, "white": nlrn.estimate_sigma(noisy), "true": float(sigma)}
+                line |= {k: psnr(clean, quantize8(restorer.denoise(noisy, min(v, 75.0)))) for k, v in levels.items()}
+            lines[f"{name} {sigma}"] = line
+            print(name, sigma, line, flush=True)
+        keep(options, "white", lines)
+
+
+def quiet(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any], what: str) -> None:
+    """BSD100 as it is, or through a JPEG: PSNR of what was given, and of the result against it and against BSD100."""
+    for i, (name, image) in enumerate(read_folder(options.data / "bsd100" / "hr")):
+        if i % options.every or name in lines:
+            continue
+        clean = image / 255
+        given = jpeg(clean, QUALITY) if what == "jpeg" else clean
+        restored = quantize8(restorer.denoise(given).astype(np.float64))
+        line: dict[str, Any] = {"found": [one.record() for one in restorer.found_noise(given)]}
+        line["changed"] = min(psnr(given, restored), 100.0)
+        if what == "jpeg":
+            line |= {"given": psnr(clean, given), "restored": psnr(clean, restored)}
+        lines[name] = line
+        print(name, line, flush=True)
+        keep(options, what, lines)
+
+
+def keep(options: argparse.Namespace, what: str, lines: dict[str, Any]) -> None:
+    """Add what there is to the file."""
+    whole = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    whole[what] = {"run": options.run, "every": options.every, "lines": lines}
+    publish_json(RESULT, whole)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["camera", "white", "clean", "jpeg"], help="default: all")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
+    parser.add_argument("--every", type=int, default=1, help="of so many images one")
+    parser.add_argument("--methods", nargs="*", default=["opencv"], help="of opencv, bm3d (default: opencv)")
+    parser.add_argument("--crops", type=Path, help="a folder: noisy, restored and true crops side by side, as PNG")
+    parser.add_argument("--resume", action="store_true", help="keep the lines that are there")
+    options = parser.parse_args()
+    options.data = data_root(options.data)
+    restorer = nlrn.load("denoise-color-small")
+    options.run = machine(restorer.device) | {"precision": "bf16" if restorer.bf16 else "fp32"}
+    known = json.loads(RESULT.read_text()) if RESULT.exists() and options.resume else {}
+    for what in options.what:
+        lines = known.get(what, {}).get("lines", {})
+        if what == "camera":
+            camera(options, restorer, lines)
+        elif what == "white":
+            white(options, restorer, lines)
+        else:
+            quiet(options, restorer, lines, what)
+
+
+if __name__ == "__main__":
+    main()
