@@ -146,8 +146,12 @@ def test_a_name_that_looks_like_a_path_is_nothing(client: httpx.Client, small: b
     files = {"picture": (name, small)}
     answer = client.post("/v1/denoise", files=files, data={"model": "toy", "sigma": "5"})
     plain = post(client, small, model="toy", sigma="5")
-    assert answer.status_code in (200, 400)
-    assert answer.status_code == 400 or answer.content == plain.content
+    if len(name) > 4096:  # a header of the form has a limit
+        assert answer.status_code == 400
+        assert "the form cannot be read" in answer.json()["error"]
+    else:
+        assert answer.status_code == 200, (name, answer.text)
+        assert answer.content == plain.content
     assert not Path("/tmp/nlrn-was-here.png").exists()
     assert not list(Path.cwd().rglob("nlrn-was-here*"))
 
