@@ -151,7 +151,7 @@ def _started(recipe: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_with_its_state_saved(recipe: Path, number: int, code: int) -> None:
     recipe.write_text(recipe.read_text().replace("checkpoint_minutes = 0.0", "checkpoint_minutes = 100"))
     process = _started(recipe)
@@ -206,6 +206,17 @@ def test_requests_leave_the_handlers_as_they_were() -> None:
         with pytest.raises(Stopped), requests.beside_the_steps():
             pytest.fail("it was asked to end before")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequests() as requests:
+            signal.raise_signal(signal.SIGINT)
+            assert requests.number == 0
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_thread_trains_without_signals(recipe: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,9 @@ def _install(words: list[str]) -> None:
         words.pop(0)
     elif "=" in words[0]:
         assert f'"{words.pop(0).partition("=")[0]}"' in (ROOT / "setup.py").read_text()
-    from pip._internal.commands import create_command
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of setuptools, where another test has imported distutils
+        from pip._internal.commands import create_command
 
     assert words[:2] == ["pip", "install"]
     _, folders = create_command("install").parse_args(words[2:])

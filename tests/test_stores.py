@@ -745,7 +745,7 @@ def test_what_another_run_makes_while_this_one_waits_is_not_made_again(
         if not store.files("out"):
             for job in jobs:
                 data = Path(str(job.source)).read_bytes()
-                other.publish(job, (hashlib.sha256(data).hexdigest(), data, None), overwrite=False)
+                other.publish(job, (hashlib.sha256(data).hexdigest(), data, {}), overwrite=False)
         take(self)
 
     other = StoreManifest(ALBUM / "out", "work", jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,9 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:  # a worker that is deaf to Ctrl-C stays so
+                    self._before[number] = signal.signal(number, self._take)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,8 +59,9 @@ class StopRequests:
         finally:
             self._at_once = False
 
-    def end(self) -> None:
-        """End the program as the signal would have: KeyboardInterrupt, or SystemExit(143) after SIGTERM."""
-        if self.number == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt
+    def ended(self) -> SystemExit:
+        """Let the signal do now what it would have done, by the handler from before: KeyboardInterrupt for Ctrl-C, the
+        end of the process for SIGTERM. To be called after the context; what to raise where that handler returns."""
+        sys.stdout.flush()
+        signal.raise_signal(self.number)
+        return SystemExit(128 + self.number)

@@ -75,7 +75,7 @@ def train(
     threads, so that neither a pause nor other programs shorten the run. Raises ConfigError, InputError,
     CheckpointError, UnfinishedError where the clock ended the run within its warm-up (the state is kept), or
     TrainingError when the loss stops being finite (the last good state is kept). Ctrl-C and SIGTERM end it after the
-    step under way, its state saved, by KeyboardInterrupt and SystemExit.
+    step under way, its state saved, as they would have ended it.
     """
     budget = Budget(minutes, cpu_minutes)
     folder = Path(output or Path("runs") / config.name)
@@ -87,16 +87,15 @@ def train(
                 trainstate.prepare(folder, create=not resume)
             trainer.start(resume)
         trainer.align()
-        with TrainingLog(folder, show=leads and not quiet, keep=leads, tensorboard=leads and tensorboard) as log:
-            with StopRequests() as trainer.requests:
-                try:
-                    trainer.run(log)
-                    return trainer.finish(log)
-                except Stopped:
-                    trainer.save()
-                    log.say(f"stopped at step {trainer.step}; the state is saved, --resume continues")
-                    trainer.requests.end()
-            raise AssertionError("a stop ends the program")
+        log = TrainingLog(folder, show=leads and not quiet, keep=leads, tensorboard=leads and tensorboard)
+        with log, StopRequests() as trainer.requests:
+            try:
+                trainer.run(log)
+                return trainer.finish(log)
+            except Stopped:
+                trainer.save()
+                log.say(f"stopped at step {trainer.step}; the state is saved, --resume continues")
+        raise trainer.requests.ended()
 
 
 class Trainer:
