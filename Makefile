@@ -4,8 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 HELD := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 NLRN_INSTRUCTION_SET=avx2
-NUMERIC := $(addprefix tests/test_,$(addsuffix .py,ops cpu non_local model inference training runs distributed tiling \
-	restore integrations_hub determinism batch stabilization optimization))
 QUICK := $(addprefix tests/test_,$(addsuffix .py,model inference tiling metrics degradations noise publish recipe))
 
 .PHONY: core install demo docs quick test test-avx2 test-slow check kernel-aarch64 container clean
@@ -49,7 +47,7 @@ test: check
 # What computes, once more as on a machine with AVX2 alone. On such a machine, or one without, there is nothing to hold.
 test-avx2: install
 	@if $(BIN)/python -c "import sys; from nlrn.ops.cpu import INSTRUCTION_SETS as s; sys.exit('avx2' not in list(s)[1:])"; \
-	then $(HELD) $(BIN)/python -m pytest -n 2 $(NUMERIC); \
+	then $(HELD) $(BIN)/python -m pytest -n 2 -m numeric; \
 	else echo "held to AVX2: this processor has no more than that"; fi
 
 test-slow: check

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, their child processes too
 
 import pytest
+import selection
 import torch  # reads the variable when it is imported
 from hypothesis import HealthCheck, settings
 
@@ -29,7 +30,8 @@ collect_ignore = [] if "NLRN_CHROMIUM" in os.environ or Path(CHROMIUM).exists() 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the long counts whole instead of a tenth")
+    what = "run the long counts whole instead of a tenth, the tests marked slow, and full grids"
+    parser.addoption("--slow", action="store_true", help=what)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,17 +52,15 @@ def _data() -> Path:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of the data sets; skips where there is none, unless NLRN_DATA says that there is."""
-    if not _data().is_dir():
-        assert not os.environ.get("NLRN_DATA"), f"NLRN_DATA names no folder: {_data()}"
-        pytest.skip(f"the data sets are not at {_data()} (set NLRN_DATA)")
+    """The folder of the data sets. Where there is none, and NLRN_DATA names none, its tests are deselected."""
+    assert _data().is_dir(), f"NLRN_DATA names no folder: {_data()}"
     return _data()
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights file of a small network that nobody trained."""
-    from test_restore import random_model
+    from networks import random_model
 
     from nlrn.checkpoint import save_model
 
@@ -91,9 +91,19 @@ def client(running: Service) -> Iterator[httpx.Client]:
         yield found
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks by file and fixture; then what is marked and cannot or need not run here is deselected."""
+    selection.mark(items)
+    data = _data().is_dir() or bool(os.environ.get("NLRN_DATA"))
+    out = selection.left_out(items, config.getoption("--slow"), data)
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in out])
+    items[:] = [item for item in items if item.nodeid not in out]
+
+
 def pytest_report_header() -> list[str]:
     """What is not collected is said."""
-    return [f"not collected: {name} (no Chromium; see CONTRIBUTING.md)" for name in collect_ignore]
+    absent = [] if _data().is_dir() else [f"deselected: tests marked data (no data sets at {_data()}; set NLRN_DATA)"]
+    return absent + [f"not collected: {name} (no Chromium; see CONTRIBUTING.md)" for name in collect_ignore]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

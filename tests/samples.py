@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import toy
+from networks import random_model
 from PIL import Image
-from test_restore import random_model
 
 from nlrn.checkpoint import save_model
 from nlrn.degradations import add_gaussian_noise

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from networks import FP32, picture, random_model
 from PIL import Image
-from test_restore import FP32, picture, random_model
 
 import nlrn
 from nlrn.alpha import fill_hidden

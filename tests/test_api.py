@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import FP32, picture, random_model
 from PIL import Image
-from test_restore import FP32, picture, random_model
 
 import nlrn
 import nlrn.api

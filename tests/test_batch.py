@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,40 +19,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import deadly, digests, fill, give, records, same
+from networks import FP32, random_model
 from PIL import Image
-from test_restore import FP32, random_model
 
-from nlrn.batch import Restore, run
+from nlrn.batch import run
 from nlrn.checkpoint import save_model
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError, InputError
 from nlrn.images import Picture, read_picture
 from nlrn.jobs import plan
-from nlrn.manifests import LOCK, MANIFEST, Manifest
+from nlrn.manifests import MANIFEST, Manifest
 from nlrn.restore import Restorer
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def fill(folder: Path, count: int, bad: int = 0) -> None:
-    """Small pictures grey and colour, PNG and JPEG, in two folders; every so many-th is damaged."""
-    chance = np.random.RandomState(0)
-    (folder / "deep").mkdir(parents=True)
-    for i in range(count):
-        place = folder / ("deep" if i % 3 == 0 else "") / f"{i:03}.{'jpg' if i % 5 == 0 else 'png'}"
-        shape = (16, 18) if i % 2 else (16, 18, 3)
-        Image.fromarray(chance.randint(0, 256, shape).astype(np.uint8)).save(place)
-        if bad and i % bad == 0:
-            place.write_bytes(place.read_bytes()[:60])
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = [f for f in folder.rglob("*") if f.is_file() and f.name not in (MANIFEST, LOCK)]
-    return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-
-
-def records(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / MANIFEST).read_text().splitlines() if line.endswith("}")]
 
 
 # -- the plan
@@ -242,17 +221,6 @@ def test_what_a_format_cannot_hold_is_found_before_the_work(
     assert command([*words, "--sigma", "25", "--depth", "8"]) == 0
 
 
-def _same(picture: Picture, form: str) -> Picture:
-    return picture
-
-
-def _deadly(picture: Picture, form: str) -> Picture:
-    """Kills its process for a picture that is white at a corner."""
-    if picture.array.flat[0] == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return picture
-
-
 def _odd(picture: Picture, form: str) -> Picture:
     """Fails for a picture that is white at a corner, in a way that nobody thought of."""
     if picture.array.flat[0] == 1:
@@ -269,15 +237,11 @@ def _tight(picture: Picture, form: str) -> Picture:
     return picture
 
 
-def _give(restore: Restore) -> Restore:
-    return restore
-
-
 def test_a_picture_that_kills_its_process_is_found_and_the_rest_is_done(tmp_path: Path) -> None:
     fill(tmp_path / "in", 12)
     Image.new("L", (9, 9), 255).save(tmp_path / "in" / "005b.png")
     jobs = plan(tmp_path / "in", tmp_path / "out")
-    outcome = run(jobs, partial(_give, _deadly), tmp_path / "out", "work", workers=2)
+    outcome = run(jobs, partial(give, deadly), tmp_path / "out", "work", workers=2)
     assert list(outcome.failed) == ["005b.png"]
     assert "was killed" in outcome.failed["005b.png"]
     assert len(outcome.done) == len(jobs) - 1
@@ -288,7 +252,7 @@ def test_the_tiles_that_a_result_was_made_in_after_all_are_recorded(tmp_path: Pa
     fill(tmp_path / "in", 2)
     Image.new("L", (9, 9), 255).save(tmp_path / "in" / "large.png")
     jobs = plan(tmp_path / "in", tmp_path / "out")
-    run(jobs, partial(_give, _tight), tmp_path / "out", "work", workers=workers)
+    run(jobs, partial(give, _tight), tmp_path / "out", "work", workers=workers)
     assert {(r["in"], r.get("tile")) for r in records(tmp_path / "out")} == {("001.png", None), ("large.png", 256)}
 
 
@@ -300,28 +264,28 @@ def test_an_error_nobody_thought_of_is_the_pictures_and_one_of_the_settings_is_e
         (tmp_path / "in").mkdir(exist_ok=True)
         Image.new("L", (9, 9), grey).save(tmp_path / "in" / f"{name}.png")
     jobs = plan(tmp_path / "in", tmp_path / "out")
-    outcome = run(jobs, partial(_give, _odd), tmp_path / "out", "work", workers=workers)
+    outcome = run(jobs, partial(give, _odd), tmp_path / "out", "work", workers=workers)
     assert outcome.failed == {"b.png": "ZeroDivisionError: oh"}
     assert outcome.done == ["a.png", "c.png"]
     Image.new("L", (9, 9), 0).save(tmp_path / "in" / "d.png")
     with pytest.raises(ConfigError, match="of all of them"):
-        run(plan(tmp_path / "in", tmp_path / "out"), partial(_give, _odd), tmp_path / "out", "work", workers=workers)
+        run(plan(tmp_path / "in", tmp_path / "out"), partial(give, _odd), tmp_path / "out", "work", workers=workers)
 
 
 def test_one_run_holds_a_folder_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     fill(tmp_path / "in", 4)
     jobs = plan(tmp_path / "in", tmp_path / "out")
     with Manifest(_made(tmp_path / "out"), "work"), pytest.raises(ConfigError, match=f"process {os.getpid()} on "):
-        run(jobs, partial(_give, _same), tmp_path / "out", "work")
-    assert len(run(jobs, partial(_give, _same), tmp_path / "out", "work").done) == len(jobs)
+        run(jobs, partial(give, same), tmp_path / "out", "work")
+    assert len(run(jobs, partial(give, same), tmp_path / "out", "work").done) == len(jobs)
     with (tmp_path / "out" / MANIFEST).open("ab") as file:
         file.write(b'{"in": "00')
     (tmp_path / "out" / ".nlrn-0123.part").touch()
-    outcome = run(jobs, partial(_give, _same), tmp_path / "out", "work")
+    outcome = run(jobs, partial(give, same), tmp_path / "out", "work")
     assert len(outcome.skipped) == len(jobs)
     (tmp_path / "out" / jobs[0].target.name).unlink()
-    assert run(jobs, partial(_give, _same), tmp_path / "out", "work").done == [jobs[0].name]
-    assert run(jobs, partial(_give, _same), tmp_path / "out", "work").done == []
+    assert run(jobs, partial(give, same), tmp_path / "out", "work").done == [jobs[0].name]
+    assert run(jobs, partial(give, same), tmp_path / "out", "work").done == []
     assert not (tmp_path / "out" / ".nlrn-0123.part").exists()
 
 

@@ -123,7 +123,12 @@ def test_a_measurement_that_fails_is_a_row_that_says_so(change: dict[str, str], 
 
 
 @pytest.mark.parametrize("cell", [c for c in OPERATOR if c["section"] == "limit" and c["shape"] == "small"])
-def test_every_pass_of_the_kernel_is_measured(cell: dict[str, object]) -> None:
+@pytest.mark.parametrize("side", [128, pytest.param(measure.GEMM["cpu"], marks=pytest.mark.slow)])
+def test_every_pass_of_the_kernel_is_measured(
+    cell: dict[str, object], side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside small products: without AVX-512 one of 1024 x 1024 in bf16 takes seconds, and many are taken."""
+    monkeypatch.setitem(measure.GEMM, "cpu", side)
     before, set_before = torch.get_num_threads(), operator.cpu.instruction_set()
     torch.set_num_threads(1)
     try:

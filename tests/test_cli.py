@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import random_model
 from PIL import ExifTags, Image
-from test_restore import random_model
 
 import nlrn
 from nlrn.camera import add_camera_noise, at_level, draw_camera

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import ROOT, deadly, digests, fill, give, records, same
 from PIL import Image
-from test_batch import ROOT, _deadly, _give, _same, digests, fill, records
 
 from nlrn.batch import Restore, run
 from nlrn.cli import run as command
@@ -80,15 +80,15 @@ def test_a_picture_that_ends_its_worker_twice_is_left_and_the_rest_is_done(ray: 
     fill(tmp_path / "in", 12)
     Image.new("L", (9, 9), 255).save(tmp_path / "in" / "005b.png")
     jobs = plan(tmp_path / "in", tmp_path / "out")
-    outcome = run(jobs, partial(_give, _deadly), tmp_path / "out", "work", engine=RayEngine(workers=2))
+    outcome = run(jobs, partial(give, deadly), tmp_path / "out", "work", engine=RayEngine(workers=2))
     assert outcome.failed == {"005b.png": "its worker ended, 2 times, by its memory perhaps"}
     assert len(outcome.done) == len(jobs) - 1
-    assert run(jobs, partial(_give, _same), tmp_path / "out", "work", engine=RayEngine()).done == ["005b.png"]
+    assert run(jobs, partial(give, same), tmp_path / "out", "work", engine=RayEngine()).done == ["005b.png"]
 
 
 def _unfit() -> Restore:
     os.kill(os.getpid(), signal.SIGKILL)
-    return _same
+    return same
 
 
 def _unlucky() -> str:
@@ -104,20 +104,20 @@ def test_a_cluster_that_cannot_work_is_an_error_and_no_wait(ray: Any, tmp_path: 
             run(jobs, make, tmp_path / "out", "work", engine=engine)
         assert not digests(tmp_path / "out")
 
-    same = partial(_give, _same)
-    fails(same, RayEngine(cpus=999), ConfigError, "holds a worker of 999 CPUs, 0 GPUs and 0 MiB: they have at most 2")
-    fails(same, RayEngine(gpus=1), ConfigError, "1 GPUs")
-    fails(same, RayEngine(memory=1 << 50), ConfigError, "1,073,741,824 MiB")
-    fails(same, RayEngine(check=_unlucky), ConfigError, "a worker on .*: there is no folder here")
-    fails(same, RayEngine(expected="another"), ConfigError, "its version, options or weights are others")
+    plain = partial(give, same)
+    fails(plain, RayEngine(cpus=999), ConfigError, "holds a worker of 999 CPUs, 0 GPUs and 0 MiB: they have at most 2")
+    fails(plain, RayEngine(gpus=1), ConfigError, "1 GPUs")
+    fails(plain, RayEngine(memory=1 << 50), ConfigError, "1,073,741,824 MiB")
+    fails(plain, RayEngine(check=_unlucky), ConfigError, "a worker on .*: there is no folder here")
+    fails(plain, RayEngine(expected="another"), ConfigError, "its version, options or weights are others")
     fails(_unfit, RayEngine(workers=1), BackendError, "end before they begin")
-    assert len(run(jobs, same, tmp_path / "out", "work", engine=RayEngine()).done) == len(jobs)
+    assert len(run(jobs, plain, tmp_path / "out", "work", engine=RayEngine()).done) == len(jobs)
 
 
 def _without_rights() -> Restore:
     os.setgid(65534)
     os.setuid(65534)
-    return _same
+    return same
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs to be root to give rights up")

@@ -121,6 +121,7 @@ def dense(correlation: Tensor, shape: tuple[int | None, ...]) -> Tensor:
     return correlation_to_dense(correlation, batch=batch, height=height, width=width, window=window, backend="cpu")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_state_and_its_gradients(
@@ -134,6 +135,7 @@ def test_one_state_and_its_gradients(
         assert error(a, b, floor) <= tolerance
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_three_carried_states_and_their_gradients(
@@ -294,6 +296,7 @@ def test_a_correlation_that_lies_apart_is_read_as_it_is_and_nothing_beside_it_wr
     assert bool((apart[:, 1] == 7).all())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("grad_dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-3)])
 @pytest.mark.parametrize("shape", SHAPES[3:])
 def test_a_gradient_of_the_correlation_goes_in_and_comes_out(

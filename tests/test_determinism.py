@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import random_model
 from picturefiles import file_of, samples
 from PIL import Image
-from test_restore import random_model
 
 import nlrn
 from nlrn import cli

@@ -84,16 +84,18 @@ def distances(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[fl
     return max(curves), max(float((found[k] - expected[k]).abs().max()) for k in rest)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(
+    ("world", "cases"),
+    [(2, list(CASES)), (4, ["accumulated"]), pytest.param(4, list(CASES), marks=pytest.mark.slow)],
+)
 def test_several_processes_train_as_one_does(
-    launch: Launcher, recipe: Path, tmp_path: Path, world: int, count: Callable[[int], int]
+    launch: Launcher, recipe: Path, tmp_path: Path, world: int, cases: list[str]
 ) -> None:
     """Uneven shares, batch norms of the batch and frozen, all optimisers, both tasks, accumulated: in float64.
 
     Rounding alone: up to 2e-15 in the losses; a bias before a batch norm has no gradient but rounding, of which Adam
     makes some 1e-10.
     """
-    cases = list(CASES) if world == 2 or count(10) == 10 else ["accumulated"]
     well(launch(world, launches.courses, recipe, tmp_path, "float64", cases))
     for name in cases:
         curves, rest = distances(load_file(tmp_path / f"{name}.safetensors"), alone(recipe, name, "float64"))
@@ -121,8 +123,9 @@ def restored(config_of: Path, name: str, found: dict[str, Tensor]) -> Tensor:
         return model(noisy, sigma)
 
 
+@pytest.mark.parametrize("cases", [["muon"], pytest.param(list(CASES), marks=pytest.mark.slow)])
 def test_in_float32_losses_and_results_agree_to_rounding(
-    launch: Launcher, recipe: Path, tmp_path: Path, count: Callable[[int], int]
+    launch: Launcher, recipe: Path, tmp_path: Path, cases: list[str]
 ) -> None:
     """Losses to 1e-4, gradient norms to 2e-3, what the shipped models restore to 5e-3.
 
@@ -131,18 +134,19 @@ def test_in_float32_losses_and_results_agree_to_rounding(
     a gradient norm, 4e-6 in the losses after it and 5e-4 in what is restored (case "muon"), on one instruction set at
     this step, on another at that. The sharp bounds are those in float64, above. Biases that have no gradient but
     rounding walk at random, up to the learning rate a step, and the statistics behind them follow: no result depends
-    on them. Under --slow all cases, and with compiled states.
+    on them.
     """
-    cases = list(CASES) if count(10) == 10 else ["muon"]
-    if count(10) == 10:
-        well(launch(2, launches.compiled, recipe, tmp_path))
-        compiled = load_file(tmp_path / "muon.safetensors")
-        _check_float32(compiled, alone(recipe, "muon", "float32"), "compiled")
     well(launch(2, launches.courses, recipe, tmp_path, "float32", cases))
     for name in cases:
         found, expected = load_file(tmp_path / f"{name}.safetensors"), alone(recipe, name, "float32")
         _check_float32(found, expected, name)
         assert float((restored(recipe, name, found) - restored(recipe, name, expected)).abs().max()) < 5e-3, name
+
+
+@pytest.mark.slow
+def test_compiled_states_in_several_processes_agree_to_rounding(launch: Launcher, recipe: Path, tmp_path: Path) -> None:
+    well(launch(2, launches.compiled, recipe, tmp_path))
+    _check_float32(load_file(tmp_path / "muon.safetensors"), alone(recipe, "muon", "float32"), "compiled")
 
 
 def _check_float32(found: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
@@ -258,12 +262,11 @@ def torchrun(*agent: str, recipe: Path, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_torchrun_itself_makes_the_same_run(
-    whole_run: Path, recipe: Path, tmp_path: Path, count: Callable[[int], int]
-) -> None:
+@pytest.mark.parametrize("way", ["one agent", pytest.param("two agents", marks=pytest.mark.slow)])
+def test_torchrun_itself_makes_the_same_run(whole_run: Path, recipe: Path, tmp_path: Path, way: str) -> None:
     """The command as documentation shows it; `launch` starts the same agent from a Python that runs already.
 
-    Under --slow also as two machines do it: two agents, a process each, that find each other at an address.
+    And as two machines do it: two agents, a process each, that find each other at an address.
     """
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -273,10 +276,8 @@ def test_torchrun_itself_makes_the_same_run(
         "two agents": [(*joint, "--rdzv-endpoint", address)] * 2,
     }
     expected = sha256_of_tensors(whole_run / "tiny.safetensors")
-    for way in ways if count(10) == 10 else ["one agent"]:
-        folder = tmp_path / way
-        agents = [torchrun(*agent, recipe=recipe, folder=folder) for agent in ways[way]]
-        said = [agent.communicate(timeout=300)[0] for agent in agents]
-        assert [agent.returncode for agent in agents] == [0] * len(agents), said
-        assert "".join(said).count("wrote ") == 1
-        assert sha256_of_tensors(folder / "tiny.safetensors") == expected
+    agents = [torchrun(*agent, recipe=recipe, folder=tmp_path / "run") for agent in ways[way]]
+    said = [agent.communicate(timeout=300)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0] * len(agents), said
+    assert "".join(said).count("wrote ") == 1
+    assert sha256_of_tensors(tmp_path / "run" / "tiny.safetensors") == expected

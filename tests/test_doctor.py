@@ -22,6 +22,7 @@ def test_it_tells_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["torch"] == torch.__version__
     assert found["machine"]["threads"] == torch.get_num_threads()
+    assert found["machine"]["instruction set in use"] == cpu.instruction_set()
     assert 1 <= found["machine"]["cores"] <= (os.cpu_count() or 1)
     assert set(found["backends"]) == set(BACKENDS)
     assert found["backends"]["reference"] == "runs"
@@ -59,6 +60,11 @@ def test_a_damaged_model_and_a_missing_kernel_are_found(
     assert run(["doctor"]) == 3
     assert "SHA256SUMS: cannot be read" in capsys.readouterr().out
     monkeypatch.setattr(checkpoint, "WEIGHTS", Path(checkpoint.__file__).parent / "weights")
+    with monkeypatch.context() as named:
+        named.setattr(cpu, "MISNAMED", "NLRN_INSTRUCTION_SET is 'sse9'")
+        found = examine()
+        assert found["backend in use"] == "none: NLRN_INSTRUCTION_SET is 'sse9'"
+        assert not is_well(found)
     monkeypatch.setattr(cpu, "_problem_found", "the fused CPU kernel was not built")
     found = examine()
     assert found["backends"]["cpu"] == "the fused CPU kernel was not built"

@@ -10,9 +10,9 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from networks import FP32, random_model
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from test_restore import FP32, random_model
 
 from nlrn.camera import add_camera_noise, at_level, draw_camera, noisy_at
 from nlrn.checkpoint import save_model

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import FP32, picture, random_model
 from PIL import Image
-from test_restore import FP32, picture, random_model
 
 from nlrn.cli import run
 from nlrn.degradations import add_gaussian_noise

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import vision  # noqa: F401  # what deepinv imports
-from test_restore import random_model
+from networks import random_model
 
 from nlrn.checkpoint import load_model, save_model
 from nlrn.errors import ConfigError, InputError

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_restore import random_model
+from networks import random_model
 
 import nlrn
 import nlrn.integrations

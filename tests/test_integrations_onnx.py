@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from test_restore import random_model
+from networks import random_model
 
 import nlrn.integrations
 from nlrn.checkpoint import load_model, save_model

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import vision  # noqa: F401  # what spandrel imports
+from networks import random_model
 from safetensors.torch import load_file, save_file
 from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelLoader, UnsupportedModelError
-from test_restore import random_model
 
 import nlrn
 import nlrn.integrations

@@ -38,6 +38,7 @@ def expected(module: NonLocal2d, x: Tensor) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------ values
+@pytest.mark.pairwise
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("window", WINDOWS)

@@ -77,6 +77,7 @@ def distance(a: Tensor, b: np.ndarray | Tensor) -> float:
 
 
 # ------------------------------------------------------------------------------------------------ values
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 5e-6)])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -319,6 +320,7 @@ def test_state_bytes_are_the_bytes_that_are_carried(shape: tuple[int, int, int],
 
 
 # --------------------------------------------------------------------------------------------- statistics
+@pytest.mark.pairwise
 @pytest.mark.parametrize("window", [1, 7, 45, None])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("backend", NAMES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import CPU, make, trainer
+from toy import CPU, make, recorded, trainer
 
 from nlrn.camera import CAMERA_LEVELS, noisy_at
 from nlrn.checkpoint import load_model, save_model
@@ -241,7 +241,5 @@ def test_recipes_that_do_not_fit_together_are_refused(tmp_path: Path, text: str,
 
 def test_a_recipe_with_a_start_comes_back_from_its_header() -> None:
     config = read_recipe(ROOT / "recipes" / "denoise-photo-small.toml")
-    from test_recipe import recorded
-
     assert recorded(config.header()) == config
     assert isinstance(config, TrainConfig)

@@ -7,20 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
+from toy import recorded
 
 from nlrn.checkpoint import model_metadata
 from nlrn.errors import ConfigError
 from nlrn.model import NLRNConfig
 from nlrn.recipe import (
-    DataConfig,
     NoiseConfig,
     OptimConfig,
-    ResizeConfig,
     ScheduleConfig,
     Stage,
-    StartConfig,
     TrainConfig,
-    build,
     read_recipe,
 )
 from nlrn.trainstate import BEFORE_DECAY, read_state
@@ -217,24 +214,6 @@ def test_the_recipes_of_this_repository() -> None:
     assert found["denoise-gray"].stages[-1].patch >= 96
     for name in ("denoise-gray", "denoise-gray-small"):
         assert found[name].noise == NoiseConfig(0.0, 75.0)
-
-
-def recorded(text: str) -> TrainConfig:
-    """The recipe in a weights file's header, read as strictly as a TOML file."""
-    values = json.loads(text)
-    kinds = {
-        "model": NLRNConfig,
-        "data": DataConfig,
-        "noise": NoiseConfig,
-        "resize": ResizeConfig,
-        "start": StartConfig,
-        "optim": OptimConfig,
-        "schedule": ScheduleConfig,
-    }
-    parts = {key: build(kind, values[key], key) for key, kind in kinds.items() if key in values}
-    stages = [build(Stage, stage, "stages") for stage in values["stages"]]
-    config: TrainConfig = build(TrainConfig, values | parts | {"stages": stages}, "the header")
-    return config
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)

@@ -7,32 +7,15 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from networks import FP32, picture, random_model
 
 from nlrn.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.enlarging import enlarged, enlarged_size, passes_of
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.levels import MAX_SIGMA, channels_of
-from nlrn.model import DISTANCES, NLRN, NLRNConfig
+from nlrn.model import DISTANCES, NLRN
 from nlrn.restore import Restorer, Settings
 from nlrn.tiling import patch_size, patches
-
-FP32 = Settings(precision="fp32")
-
-
-def random_model(seed: int = 0, **changes: object) -> NLRN:
-    """A small network whose every parameter and statistic is random, so that no part of it is idle."""
-    settings = {"channels": 8, "embed_channels": 4, "states": 2, "window": 5, "sigma_input": True} | changes
-    model = NLRN(NLRNConfig(**settings))  # type: ignore[arg-type]
-    random = torch.Generator().manual_seed(seed)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            values = torch.randn(tensor.shape, generator=random) * 0.3
-            tensor.copy_(values.abs() + 0.5 if "running_var" in name else values)
-    return model
-
-
-def picture(*shape: int) -> np.ndarray:
-    return np.random.RandomState(1).rand(*shape).astype(np.float32)
 
 
 def direct(model: NLRN, image: np.ndarray, sigma: float) -> np.ndarray:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import random_model
 from PIL import Image
-from test_restore import random_model
 
 import nlrn
 from nlrn.cli import run
@@ -32,6 +32,7 @@ def moments(noise: PoissonNoise, photons: float) -> tuple[float, float]:
     return mean, math.sqrt(float((chances * (values - mean) ** 2).sum()))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("gain", [0.1, 1.0, 40.0])
 @pytest.mark.parametrize("read", [0.0, 0.5, 1.0, 3.0])  # in photons
 @pytest.mark.parametrize("photons", [0.2, 1.0, 3.0, 10.0, 100.0, 1000.0])

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import ROOT, digests, fill, give, same
 from objectstore import KEYS, Store, emptied, serving
 from PIL import Image
-from test_batch import ROOT, _give, _same, digests, fill
 
 from nlrn import leases
 from nlrn.batch import run
@@ -280,7 +280,7 @@ def test_a_result_that_appears_meanwhile_is_not_replaced(store: Store, tmp_path:
         if count == 1:
             store.put(f"out/{jobs[2].name}", b"somebody's")
 
-    outcome = run(jobs, partial(_give, _same), ALBUM / "out", "work", tick=beside, overwrite=overwrite)
+    outcome = run(jobs, partial(give, same), ALBUM / "out", "work", tick=beside, overwrite=overwrite)
     reason = "has changed since this run began" if overwrite else "exists already; give another name, or --overwrite"
     assert outcome.failed == {jobs[2].name: f"s3://album/out/{jobs[2].name} {reason}"}
     files = store.files("out")
@@ -305,12 +305,12 @@ def test_an_answer_that_is_lost_does_not_make_a_result_somebody_elses(
             time.sleep(0.1)
         return picture
 
-    assert len(run(jobs, partial(_give, slow), ALBUM / "out", "work").done) == len(jobs)
+    assert len(run(jobs, partial(give, slow), ALBUM / "out", "work").done) == len(jobs)
     assert ".nlrn-lock" not in store.files("out")
     with_more = ObjectPath.told
     monkeypatch.setattr(ObjectPath, "told", lambda self: with_more(self) | {"of-the-store": "x"})
     fill(tmp_path / "more", 2)
-    assert len(run(plan(tmp_path / "more", ALBUM / "2"), partial(_give, _same), ALBUM / "2", "work").done) == 1
+    assert len(run(plan(tmp_path / "more", ALBUM / "2"), partial(give, same), ALBUM / "2", "work").done) == 1
 
 
 def test_what_a_store_does_not_take_ends_the_run_after_some(
@@ -328,21 +328,21 @@ def test_what_a_store_does_not_take_ends_the_run_after_some(
 
     monkeypatch.setattr(ObjectPath, "put", fails)
     refused = {jobs[1].name, jobs[2].name, jobs[4].name}
-    outcome = run(jobs, partial(_give, _same), ALBUM / "out", "work")
+    outcome = run(jobs, partial(give, same), ALBUM / "out", "work")
     assert outcome.failed == {name: f"s3://album/out/{name}: slow down" for name in refused}
     refused = {job.name for job in jobs}
     store.client.delete_object(Bucket="album", Key=f"out/{jobs[6].name}")
     with pytest.raises(StoreError, match=r"3 results one after the other were not taken; the last: .*slow down"):
-        run(jobs, partial(_give, _same), ALBUM / "out", "work")
+        run(jobs, partial(give, same), ALBUM / "out", "work")
 
 
 def test_who_made_a_result_is_told_by_the_pictures_name_too(store: Store, tmp_path: Path) -> None:
     for name in ("a.gif", "a.png"):
         (tmp_path / name).mkdir()
         Image.new("L", (8, 8)).save(tmp_path / name / name)
-    assert run(plan(tmp_path / "a.gif", ALBUM / "out"), partial(_give, _same), ALBUM / "out", "work").done == ["a.gif"]
+    assert run(plan(tmp_path / "a.gif", ALBUM / "out"), partial(give, same), ALBUM / "out", "work").done == ["a.gif"]
     with pytest.raises(ConfigError, match="exists already"):
-        run(plan(tmp_path / "a.png", ALBUM / "out"), partial(_give, _same), ALBUM / "out", "work")
+        run(plan(tmp_path / "a.png", ALBUM / "out"), partial(give, same), ALBUM / "out", "work")
 
 
 def test_any_name_and_any_number_of_objects(store: Store, tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_any_name_and_any_number_of_objects(store: Store, tmp_path: Path) -> Non
     assert len(plan(ALBUM / "in", ALBUM / "out")) == len(strange)
     some = [job for job in jobs if job.name in strange]
     for done in (len(strange), 0):
-        assert len(run(some, partial(_give, _same), ALBUM / "out", "work").done) == done
+        assert len(run(some, partial(give, same), ALBUM / "out", "work").done) == done
     assert store.files("out").keys() == set(strange)
 
 
@@ -411,11 +411,11 @@ def test_one_run_holds_a_folder_of_a_store(store: Store, tmp_path: Path) -> None
     with StoreManifest(ALBUM / "out", "work", jobs):
         began = time.monotonic()
         with pytest.raises(ConfigError, match=f"s3://album/out is held by process {os.getpid()} on "):
-            run(jobs, partial(_give, _same), ALBUM / "out", "work")
+            run(jobs, partial(give, same), ALBUM / "out", "work")
         assert time.monotonic() - began < 5
         assert store.files("out").keys() == {".nlrn-lock"}
     assert store.files("out") == {}
-    assert len(run(jobs, partial(_give, _same), ALBUM / "out", "work").done) == len(jobs)
+    assert len(run(jobs, partial(give, same), ALBUM / "out", "work").done) == len(jobs)
 
 
 def test_a_store_that_replaces_what_it_should_not_is_found_out(
@@ -439,7 +439,7 @@ def test_a_store_that_replaces_what_it_should_not_is_found_out(
         with pytest.raises(
             ConfigError, match=rf"the store of s3://album/out replaces what is there .* \({condition}\)"
         ):
-            run(jobs, partial(_give, _same), ALBUM / "out", "work")
+            run(jobs, partial(give, same), ALBUM / "out", "work")
         assert store.files("out") == {}
 
 
@@ -524,7 +524,7 @@ def test_a_run_that_lost_its_folder_puts_nothing_more(
             time.sleep(1.5)
 
     with pytest.raises(StoreError, match="was taken over by another run"):
-        run(jobs, partial(_give, _same), ALBUM / "out", "work", tick=taken, overwrite=True)
+        run(jobs, partial(give, same), ALBUM / "out", "work", tick=taken, overwrite=True)
     assert len(store.files("out")) == 2 + 1
     assert json.loads(store.files("out")[".nlrn-lock"])["run"] == "another"  # and is left to it
 
@@ -598,7 +598,7 @@ def test_manifests_of_a_disk_know_objects_by_their_etags(store: Store, tmp_path:
     store.fill(tmp_path / "in", "in")
 
     def again() -> Any:
-        return run(plan(ALBUM / "in", tmp_path / "out"), partial(_give, _same), tmp_path / "out", "work")
+        return run(plan(ALBUM / "in", tmp_path / "out"), partial(give, same), tmp_path / "out", "work")
 
     assert len(again().done) == 2
     records = [json.loads(line) for line in (tmp_path / "out" / MANIFEST).read_text().splitlines()]
@@ -623,7 +623,7 @@ def test_a_zombie_that_could_not_renew_asks_before_it_puts(
             time.sleep(1)
 
     with pytest.raises(StoreError, match="was taken over by another run"):
-        run(jobs, partial(_give, _same), ALBUM / "out", "work", tick=asleep)
+        run(jobs, partial(give, same), ALBUM / "out", "work", tick=asleep)
     assert len(store.files("out")) == 1 + 1
 
 
@@ -751,5 +751,5 @@ def test_what_another_run_makes_while_this_one_waits_is_not_made_again(
     other = StoreManifest(ALBUM / "out", "work", jobs)
     monkeypatch.setattr(other._lease, "check", lambda: None)
     monkeypatch.setattr(Lease, "_take", waits)
-    outcome = run(jobs, partial(_give, _same), ALBUM / "out", "work")
+    outcome = run(jobs, partial(give, same), ALBUM / "out", "work")
     assert (len(outcome.skipped), outcome.done) == (len(jobs), [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -176,13 +175,14 @@ def test_frozen_batch_norms_keep_the_averages_statistics_and_steps_compute_what_
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
-def test_a_compiled_state_computes_what_the_eager_one_does(count: Callable[[int], int]) -> None:
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_state_computes_what_the_eager_one_does(compiler: str) -> None:
     torch.manual_seed(0)
     eager = NLRN(NLRNConfig(channels=8, embed_channels=4, states=9, window=5))
     nn.init.normal_(eager.block.non_local.g.weight, std=0.1)
     compiled = NLRN(eager.config)
     compiled.load_state_dict(eager.state_dict())
-    compile_states(compiled.block, "inductor" if count(10) == 10 else "aot_eager")
+    compile_states(compiled.block, compiler)
     x = torch.rand(2, 1, 12, 12)
     torch._dynamo.utils.counters.clear()
     for model in (eager, compiled):

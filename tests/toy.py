@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -15,8 +16,20 @@ import torch
 from PIL import Image
 
 from nlrn.checkpoint import read_tensors
+from nlrn.model import NLRNConfig
 from nlrn.processes import Processes
-from nlrn.recipe import read_recipe
+from nlrn.recipe import (
+    DataConfig,
+    NoiseConfig,
+    OptimConfig,
+    ResizeConfig,
+    ScheduleConfig,
+    Stage,
+    StartConfig,
+    TrainConfig,
+    build,
+    read_recipe,
+)
 from nlrn.training import Trainer
 
 CPU = torch.device("cpu")
@@ -82,6 +95,24 @@ def make(root: Path) -> Path:
     path = root / "tiny.toml"
     path.write_text(RECIPE)
     return path
+
+
+def recorded(text: str) -> TrainConfig:
+    """The recipe in a weights file's header, read as strictly as a TOML file."""
+    values = json.loads(text)
+    kinds = {
+        "model": NLRNConfig,
+        "data": DataConfig,
+        "noise": NoiseConfig,
+        "resize": ResizeConfig,
+        "start": StartConfig,
+        "optim": OptimConfig,
+        "schedule": ScheduleConfig,
+    }
+    parts = {key: build(kind, values[key], key) for key, kind in kinds.items() if key in values}
+    stages = [build(Stage, stage, "stages") for stage in values["stages"]]
+    config: TrainConfig = build(TrainConfig, values | parts | {"stages": stages}, "the header")
+    return config
 
 
 def trainer(recipe: Path, folder: Path, **changes: Any) -> Trainer:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+from networks import random_model
 from PIL import Image
-from test_restore import random_model
 
 from nlrn.checkpoint import save_model
 

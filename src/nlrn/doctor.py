@@ -12,7 +12,7 @@ import PIL
 import torch
 
 from nlrn import checkpoint
-from nlrn.errors import ModelError
+from nlrn.errors import BackendError, ModelError
 from nlrn.evaluation import machine
 from nlrn.hardware import hardware_bf16, memory, usable_device
 from nlrn.model import PRESETS
@@ -52,7 +52,7 @@ def examine() -> dict[str, Any]:
             "a picture may take, MiB": MEMORY >> 20,
         },
         "backends": {name: unsupported(name, q, base.window) or "runs" for name in BACKENDS},
-        "backend in use": select_backend(q, base.window),
+        "backend in use": _in_use(q, base.window),
         "models": _models(),
         "libraries": {what: _installed(package) for what, package in LIBRARIES.items()},
     }
@@ -63,6 +63,13 @@ def is_well(found: dict[str, Any]) -> bool:
     intact = all(condition.startswith("as released") for condition in found["models"].values())
     whole = found["libraries"][VIPS] == "installed"
     return intact and bool(found["models"]) and whole and found["backend in use"] in ("cpu", "gpu")
+
+
+def _in_use(q: torch.Tensor, window: int | None) -> str:
+    try:
+        return select_backend(q, window)
+    except BackendError as error:
+        return f"none: {error}"
 
 
 def _gpus() -> str | list[str]:

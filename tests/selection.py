@@ -1,0 +1,72 @@
+"""Which of the collected tests run: by marker, and of a full grid the cells that hold every pair of values."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+NUMERIC = {  # files whose results depend on the instruction set: `make test` runs them a second time, held to AVX2
+    "test_alpha",
+    "test_api",
+    "test_batch",
+    "test_cpu",
+    "test_determinism",
+    "test_inference",
+    "test_instruction_sets",
+    "test_integrations_hub",
+    "test_model",
+    "test_non_local",
+    "test_ops",
+    "test_restore",
+    "test_runs",
+    "test_stabilization",
+    "test_tiling",
+    "test_training",
+}
+NUMERIC_TESTS = {"test_in_float32_losses_and_results_agree_to_rounding"}
+Pair = tuple[tuple[str, str], tuple[str, str]]
+
+
+def pairs(cell: dict[str, Any]) -> set[Pair]:
+    """Every two of a cell's named values."""
+    return set(combinations(sorted((name, repr(value)) for name, value in cell.items()), 2))
+
+
+def pairwise(cells: list[dict[str, Any]]) -> list[int]:
+    """Indices of cells that hold every pair of values that any cell holds, each chosen for the most that are new."""
+    left = {i: pairs(cell) for i, cell in enumerate(cells)}
+    chosen: list[int] = []
+    while any(left.values()):
+        best = max(left, key=lambda i: (len(left[i]), -i))
+        chosen.append(best)
+        found = left.pop(best)
+        left = {i: new - found for i, new in left.items()}
+    return sorted(chosen)
+
+
+def mark(items: list[pytest.Item]) -> None:
+    """`numeric` by the lists above, `data` where the data sets are used."""
+    for item in items:
+        if Path(item.path).stem in NUMERIC or getattr(item, "originalname", "") in NUMERIC_TESTS:
+            item.add_marker("numeric")
+        if "data_root" in getattr(item, "fixturenames", ()):
+            item.add_marker("data")
+
+
+def left_out(items: list[pytest.Item], whole: bool, data: bool) -> set[str]:
+    """Node ids of what does not run. whole: the long tests and full grids do; data: the data sets are there."""
+    out, grids = set(), {}
+    for item in items:
+        away = {"slow": not whole, "data": not data, "gpu": not torch.cuda.is_available()}
+        if any(absent and item.get_closest_marker(name) for name, absent in away.items()):
+            out.add(item.nodeid)
+        elif not whole and item.get_closest_marker("pairwise") and hasattr(item, "callspec"):
+            grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for grid in grids.values():
+        kept = pairwise([item.callspec.params for item in grid])
+        out |= {item.nodeid for i, item in enumerate(grid) if i not in kept}
+    return out
