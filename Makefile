@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 HELD := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 NLRN_INSTRUCTION_SET=avx2
-QUICK := $(addprefix tests/test_,$(addsuffix .py,model inference tiling metrics degradations noise publish recipe))
+QUICK := $(addprefix tests/test_,$(addsuffix .py,ops cpu non_local model inference tiling metrics \
+	degradations publish recipe))
+# Lines that the tests run in their own processes; the service and what else is started as a program is not counted.
+COVERAGE := --cov=nlrn --cov-report=term --cov-fail-under=85
 
 .PHONY: core install demo docs quick test test-avx2 test-slow check kernel-aarch64 container clean
 
@@ -38,10 +41,10 @@ check: install
 quick: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 $(QUICK)
+	$(BIN)/python -m pytest -n 2 -m 'not data' $(QUICK)
 
 test: check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(COVERAGE)
 	$(MAKE) test-avx2
 
 # What computes, once more as on a machine with AVX2 alone. On such a machine, or one without, there is nothing to hold.
@@ -51,7 +54,7 @@ test-avx2: install
 	else echo "held to AVX2: this processor has no more than that"; fi
 
 test-slow: check
-	$(BIN)/python -m pytest -n 2 --slow
+	$(BIN)/python -m pytest -n 2 --slow $(COVERAGE)
 	$(MAKE) test-avx2
 
 # The kernel for aarch64, its laws in an emulator (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)

@@ -15,19 +15,19 @@ NUMERIC = {  # files whose results depend on the instruction set: `make test` ru
     "test_batch",
     "test_cpu",
     "test_determinism",
+    "test_distributed",
     "test_inference",
-    "test_instruction_sets",
     "test_integrations_hub",
     "test_model",
     "test_non_local",
     "test_ops",
+    "test_optimization",
     "test_restore",
     "test_runs",
     "test_stabilization",
     "test_tiling",
     "test_training",
 }
-NUMERIC_TESTS = {"test_in_float32_losses_and_results_agree_to_rounding"}
 Pair = tuple[tuple[str, str], tuple[str, str]]
 
 
@@ -49,9 +49,9 @@ def pairwise(cells: list[dict[str, Any]]) -> list[int]:
 
 
 def mark(items: list[pytest.Item]) -> None:
-    """`numeric` by the lists above, `data` where the data sets are used."""
+    """`numeric` by the list above, `data` where the data sets are used."""
     for item in items:
-        if Path(item.path).stem in NUMERIC or getattr(item, "originalname", "") in NUMERIC_TESTS:
+        if Path(item.path).stem in NUMERIC:
             item.add_marker("numeric")
         if "data_root" in getattr(item, "fixturenames", ()):
             item.add_marker("data")
