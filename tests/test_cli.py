@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ import nlrn
 from nlrn.camera import add_camera_noise, at_level, draw_camera
 from nlrn.checkpoint import save_model
 from nlrn.cli import run
+from nlrn.cli.interrupts import InterruptHandler, check_interrupt
 from nlrn.cli.shared import print_table
 from nlrn.degradations import add_gaussian_noise
 from nlrn.errors import InputError
@@ -466,3 +469,38 @@ def test_ctrl_c_stops_with_130_and_leaves_nothing(tmp_path: Path, weights: Path)
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert [p.name for p in tmp_path.iterdir()] == ["large.png"]
+
+
+@pytest.mark.parametrize("quiet", [[], ["-q"]])
+def test_ctrl_c_is_not_lost_where_compiled_code_drops_the_exception(
+    tmp_path: Path, weights: Path, quiet: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network of the second of many tiles is interrupted, and what it raises goes nowhere."""
+    usual, passes = Restorer._run, []
+
+    def drops(self: Restorer, *arguments: Any) -> np.ndarray:
+        passes.append(1)
+        if len(passes) == 2:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(Restorer, "_run", drops)
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (200, 200)).astype(np.uint8)).save(tmp_path / "in.png")
+    words = ["denoise", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--sigma", "20", "-t", "64", *quiet]
+    before = signal.getsignal(signal.SIGINT)
+    assert run([*words, "--model", str(weights)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert len(passes) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["in.png"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with InterruptHandler():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            check_interrupt()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -29,6 +29,7 @@ from nlrn.cli import (
     train,
     upscale,
 )
+from nlrn.cli.interrupts import InterruptHandler
 from nlrn.errors import ConfigError, InputError, NLRNError, UnfinishedError
 
 COMMANDS = (
@@ -59,8 +60,9 @@ def run(arguments: Sequence[str]) -> int:
         if options.command is None:
             parser.print_help()
             return 2
-        code: int = options.run(options)
-        return code
+        with InterruptHandler():
+            code: int = options.run(options)
+            return code
     except SystemExit as stop:  # argparse: --help, --version and usage errors
         return int(stop.code or 0)
     except KeyboardInterrupt:

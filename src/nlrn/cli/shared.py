@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlrn.cli.interrupts import check_interrupt
 from nlrn.errors import InputError
 from nlrn.publish import check_target
 
@@ -105,6 +106,7 @@ class ProgressBar:
         return self._tick
 
     def _tick(self, done: int, total: int) -> None:
+        check_interrupt()
         pace = f"{self.what}, {done / max(1e-9, time.monotonic() - self.began):.2f} a second"
         self.bar.update(self.task, description=pace if self.pace else self.what, completed=done, total=total)
 

@@ -1,0 +1,43 @@
+"""Ctrl-C that is not lost: the exception can be dropped on its way by compiled code that clears errors."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class InterruptHandler:
+    """A context that takes SIGINT where Python's own handler would, and remembers that it came.
+
+    It raises KeyboardInterrupt as usual. Where torch drops that, `check_interrupt`, called after each tile, raises it
+    again.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: Any = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> InterruptHandler:
+        usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if usual and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def check_interrupt() -> None:
+    """Raises KeyboardInterrupt where a Ctrl-C came, and nothing ended."""
+    handler = signal.getsignal(signal.SIGINT)
+    if isinstance(handler, InterruptHandler) and handler.came:
+        raise KeyboardInterrupt
