@@ -1,4 +1,4 @@
-"""Files that version 0.2.0 wrote stay readable: weights, a training state, recipes, a folder's manifest (tests/data)."""
+"""Files that version 0.2.0 wrote stay readable: weights, a training state, recipes, the manifest of a folder."""
 
 from __future__ import annotations
 
