@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import nlrn
-from nlrn.degradations import add_gaussian_noise
-from nlrn.metrics import psnr, quantize8
+from nlrn.functional.degradations import add_gaussian_noise
+from nlrn.functional.metrics import psnr, quantize8
 
 CROP = (slice(70, 210), slice(190, 330))  # head and camera, shown enlarged
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from nlrn.functional.metrics import psnr, quantize8
 from nlrn.integrations import require
 from nlrn.integrations.deepinv import NLRNDenoiser
-from nlrn.metrics import psnr, quantize8
 
 BLUR = 1.6  # pixels
 STRENGTHS = (2.5e-5, 5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 4e-4, 8e-4, 1.6e-3)  # of total variation, tried in turn

@@ -17,11 +17,11 @@ from PIL import Image, ImageDraw
 
 import nlrn
 from nlrn.cli.shared import sigma_level
-from nlrn.datasets import data_root, scoring_set
-from nlrn.degradations import add_gaussian_noise, resize_bicubic8
 from nlrn.errors import InputError, NLRNError
-from nlrn.metrics import luma8, psnr, quantize8
-from nlrn.publish import check_target, publish
+from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic8
+from nlrn.functional.metrics import luma8, psnr, quantize8
+from nlrn.io.datasets import data_root, scoring_set
+from nlrn.system.atomic import check_target, publish
 
 ZOOM, GAP, BAND = 3, 6, 18
 Column = tuple[str, np.ndarray]  # a caption and a picture HWC in 0..1

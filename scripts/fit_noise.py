@@ -1,7 +1,7 @@
-"""Fits the network of nlrn.correlated, which finds the level of correlated noise, and writes src/nlrn/correlated.json.
+"""Fits the network of nlrn.functional.correlated, which finds the level of correlated noise, and writes src/nlrn/functional/correlated.json.
 
 `measure`: images are drawn from the training photographs (BSDS500's training part, SunHays80), in several sizes and
-crops, and get simulated camera noise (nlrn.camera), white noise, blurred noise, JPEG, or nothing. Of each the
+crops, and get simulated camera noise (nlrn.functional.camera), white noise, blurred noise, JPEG, or nothing. Of each the
 measurements are kept, the level of the noise, and what the shipped Gaussian models gain at several sigmas.
 `fit`: the network learns the level, whether the noise is white, and the sigma that gains most: its loss is what is
 lost by the sigma that it names. No scoring set is read by either.
@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 import nlrn
-from nlrn.camera import SUBSAMPLING, add_camera_noise, draw_camera, jpeg
-from nlrn.correlated import NUMBERS, measurements
-from nlrn.datasets import data_root
-from nlrn.noise import estimate_sigma
+from nlrn.functional.camera import SUBSAMPLING, add_camera_noise, draw_camera, jpeg
+from nlrn.functional.correlated import NUMBERS, measurements
+from nlrn.functional.noise import estimate_sigma
+from nlrn.io.datasets import data_root
 
 SIGMAS = (2.0, 4.0, 7.0, 11.0, 16.0, 23.0, 33.0, 48.0)  # at which a model's gain is measured
 KINDS = {"camera": 0.48, "white": 0.18, "clean": 0.13, "jpeg": 0.11, "white jpeg": 0.05, "blurred": 0.05}

@@ -99,7 +99,7 @@ def hours(entries: Iterable[Entry]) -> list[str]:
 
 def draw(entries: Iterable[Entry], path: Path) -> None:
     """Mean PSNR of the validation images against pixels seen, a line for each model, as a PNG."""
-    from nlrn.plotting import new_figure, write_figure
+    from nlrn.evaluation.plotting import new_figure, write_figure
 
     figure = new_figure(7, 4)
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Noise of real photographs beside that of nlrn.camera: level, share of chroma, correlation, over flat 16 x 16 blocks.
+"""Noise of real photographs beside that of nlrn.functional.camera: level, share of chroma, correlation, over flat 16 x 16 blocks.
 
 Reads the noisy images of one camera in the PolyU set (Xu et al. 2018), the Canon 5D Mark II: the only one whose images
 the model of noise may be fitted to; the others are for scoring. A flat block is one of the tenth of an image's
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nlrn.camera import add_camera_noise, draw_camera
-from nlrn.datasets import data_root
+from nlrn.functional.camera import add_camera_noise, draw_camera
+from nlrn.io.datasets import data_root
 
 BLOCK = 16
 YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])

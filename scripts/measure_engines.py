@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
-from nlrn.batch import Make, Read, Restore, Results, run
-from nlrn.datasets import data_root
-from nlrn.evaluation import machine
-from nlrn.jobs import Encoded, Job
-from nlrn.publish import publish_json
+from nlrn.batch.plan import Encoded, Job
+from nlrn.batch.run import Make, Read, Restore, Results, run
+from nlrn.evaluation.protocols import machine
+from nlrn.io.datasets import data_root
+from nlrn.system.atomic import publish_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "engines.json"

@@ -27,7 +27,7 @@ def measure(way: str, file: str, side: int) -> str:
     """One line: seconds of the second call, MiB and KB a pixel of the first."""
     import torch
 
-    from nlrn.benchmark.measure import peak_bytes, reset_peak
+    from benchmarks.measure import peak_bytes, reset_peak
 
     torch.set_num_threads(1)
     picture = np.random.default_rng(0).random((1, 1, side, side), dtype=np.float32)

@@ -22,13 +22,13 @@ import numpy as np
 from PIL import Image
 
 import nlrn
-from nlrn.camera import jpeg
-from nlrn.datasets import data_root, read_folder, scoring_set
-from nlrn.degradations import add_gaussian_noise
-from nlrn.evaluation import machine
-from nlrn.metrics import psnr, quantize8, ssim
-from nlrn.publish import publish_json
-from nlrn.restore import Restorer
+from nlrn.evaluation.protocols import machine
+from nlrn.functional.camera import jpeg
+from nlrn.functional.degradations import add_gaussian_noise
+from nlrn.functional.metrics import psnr, quantize8, ssim
+from nlrn.inference.restorer import Restorer
+from nlrn.io.datasets import data_root, read_folder, scoring_set
+from nlrn.system.atomic import publish_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "photographs.json"

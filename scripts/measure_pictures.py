@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 import nlrn
-from nlrn.datasets import data_root, read_folder
-from nlrn.degradations import add_gaussian_noise
-from nlrn.evaluation import machine
-from nlrn.metrics import luma8, psnr, quantize8
-from nlrn.publish import publish_json
+from nlrn.evaluation.protocols import machine
+from nlrn.functional.degradations import add_gaussian_noise
+from nlrn.functional.metrics import luma8, psnr, quantize8
+from nlrn.io.datasets import data_root, read_folder
+from nlrn.system.atomic import publish_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "pictures.json"

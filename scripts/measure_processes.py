@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from nlrn.datasets import data_root
-from nlrn.evaluation import machine
-from nlrn.processes import joined
-from nlrn.progress import TrainingLog
-from nlrn.publish import publish_json
-from nlrn.recipe import TrainConfig, read_recipe
-from nlrn.training import Trainer
+from nlrn.evaluation.protocols import machine
+from nlrn.io.datasets import data_root
+from nlrn.system.atomic import publish_json
+from nlrn.training.config import TrainConfig, read_recipe
+from nlrn.training.distributed import joined
+from nlrn.training.logging import TrainingLog
+from nlrn.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "processes.json"

@@ -20,9 +20,9 @@ import ledger
 import numpy as np
 
 import nlrn
-from nlrn.benchmark import report
-from nlrn.study import STUDIES
-from nlrn.study import table as study_table
+from benchmarks import report
+from studies.study import STUDIES
+from studies.study import table as study_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

@@ -34,15 +34,15 @@ from typing import Any
 import ledger
 import torch
 
-from nlrn.checkpoint import load_model, model_metadata, save_model, sha256
-from nlrn.datasets import SCORING_SETS, data_root
-from nlrn.evaluation import machine, usual_sets
-from nlrn.hardware import usable_device
+from nlrn.evaluation.protocols import machine, usual_sets
+from nlrn.io.datasets import SCORING_SETS, data_root
+from nlrn.models.checkpoint import load_model, model_metadata, save_model, sha256
 from nlrn.ops.cpu import instruction_set
-from nlrn.progress import LOG, read_log
-from nlrn.publish import publish, publish_json
-from nlrn.recipe import TrainConfig, read_recipe
-from nlrn.trainstate import BEFORE_DECAY, newest_verified, read_state, undecayed, write_compact
+from nlrn.system.atomic import publish, publish_json
+from nlrn.system.hardware import usable_device
+from nlrn.training.config import TrainConfig, read_recipe
+from nlrn.training.logging import LOG, read_log
+from nlrn.training.state import BEFORE_DECAY, newest_verified, read_state, undecayed, write_compact
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a training that a signal ended
@@ -179,7 +179,7 @@ def mean_psnr(result: dict[str, Any]) -> float:
 
 def release(weights: Path, result: dict[str, Any], hardware: str, root: Path) -> None:
     """Weights, digests and scores."""
-    shipped, results = root / "src/nlrn/weights", root / "results"
+    shipped, results = root / "src/nlrn/models/weights", root / "results"
     metadata = {k: v for k, v in model_metadata(weights).items() if k != "config"}
     path = shipped / weights.name
     save_model(path, load_model(weights), {**metadata, "hardware": hardware})
@@ -207,7 +207,7 @@ def judged(weights: Path, config: TrainConfig, options: argparse.Namespace, hard
     release(weights, result, hardware, options.root)
     if config.model.task == "sr":  # the bars are for float-lr; the other protocol stands beside it
         words, file = ["--protocol", "8bit-lr"], f"{config.name}-8bit-lr.json"
-        path = options.root / "src/nlrn/weights" / weights.name
+        path = options.root / "src/nlrn/models/weights" / weights.name
         score(path, config, options.root / "results" / file, words + data_of(options))
     print(f"released {weights.name}: now scripts/render_tables.py, and look at docs/models.md")
     return True

@@ -8,7 +8,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nlrn.ops import gpu, gpu_programs
+from nlrn.ops import triton as gpu
+from nlrn.ops import triton_kernels as gpu_programs
 
 POINTERS = {"bf16": "*bf16", "fp32": "*fp32"}
 STATES = {"before", "after", "grad_after", "grad_before"}

@@ -62,7 +62,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights file of a small network that nobody trained."""
     from networks import random_model
 
-    from nlrn.checkpoint import save_model
+    from nlrn.models.checkpoint import save_model
 
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     save_model(path, random_model(), {"steps": "0"})

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nlrn.batch import Restore
-from nlrn.images import Picture
-from nlrn.manifests import LOCK, MANIFEST
+from nlrn.batch.manifest import LOCK, MANIFEST
+from nlrn.batch.run import Restore
+from nlrn.io.image import Picture
 
 ROOT = Path(__file__).resolve().parents[1]
 

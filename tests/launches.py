@@ -26,15 +26,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from nlrn import cli, trainstate
-from nlrn.batches import Batches
-from nlrn.model import NLRNConfig
-from nlrn.norms import SyncedBatchNorm2d
-from nlrn.optimization import compile_states
-from nlrn.processes import Processes, joined
-from nlrn.progress import TrainingLog
-from nlrn.recipe import OptimConfig, ResizeConfig, Stage, TrainConfig, read_recipe
-from nlrn.training import Trainer
+from nlrn import cli
+from nlrn.models.nlrn import NLRNConfig
+from nlrn.training import state as trainstate
+from nlrn.training.config import OptimConfig, ResizeConfig, Stage, TrainConfig, read_recipe
+from nlrn.training.data import Batches
+from nlrn.training.distributed import Processes, joined
+from nlrn.training.logging import TrainingLog
+from nlrn.training.norms import SyncedBatchNorm2d
+from nlrn.training.optim import compile_states
+from nlrn.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 SECONDS = 300  # of one launch; then it is ended

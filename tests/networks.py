@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nlrn.model import NLRN, NLRNConfig
-from nlrn.restore import Settings
+from nlrn.inference.restorer import Settings
+from nlrn.models.nlrn import NLRN, NLRNConfig
 
 FP32 = Settings(precision="fp32")
 

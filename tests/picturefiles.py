@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from nlrn.errors import InputError
-from nlrn.images import SUFFIXES, Picture, read_picture
+from nlrn.io.image import SUFFIXES, Picture, read_picture
 
 FORMATS = sorted(set(SUFFIXES.values()))
 LOSSY = ("AVIF", "JPEG")

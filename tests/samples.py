@@ -10,9 +10,9 @@ import toy
 from networks import random_model
 from PIL import Image
 
-from nlrn.checkpoint import save_model
-from nlrn.degradations import add_gaussian_noise
-from nlrn.stabilization import PoissonNoise
+from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.degradations import add_gaussian_noise
+from nlrn.models.checkpoint import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 GAIN, READ_NOISE = 0.5, 6.0  # of the even places in docs/sigma.md

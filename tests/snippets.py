@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nlrn import cli
-from nlrn.recipe import read_recipe
+from nlrn.training.config import read_recipe
 from nlrn.web.limits import Limits
 
 FENCE = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)

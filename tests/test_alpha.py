@@ -8,9 +8,9 @@ from networks import FP32, picture, random_model
 from PIL import Image
 
 import nlrn
-from nlrn.alpha import fill_hidden
 from nlrn.errors import InputError
-from nlrn.restore import Restorer
+from nlrn.functional.alpha import fill_hidden
+from nlrn.inference.restorer import Restorer
 
 
 def test_visible_pixels_are_kept_and_holes_take_the_colour_around_them() -> None:

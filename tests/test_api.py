@@ -15,11 +15,11 @@ from networks import FP32, picture, random_model
 from PIL import Image
 
 import nlrn
-import nlrn.api
-from nlrn import checkpoint
-from nlrn.checkpoint import save_model
-from nlrn.degradations import resize_bicubic8
+import nlrn.inference.api
 from nlrn.errors import ConfigError, InputError, ModelNotFoundError, NLRNError
+from nlrn.functional.degradations import resize_bicubic8
+from nlrn.models import checkpoint
+from nlrn.models.checkpoint import save_model
 
 SOURCE = Path(nlrn.__file__).parent
 ORDER = [  # imports go down this list only
@@ -205,7 +205,7 @@ def test_every_public_name_is_there_and_the_list_is_sorted() -> None:
 
 
 def test_docstring_examples_hold() -> None:
-    result = doctest.testmod(nlrn.api)
+    result = doctest.testmod(nlrn.inference.api)
     assert result.attempted >= 3
     assert result.failed == 0
 

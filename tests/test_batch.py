@@ -23,14 +23,14 @@ from folders import deadly, digests, fill, give, records, same
 from networks import FP32, random_model
 from PIL import Image
 
-from nlrn.batch import run
-from nlrn.checkpoint import save_model
+from nlrn.batch.manifest import MANIFEST, Manifest
+from nlrn.batch.plan import plan
+from nlrn.batch.run import run
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError, InputError
-from nlrn.images import Picture, read_picture
-from nlrn.jobs import plan
-from nlrn.manifests import MANIFEST, Manifest
-from nlrn.restore import Restorer
+from nlrn.inference.restorer import Restorer
+from nlrn.io.image import Picture, read_picture
+from nlrn.models.checkpoint import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -231,7 +231,7 @@ def _odd(picture: Picture, form: str) -> Picture:
 
 
 def _tight(picture: Picture, form: str) -> Picture:
-    """Is refused the memory for a picture that is white at a corner, and says what nlrn.restore says."""
+    """Is refused the memory for a picture that is white at a corner, and says what nlrn.inference.restorer says."""
     if picture.array.flat[0] == 1:
         logging.getLogger("nlrn").warning("no memory", extra={"tile": 256})
     return picture

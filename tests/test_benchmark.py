@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from nlrn import benchmark
-from nlrn.benchmark import measure, network, operator, report
-from nlrn.benchmark.contestants import CONTESTANTS, call_of, why_not
+import benchmarks as benchmark
+from benchmarks import measure, network, operator, report
+from benchmarks.contestants import CONTESTANTS, call_of, why_not
 from nlrn.cli import run
-from nlrn.model import NLRN, PRESETS
+from nlrn.models.nlrn import NLRN, PRESETS
 from nlrn.ops import reference
 
 CPU = torch.device("cpu")

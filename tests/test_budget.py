@@ -16,15 +16,17 @@ import pytest
 import torch
 from toy import RECIPE, make, trainer
 
-from nlrn import budget, training, trainstate
-from nlrn.budget import Budget
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError
-from nlrn.model import NLRNConfig
-from nlrn.progress import Pace, TrainingLog, read_log
-from nlrn.recipe import Stage, TrainConfig, read_recipe
-from nlrn.stopping import Stopped, StopRequests
-from nlrn.training import Trainer, train_from_recipe
+from nlrn.models.nlrn import NLRNConfig
+from nlrn.training import budget
+from nlrn.training import state as trainstate
+from nlrn.training import trainer as training
+from nlrn.training.budget import Budget
+from nlrn.training.config import Stage, TrainConfig, read_recipe
+from nlrn.training.logging import Pace, TrainingLog, read_log
+from nlrn.training.stopping import Stopped, StopRequests
+from nlrn.training.trainer import Trainer, train_from_recipe
 
 
 @pytest.fixture
@@ -139,7 +141,7 @@ def test_the_decay_of_a_slice_is_chosen_for_it(recipe: Path) -> None:
 RUN = """
 import sys, signal
 from nlrn.cli import run
-from nlrn.training import Trainer
+from nlrn.training.trainer import Trainer
 recipe, data, folder, *words = sys.argv[1:]
 sys.exit(run(["train", recipe, "--data", data, "-o", folder, *words]))
 """

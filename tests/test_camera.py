@@ -13,7 +13,8 @@ from scipy import ndimage
 from skimage import color
 from skimage.color import colorconv
 
-from nlrn.camera import (
+from nlrn.errors import ConfigError, InputError
+from nlrn.functional.camera import (
     CAMERA_LEVELS,
     DEMOSAICING,
     SUBSAMPLING,
@@ -34,7 +35,6 @@ from nlrn.camera import (
     to_raw,
     to_srgb,
 )
-from nlrn.errors import ConfigError, InputError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import measure_camera

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nlrn.checkpoint import (
+from nlrn.errors import CheckpointError, ModelNotFoundError
+from nlrn.models.checkpoint import (
     MAX_HEADER,
     MAX_TENSORS,
     load_model,
@@ -26,8 +27,7 @@ from nlrn.checkpoint import (
     resolve_model,
     save_model,
 )
-from nlrn.errors import CheckpointError, ModelNotFoundError
-from nlrn.model import NLRN, NLRNConfig
+from nlrn.models.nlrn import NLRN, NLRNConfig
 
 CONFIGS = [
     NLRNConfig(channels=4, embed_channels=2, states=2, window=3),

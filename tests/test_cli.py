@@ -19,15 +19,15 @@ from networks import random_model
 from PIL import ExifTags, Image
 
 import nlrn
-from nlrn.camera import add_camera_noise, at_level, draw_camera
-from nlrn.checkpoint import save_model
 from nlrn.cli import run
 from nlrn.cli.interrupts import InterruptHandler, check_interrupt
 from nlrn.cli.shared import print_table
-from nlrn.degradations import add_gaussian_noise
 from nlrn.errors import InputError
-from nlrn.images import Picture, read_picture, write_picture
-from nlrn.restore import Restorer, Settings
+from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
+from nlrn.functional.degradations import add_gaussian_noise
+from nlrn.inference.restorer import Restorer, Settings
+from nlrn.io.image import Picture, read_picture, write_picture
+from nlrn.models.checkpoint import save_model
 
 
 @pytest.fixture
@@ -434,7 +434,7 @@ def test_models_lists_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> Non
 def test_without_a_model_for_it_upscale_says_how_to_name_one(
     noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nlrn.checkpoint.WEIGHTS", tmp_path / "none")
+    monkeypatch.setattr("nlrn.models.checkpoint.WEIGHTS", tmp_path / "none")
     assert run(["upscale", str(noisy), "-o", str(tmp_path / "large.png")]) == 3
     assert "--model" in capsys.readouterr().err
 

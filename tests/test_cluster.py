@@ -20,12 +20,12 @@ import pytest
 from folders import ROOT, deadly, digests, fill, give, records, same
 from PIL import Image
 
-from nlrn.batch import Restore, run
+from nlrn.batch.manifest import MANIFEST, Manifest
+from nlrn.batch.plan import plan
+from nlrn.batch.ray import RayEngine, _own_token
+from nlrn.batch.run import Restore, run
 from nlrn.cli import run as command
-from nlrn.cluster import RayEngine, _own_token
 from nlrn.errors import BackendError, ConfigError, NLRNError
-from nlrn.jobs import plan
-from nlrn.manifests import MANIFEST, Manifest
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 

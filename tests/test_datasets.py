@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nlrn.datasets import SCORING_SETS, PatchSet, data_root, read_folder, scoring_set
 from nlrn.errors import InputError
+from nlrn.io.datasets import SCORING_SETS, PatchSet, data_root, read_folder, scoring_set
 
 PATCH = 3
 SIZES = [(5, 6), (4, 4), (2, 9), (3, 3)]  # the third holds no 3 x 3 patch

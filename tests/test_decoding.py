@@ -22,8 +22,8 @@ from picturefiles import FORMATS, WITH_ALPHA, chunk, file_of, levels, outcome, p
 from PIL import ExifTags, Image
 
 from nlrn.errors import BackendError, InputError
-from nlrn.images import encode_picture, read_picture
-from nlrn.isolation import decode_apart
+from nlrn.io.image import encode_picture, read_picture
+from nlrn.io.sandbox import decode_apart
 
 Count = Callable[[int], int]
 
@@ -464,7 +464,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 from nlrn.errors import BackendError, InputError
-from nlrn.images import read_picture
+from nlrn.io.image import read_picture
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -503,7 +503,7 @@ CHILDREN = """
 import resource, sys
 from pathlib import Path
 from nlrn.errors import BackendError, InputError
-from nlrn.images import read_picture
+from nlrn.io.image import read_picture
 
 for file in sys.argv[1:]:
     try:
@@ -530,9 +530,7 @@ def test_a_decoder_of_its_own_needs_no_threads_and_minds_limits_that_are_there()
     other = data[:8] + b"mif1" + data[12:]
     assert b"avif" in other[16:40]
     np.testing.assert_array_equal(read_picture(other).array, read_picture(data).array)
-    script = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (30, 30)); from nlrn.images import read_picture;"
-    )
+    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (30, 30)); from nlrn.io.image import read_picture;"
     command = [sys.executable, "-c", script + "print(read_picture(sys.stdin.buffer.read()).array.shape)"]
     done = subprocess.run(command, input=data, capture_output=True, check=True)
     assert done.stdout.strip() == b"(24, 32, 3)"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nlrn.datasets import scoring_set
-from nlrn.degradations import Border, add_gaussian_noise, resize_bicubic, resize_bicubic8
 from nlrn.errors import InputError
-from nlrn.metrics import psnr, quantize8, ssim, studio_luma
+from nlrn.functional.degradations import Border, add_gaussian_noise, resize_bicubic, resize_bicubic8
+from nlrn.functional.metrics import psnr, quantize8, ssim, studio_luma
+from nlrn.io.datasets import scoring_set
 
 BICUBIC_OF_PILLOW = Image.Resampling.BICUBIC
 NOISY_PSNR = {

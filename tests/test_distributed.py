@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from toy import CPU, make, sha256_of_tensors, trainer
 
-from nlrn import trainstate
 from nlrn.errors import CheckpointError, ConfigError
-from nlrn.model import NLRN
-from nlrn.processes import Processes
-from nlrn.training import Trainer
+from nlrn.models.nlrn import NLRN
+from nlrn.training import state as trainstate
+from nlrn.training.distributed import Processes
+from nlrn.training.trainer import Trainer
 
 SECONDS = 40  # in which a run must have ended once a process has: torchrun gives the others 30
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import nlrn
-from nlrn import checkpoint
 from nlrn.cli import run
 from nlrn.doctor import examine, is_well
+from nlrn.models import checkpoint
 from nlrn.ops import BACKENDS, cpu
 
 

@@ -15,17 +15,17 @@ from PIL import Image
 from toy import CPU, make
 
 from nlrn import cli
-from nlrn.batches import Batches
-from nlrn.datasets import read_folder
-from nlrn.degradations import resize_bicubic, resize_bicubic8, resize_matrix
 from nlrn.errors import ConfigError
-from nlrn.metrics import luma8, psnr, quantize8, studio_luma
-from nlrn.model import NLRN, NLRNConfig
-from nlrn.processes import Processes
-from nlrn.progress import read_log
-from nlrn.recipe import DataConfig, ResizeConfig, Stage, TrainConfig, read_recipe
-from nlrn.training import train
-from nlrn.validation import Validation
+from nlrn.functional.degradations import resize_bicubic, resize_bicubic8, resize_matrix
+from nlrn.functional.metrics import luma8, psnr, quantize8, studio_luma
+from nlrn.io.datasets import read_folder
+from nlrn.models.nlrn import NLRN, NLRNConfig
+from nlrn.training.config import DataConfig, ResizeConfig, Stage, TrainConfig, read_recipe
+from nlrn.training.data import Batches
+from nlrn.training.distributed import Processes
+from nlrn.training.logging import read_log
+from nlrn.training.trainer import train
+from nlrn.training.validation import Validation
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

@@ -14,13 +14,9 @@ from networks import FP32, random_model
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from nlrn.camera import add_camera_noise, at_level, draw_camera, noisy_at
-from nlrn.checkpoint import save_model
 from nlrn.cli import run
-from nlrn.datasets import scoring_set
-from nlrn.degradations import resize_bicubic, resize_bicubic8
 from nlrn.errors import ConfigError, InputError
-from nlrn.evaluation import (
+from nlrn.evaluation.protocols import (
     VARIANTS,
     attention_study,
     denoising,
@@ -30,9 +26,13 @@ from nlrn.evaluation import (
     provenance,
     super_resolution,
 )
-from nlrn.metrics import quantize8, studio_luma
-from nlrn.noise import estimate_sigma
-from nlrn.restore import Restorer
+from nlrn.functional.camera import add_camera_noise, at_level, draw_camera, noisy_at
+from nlrn.functional.degradations import resize_bicubic, resize_bicubic8
+from nlrn.functional.metrics import quantize8, studio_luma
+from nlrn.functional.noise import estimate_sigma
+from nlrn.inference.restorer import Restorer
+from nlrn.io.datasets import scoring_set
+from nlrn.models.checkpoint import save_model
 
 
 def pictures(*shapes: tuple[int, ...]) -> list[tuple[str, np.ndarray]]:

@@ -11,12 +11,12 @@ from networks import FP32, picture, random_model
 from PIL import Image
 
 from nlrn.cli import run
-from nlrn.degradations import add_gaussian_noise
 from nlrn.errors import InputError
-from nlrn.explain import Maps, correlation_maps, draw, explain
+from nlrn.evaluation.explain import Maps, correlation_maps, draw, explain
+from nlrn.functional.degradations import add_gaussian_noise
+from nlrn.inference.restorer import Restorer
 from nlrn.ops import correlation_to_dense
 from nlrn.ops.reference import valid_offsets
-from nlrn.restore import Restorer
 
 
 def whole(restorer: Restorer, image: np.ndarray, sigma: float) -> list[np.ndarray]:

@@ -12,14 +12,16 @@ import pytest
 from PIL import Image
 
 import nlrn
-from nlrn import cli, restoring
-from nlrn.hardware import _group_memory
+from nlrn import cli
+from nlrn.inference import pipeline as restoring
+from nlrn.system.hardware import _group_memory
 
 SCRIPT = """
 import logging, resource, sys
 import numpy as np
 import nlrn
-from nlrn import cli, restoring
+from nlrn.inference import pipeline as restoring
+from nlrn import cli
 logging.basicConfig(format="%(message)s")
 tile, room = int(sys.argv[1]), int(sys.argv[2])
 image = np.random.default_rng(0).random((300, 330), np.float32)

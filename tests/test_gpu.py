@@ -18,8 +18,8 @@ from interpreter import DEVICE
 from torch import Tensor
 
 from nlrn.errors import InputError
-from nlrn.ops import gpu as kernel
 from nlrn.ops import reference
+from nlrn.ops import triton as kernel
 
 STEPS = 3
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16

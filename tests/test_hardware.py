@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 import nlrn
-from nlrn.pool import pool
+from nlrn.system.workers import pool
 
 FAULTS = """
 import resource, sys, torch
-from nlrn.allocator import keep_freed_memory
+from nlrn.system.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def work():

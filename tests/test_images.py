@@ -17,8 +17,8 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 from PIL.TiffImagePlugin import IFDRational
 
 from nlrn.errors import ConfigError, InputError, NLRNError
-from nlrn.images import SUFFIXES, Picture, check_output, encode_picture, read_picture, write_picture
-from nlrn.metrics import quantize8
+from nlrn.functional.metrics import quantize8
+from nlrn.io.image import SUFFIXES, Picture, check_output, encode_picture, read_picture, write_picture
 
 Count = Callable[[int], int]
 ORIENTATION = ExifTags.Base.Orientation

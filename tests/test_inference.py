@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nlrn.checkpoint import load_model
 from nlrn.errors import InputError
-from nlrn.inference import FoldedNLRN
-from nlrn.model import NLRN, NLRNConfig
+from nlrn.models.checkpoint import load_model
+from nlrn.models.folded import FoldedNLRN
+from nlrn.models.nlrn import NLRN, NLRNConfig
 
 NARROW = {"channels": 6, "embed_channels": 3, "window": 5}
 
@@ -101,8 +101,8 @@ def test_a_model_in_training_mode_and_missing_levels_are_refused() -> None:
 MEMORY = """
 import sys
 import torch
-from nlrn.inference import FoldedNLRN
-from nlrn.model import NLRN, NLRNConfig
+from nlrn.models.folded import FoldedNLRN
+from nlrn.models.nlrn import NLRN, NLRNConfig
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -14,8 +14,8 @@ from folders import digests, fill, records
 from networks import random_model
 
 import nlrn
-from nlrn.checkpoint import save_model
-from nlrn.manifests import MANIFEST
+from nlrn.batch.manifest import MANIFEST
+from nlrn.models.checkpoint import save_model
 from nlrn.ops import cpu
 
 TORCH = {  # for each instruction set of the kernel, what holds torch and oneDNN to a machine like it

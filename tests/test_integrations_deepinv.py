@@ -12,9 +12,9 @@ import torch
 import vision  # noqa: F401  # what deepinv imports
 from networks import random_model
 
-from nlrn.checkpoint import load_model, save_model
 from nlrn.errors import ConfigError, InputError
 from nlrn.integrations.deepinv import NLRNDenoiser
+from nlrn.models.checkpoint import load_model, save_model
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "plug_and_play.py"
 

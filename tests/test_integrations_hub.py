@@ -16,9 +16,9 @@ from networks import random_model
 
 import nlrn
 import nlrn.integrations
-from nlrn.checkpoint import load_model
 from nlrn.errors import BackendError, CheckpointError
 from nlrn.integrations.hub import WEIGHTS, HubNLRN
+from nlrn.models.checkpoint import load_model
 
 ROUNDING = 2e-5  # of the largest value: a sum of 72 products errs by up to 72 eps = 9e-6, twice a state, some cancel
 

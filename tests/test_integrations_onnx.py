@@ -14,12 +14,12 @@ import torch
 from networks import random_model
 
 import nlrn.integrations
-from nlrn.checkpoint import load_model, save_model
 from nlrn.cli import run
 from nlrn.errors import BackendError, ConfigError, InputError
 from nlrn.integrations.onnx import _EXAMPLE, export
 from nlrn.integrations.onnx_attention import attention, pieces
-from nlrn.model import NLRN
+from nlrn.models.checkpoint import load_model, save_model
+from nlrn.models.nlrn import NLRN
 
 TOLERANCE = 1e-4
 SHAPES = [(1, 1), (7, 5), (37, 41), (16, 96)]  # below, at and beyond what was traced, and a whole number of blocks

@@ -17,10 +17,10 @@ from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelLoader, Unsupport
 
 import nlrn
 import nlrn.integrations
-from nlrn.checkpoint import load_model, resolve_model, save_model
-from nlrn.degradations import add_gaussian_noise
 from nlrn.errors import BackendError, CheckpointError, ConfigError
+from nlrn.functional.degradations import add_gaussian_noise
 from nlrn.integrations.spandrel import register
+from nlrn.models.checkpoint import load_model, resolve_model, save_model
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from picturefiles import FORMATS, WITH_ALPHA, chunk, file_of, picture_of, png, samples
 from PIL import Image
 
-from nlrn.decoding import decode
 from nlrn.errors import InputError
-from nlrn.images import Picture, encode_picture, read_picture
+from nlrn.io.decode import decode
+from nlrn.io.image import Picture, encode_picture, read_picture
 
 
 def _files() -> dict[str, bytes]:
@@ -79,7 +79,7 @@ def test_a_large_picture_fits_what_its_size_may_take() -> None:
 DECODED = """
 import contextlib, pathlib, resource, sys
 from nlrn.errors import InputError
-from nlrn.images import read_picture
+from nlrn.io.image import read_picture
 with contextlib.suppress(InputError):
     assert read_picture(pathlib.Path(sys.argv[1]), apart=True).array.shape == (4, 4)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)

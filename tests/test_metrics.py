@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from nlrn.errors import InputError
-from nlrn.metrics import psnr, quantize8, ssim, studio_luma
+from nlrn.functional.metrics import psnr, quantize8, ssim, studio_luma
 
 
 def picture_pair(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

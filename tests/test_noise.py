@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nlrn.camera import add_camera_noise, at_level, draw_camera
-from nlrn.correlated import measurements
-from nlrn.datasets import scoring_set
-from nlrn.degradations import add_gaussian_noise
 from nlrn.errors import InputError
-from nlrn.noise import NoiseEstimate, _texture, _texture_of_noise, estimate_noise, estimate_sigma
+from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
+from nlrn.functional.correlated import measurements
+from nlrn.functional.degradations import add_gaussian_noise
+from nlrn.functional.noise import NoiseEstimate, _texture, _texture_of_noise, estimate_noise, estimate_sigma
+from nlrn.io.datasets import scoring_set
 
 Count = Callable[[int], int]
 

@@ -10,9 +10,9 @@ from torch import nn
 from toy import make, trainer
 
 from nlrn.errors import ConfigError
-from nlrn.model import NLRN, NLRNConfig
-from nlrn.optimization import Muon, make_optimizer, orthogonalized, start_embeddings
-from nlrn.recipe import OptimConfig, TrainConfig, read_recipe
+from nlrn.models.nlrn import NLRN, NLRNConfig
+from nlrn.training.config import OptimConfig, TrainConfig, read_recipe
+from nlrn.training.optim import Muon, make_optimizer, orthogonalized, start_embeddings
 
 SMALL = NLRNConfig(channels=8, embed_channels=4, states=2, window=5, sigma_input=True)
 HIDDEN = {"block.conv_a.weight", "block.conv_b.weight", "block.non_local.g.weight"}

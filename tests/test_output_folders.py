@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nlrn.batch import Restore, run
+from nlrn.batch.manifest import LOCK, MANIFEST, Manifest
+from nlrn.batch.plan import plan
+from nlrn.batch.run import Restore, run
 from nlrn.errors import ConfigError
-from nlrn.images import Picture
-from nlrn.jobs import plan
-from nlrn.manifests import LOCK, MANIFEST, Manifest
-from nlrn.progress import LOG, TrainingLog
-from nlrn.publish import open_record
+from nlrn.io.image import Picture
+from nlrn.system.atomic import open_record
+from nlrn.training.logging import LOG, TrainingLog
 
 TEXT = b"an original\nwhich nobody may touch"
 

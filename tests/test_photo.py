@@ -12,16 +12,16 @@ import pytest
 import torch
 from toy import CPU, make, recorded, trainer
 
-from nlrn.camera import CAMERA_LEVELS, noisy_at
-from nlrn.checkpoint import load_model, save_model
-from nlrn.datasets import HELD_OUT, read_folder, training_images, validation_images
 from nlrn.errors import ConfigError, ModelNotFoundError
-from nlrn.metrics import psnr
-from nlrn.model import NLRN, NLRNConfig
-from nlrn.processes import Processes
-from nlrn.recipe import NoiseConfig, Stage, StartConfig, TrainConfig, read_recipe
-from nlrn.starting import start_from
-from nlrn.training import Trainer, train
+from nlrn.functional.camera import CAMERA_LEVELS, noisy_at
+from nlrn.functional.metrics import psnr
+from nlrn.io.datasets import HELD_OUT, read_folder, training_images, validation_images
+from nlrn.models.checkpoint import load_model, save_model
+from nlrn.models.nlrn import NLRN, NLRNConfig
+from nlrn.training.config import NoiseConfig, Stage, StartConfig, TrainConfig, read_recipe
+from nlrn.training.distributed import Processes
+from nlrn.training.starting import start_from
+from nlrn.training.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMERA = NoiseConfig(kind="camera")

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 import nlrn
-from nlrn.checkpoint import save_model
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError, InputError
-from nlrn.inference import FoldedNLRN
-from nlrn.model import NLRN, NLRNConfig
-from nlrn.restore import Restorer, Settings
-from nlrn.stabilization import PoissonNoise
+from nlrn.functional.anscombe import PoissonNoise
+from nlrn.inference.restorer import Restorer, Settings
+from nlrn.models.checkpoint import save_model
+from nlrn.models.folded import FoldedNLRN
+from nlrn.models.nlrn import NLRN, NLRNConfig
 
 ONE = 12.0
 

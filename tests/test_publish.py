@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nlrn.errors import InputError
-from nlrn.publish import LEFTOVERS, publish, remove_leftovers
+from nlrn.system.atomic import LEFTOVERS, publish, remove_leftovers
 
 OLD, NEW = b"old" * 1000, b"new" * 500
 
@@ -106,14 +106,14 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, count: Callabl
 
 WRITER = """
 import sys
-from nlrn.publish import publish
+from nlrn.system.atomic import publish
 for i in range(1_000_000):
     publish(sys.argv[1], bytes([i % 251]) * 2_000_000, overwrite=True)
 """
 
 SEVERAL = """
 import sys
-from nlrn.publish import publish
+from nlrn.system.atomic import publish
 for i in range(int(sys.argv[2])):
     publish(sys.argv[1], bytes([i % 251]) * 5000, overwrite=True)
 """
@@ -148,7 +148,7 @@ def test_what_is_no_leftover_of_ours_stays_and_stops_nothing(tmp_path: Path, mon
             if code is not None:
                 raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr("nlrn.publish.fcntl.flock", refuses)
+        monkeypatch.setattr("nlrn.system.atomic.fcntl.flock", refuses)
         publish(tmp_path / "a", NEW, overwrite=True)
         (tmp_path / ".nlrn-0123.part").write_bytes(OLD)
         remove_leftovers(tmp_path)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from toy import recorded
 
-from nlrn.checkpoint import model_metadata
 from nlrn.errors import ConfigError
-from nlrn.model import NLRNConfig
-from nlrn.recipe import (
+from nlrn.models.checkpoint import model_metadata
+from nlrn.models.nlrn import NLRNConfig
+from nlrn.training.config import (
     NoiseConfig,
     OptimConfig,
     ScheduleConfig,
@@ -20,7 +20,7 @@ from nlrn.recipe import (
     TrainConfig,
     read_recipe,
 )
-from nlrn.trainstate import BEFORE_DECAY, read_state
+from nlrn.training.state import BEFORE_DECAY, read_state
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from networks import FP32, picture, random_model
 
-from nlrn.degradations import add_gaussian_noise, resize_bicubic
-from nlrn.enlarging import enlarged, enlarged_size, passes_of
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
-from nlrn.levels import MAX_SIGMA, channels_of
-from nlrn.model import DISTANCES, NLRN
-from nlrn.restore import Restorer, Settings
-from nlrn.tiling import patch_size, patches
+from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
+from nlrn.functional.levels import MAX_SIGMA, channels_of
+from nlrn.functional.tiling import patch_size, patches
+from nlrn.inference.restorer import Restorer, Settings
+from nlrn.inference.super_resolution import enlarged, enlarged_size, passes_of
+from nlrn.models.nlrn import DISTANCES, NLRN
 
 
 def direct(model: NLRN, image: np.ndarray, sigma: float) -> np.ndarray:

@@ -17,15 +17,17 @@ import pytest
 import torch
 from toy import KILLED_RUN, RECIPE, make, run_script, sha256_of_tensors, trainer
 
-from nlrn import budget, training, trainstate
-from nlrn.budget import FORWARD
-from nlrn.checkpoint import load_model, model_metadata
 from nlrn.errors import CheckpointError, ConfigError, InputError, TrainingError
-from nlrn.model import NLRNConfig
-from nlrn.progress import Pace, TrainingLog, read_log
-from nlrn.recipe import Stage, TrainConfig, read_recipe
-from nlrn.training import Trainer, train_from_recipe
-from nlrn.validation import Validation
+from nlrn.models.checkpoint import load_model, model_metadata
+from nlrn.models.nlrn import NLRNConfig
+from nlrn.training import budget
+from nlrn.training import state as trainstate
+from nlrn.training import trainer as training
+from nlrn.training.budget import FORWARD
+from nlrn.training.config import Stage, TrainConfig, read_recipe
+from nlrn.training.logging import Pace, TrainingLog, read_log
+from nlrn.training.trainer import Trainer, train_from_recipe
+from nlrn.training.validation import Validation
 
 
 @pytest.fixture(scope="module")

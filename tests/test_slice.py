@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from toy import make
 
-from nlrn.checkpoint import load_model, model_metadata, sha256
-from nlrn.datasets import SCORING_SETS
-from nlrn.recipe import read_recipe
-from nlrn.trainstate import BEFORE_DECAY, newest_verified, read_state
+from nlrn.io.datasets import SCORING_SETS
+from nlrn.models.checkpoint import load_model, model_metadata, sha256
+from nlrn.training.config import read_recipe
+from nlrn.training.state import BEFORE_DECAY, newest_verified, read_state
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -58,14 +58,14 @@ def lay_out(root: Path, *sets: str) -> None:
         place = root / SCORING_SETS[name]
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(root / "held")
-    for folder in ("src/nlrn/weights", "results", "training"):
+    for folder in ("src/nlrn/models/weights", "results", "training"):
         (root / folder).mkdir(parents=True)
 
 
 def test_a_slice_is_scored_and_released_only_when_it_is_better(tmp_path: Path) -> None:
     recipe = endless(tmp_path)
     lay_out(tmp_path, "set12", "bsd68")
-    shipped, scores = tmp_path / "src/nlrn/weights/tiny.safetensors", tmp_path / "results/tiny.json"
+    shipped, scores = tmp_path / "src/nlrn/models/weights/tiny.safetensors", tmp_path / "results/tiny.json"
 
     said = run(recipe)
     assert not shipped.exists()

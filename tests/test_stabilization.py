@@ -13,10 +13,10 @@ from PIL import Image
 import nlrn
 from nlrn.cli import run
 from nlrn.errors import ConfigError, InputError
-from nlrn.metrics import psnr, quantize8
-from nlrn.model import NLRN, NLRNConfig
-from nlrn.restore import Restorer
-from nlrn.stabilization import PoissonNoise
+from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.metrics import psnr, quantize8
+from nlrn.inference.restorer import Restorer
+from nlrn.models.nlrn import NLRN, NLRNConfig
 
 CAMERA = Path(__file__).resolve().parents[1] / "examples" / "camera.png"
 

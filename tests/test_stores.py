@@ -22,15 +22,15 @@ from folders import ROOT, digests, fill, give, same
 from objectstore import KEYS, Store, emptied, serving
 from PIL import Image
 
-from nlrn import leases
-from nlrn.batch import run
+from nlrn.batch import leases
+from nlrn.batch.leases import Lease
+from nlrn.batch.manifest import MANIFEST, StoreManifest
+from nlrn.batch.plan import plan
+from nlrn.batch.run import run
+from nlrn.batch.s3 import ObjectPath, place
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError, InputError, StoreError
-from nlrn.images import Picture
-from nlrn.jobs import plan
-from nlrn.leases import Lease
-from nlrn.manifests import MANIFEST, StoreManifest
-from nlrn.objects import ObjectPath, place
+from nlrn.io.image import Picture
 
 ALBUM = ObjectPath("album")
 
@@ -687,7 +687,7 @@ def test_a_lock_that_is_refused_without_end_and_a_store_that_hangs_end_a_run(
 
 SILENT = """
 import sys, threading, time
-from nlrn import objects
+from nlrn.batch import s3 as objects
 from nlrn.errors import InputError
 objects.LIMIT = 1.0
 for ask in (lambda p: p.put(b"1"), lambda p: p.told(), lambda p: p.is_dir(), lambda p: p.content()):

@@ -20,15 +20,15 @@ from PIL import Image
 from torch import Tensor
 from toy import make
 
-from nlrn import study
-from nlrn.checkpoint import model_metadata
 from nlrn.cli import run as command
 from nlrn.cli.study import NAMES
 from nlrn.errors import ConfigError
-from nlrn.recipe import read_recipe
-from nlrn.restore import Restorer
-from nlrn.study import STUDIES, Study, arm_config
-from nlrn.training import train
+from nlrn.inference.restorer import Restorer
+from nlrn.models.checkpoint import model_metadata
+from nlrn.training.config import read_recipe
+from nlrn.training.trainer import train
+from studies import study
+from studies.study import STUDIES, Study, arm_config
 
 ROOT = Path(__file__).parents[1]
 TOY = Study("?", {"3": {"model": {"window": 3}}, "5": {}}, ("held",), axis="window")

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from nlrn.checkpoint import load_model, model_metadata
 from nlrn.cli import run
 from nlrn.errors import CheckpointError
-from nlrn.tensorflow import convert, read_checkpoint
+from nlrn.integrations.tensorflow import convert, read_checkpoint
+from nlrn.models.checkpoint import load_model, model_metadata
 
 AUTHORS = Path(__file__).parent / "authors"
 

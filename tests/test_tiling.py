@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlrn.errors import ConfigError, InputError
-from nlrn.tiling import Average, Blend, Tile, patch_size, patches, plan, weight
+from nlrn.functional.tiling import Average, Blend, Tile, patch_size, patches, plan, weight
 
 Size = tuple[int, int]
 Count = Callable[[int], int]

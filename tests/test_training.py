@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from toy import CPU, make, trainer
 
 from nlrn.errors import InputError
-from nlrn.model import NLRN, NLRNConfig
-from nlrn.optimization import clip_gradients, compile_states, loss_of
-from nlrn.processes import Processes
-from nlrn.progress import TrainingLog
-from nlrn.recipe import OptimConfig, Stage
+from nlrn.models.nlrn import NLRN, NLRNConfig
+from nlrn.training.config import OptimConfig, Stage
+from nlrn.training.distributed import Processes
+from nlrn.training.logging import TrainingLog
+from nlrn.training.optim import clip_gradients, compile_states, loss_of
 
 
 @pytest.fixture(scope="module")

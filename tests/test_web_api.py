@@ -14,11 +14,11 @@ from PIL import Image, ImageCms
 from webserver import Service, picture
 
 from nlrn import __version__
-from nlrn.camera import add_camera_noise, at_level, draw_camera
 from nlrn.cli import run
-from nlrn.explain import correlation_maps
-from nlrn.images import Picture, encode_picture, read_picture, write_picture
-from nlrn.restore import Restorer
+from nlrn.evaluation.explain import correlation_maps
+from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
+from nlrn.inference.restorer import Restorer
+from nlrn.io.image import Picture, encode_picture, read_picture, write_picture
 
 
 @pytest.fixture(scope="module")

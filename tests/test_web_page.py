@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Error, Page, Route, expect, sync_playwr
 from webserver import Service, picture
 
 from nlrn.cli import run
-from nlrn.images import Picture, write_picture
+from nlrn.io.image import Picture, write_picture
 
 SIZES = {"wide": (1280, 800), "phone": (390, 844)}
 PICTURES = os.environ.get("NLRN_SCREENSHOTS")  # a folder to look at them in

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlrn import checkpoint
-from nlrn.checkpoint import list_models, load_model
-from nlrn.datasets import scoring_set
 from nlrn.errors import CheckpointError
-from nlrn.evaluation import denoising, evaluate, super_resolution
-from nlrn.restore import Restorer, Settings
+from nlrn.evaluation.protocols import denoising, evaluate, super_resolution
+from nlrn.inference.restorer import Restorer, Settings
+from nlrn.io.datasets import scoring_set
+from nlrn.models import checkpoint
+from nlrn.models.checkpoint import list_models, load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = Settings(precision="fp32", tile=0)
@@ -119,7 +119,10 @@ def test_the_wheel_holds_weights_digests_types_the_kernel_and_the_page(tmp_path:
     subprocess.run([*command, "-w", str(tmp_path), str(source)], check=True)
     with zipfile.ZipFile(next(tmp_path.glob("nlrn-*.whl"))) as wheel:
         names = set(wheel.namelist())
-    wanted = {f"nlrn/weights/{f.name}" for f in checkpoint.WEIGHTS.iterdir()} | {"nlrn/py.typed", "nlrn/ops/tiled.py"}
+    wanted = {f"nlrn/models/weights/{f.name}" for f in checkpoint.WEIGHTS.iterdir()} | {
+        "nlrn/py.typed",
+        "nlrn/ops/tiled.py",
+    }
     wanted.add("nlrn/ops/libnlrn_cpu.so")
     page = checkpoint.WEIGHTS.parent / "web" / "page"
     wanted |= {f"nlrn/web/page/{f.relative_to(page).as_posix()}" for f in page.rglob("*") if f.is_file()}

@@ -14,10 +14,10 @@ from toy import make, recorded
 
 import nlrn
 from nlrn import cli
-from nlrn.checkpoint import model_metadata
-from nlrn.recipe import read_recipe
-from nlrn.training import train_from_recipe
-from nlrn.trainstate import read_state
+from nlrn.models.checkpoint import model_metadata
+from nlrn.training.config import read_recipe
+from nlrn.training.state import read_state
+from nlrn.training.trainer import train_from_recipe
 
 FILES = Path(__file__).parent / "data" / "yesterday"
 RECIPES: dict[str, Any] = json.loads((FILES / "said.json").read_text())["recipes"]

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nlrn.checkpoint import read_tensors
-from nlrn.model import NLRNConfig
-from nlrn.processes import Processes
-from nlrn.recipe import (
+from nlrn.models.checkpoint import read_tensors
+from nlrn.models.nlrn import NLRNConfig
+from nlrn.training.config import (
     DataConfig,
     NoiseConfig,
     OptimConfig,
@@ -30,7 +29,8 @@ from nlrn.recipe import (
     build,
     read_recipe,
 )
-from nlrn.training import Trainer
+from nlrn.training.distributed import Processes
+from nlrn.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 RECIPE = """
@@ -131,8 +131,8 @@ KILLED_RUN = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from nlrn import trainstate
-from nlrn.training import train_from_recipe
+from nlrn.training import state as trainstate
+from nlrn.training.trainer import train_from_recipe
 
 recipe, data, folder, *kills = sys.argv[1:]
 torch.set_num_threads(1)

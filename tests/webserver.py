@@ -18,7 +18,7 @@ import numpy as np
 from networks import random_model
 from PIL import Image
 
-from nlrn.checkpoint import save_model
+from nlrn.models.checkpoint import save_model
 
 
 @dataclass

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from nlrn.api import denoise, load, upscale
-    from nlrn.checkpoint import list_models, load_model, save_model
     from nlrn.errors import (
         BackendError,
         CheckpointError,
@@ -21,16 +19,18 @@ if TYPE_CHECKING:
         NLRNError,
         TrainingError,
     )
-    from nlrn.model import NLRN, PRESETS, NLRNConfig, NonLocal2d
-    from nlrn.noise import NoiseEstimate, estimate_noise, estimate_sigma
+    from nlrn.functional.anscombe import PoissonNoise
+    from nlrn.functional.noise import NoiseEstimate, estimate_noise, estimate_sigma
+    from nlrn.inference.api import denoise, load, upscale
+    from nlrn.inference.restorer import Restorer, Settings
+    from nlrn.models.checkpoint import list_models, load_model, save_model
+    from nlrn.models.nlrn import NLRN, PRESETS, NLRNConfig, NonLocal2d
     from nlrn.ops import neighborhood_attention
-    from nlrn.restore import Restorer, Settings
-    from nlrn.stabilization import PoissonNoise
-    from nlrn.training import train_from_recipe
+    from nlrn.training.trainer import train_from_recipe
 
 _HOMES = {
-    "api": ("denoise", "load", "upscale"),
-    "checkpoint": ("list_models", "load_model", "save_model"),
+    "inference.api": ("denoise", "load", "upscale"),
+    "models.checkpoint": ("list_models", "load_model", "save_model"),
     "errors": (
         "BackendError",
         "CheckpointError",
@@ -42,12 +42,12 @@ _HOMES = {
         "NLRNError",
         "TrainingError",
     ),
-    "model": ("NLRN", "NLRNConfig", "NonLocal2d", "PRESETS"),
-    "noise": ("NoiseEstimate", "estimate_noise", "estimate_sigma"),
+    "models.nlrn": ("NLRN", "NLRNConfig", "NonLocal2d", "PRESETS"),
+    "functional.noise": ("NoiseEstimate", "estimate_noise", "estimate_sigma"),
     "ops": ("neighborhood_attention",),
-    "restore": ("Restorer", "Settings"),
-    "stabilization": ("PoissonNoise",),
-    "training": ("train_from_recipe",),
+    "inference.restorer": ("Restorer", "Settings"),
+    "functional.anscombe": ("PoissonNoise",),
+    "training.trainer": ("train_from_recipe",),
 }
 
 __all__ = [

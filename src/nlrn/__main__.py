@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from nlrn.allocator import keep_freed_memory
 from nlrn.cli import run
+from nlrn.system.allocator import keep_freed_memory
 
 
 def main() -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import PIL
 import torch
 
-from nlrn import checkpoint
 from nlrn.errors import BackendError, ModelError
-from nlrn.evaluation import machine
-from nlrn.hardware import hardware_bf16, memory, usable_device
-from nlrn.model import PRESETS
+from nlrn.evaluation.protocols import machine
+from nlrn.inference.restorer import MEMORY
+from nlrn.models import checkpoint
+from nlrn.models.nlrn import PRESETS
 from nlrn.ops import BACKENDS, select_backend, unsupported
 from nlrn.ops.cpu import INSTRUCTION_SETS, instruction_set
-from nlrn.restore import MEMORY
+from nlrn.system.hardware import hardware_bf16, memory, usable_device
 
 VIPS = "16-bit colour and floats"
 LIBRARIES = {VIPS: "pyvips", "plots": "matplotlib", "curves of a training": "tensorboard", "the GPU kernel": "triton"}

@@ -24,12 +24,12 @@ def add(commands: Any) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from nlrn import benchmark
-    from nlrn.benchmark import report
-    from nlrn.evaluation import machine
-    from nlrn.hardware import usable_device
-    from nlrn.plotting import check_plot
-    from nlrn.publish import publish_json
+    import benchmarks as benchmark
+    from benchmarks import report
+    from nlrn.evaluation.plotting import check_plot
+    from nlrn.evaluation.protocols import machine
+    from nlrn.system.atomic import publish_json
+    from nlrn.system.hardware import usable_device
 
     check_result(options.json, ".json", overwrite=options.overwrite)
     check_result(options.plot, ".png", overwrite=options.overwrite)

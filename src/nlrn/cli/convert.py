@@ -26,9 +26,9 @@ def add(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from nlrn.checkpoint import save_model
-    from nlrn.publish import check_target
-    from nlrn.tensorflow import checkpoint_files, convert, read_checkpoint
+    from nlrn.integrations.tensorflow import checkpoint_files, convert, read_checkpoint
+    from nlrn.models.checkpoint import save_model
+    from nlrn.system.atomic import check_target
 
     check_target(options.output, overwrite=options.overwrite, inputs=checkpoint_files(options.input))
     model = convert(read_checkpoint(options.input), propagation=options.propagation, window=options.window)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.pictures import add_picture_options, restore_input
+from nlrn.cli.images import add_picture_options, restore_input
 from nlrn.cli.shared import make_restorer, number, sigma_level, sigma_or_auto
 from nlrn.errors import ConfigError, InputError
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nlrn.cli.shared import Say
-    from nlrn.images import Picture
-    from nlrn.stabilization import PoissonNoise
-    from nlrn.views import Progress
+    from nlrn.functional.anscombe import PoissonNoise
+    from nlrn.inference.self_ensemble import Progress
+    from nlrn.io.image import Picture
 
 
 def add(commands: Any) -> None:
@@ -54,7 +54,7 @@ def _denoise(options: argparse.Namespace) -> int:
 
 
 def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Progress | None) -> Picture:
-    from nlrn.restoring import denoised
+    from nlrn.inference.pipeline import denoised
 
     sigma: Any = _noise(options) or ("auto" if options.sigma is None else options.sigma)
     if options.sigma_map is not None:
@@ -66,7 +66,7 @@ def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Pro
 
 def _noise(options: argparse.Namespace) -> PoissonNoise | None:
     """What --noise poisson says; None for noise that has a sigma."""
-    from nlrn.stabilization import PoissonNoise
+    from nlrn.functional.anscombe import PoissonNoise
 
     if options.noise == "poisson":
         if options.gain is None or options.sigma is not None or options.sigma_map is not None:
@@ -81,8 +81,8 @@ def _noise(options: argparse.Namespace) -> PoissonNoise | None:
 
 def _map(path: Path) -> np.ndarray:
     """Noise levels in 0-255 units, float32 HW."""
-    from nlrn.images import read_picture
-    from nlrn.levels import channels_of
+    from nlrn.functional.levels import channels_of
+    from nlrn.io.image import read_picture
 
     picture = read_picture(path)
     if channels_of(picture.array) == 3 or picture.alpha is not None:

@@ -19,8 +19,8 @@ from nlrn.cli.shared import (
 from nlrn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nlrn.evaluation import Condition
-    from nlrn.model import NLRNConfig
+    from nlrn.evaluation.protocols import Condition
+    from nlrn.models.nlrn import NLRNConfig
 
 
 def add(commands: Any) -> None:
@@ -49,16 +49,16 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from nlrn.checkpoint import model_metadata, resolve_model, sha256
-    from nlrn.datasets import data_root
-    from nlrn.evaluation import (
+    from nlrn.evaluation.protocols import (
         PROTOCOLS,
         attention_study,
         evaluate,
         find_sets,
         provenance,
     )
-    from nlrn.publish import publish_json
+    from nlrn.io.datasets import data_root
+    from nlrn.models.checkpoint import model_metadata, resolve_model, sha256
+    from nlrn.system.atomic import publish_json
 
     if options.precision == "auto":
         options.precision = "fp32"  # scores are reproducible numbers
@@ -116,8 +116,8 @@ def _check(options: argparse.Namespace, config: NLRNConfig) -> None:
 
 def _conditions(options: argparse.Namespace, config: NLRNConfig) -> tuple[str, list[Condition]]:
     """The name of the protocol, and what is scored."""
-    from nlrn.camera import CAMERA_LEVELS
-    from nlrn.evaluation import denoising, photographs, super_resolution
+    from nlrn.evaluation.protocols import denoising, photographs, super_resolution
+    from nlrn.functional.camera import CAMERA_LEVELS
 
     if options.task == "sr":
         return options.protocol, super_resolution(options.scale, options.protocol)

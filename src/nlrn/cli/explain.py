@@ -23,10 +23,10 @@ def add(commands: Any) -> None:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from nlrn.alpha import fill_hidden
-    from nlrn.explain import draw, explain
-    from nlrn.images import read_picture
-    from nlrn.plotting import check_plot
+    from nlrn.evaluation.explain import draw, explain
+    from nlrn.evaluation.plotting import check_plot
+    from nlrn.functional.alpha import fill_hidden
+    from nlrn.io.image import read_picture
 
     check_plot()
     check_result(options.output, ".png", overwrite=options.overwrite, inputs=(options.input,))

@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from nlrn.checkpoint import list_models
+    from nlrn.models.checkpoint import list_models
 
     models = list_models()
     if options.json:

@@ -54,8 +54,8 @@ def _serve(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise BackendError(f"nlrn serve needs {error.name}: pip install 'nlrn[web]'") from error
     from nlrn.web.limits import Limits
-    from nlrn.web.serving import serve
-    from nlrn.web.tasks import House
+    from nlrn.web.messages import House
+    from nlrn.web.server import serve
 
     names = [field for _, field, *_ in (*_LIMITS, *_DEADLINES)]
     limits = Limits(**{name: getattr(options, name) for name in names if getattr(options, name) is not None})

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.interrupts import check_interrupt
 from nlrn.errors import InputError
-from nlrn.publish import check_target
+from nlrn.system.atomic import check_target
 
 if TYPE_CHECKING:
-    from nlrn.restore import Restorer
+    from nlrn.inference.restorer import Restorer
 
 Say = Callable[[str], None]
 
@@ -38,14 +38,14 @@ def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True)
 
 
 def model_name(options: argparse.Namespace, channels: int) -> str:
-    from nlrn.checkpoint import default_model
+    from nlrn.models.checkpoint import default_model
 
     return default_model(getattr(options, "task", "denoise"), channels) if options.model is None else options.model
 
 
 def make_restorer(options: argparse.Namespace, channels: int, tile: int | None = None) -> Restorer:
-    from nlrn.restore import MEMORY, Settings
-    from nlrn.restoring import restorer_of
+    from nlrn.inference.pipeline import restorer_of
+    from nlrn.inference.restorer import MEMORY, Settings
 
     settings = Settings(
         mode=getattr(options, "mode", "window"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from nlrn.cli.shared import check_result, count, print_table, sayer, sigma_level
 
-# of nlrn.study.STUDIES, whose import takes a second
+# of studies.study.STUDIES, whose import takes a second
 NAMES = ("attention", "choices", "distance", "window", "states", "channels")
 
 
@@ -30,10 +30,10 @@ def add(commands: Any) -> None:
 
 
 def _study(options: argparse.Namespace) -> int:
-    from nlrn import study
-    from nlrn.datasets import data_root
-    from nlrn.plotting import check_plot
-    from nlrn.recipe import read_recipe
+    from nlrn.evaluation.plotting import check_plot
+    from nlrn.io.datasets import data_root
+    from nlrn.training.config import read_recipe
+    from studies import study
 
     check_result(options.output, ".json", overwrite=True)
     check_result(options.plot, ".png", overwrite=options.overwrite)

@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from nlrn.training import train_from_recipe
+    from nlrn.training.trainer import train_from_recipe
 
     if options.decay is not None and not 0 <= options.decay < 1:
         raise ConfigError(f"--decay is a share of the slice, at least 0 and below 1, not {options.decay}")

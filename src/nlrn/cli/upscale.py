@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.pictures import add_picture_options, restore_input
+from nlrn.cli.images import add_picture_options, restore_input
 from nlrn.cli.shared import make_restorer, number, side
 from nlrn.errors import ConfigError
 
 if TYPE_CHECKING:
     from nlrn.cli.shared import Say
-    from nlrn.images import Picture
-    from nlrn.views import Progress
+    from nlrn.inference.self_ensemble import Progress
+    from nlrn.io.image import Picture
 
 
 def add(commands: Any) -> None:
@@ -35,14 +35,14 @@ def _expected(options: argparse.Namespace, picture: Picture) -> Picture:
 
 
 def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Progress | None) -> Picture:
-    from nlrn.restoring import upscaled
+    from nlrn.inference.pipeline import upscaled
 
     size = _size(options, *picture.array.shape[:2])
     return upscaled(picture, make_restorer(options, channels=1), *size, say=say, progress=tick)
 
 
 def _size(options: argparse.Namespace, height: int, width: int) -> tuple[int, int]:
-    from nlrn.restoring import result_size
+    from nlrn.inference.pipeline import result_size
 
     return result_size(height, width, scale=options.scale, to_height=options.height, to_width=options.width)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nlrn.checkpoint import default_model, load_model
 from nlrn.errors import ConfigError, InputError
-from nlrn.model import NLRN
+from nlrn.models.checkpoint import default_model, load_model
+from nlrn.models.nlrn import NLRN
 
 
 class NLRNDenoiser(nn.Module):

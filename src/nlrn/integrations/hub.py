@@ -2,7 +2,7 @@
 
 A folder, or a repository, holds model.safetensors, a weights file of this package with the configuration in its header,
 README.md, the model card, and a copy of the configuration, config.json, by which the hub counts. What is loaded is the
-weights file alone, checked strictly (`nlrn.checkpoint`).
+weights file alone, checked strictly (`nlrn.models.checkpoint`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from nlrn.checkpoint import load_model, save_model
 from nlrn.errors import CheckpointError
 from nlrn.integrations import require
-from nlrn.model import NLRN
+from nlrn.models.checkpoint import load_model, save_model
+from nlrn.models.nlrn import NLRN
 
 require("hub", "huggingface_hub")
 

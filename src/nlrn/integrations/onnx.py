@@ -1,6 +1,6 @@
 """An NLRN as one ONNX file, for runtimes without torch (the extra nlrn[onnx]).
 
-The graph is the folded network (`nlrn.inference`) in float32; height, width and the number of pictures are free. Its
+The graph is the folded network (`nlrn.models.folded`) in float32; height, width and the number of pictures are free. Its
 attention is `onnx_attention`, which keeps memory to a few KB a pixel.
 """
 
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlrn.checkpoint import load_model
 from nlrn.errors import ConfigError
-from nlrn.inference import FoldedNLRN, convolve
 from nlrn.integrations import require
-from nlrn.model import NLRN
-from nlrn.publish import check_target, publish
+from nlrn.models.checkpoint import load_model
+from nlrn.models.folded import FoldedNLRN, convolve
+from nlrn.models.nlrn import NLRN
+from nlrn.system.atomic import check_target, publish
 
 OPSET = 18
 _EXAMPLE = (2, 19, 37)  # batch, height, width of the picture that is traced: no two alike

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlrn.checkpoint import list_models, load_model, read_tensors, resolve_model
 from nlrn.errors import BackendError, ConfigError
+from nlrn.functional.levels import MAX_SIGMA
+from nlrn.functional.noise import estimate_noise
 from nlrn.integrations import require
-from nlrn.levels import MAX_SIGMA
-from nlrn.model import NLRN
-from nlrn.noise import estimate_noise
+from nlrn.models.checkpoint import list_models, load_model, read_tensors, resolve_model
+from nlrn.models.nlrn import NLRN
 
 require("spandrel", "spandrel")
 try:

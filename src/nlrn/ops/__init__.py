@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nlrn.ops.custom_ops import KERNELS
 from nlrn.ops.functional import (
     BACKENDS,
     correlation_of_pixel,
@@ -12,7 +13,6 @@ from nlrn.ops.functional import (
     state_bytes,
     unsupported,
 )
-from nlrn.ops.fused import KERNELS
 
 __all__ = [
     "BACKENDS",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import BackendError, InputError
-from nlrn.ops import cpu, fused, reference, tiled
+from nlrn.ops import cpu, reference, tiled
+from nlrn.ops import custom_ops as fused
 
 BACKENDS: dict[str, ModuleType] = {  # each: unsupported, rows, to_dense, of_pixel, state_bytes
     **fused.KERNELS,

@@ -19,11 +19,11 @@ from starlette.requests import ClientDisconnect
 from nlrn import __version__
 from nlrn.web.assets import assets
 from nlrn.web.fields import Denoising, Explaining, Upload, Upscaling
-from nlrn.web.guard import Guard
-from nlrn.web.jobs import Jobs
 from nlrn.web.limits import Limits, RefusedError
+from nlrn.web.messages import MEDIA, Answer, Task
 from nlrn.web.metrics import Metrics
-from nlrn.web.tasks import MEDIA, Answer, Task
+from nlrn.web.middleware import Guard
+from nlrn.web.queue import Jobs
 
 _LOG = logging.getLogger("nlrn")
 _MAX_FIELDS = 20

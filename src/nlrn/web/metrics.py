@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from nlrn.web.jobs import Jobs
+from nlrn.web.queue import Jobs
 
 GUARD, CONNECTION = "guard", "connection"
 

@@ -16,10 +16,10 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nlrn.web.guard import Guard
-from nlrn.web.jobs import RETRY_AFTER, Jobs
 from nlrn.web.limits import Limits
 from nlrn.web.metrics import CONNECTION, Metrics
+from nlrn.web.middleware import Guard
+from nlrn.web.queue import RETRY_AFTER, Jobs
 
 _AHEAD = 64 << 10  # bytes of later requests that are kept until the one before them is answered
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from nlrn.errors import BackendError, ModelError
 from nlrn.web.limits import RefusedError
-from nlrn.web.tasks import Answer, House, Task
+from nlrn.web.messages import Answer, House, Task
 
 _LOG = logging.getLogger("nlrn")
 _GRACE = 2.0  # seconds that a task has to come to the end of its tile when it is told to stop
@@ -111,8 +111,8 @@ def _run(connection: Connection, house: House, parent: int) -> None:
 
     from nlrn.errors import NLRNError
     from nlrn.ops.cpu import say_if_missing
-    from nlrn.pool import begin
-    from nlrn.web.work import Workshop, listed
+    from nlrn.system.workers import begin
+    from nlrn.web.handlers import Workshop, listed
 
     if hasattr(os, "setsid"):
         os.setsid()  # so that it is ended together with what decodes for it

@@ -1,0 +1,273 @@
+"""What was done in an output folder, and by what: a file of records on a disk, metadata of the results in a store.
+
+One run at a time holds the folder. A run that was killed is repeated by the same command: what was recorded and lies
+there is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+from nlrn.batch.leases import Lease
+from nlrn.batch.plan import Encoded, Job
+from nlrn.batch.s3 import ObjectPath, Place
+from nlrn.errors import ConfigError, InputError, StoreError
+from nlrn.models.checkpoint import sha256
+from nlrn.system.atomic import check_no_links, open_record, publish, remove_leftovers
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
+MANIFEST, LOCK = "nlrn-manifest.jsonl", ".nlrn-lock"
+_AT_ONCE = 32  # questions to a store
+_HOLDER_BYTES = 1024
+_HOLDER = re.compile(rb"process \d+ on [^\n]*\n?")  # the second half may be missing after a kill
+_REFUSALS = 3  # results that a store may refuse one after the other, each tried for long
+
+
+class Manifest:
+    """Of a folder on a disk; a context.
+
+    Its file, nlrn-manifest.jsonl, has a line when a result is ready to be published, with the sha256 of its file, and
+    one when it was; a torn last line is passed over. work: a digest of all that decides what a result is: options,
+    weights, version. Raises ConfigError when another run holds the folder.
+    """
+
+    def __init__(self, folder: Path, work: str) -> None:
+        self.folder, self.work = folder, work
+        self.records: dict[str, dict[str, Any]] = {}
+        self._lock: IO[bytes] | None = None
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Manifest:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._hold()
+            self._read()
+        except BaseException:
+            self.__exit__()
+            raise
+        remove_leftovers(self.folder, recursive=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._file, self._lock):
+            if file is not None:
+                file.close()
+
+    def _hold(self) -> None:
+        """Lock the folder. The lock file is rewritten only where it holds what a run writes into it."""
+        self._lock = lock = open_record(self.folder / LOCK)
+        holder = ""
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = "another run"
+        lock.seek(0)
+        known = lock.read(_HOLDER_BYTES + 1)
+        if known and not _HOLDER.fullmatch(known):
+            raise ConfigError(f"{self.folder / LOCK} is not a lock file of nlrn: move it, or choose another folder")
+        if holder:
+            raise ConfigError(f"{self.folder} is held by {known.decode().strip() or holder}")
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        lock.flush()
+
+    def _read(self) -> None:
+        """Open the manifest and take its records."""
+        self._file = file = open_record(self.folder / MANIFEST)
+        file.seek(0)
+        lines = file.read().split(b"\n")
+        torn = bool(lines.pop())
+        for line in lines:
+            record = _record(line)
+            if record is not None:
+                self._note(record)
+        if torn:  # so that the next line begins on its own
+            file.write(b"\n")
+
+    def exists(self, job: Job) -> bool:
+        """Whether anything has the name of the result."""
+        return os.path.lexists(_path(job))
+
+    def knows(self, job: Job) -> bool:
+        """Whether a run with the same options published the picture's result, or was about to."""
+        record = self.records.get(job.name, {})
+        return (record.get("out"), record.get("work")) == (self._out(job), self.work)
+
+    def holds(self, job: Job) -> bool:
+        """Whether what it knows is what lies there: the same picture, the same result."""
+        return self._lies_there(job) and _is_of(self.records[job.name], job)
+
+    def complete(self, job: Job) -> None:
+        """Say that a result was published, where the run that did was killed before it could."""
+        record = self.records.get(job.name, {})
+        if self.knows(job) and not record.get("published"):
+            self._write(job, {**record, "published": True})
+
+    def publish(self, job: Job, encoded: Encoded, *, overwrite: bool) -> None:
+        """Give a result its name. Raises InputError for one that is there already."""
+        if self._lies_there(job) and not overwrite:
+            raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
+        target, record = _path(job), _said_of(job, encoded)
+        check_no_links(self.folder, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._write(job, record)
+        publish(target, encoded[1], overwrite=overwrite)
+        self._write(job, {**record, "published": True})
+
+    def refuse(self, job: Job, reason: str) -> None:
+        """List a picture that has no result."""
+        self._write(job, {"failed": reason})
+
+    def _write(self, job: Job, what: dict[str, Any]) -> None:
+        """Append a record, on the disk when this returns."""
+        assert self._file is not None
+        record = {"in": job.name, "out": self._out(job), "work": self.work, **what}
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._note(record)
+
+    def _note(self, record: dict[str, Any]) -> None:
+        """Remember the last result of a picture; a failure since then does not make it somebody else's."""
+        if "output" in record:
+            self.records[record["in"]] = record
+
+    def _lies_there(self, job: Job) -> bool:
+        target = _path(job)
+        return self.knows(job) and target.is_file() and sha256(target) == self.records[job.name]["output"]
+
+    def _out(self, job: Job) -> str:
+        return _path(job).relative_to(self.folder).as_posix()
+
+
+class StoreManifest:
+    """Of a folder of an object store; a context, with the methods of Manifest.
+
+    Nothing can be appended to there. But an object appears together with its metadata, so each result says for itself
+    what it was made of; jobs: those whose results are looked at for it. Pictures that were refused are not recorded.
+    """
+
+    def __init__(self, folder: ObjectPath, work: str, jobs: Sequence[Job]) -> None:
+        self.work, self.jobs = work, jobs
+        self.records: dict[str, dict[str, str]] = {}  # of all results that lie there, by their keys
+        self._etags: dict[str, str] = {}
+        self._lease = Lease(folder)
+        self._folder = folder
+        self._refused = 0  # results, one after the other
+
+    def __enter__(self) -> StoreManifest:
+        self._lease.__enter__()
+        try:
+            present = {found.key: found.etag for found in self._folder.below()}
+            there = [found for job in self.jobs if (found := _object(job)).key in present]
+            self._etags = {found.key: present[found.key] for found in there}
+            with ThreadPoolExecutor(_AT_ONCE) as several:
+                self.records = dict(zip(self._etags, several.map(ObjectPath.told, there), strict=True))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lease.__exit__()
+
+    def exists(self, job: Job) -> bool:
+        return _object(job).key in self._etags
+
+    def knows(self, job: Job) -> bool:
+        record = self.records.get(_object(job).key, {})
+        return (record.get("nlrn-in"), record.get("nlrn-work")) == (_plain(job.name), self.work)
+
+    def holds(self, job: Job) -> bool:
+        record = self.records.get(_object(job).key, {})
+        return self.knows(job) and _is_of({k.removeprefix("nlrn-"): v for k, v in record.items()}, job)
+
+    def complete(self, job: Job) -> None:
+        """There is nothing to complete."""
+
+    def publish(self, job: Job, encoded: Encoded, *, overwrite: bool) -> None:
+        """Raises InputError for what is there already, and StoreError where the store takes nothing any more."""
+        if self.knows(job) and not overwrite:
+            raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
+        told = {f"nlrn-{name}": _as_text(value) for name, value in _said_of(job, encoded).items()}
+        told |= {"nlrn-in": _plain(job.name), "nlrn-work": self.work}
+        target = _object(job)
+        try:
+            self._lease.check()
+            etag = target.put(encoded[1], told, over=self._etags.get(target.key, "") if overwrite else "")
+            found = {} if etag else target.told()
+        except InputError as error:
+            self._refused += 1
+            if self._refused < _REFUSALS:
+                raise
+            raise StoreError(f"{_REFUSALS} results one after the other were not taken; the last: {error}") from error
+        self._refused = 0
+        if etag is None and found | told != found:  # the answer to the first try may have been lost
+            changed = (
+                "has changed since this run began" if overwrite else "exists already; give another name, or --overwrite"
+            )
+            raise InputError(f"{target} {changed}")
+        self.records[target.key] = told
+
+    def refuse(self, job: Job, reason: str) -> None:
+        """The outcome lists it."""
+
+
+def manifest_of(folder: Place, work: str, jobs: Sequence[Job]) -> Manifest | StoreManifest:
+    """What keeps account of a run's output folder."""
+    return StoreManifest(folder, work, jobs) if isinstance(folder, ObjectPath) else Manifest(folder, work)
+
+
+def _said_of(job: Job, encoded: Encoded) -> dict[str, Any]:
+    """What is recorded of a result."""
+    source, data, made = encoded
+    of = {"etag": job.source.etag} if isinstance(job.source, ObjectPath) else {}
+    return {"input": source, **of, "output": hashlib.sha256(data).hexdigest(), **made}
+
+
+def _is_of(record: dict[str, Any], job: Job) -> bool:
+    """Whether a result was made of the picture as it is now: of the same object, or of a file of the same content."""
+    if isinstance(job.source, ObjectPath):
+        return bool(record.get("etag") == job.source.etag)
+    return bool(record.get("input") == sha256(job.source))
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(name: str) -> str:
+    """In the letters that metadata may have, and not too many."""
+    return quote(name)[-512:]
+
+
+def _path(job: Job) -> Path:
+    assert isinstance(job.target, Path)
+    return job.target
+
+
+def _object(job: Job) -> ObjectPath:
+    assert isinstance(job.target, ObjectPath)
+    return job.target
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("in"), str) else None

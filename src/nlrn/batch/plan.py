@@ -1,0 +1,121 @@
+"""What is to be done in a folder of pictures: every picture and where its result goes, planned before any work."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nlrn.batch.s3 import ObjectPath, Place
+from nlrn.errors import ConfigError, InputError
+from nlrn.io.image import SUFFIXES
+from nlrn.system.atomic import check_no_links
+
+READ_ONLY = {".gif": ".png"}  # formats that are not written, and what is written instead
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture: its name below the input folder, as the manifest says it, and the files or objects."""
+
+    name: str
+    source: Place
+    target: Place
+
+    @property
+    def form(self) -> str:
+        """The format of the result."""
+        return SUFFIXES[self.target.suffix.lower()]
+
+
+# sha256 of the picture's file, the file of its result, and what is recorded besides: "tile", the side of the tiles it
+# was made in where others were refused memory, and "noise", what was found
+Encoded = tuple[str, bytes, dict[str, Any]]
+
+
+def plan(
+    root: Place, output: Place, *, recursive: bool = False, ending: str = "", form: str | None = None
+) -> list[Job]:
+    """Every picture of a folder, by name, and where its result goes; nothing is read or made.
+
+    Files with the suffix of a picture count, hidden ones do not. recursive: those of the folders below too, links to
+    folders left out; the results lie in the same order of folders. ending: put at the end of names. form: the suffix
+    of all results, such as ".png"; None keeps each picture's own. Raises ConfigError for an output folder inside the
+    input folder, for two results of one name (also where names differ in case alone, or in how an accent is written),
+    for a result that would lie on an input or behind a linked folder of the output, and for an object whose key is no
+    way through folders; InputError for a folder that is not there.
+    """
+    if not root.is_dir():
+        raise InputError(f"there is no folder {root}")
+    if form is not None and form not in SUFFIXES:
+        raise ConfigError(f"results of {form!r} are not written; known are {', '.join(SUFFIXES)}")
+    if "/" in ending or "\0" in ending or os.sep in ending:
+        raise ConfigError(f"{ending!r} cannot be the end of a file's name")
+    if _inside(output, root):
+        raise ConfigError(f"{output} lies inside {root}: its results would be the next run's pictures")
+    jobs = []
+    found = _objects(root, recursive) if isinstance(root, ObjectPath) else _files(root, recursive)
+    for way, source in sorted(found, key=lambda pair: pair[0].parts):
+        suffix = form or READ_ONLY.get(way.suffix.lower(), way.suffix)
+        jobs.append(Job(way.as_posix(), source, output / way.parent / f"{way.stem}{ending}{suffix}"))
+    _check(jobs)
+    for target in (job.target for job in jobs):
+        if isinstance(output, Path) and isinstance(target, Path):
+            check_no_links(output, target)
+    return jobs
+
+
+def _check(jobs: list[Job]) -> None:
+    """Raises ConfigError where a result would lie on another, on an input, or where it cannot be found again."""
+    taken: dict[str, Job] = {}
+    for job in jobs:
+        key = unicodedata.normalize("NFC", str(job.target)).casefold()
+        if key in taken:
+            raise ConfigError(
+                f"{taken[key].name} and {job.name} would both become {job.target.name}: see --suffix, --format"
+            )
+        taken[key] = job
+    sources = {_one(job.source) for job in jobs}
+    for job in jobs:
+        if _one(job.target) in sources:
+            raise ConfigError(f"{job.target} is an input; an original is never overwritten")
+        if isinstance(job.target, ObjectPath) and (odd := job.target.oddity()):
+            raise ConfigError(f"{job.name}: with {odd!r} in its name its result cannot lie in a store")
+
+
+def _one(what: Place) -> tuple[str, ...]:
+    """The same for all names of one file or object."""
+    return (what.bucket, what.key) if isinstance(what, ObjectPath) else (str(what.resolve()),)
+
+
+def _inside(output: Place, root: Place) -> bool:
+    if isinstance(output, ObjectPath) or isinstance(root, ObjectPath):
+        return isinstance(output, ObjectPath) and isinstance(root, ObjectPath) and root.contains(output)
+    inside = output.resolve()
+    return inside == root.resolve() or root.resolve() in inside.parents
+
+
+def _is_picture(name: str) -> bool:
+    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES.keys() | READ_ONLY.keys()
+
+
+def _files(root: Path, recursive: bool) -> Iterator[tuple[PurePosixPath, Place]]:
+    """The way from the folder to a picture, and the picture."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")] if recursive else []
+        for source in (Path(folder, name) for name in files if _is_picture(name)):
+            yield PurePosixPath(source.relative_to(root).as_posix()), source
+
+
+def _objects(root: ObjectPath, recursive: bool) -> Iterator[tuple[PurePosixPath, Place]]:
+    """The same, of a store."""
+    for source in root.below(recursive=recursive):
+        *folders, name = source.parts[len(root.parts) :]
+        hidden = any(folder.startswith(".") and folder not in (".", "..") for folder in folders)
+        if _is_picture(name) and not hidden:
+            if odd := source.oddity():
+                raise ConfigError(f"{source}: {odd!r} in its key is no name of a folder or file")
+            yield PurePosixPath(*folders, name), source

@@ -1,0 +1,284 @@
+"""What the commands that restore pictures share: one picture, or a folder of them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlrn import __version__
+from nlrn.batch.s3 import ObjectPath, Place, place
+from nlrn.cli.shared import ProgressBar, Say, add_model_options, count, mebibytes, model_name, sayer, side
+from nlrn.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from nlrn.batch.ray import RayEngine
+    from nlrn.inference.self_ensemble import Progress
+    from nlrn.io.image import Picture
+
+    Restored = Callable[[argparse.Namespace, Picture, Say, Progress | None], Picture]
+    Expected = Callable[[argparse.Namespace, Picture], Picture]
+
+# of restoring a folder: options, and what they are where they are not given
+CLUSTER_OPTIONS = {"address": None, "worker_cpus": 1, "worker_gpus": 0.0}
+FOLDER_OPTIONS = {
+    "recursive": False, "suffix": "", "format": None, "skip_existing": False, "jobs": None, "json": False,
+    "engine": "local", **CLUSTER_OPTIONS,
+}  # fmt: skip
+# What decides nothing about a result; the model is told by the digests of its weights.
+_FREE = {*FOLDER_OPTIONS, "max_pixels", "input", "output", "overwrite", "quiet", "run", "command", "model"}
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """IN, --output, --overwrite, --depth, the options of a model, of tiles and of folders."""
+    parser.add_argument(
+        "input",
+        type=partial(_place, "IN"),
+        metavar="IN",
+        help="a picture, or a folder of pictures: of a disk, or s3://BUCKET/FOLDER",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=partial(_place, "OUT"),
+        required=True,
+        metavar="OUT",
+        help="its suffix sets the format; of a folder: a folder",
+    )
+    parser.add_argument(
+        "--depth", type=int, choices=(8, 16, 32), help="bits a sample of OUT, 32: floats (default: those of IN)"
+    )
+    parser.add_argument("--keep-gps", action="store_true", help="leave the place in the EXIF")
+    parser.add_argument(
+        "--max-pixels", type=side, metavar="COUNT", help="refuse pictures of more (default: 100,000,000)"
+    )
+    add_model_options(parser)
+    parser.add_argument("-t", "--tile", type=_tile, metavar="PIXELS", help="side of a tile; 0: the whole picture")
+    parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
+    parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    group = parser.add_argument_group("where IN is a folder")
+    group.add_argument("-r", "--recursive", action="store_true", help="the folders below it too")
+    group.add_argument("--suffix", default="", metavar="TEXT", help="at the end of the results' names: --suffix=-clean")
+    group.add_argument("--format", metavar="EXT", help="of all results: png, tif ... (default: each picture's own)")
+    group.add_argument("--skip-existing", action="store_true", help="leave results that are there as they are")
+    group.add_argument(
+        "-j", "--jobs", type=side, help="pictures at once, sharing the threads (default: 1; of ray: all that fit)"
+    )
+    group.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="who restores them (default: local)")
+    group.add_argument(
+        "--address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: Ray is started here)"
+    )
+    group.add_argument("--worker-cpus", type=side, default=1, metavar="N", help="of one of Ray's workers (default: 1)")
+    group.add_argument(
+        "--worker-gpus", type=_share, default=0.0, metavar="SHARE", help="of one of Ray's workers: 1, 0.5 (default: 0)"
+    )
+
+
+def _place(what: str, text: str) -> Place:
+    if not text:
+        raise argparse.ArgumentTypeError(f"{what} is empty: give a picture, or a folder of pictures")
+    try:
+        return place(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def of_its_size(options: argparse.Namespace, picture: Picture) -> Picture:
+    """What is expected where a result has the size of its picture."""
+    return picture
+
+
+def restore_input(options: argparse.Namespace, restored: Restored, what: str, expected: Expected = of_its_size) -> int:
+    """IN, a picture or a folder, restored into OUT; returns the exit code.
+
+    restored(options, picture, say, tick): a function of a module, the result of one picture. expected(options,
+    picture), another: a picture of the size of the result, before there is one.
+    """
+    if options.mode == "patch" and options.tile is not None:
+        raise ConfigError("tiles are for window mode: patch mode has patches of its own")
+    stored = isinstance(options.input, ObjectPath)
+    if not (stored or options.input.exists()):  # before OUT is looked at, which of a folder has no suffix
+        raise InputError(f"there is no file or folder {options.input}")
+    if stored or options.input.is_dir():
+        return _restore_folder(options, restored, what, expected)
+    from nlrn.io.image import write_picture
+
+    picture, say = _read_input(options, expected), sayer(options)
+    with ProgressBar(options, what) as tick:
+        result = restored(options, picture, say, tick)
+    write_picture(options.output, result, overwrite=options.overwrite)
+    (height, width), before = result.array.shape[:2], picture.array.shape[:2]
+    say(f"wrote {options.output}" + (f", {width} x {height}" if (height, width) != before else ""))
+    return 0
+
+
+def _read_input(options: argparse.Namespace, expected: Expected) -> Picture:
+    """The picture IN, once nothing speaks against writing what is expected of it as OUT."""
+    from nlrn.io.image import check_output, read_picture
+
+    given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual]
+    given = [name for name in given if (name, options.jobs) != ("jobs", 1)]
+    if given:
+        raise ConfigError(f"{options.input} is no folder: --{given[0].replace('_', '-')} is for one")
+    if isinstance(options.output, ObjectPath):
+        raise ConfigError(
+            f"{options.output} is in a store, which takes the results of a folder; {options.input} is none"
+        )
+    inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]
+    check_output(options.output, overwrite=options.overwrite, inputs=inputs)
+    picture = _to_depth(options, read_picture(options.input, **_reading(options)))
+    check_output(options.output, overwrite=options.overwrite, inputs=inputs, picture=expected(options, picture))
+    return picture
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    """What read_picture is told."""
+    return {"gps": options.keep_gps} | ({"max_pixels": options.max_pixels} if options.max_pixels else {})
+
+
+def _tile(text: str) -> int:
+    value = count(text)
+    if 0 < value < 32:
+        raise argparse.ArgumentTypeError("a tile has sides of at least 32 pixels; 0 is the whole picture")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 64 or (value > 1 and value != int(value)):
+        raise argparse.ArgumentTypeError("a worker has a share of one GPU, such as 0.5, or whole ones")
+    return value
+
+
+def _to_depth(options: argparse.Namespace, picture: Picture) -> Picture:
+    return picture if options.depth is None else picture.with_depth(options.depth)
+
+
+def _one_of_many(
+    restored: Restored, expected: Expected, options: argparse.Namespace, picture: Picture, form: str
+) -> Picture:
+    from nlrn.io.image import check_holds
+
+    picture = _to_depth(options, picture)
+    check_holds(expected(options, picture), form)
+    return restored(options, picture, lambda line: None, None)
+
+
+def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, expected: Expected) -> int:
+    """Every picture of the folder IN into the folder OUT."""
+    from nlrn.batch.plan import plan
+    from nlrn.batch.run import run
+
+    _check_folder(options.output)
+    if options.engine == "ray":  # whose workers have folders of their own
+        if isinstance(options.input, Path):
+            options.input = options.input.absolute()
+        if options.model is not None and Path(options.model).is_file():
+            options.model = str(Path(options.model).absolute())
+    work = _digest(options)
+    form = options.format and f".{options.format.lower().lstrip('.')}"
+    if options.engine == "local":
+        _check_memory(options)
+    jobs = plan(options.input, options.output, recursive=options.recursive, ending=options.suffix, form=form)
+    if not jobs:
+        print(f"nlrn: there is no picture in {options.input}", file=sys.stderr)
+        return 3
+    started = time.monotonic()
+    with ProgressBar(options, what, total=len(jobs)) as tick:
+        outcome = run(
+            jobs, partial(partial, _one_of_many, restored, expected, options), options.output, work,
+            workers=min(options.jobs or 1, len(jobs)),
+            engine=_engine(options, work),
+            overwrite=options.overwrite,
+            skip_existing=options.skip_existing,
+            reading=_reading(options),
+            tick=lambda count: tick(count, len(jobs)),
+        )  # fmt: skip
+    seconds = time.monotonic() - started
+    for name, reason in outcome.failed.items():
+        print(f"nlrn: {name}: {reason}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"seconds": seconds, **vars(outcome)}))
+    else:
+        pace = f" in {seconds:.0f} s ({len(outcome.done) / seconds:.2f} a second)" if outcome.done else ""
+        sayer(options)(
+            f"{len(outcome.done)} pictures restored{pace}, {len(outcome.skipped)} there already,"
+            f" {len(outcome.failed)} refused; {_account(options.output)}"
+        )
+    return 1 if outcome.failed else 0
+
+
+def _check_folder(output: Place) -> None:
+    from nlrn.io.image import SUFFIXES
+
+    there = isinstance(output, Path) and output.exists()
+    if there and not output.is_dir():
+        raise ConfigError(f"{output} is a file: the results of a folder go into a folder")
+    if not there and output.suffix.lower() in SUFFIXES:
+        raise ConfigError(f"{output} is the name of a picture: the results of a folder go into a folder")
+
+
+def _account(output: Place) -> str:
+    """Where it is written what was done."""
+    from nlrn.batch.manifest import MANIFEST
+
+    return f"{output / MANIFEST} lists them" if isinstance(output, Path) else f"metadata in {output} says of what"
+
+
+def _check_memory(options: argparse.Namespace) -> None:
+    """Several pictures at once must fit what is free: where memory runs out, the system kills without a word."""
+    from nlrn.inference.restorer import MEMORY
+    from nlrn.system.hardware import memory
+
+    each, found, several = (options.memory or MEMORY) >> 20, memory(), options.jobs or 1
+    if several > 1 and found is not None and several * each > found["available"]:
+        raise ConfigError(
+            f"{several} pictures at once may take {each:,} MiB each, and {found['available']:,} are free:"
+            " fewer --jobs, or less --memory for each"
+        )
+
+
+def _engine(options: argparse.Namespace, work: str) -> RayEngine | None:
+    """What restores the folder where this machine's processes do not."""
+    given = [name for name, usual in CLUSTER_OPTIONS.items() if getattr(options, name) != usual]
+    if options.engine == "local":
+        if given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} is for --engine ray")
+        return None
+    from nlrn.batch.ray import RayEngine
+    from nlrn.inference.restorer import MEMORY
+
+    return RayEngine(
+        address=options.address,
+        workers=options.jobs,
+        cpus=options.worker_cpus,
+        gpus=options.worker_gpus,
+        memory=options.memory or MEMORY,
+        check=partial(_seen_by_a_worker, options),
+        expected=work,
+    )
+
+
+def _seen_by_a_worker(options: argparse.Namespace) -> str:
+    """On another machine perhaps."""
+    if not options.input.is_dir():
+        raise InputError(f"there is no folder {options.input}; every machine of the cluster must see it there")
+    return _digest(options)
+
+
+def _digest(options: argparse.Namespace) -> str:
+    """Of what decides the results: the options, the weights, the version."""
+    from nlrn.models.checkpoint import resolve_model, sha256
+
+    chosen = {name: str(value) for name, value in vars(options).items() if name not in _FREE}
+    models = {sha256(resolve_model(model_name(options, channels))) for channels in (1, 3)}
+    told = json.dumps([__version__, chosen, sorted(models)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -1,0 +1,35 @@
+"""Figures as PNG files, drawn by matplotlib (the extra nlrn[plot])."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+from nlrn.errors import BackendError
+from nlrn.system.atomic import publish
+
+
+def check_plot() -> None:
+    """Raises BackendError without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BackendError("a plot needs matplotlib: pip install nlrn[plot]")
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of that many inches, without any window. Raises BackendError without matplotlib."""
+    check_plot()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_figure(figure: Any, path: Path, *, overwrite: bool = True) -> None:
+    """The figure as a PNG, published whole or not at all. Raises InputError."""
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110, format="png")
+    publish(path, data.getvalue(), overwrite=overwrite)

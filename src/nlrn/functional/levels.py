@@ -1,0 +1,58 @@
+"""The noise level that a denoiser is given for an image: a number or a map that was checked, or an estimate."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nlrn.errors import InputError
+from nlrn.functional.alpha import hidden
+from nlrn.functional.noise import NoiseEstimate, estimate_noise
+
+MAX_SIGMA = 75.0  # up to which the denoisers are trained, 0-255 units
+
+
+def channels_of(image: np.ndarray) -> int:
+    """1 for a picture that is grey, HW or HWC, whatever its number of channels; 3 for one that has colour."""
+    equal = image.ndim == 2 or all(np.array_equal(image[..., 0], image[..., c]) for c in range(1, image.shape[2]))
+    return 1 if equal else 3
+
+
+def found_noise(
+    image: np.ndarray, in_channels: int, alpha: np.ndarray | None = None, noise: str = "auto"
+) -> tuple[NoiseEstimate, ...]:
+    """What `estimate_noise` finds in an image, HW or HWC: once, or in each channel that goes by itself through a model
+    of fewer channels. Where alpha is 0 nothing is estimated from."""
+    seen = image if alpha is None else np.where(hidden(image, alpha), 0, image)  # of one value: passed over
+    if in_channels < channels_of(seen):
+        return tuple(estimate_noise(seen[..., c], noise) for c in range(image.shape[2]))
+    return (estimate_noise(seen, noise),)
+
+
+def check_auto(word: str) -> None:
+    """Raises InputError for a level that is a word other than "auto"."""
+    if word != "auto":
+        raise InputError(f"sigma must be a number, a map or 'auto', not {word!r}")
+
+
+def level_of(found: tuple[NoiseEstimate, ...]) -> float | np.ndarray:
+    """What a denoiser for white noise is given for it, 0..75: a number, or one for each channel [C]."""
+    levels = [min(one.sigma, MAX_SIGMA) for one in found]
+    return levels[0] if len(levels) == 1 else np.array(levels)
+
+
+def checked_level(image: np.ndarray, sigma: float | np.ndarray, in_channels: int) -> float | np.ndarray:
+    """A level in 0-255 units as given: a number, a map HW, or [C] for channels that go by themselves.
+
+    Raises InputError for another shape, and outside 0..75.
+    """
+    try:
+        level = np.asarray(sigma, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sigma must be a number, a map or 'auto': {error}") from error
+    single = image.ndim == 3 and image.shape[2] > in_channels == 1 and level.shape == image.shape[2:]
+    if not single and (level.ndim not in (0, 2) or (level.ndim == 2 and level.shape != image.shape[:2])):
+        raise InputError(f"sigma must be a number or a map of {image.shape[:2]}; this has shape {level.shape}")
+    if not bool(np.all((level >= 0) & (level <= MAX_SIGMA))):
+        found = f"{float(level):g}" if level.ndim == 0 else f"{level.min():g}..{level.max():g}"
+        raise InputError(f"sigma must lie in 0..{MAX_SIGMA:g} (0-255 units); got {found}")
+    return float(level) if level.ndim == 0 else level

@@ -1,0 +1,1 @@
+"""The single way from an image to the restored image."""

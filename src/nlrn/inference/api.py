@@ -1,0 +1,155 @@
+"""The calls everyone starts with: a picture in, the restored picture out, of the same kind, dtype and size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nlrn.errors import InputError
+from nlrn.functional.alpha import enlarged_alpha, fill_hidden
+from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.levels import channels_of
+from nlrn.inference.pipeline import restorer_of
+from nlrn.inference.restorer import Restorer, Settings, checked_picture
+from nlrn.inference.super_resolution import enlarged_size
+from nlrn.io.image import rounded
+from nlrn.models.checkpoint import default_model
+from nlrn.models.nlrn import NLRN
+
+PictureT = TypeVar("PictureT", np.ndarray, Tensor, Image.Image)
+Restore = Callable[[np.ndarray, np.ndarray | None], np.ndarray]  # float HW or HWC and its alpha -> the result
+_LEVELS = {"uint8": 255, "uint16": 65535}
+_PIL_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
+
+
+def load(
+    model: NLRN | str | Path | None = None,
+    *,
+    device: str = "auto",
+    mode: str = "window",
+    precision: str = "auto",
+    level: float = 1.0,
+) -> Restorer:
+    """A Restorer of a shipped name, a weights file or a model: load once, restore many pictures.
+
+    level: of a model for photographs, how much of the noise that it finds is removed, 0..2.
+    Raises ModelNotFoundError, CheckpointError, BackendError, ConfigError.
+    """
+    return Restorer(model, device=device, settings=Settings(mode=mode, precision=precision, level=level))
+
+
+def denoise(
+    picture: PictureT,
+    sigma: float | str | np.ndarray | PoissonNoise = "auto",
+    model: NLRN | str | Path | None = None,
+    mode: str = "window",
+    strength: float = 1.0,
+    noise: str = "auto",
+) -> PictureT:
+    """The denoised picture, of the same kind, dtype, shape and device as the one given.
+
+    picture: a PIL image (L, LA, RGB, RGBA, I;16; alpha is passed through), a NumPy array HW or HWC, or a torch
+    tensor HW, CHW or BCHW, with 1 or 3 channels. Integers (uint8, uint16) are scaled by their own range and come
+    back rounded and clipped; floats are on the 0..1 scale, may exceed it as noise does, and are not clipped.
+    sigma: the noise's standard deviation in 0-255 units, 0..75, a number or an HW map, "auto", or a
+    PoissonNoise (photons counted: microscopy, low light). model: a shipped
+    name (`nlrn models` lists them), a weights file or an NLRN; None takes the best one for the picture.
+    mode: "window", or "patch" for the authors' slow test protocol. strength: how much of the noise goes, 0..1.
+    noise: what a sigma of "auto" is estimated for: "auto", white noise or the correlated noise of cameras, whichever
+    the picture has; "gaussian", white noise.
+
+    >>> import numpy, nlrn
+    >>> noisy = numpy.random.default_rng(0).normal(0.5, 25 / 255, (32, 32))
+    >>> restored = nlrn.denoise(noisy, sigma=25)
+    >>> bool(restored.std() < noisy.std() / 4)
+    True
+
+    Raises InputError for a picture or sigma that is refused, ModelError for the model.
+    """
+
+    def restore(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+        seen = image if alpha is None else fill_hidden(image, alpha)
+        return _restorer(model, "denoise", seen, mode).denoise(
+            image, sigma, strength=strength, alpha=alpha, noise=noise
+        )
+
+    return _of_the_same_kind(picture, restore)
+
+
+def upscale(
+    picture: PictureT, scale: float = 2, model: NLRN | str | Path | None = None, mode: str = "window"
+) -> PictureT:
+    """The picture enlarged `scale` times (1.5 to 16), of the same kind, dtype and device as the one given.
+
+    picture: as for `denoise`, as is what happens to its numbers; alpha is enlarged by bicubic. The sides are rounded
+    to whole pixels, halves up. The network restores the luminance, whatever the scale: it was trained for 2, 3 and 4;
+    below 2 it runs at 2, beyond 4 twice. model: a shipped name, a weights file or an NLRN; None takes the best one.
+    mode: as for `denoise`.
+
+    Raises InputError for a picture or scale that is refused, ModelError for the model.
+    """
+
+    def restore(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+        height, width = enlarged_size(image.shape, scale)
+        seen = image if alpha is None else fill_hidden(image, alpha)
+        return _restorer(model, "sr", image, mode).upscale(seen, height, width)
+
+    return _of_the_same_kind(picture, restore)
+
+
+def _of_the_same_kind(picture: PictureT, restore: Restore) -> PictureT:
+    if isinstance(picture, Image.Image):
+        return _pil(picture, restore)
+    if isinstance(picture, Tensor):
+        return _tensor(picture, restore)
+    if isinstance(picture, np.ndarray):
+        return _array(picture, restore)
+    raise InputError(f"expected a PIL image, a NumPy array or a torch tensor, not {type(picture).__name__}")
+
+
+def _array(picture: np.ndarray, restore: Restore, alpha: np.ndarray | None = None) -> np.ndarray:
+    levels = _LEVELS.get(picture.dtype.name)
+    restored = restore(checked_picture(picture / np.float32(levels) if levels else picture), alpha)
+    return rounded(restored, 8 * picture.dtype.itemsize) if levels else restored.astype(picture.dtype)
+
+
+def _tensor(picture: Tensor, restore: Restore) -> Tensor:
+    if 0 in picture.shape:
+        raise InputError(f"the tensor is empty: {tuple(picture.shape)}")
+    if picture.dim() == 4:
+        return torch.stack([_tensor(p, restore) for p in picture])
+    array = picture.detach().cpu()
+    array = array if picture.dim() == 2 else array.movedim(0, -1)
+    array = array if array.dtype != torch.bfloat16 else array.float()  # NumPy has no bfloat16
+    restored = torch.from_numpy(_array(array.numpy(), restore)).to(picture)
+    return restored if picture.dim() == 2 else restored.movedim(-1, 0)
+
+
+def _pil(picture: Image.Image, restore: Restore) -> Image.Image:
+    if picture.mode not in _PIL_MODES:
+        modes = ", ".join(_PIL_MODES)
+        raise InputError(f"pictures of mode {picture.mode} are not taken, only {modes}: convert it first")
+    if "transparency" in picture.info:
+        raise InputError("one of the picture's colours is transparent: convert it to RGBA or LA first")
+    array = np.asarray(picture)
+    if picture.mode.endswith("A"):
+        colour, alpha = (array[..., 0] if picture.mode == "LA" else array[..., :3]), array[..., -1]
+        restored = Image.fromarray(_array(colour, restore, alpha))
+        restored.putalpha(Image.fromarray(enlarged_alpha(alpha, *restored.size[::-1])))
+    else:
+        restored = Image.fromarray(_array(array, restore))
+    restored.info = dict(picture.info)  # the colour profile and EXIF that Pillow writes again
+    return restored
+
+
+def _restorer(model: NLRN | str | Path | None, task: str, image: np.ndarray, mode: str) -> Restorer:
+    if isinstance(model, NLRN):
+        return Restorer(model, settings=Settings(mode=mode))
+    name = str(default_model(task, channels_of(image)) if model is None else model)
+    return restorer_of(name, "auto", Settings(mode=mode))

@@ -1,0 +1,42 @@
+"""What a picture takes of memory: predicted before any work, and one error where the system refuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nlrn.errors import MemoryBudgetError
+from nlrn.models.nlrn import NLRN
+from nlrn.ops import KERNELS, state_bytes
+
+TILES = (1024, 512, 256, 128)  # sides, tried in turn where the whole picture is too large
+_ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True, True): 22}
+# bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
+
+_REFUSALS = ("allocate", "memory", "bad_alloc", "could not create a primitive")  # the last is oneDNN's
+
+
+def memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:
+    """Bytes a pixel that a picture of this size takes at the peak of one pass, convolutions in bf16 or float32.
+
+    Fitted to the presets at 256 to 1024 pixels on a CPU.
+    """
+    c, backend = model.config, model.backend(height, width)
+    fused = backend in KERNELS
+    size = 2 if fused and bf16 else 4
+    carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=backend, itemsize=size)
+    # overwritten; else the one before, the one after, and a freed one whose place the next does not find again
+    states = (1 if fused else 3) if c.propagation and c.states > 1 else 0
+    return states * carried / (height * width) + _ACTIVATIONS[fused, bf16] * c.channels
+
+
+@contextmanager
+def within_memory(height: int, width: int) -> Iterator[None]:
+    """Around work on a picture of that size: an allocator's refusal becomes MemoryBudgetError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it bare
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _REFUSALS):
+            raise
+        size = f"{width} x {height} pixels at once"
+        raise MemoryBudgetError(f"no memory for {size}: use (smaller) tiles, or patch mode") from error

@@ -1,0 +1,159 @@
+"""One picture restored, with what is said about it on the way: what the command line and the service share, so that
+they give the same bytes.
+
+Everything decided here is decided for both: which model a picture goes to, what of it the model sees, its alpha.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from nlrn.errors import InputError, MemoryBudgetError
+from nlrn.functional.alpha import enlarged_alpha, fill_hidden
+from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.levels import MAX_SIGMA, channels_of, check_auto, level_of
+from nlrn.functional.noise import NoiseEstimate
+from nlrn.inference.restorer import Restorer, Settings
+from nlrn.inference.self_ensemble import Progress
+from nlrn.inference.super_resolution import enlarged_size, passes_of
+from nlrn.io.image import MAX_RESULT_PIXELS, Picture
+from nlrn.models.checkpoint import resolve_model
+from nlrn.system.hardware import memory
+
+Say = Callable[[str], None]
+Sigma = float | str | np.ndarray
+
+
+def restorer_of(name: str, device: str, settings: Settings) -> Restorer:
+    """Of a shipped name or a weights file, loaded once for all pictures. Raises what Restorer raises."""
+    path = resolve_model(name).absolute()
+    found = path.stat()  # a file that was written again is another model
+    return _loaded(path, found.st_mtime_ns, found.st_size, device, settings)
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, time: int, size: int, device: str, settings: Settings) -> Restorer:
+    return Restorer(path, device=device, settings=settings)
+
+
+def denoised(
+    picture: Picture,
+    restorer_for: Callable[[int], Restorer],
+    sigma: Sigma | PoissonNoise = "auto",
+    *,
+    strength: float = 1.0,
+    noise: str = "auto",
+    say: Say = lambda line: None,
+    progress: Progress | None = None,
+) -> Picture:
+    """The denoised picture. restorer_for: of the number of channels that have colour, 1 or 3, the one that restores.
+
+    sigma, strength, noise, progress: as of Restorer.denoise; the result's `noise` is what was found. say is given what
+    is worth knowing, a line each: the noise that was found, how colour is treated, tiles. Raises what Restorer.denoise
+    raises, MemoryBudgetError before any work where too little is free.
+    """
+    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+    channels = channels_of(seen)
+    restorer = restorer_for(channels)
+    restorer.require("denoise")
+    found: tuple[NoiseEstimate, ...] = ()
+    if not restorer.model.config.sigma_input:
+        say("this model was trained for one noise level and takes none")
+    elif restorer.model.config.level_one:
+        say(f"this model finds the noise itself; level {restorer.settings.level:g}")
+    elif isinstance(sigma, str):
+        check_auto(sigma)
+        found = restorer.found_noise(picture.array, picture.alpha, noise)
+        _say_found(say, found, picture.format)
+    level = level_of(found) if found else sigma
+    if channels == 3 and restorer.model.config.in_channels == 1:
+        say("colour goes channel by channel through a grey model")
+    say_plan(restorer, say, *picture.array.shape[:2])
+    array = restorer.denoise(picture.array, level, strength=strength, alpha=picture.alpha, progress=progress)
+    return dataclasses.replace(picture.with_array(array), noise=tuple(one.record() for one in found))
+
+
+def _say_found(say: Say, found: tuple[NoiseEstimate, ...], form: str) -> None:
+    """The noise of the picture, or of each channel."""
+    limit = " or more, this model's limit" if max(one.sigma for one in found) >= MAX_SIGMA else ""
+    if any(one.kind != "white" for one in found):
+        say(f"found {' / '.join(map(str, found))}: restored as sigma {_listed(found)}{limit}")
+        return
+    say(f"estimated noise: sigma {_listed(found)}{limit}")
+    if form == "JPEG":
+        say("JPEG hides noise from the estimate: give a sigma where too much of it stays")
+
+
+def _listed(found: tuple[NoiseEstimate, ...]) -> str:
+    return ", ".join(f"{min(one.sigma, MAX_SIGMA):.1f}" for one in found)
+
+
+def upscaled(
+    picture: Picture,
+    restorer: Restorer,
+    height: int,
+    width: int,
+    *,
+    say: Say = lambda line: None,
+    progress: Progress | None = None,
+) -> Picture:
+    """The picture in a larger size, its alpha by bicubic; the rest as for `denoised`."""
+    if passes_of(picture.array.shape[:2], (height, width)) > 1:
+        say("beyond 4 times: two equal steps, the second on what the first made")
+    say_plan(restorer, say, height, width)
+    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+    array = restorer.upscale(seen, height, width, progress=progress)
+    alpha = None if picture.alpha is None else enlarged_alpha(picture.alpha, height, width)
+    return dataclasses.replace(picture.of_size(height, width), array=array, alpha=alpha)
+
+
+def result_size(
+    height: int,
+    width: int,
+    *,
+    scale: float | None = None,
+    to_height: int | None = None,
+    to_width: int | None = None,
+    most: int = MAX_RESULT_PIXELS,
+) -> tuple[int, int]:
+    """(height, width) of an enlarged picture, one that is offered: by a scale (2), or by a side or both.
+
+    A side alone sets the other, halves rounded up. Raises InputError for a scale beside a side, and for a size that is
+    not offered, or that has more pixels than `most`.
+    """
+    if scale is not None and (to_width or to_height):
+        raise InputError("give a scale, or a width and a height, not both")
+    if to_width is None and to_height is None:
+        size = enlarged_size((height, width), scale or 2.0)
+    else:
+        size = (
+            to_height or max(1, math.floor(height * (to_width or 0) / width + 0.5)),
+            to_width or max(1, math.floor(width * (to_height or 0) / height + 0.5)),
+        )
+    passes_of((height, width), size)
+    if size[0] * size[1] > most:
+        raise InputError(f"a result of {size[1]} x {size[0]} pixels is beyond the limit of {most:,}", limit="result")
+    return size
+
+
+def say_plan(restorer: Restorer, say: Say, height: int, width: int) -> None:
+    """One line where a picture of this size is cut up. Raises MemoryBudgetError where even so too little is free."""
+    if restorer.settings.mode != "window":
+        return
+    side = restorer.tile_for(height, width)
+    if side is not None:
+        overlap = restorer.settings.overlap_of(side)
+        say(f"{width} x {height} pixels in tiles of {side}, overlapping by {overlap}")
+    height, width = min(height, side or height), min(width, side or width)
+    need, found = height * width * restorer.memory_per_pixel(height, width) / 2**20, memory()
+    if restorer.device.type == "cpu" and found is not None and need > found["available"]:
+        raise MemoryBudgetError(
+            f"{width} x {height} pixels at once take about {need:,.0f} MiB, and {found['available']:,} are free: give"
+            " --memory what may be taken, or --tile a smaller side"
+        )

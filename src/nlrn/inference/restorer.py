@@ -1,0 +1,399 @@
+"""Restorer: a model, where it runs and how. The single way from a picture to the restored picture.
+
+Pictures here are NumPy float arrays HW or HWC on the 0..1 scale; they may exceed it (noise does) and results are
+not clipped. Files, other array types and user interfaces are converted by the modules above this one.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlrn.errors import ConfigError, InputError, MemoryBudgetError, NotFiniteError
+from nlrn.functional.alpha import fill_hidden, hidden
+from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.levels import channels_of, check_auto, checked_level, found_noise, level_of
+from nlrn.functional.noise import NoiseEstimate
+from nlrn.functional.tiling import PATCH, Average, Blend, patch_size, patches, plan
+from nlrn.inference.memory import TILES, memory_per_pixel, within_memory
+from nlrn.inference.self_ensemble import Progress, over_views, tick_of_part
+from nlrn.inference.super_resolution import enlarged, passes_of, resized_bicubic, seen_size
+from nlrn.models.checkpoint import default_model, load_model, to_device
+from nlrn.models.folded import FoldedNLRN, Unfolded
+from nlrn.models.nlrn import NLRN
+from nlrn.ops.cpu import say_if_missing
+from nlrn.system.hardware import hardware_bf16, usable_device
+
+_LOG = logging.getLogger("nlrn")
+MAX_LEVEL = 2.0  # up to which the models for photographs are trained
+MODES = ("window", "patch")
+PRECISIONS = ("auto", "fp32", "bf16")
+OVERLAP = 32
+MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles each time
+_BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
+Part = tuple[int, tuple[slice, slice]]  # picture of the batch, rows and columns
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a picture is run. mode: "window" (over the whole picture) or "patch" (the authors' protocol).
+
+    precision: "bf16", "fp32" or "auto", bf16 where the hardware multiplies it. tile: None chooses by `memory`
+    (bytes the computation may take), 0 forces the whole picture, else the side of a tile in pixels; tiles overlap
+    by `overlap` pixels (None: 32, or half of a smaller tile), the inner quarter of which is blended; an overlap of
+    8/3 of NLRN.receptive_radius makes the tiles equal to the whole picture. tta: the mean over the picture's 8 flips
+    and quarter turns, each turned back (what the paper calls multi-view testing): 8 times the work. level: how much of
+    the noise that it finds a model for photographs removes, 0..2; others do not use it.
+    """
+
+    mode: str = "window"
+    precision: str = "auto"
+    tile: int | None = None
+    overlap: int | None = None
+    memory: int = MEMORY
+    tta: bool = False
+    level: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"mode must be {' or '.join(MODES)}, not {self.mode!r}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision must be {', '.join(PRECISIONS)}, not {self.precision!r}")
+        if self.tile is not None and self.tile < 0:
+            raise ConfigError(f"tile must be a number of pixels, or 0 for the whole picture, not {self.tile}")
+        if not 0 <= self.level <= MAX_LEVEL:
+            raise ConfigError(f"level must lie in 0..{MAX_LEVEL:g}, not be {self.level:g}")
+        if self.memory < 1:
+            raise ConfigError("memory must be at least one byte")
+        if self.overlap is not None and (self.overlap < 0 or (self.tile and self.overlap > self.tile // 2)):
+            raise ConfigError(f"overlap must lie between 0 and half of the tile, not be {self.overlap}")
+
+    def overlap_of(self, side: int) -> int:
+        """The overlap of tiles of this side."""
+        return min(OVERLAP if self.overlap is None else self.overlap, side // 2)
+
+
+class Restorer:
+    """A model on a device under fixed settings; it holds nothing of any picture.
+
+    An NLRN given as the model is copied, in float32 and eval mode; the caller's stays as it is.
+
+    model: a loaded NLRN, a shipped name, a weights file, or None for the default grey denoiser.
+    device: "auto", or anything torch takes. Raises ModelNotFoundError, CheckpointError, BackendError.
+    """
+
+    def __init__(
+        self,
+        model: NLRN | str | Path | None = None,
+        *,
+        device: str = "auto",
+        settings: Settings | None = None,
+    ) -> None:
+        self.device = usable_device(device)
+        self.settings = settings or Settings()
+        model = default_model("denoise", 1) if model is None else model
+        own = copy.deepcopy(model) if isinstance(model, NLRN) else load_model(model)
+        self.model = to_device(own.float(), self.device).eval()
+        if self.device.type == "cpu":
+            say_if_missing()
+        self._folded: dict[torch.dtype, FoldedNLRN] = {}
+
+    def denoise(
+        self,
+        image: np.ndarray,
+        sigma: float | str | np.ndarray | PoissonNoise = "auto",
+        *,
+        strength: float = 1.0,
+        alpha: np.ndarray | None = None,
+        noise: str = "auto",
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """The denoised picture, float32 of the same shape, not clipped.
+
+        image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour picture goes through a grey model channel
+        by channel. sigma: the noise's standard deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate
+        it, for every channel by itself where each goes through the model by itself, or a PoissonNoise, which grows with
+        the light. strength: how much of the noise goes, 0..1. noise: what is estimated, as of `estimate_noise`.
+        alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes back as it was.
+        progress: progress(done, total) is called after each tile or batch of patches; where
+        the system refuses memory, the work begins again in smaller tiles, and the logger "nlrn" says so.
+        Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
+        """
+        self.require("denoise")
+        image = checked_picture(image)
+        if not 0 <= strength <= 1:
+            raise InputError(f"strength must lie in 0..1, not be {strength}")
+        if isinstance(sigma, str) and not self.model.config.level_one:
+            sigma = self.noise_level(image, sigma, alpha, noise)
+        result = self._denoised(image if alpha is None else fill_hidden(image, alpha), sigma, progress)
+        if strength < 1:
+            result = image + np.float32(strength) * (result - image)
+        return result if alpha is None else np.where(hidden(image, alpha), image, result)
+
+    def _denoised(
+        self, image: np.ndarray, sigma: float | str | np.ndarray | PoissonNoise, progress: Progress | None
+    ) -> np.ndarray:
+        if isinstance(sigma, PoissonNoise):
+            if not self.model.config.sigma_input or self.model.config.level_one:
+                raise ConfigError("Poisson noise requires a model that receives the noise level")
+            return sigma.removed(image, partial(self._denoised, progress=progress))
+        if image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1:
+            return self._denoised(image[..., :1], sigma, progress).repeat(3, axis=2)  # once, not three times
+        noise = self.noise_level(image, sigma)
+        if isinstance(noise, np.ndarray) and noise.ndim == 1:
+            channels = []
+            for c, level in enumerate(noise):
+                tick = progress and partial(tick_of_part, progress, c, len(noise))
+                channels.append(self._denoised(image[..., c : c + 1], float(level), tick))
+            return np.concatenate(channels, axis=2)
+        low, spread = _range_beyond(image, noise) if self.model.config.sigma_input else (0.0, 1.0)
+        planes = _planes((image - low) / spread if spread > 1 else image, self.model.config.in_channels)
+        result = _unplanes(
+            self._restored(planes, noise if self.model.config.level_one else noise / spread, progress), image.shape
+        )
+        return result * np.float32(spread) + np.float32(low) if spread > 1 else result
+
+    def upscale(self, image: np.ndarray, height: int, width: int, *, progress: Progress | None = None) -> np.ndarray:
+        """The picture in another size, float32 [height, width(, C)], not clipped.
+
+        As in the paper: enlarged by MATLAB's bicubic, then the network restores the luminance (BT.601, studio range)
+        of the enlarged picture, and the colour differences stay bicubic; a grey picture is its own luminance. image:
+        float HW or HWC (C = 1 or 3) on the 0..1 scale. Each side grows by 1.5 to 16: by one pass up to 4, what the
+        network has seen in training, and by two equal ones beyond. Below 2 it would sharpen too much: it runs at 2,
+        and bicubic makes the result smaller. Raises InputError for anything else, ConfigError for a model of another
+        task, MemoryBudgetError when no tile fits the memory.
+        """
+        self.require("sr")
+        image = checked_picture(image)
+        passes = passes_of(image.shape[:2], (height, width))
+        for i in range(passes):
+            share = (i + 1) / passes
+            pairs = zip(image.shape[:2], (height, width), strict=True)
+            rows, columns = seen_size(image.shape[:2], [n * (m / n) ** share for n, m in pairs])
+            tick = progress and partial(tick_of_part, progress, i, passes)
+            image = enlarged(image, rows, columns, partial(self._restored, noise=0.0, progress=tick))
+        return image if image.shape[:2] == (height, width) else resized_bicubic(image, height, width)
+
+    def require(self, task: str) -> None:
+        """Raises ConfigError for a model of another task."""
+        if self.model.config.task != task:
+            raise ConfigError(f"this model is for {self.model.config.task}, not for {task}: give another")
+
+    def _restored(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
+        """[B, C, H, W] as the settings say."""
+        run = self._patchwise if self.settings.mode == "patch" else self._tilewise
+        return over_views(run, planes, noise, progress) if self.settings.tta else run(planes, noise, progress)
+
+    def noise_level(
+        self,
+        image: np.ndarray,
+        sigma: float | str | np.ndarray,
+        alpha: np.ndarray | None = None,
+        noise: str = "auto",
+    ) -> float | np.ndarray:
+        """The noise level that will be used, in 0-255 units: as given, or estimated and held to 0..75.
+
+        A number, a map HW, or for "auto" on a colour picture that goes through a grey model a level for each channel
+        [C]. noise: what "auto" takes the picture to have, as of `estimate_noise`. Where alpha is 0 nothing is estimated
+        from. A model trained for one level takes none: for it "auto" is not estimated, and 0 comes back. A model for
+        photographs finds the noise itself: for it "auto" is its own scale, and a number is refused by InputError.
+        """
+        if self.model.config.level_one:
+            if not isinstance(sigma, str):
+                raise InputError("this model finds the noise itself: give no sigma; level asks for more or less")
+            check_auto(sigma)
+            return self.model.config.level_one * self.settings.level
+        if not isinstance(sigma, str):
+            return checked_level(image, sigma, self.model.config.in_channels)
+        check_auto(sigma)
+        found = self.found_noise(image, alpha, noise)
+        return level_of(found) if found else 0.0
+
+    def found_noise(
+        self, image: np.ndarray, alpha: np.ndarray | None = None, noise: str = "auto"
+    ) -> tuple[NoiseEstimate, ...]:
+        """The noise that "auto" finds: one estimate, or one for each channel that goes by itself; none for a model
+        that takes no sigma."""
+        config, takes = self.model.config, self.model.config.sigma_input and not self.model.config.level_one
+        return found_noise(image, config.in_channels, alpha, noise) if takes else ()
+
+    def memory_per_pixel(self, height: int, width: int) -> float:
+        """Bytes a pixel that a picture of this size takes at the peak of one pass.
+
+        Fitted to the presets at 256 to 1024 pixels on a CPU; nlrn benchmark model sets it beside the peak.
+        """
+        return memory_per_pixel(self.model, height, width, self.bf16)
+
+    def tile_for(self, height: int, width: int) -> int | None:
+        """The side of the tiles a picture is cut into, None for the whole picture at once.
+
+        Raises MemoryBudgetError when not even the smallest tile fits.
+        """
+        s, longest = self.settings, max(height, width)
+        if s.tile is not None:
+            return None if s.tile == 0 or s.tile >= longest else s.tile
+        if self._bytes(height, width) <= s.memory:
+            return None
+        for side in TILES:
+            if side < longest and self._bytes(min(side, height), min(side, width)) <= s.memory:
+                return side
+        need = self._bytes(min(TILES[-1], height), min(TILES[-1], width))
+        raise MemoryBudgetError(
+            f"a tile of {TILES[-1]} pixels needs about {need / 2**20:.0f} MiB, and memory allows"
+            f" {s.memory / 2**20:.0f}: raise the memory, or use a smaller model"
+        )
+
+    def _bytes(self, height: int, width: int) -> float:
+        return height * width * self.memory_per_pixel(height, width)
+
+    # -- two ways over a picture -----------------------------------------------------------------------------
+
+    def _tilewise(
+        self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None, side: int | None = None
+    ) -> np.ndarray:
+        """planes [B, C, H, W], in tiles of a side, or as the settings say; where the system refuses the memory after
+        all, from the start again in smaller ones."""
+        longest = max(planes.shape[2:])
+        side = side or self.tile_for(*planes.shape[2:]) or longest
+        smaller = next((t for t in TILES if t < side), None) if self.settings.tile is None else None
+        try:
+            return self._in_tiles(side, planes, noise, progress)
+        except MemoryBudgetError:
+            if smaller is None:
+                raise
+            what = "the whole picture" if side >= longest else f"tiles of {side}"
+            _LOG.warning("no memory for %s; going on with tiles of %d", what, smaller, extra={"tile": smaller})
+        return self._tilewise(planes, noise, progress, smaller)
+
+    def _in_tiles(
+        self, side: int, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None
+    ) -> np.ndarray:
+        """Each picture of the batch is run by itself, so memory does not grow with B."""
+        height, width = planes.shape[2:]
+        overlap = self.settings.overlap_of(side)
+        tiles = plan(height, width, side, overlap, ramp=overlap // 4)  # the rest is context for both
+        restored = np.empty_like(planes)
+        done, total = 0, len(planes) * len(tiles)
+        for b, picture in enumerate(planes):
+            blend = Blend(height, width, picture.shape[0])
+            for tile in tiles:
+                x = picture[:, *tile.region]
+                out = self._run(self.model.config.window, x[None], _part(noise, tile.region))
+                blend.add(tile, out[0].transpose(1, 2, 0))
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            restored[b] = blend.result().transpose(2, 0, 1)
+        return restored
+
+    def _patchwise(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
+        """The authors' protocol: overlapping patches, every prediction of a pixel averaged."""
+        height, width = planes.shape[2:]
+        window = self.model.config.window
+        seen = None if window is None or window >= PATCH else window
+        model = self.model.reconfigured(window=seen)
+        rows, columns = patch_size(height, width)
+        parts = [
+            (b, (slice(y, y + rows), slice(x, x + columns)))
+            for b in range(len(planes))
+            for y, x in patches(height, width)
+        ]
+        averages = [Average(height, width, planes.shape[1]) for _ in planes]
+        room = self.settings.memory / memory_per_pixel(model, rows, columns, self.bf16)  # pixels together
+        for group, done in _groups(parts, max(1, int(min(room, _BATCH_PIXELS)) // (rows * columns))):
+            x = np.stack([planes[b][:, *region] for b, region in group])
+            level = noise if isinstance(noise, float) else np.stack([noise[region] for _, region in group])
+            for (b, (down, right)), out in zip(group, self._run(seen, x, level), strict=True):
+                averages[b].add(down.start, right.start, out.transpose(1, 2, 0))
+            if progress is not None:
+                progress(done, len(parts))
+        return np.stack([average.result().transpose(2, 0, 1) for average in averages])
+
+    # -- one pass --------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _run(self, window: int | None, x: np.ndarray, noise: float | np.ndarray) -> np.ndarray:
+        """[B, C, H, W] through the model; what is not finite is tried again in float32, then refused."""
+        batch = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
+        sigma: float | Tensor | None = None
+        if self.model.config.sigma_input:
+            level = noise if isinstance(noise, float) else torch.from_numpy(np.ascontiguousarray(noise))
+            sigma = level / 255
+            if isinstance(sigma, Tensor):
+                sigma = sigma.to(self.device).reshape(-1, 1, *x.shape[2:])
+        for dtype in (torch.bfloat16, torch.float32) if self.bf16 else (torch.float32,):
+            with within_memory(*x.shape[2:]):
+                out: np.ndarray = self._network(dtype, window)(batch, sigma).cpu().numpy()
+            if np.isfinite(out).all():
+                return out
+        raise NotFiniteError("the model gave numbers that are not finite; nothing is written")
+
+    def _network(self, dtype: torch.dtype, window: int | None) -> FoldedNLRN | Unfolded:
+        """The model as it runs, its batch norms folded; made at the first use."""
+        if not self.model.block.non_local.carries:
+            return Unfolded(self.model).with_window(window)
+        if dtype not in self._folded:
+            self._folded[dtype] = FoldedNLRN(self.model, dtype)
+        return self._folded[dtype].with_window(window)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether convolutions run in bf16 here, whatever "auto" stands for."""
+        if self.settings.precision != "auto":
+            return self.settings.precision == "bf16"
+        return hardware_bf16(self.device)
+
+
+def checked_picture(image: np.ndarray) -> np.ndarray:
+    """The picture as float32 HW or HWC. Raises InputError naming what was found and what is expected."""
+    image = np.asarray(image)
+    if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        raise InputError(f"expected a picture HW or HWC with 1 or 3 channels; got shape {tuple(image.shape)}")
+    if not np.issubdtype(image.dtype, np.floating):
+        raise InputError(f"expected a float picture on the 0..1 scale; got {image.dtype}; divide by 255 or 65535")
+    if not np.isfinite(image).all():
+        raise InputError("the picture holds numbers that are not finite (NaN or infinity)")
+    low, high = float(image.min()), float(image.max())
+    if low < -4 or high > 5:
+        raise InputError(f"the picture's values span {low:g}..{high:g}, far from 0..1; divide by 255 or 65535")
+    return image.astype(np.float32, copy=False)
+
+
+def _range_beyond(image: np.ndarray, noise: float | np.ndarray) -> tuple[float, float]:
+    """(low, spread) of a picture whose values exceed 0..1 by more than noise does: it is restored on that scale."""
+    low, high = float(image.min()), float(image.max())
+    margin = 6 * float(np.max(noise)) / 255 + 0.05
+    return (low, high - low) if low < -margin or high > 1 + margin else (0.0, 1.0)
+
+
+def _planes(image: np.ndarray, channels: int) -> np.ndarray:
+    """HW or HWC -> [B, channels, H, W]: a colour picture becomes a batch of three for a grey model."""
+    chw = np.atleast_3d(image).transpose(2, 0, 1)
+    if channels == 1:
+        return chw[:, None]
+    if chw.shape[0] != channels:
+        raise InputError("this model restores colour pictures; the picture is grey: use a grey model")
+    return chw[None]
+
+
+def _unplanes(planes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.ascontiguousarray(planes.reshape(-1, *shape[:2]).transpose(1, 2, 0).reshape(shape))
+
+
+def _part(noise: float | np.ndarray, part: tuple[slice, slice]) -> float | np.ndarray:
+    return noise if isinstance(noise, float) else noise[part]
+
+
+def _groups(items: list[Part], size: int) -> Iterator[tuple[list[Part], int]]:
+    """The items in groups, each with the number of items up to its end."""
+    for start in range(0, len(items), size):
+        group = items[start : start + size]
+        yield group, start + len(group)

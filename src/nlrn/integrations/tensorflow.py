@@ -1,0 +1,241 @@
+"""The authors' TensorFlow weights as an NLRN: a reader of TensorFlow checkpoints, and the authors' names of variables.
+
+TensorFlow itself would take 1.5 GB to read 4 MB, so its checkpoint format (a sorted table of names beside raw tensors,
+https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/util/tensor_bundle/tensor_bundle.h) is read here.
+The names are those of github.com/Ding-Liu/NLRN and of the older NLRN_v0, which puts "model/" before them and computes
+on the 0..255 scale. `tests/authors` holds what TensorFlow wrote and computed with both.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlrn.errors import CheckpointError, ConfigError
+from nlrn.models.nlrn import NLRN, NLRNConfig
+
+MAX_INDEX = 1 << 24  # bytes of a table of names: a model's takes some 10 KB
+_MAGIC = 0xDB4775248B80FB57
+_FOOTER = 48
+_FLOAT = 1  # DataType.DT_FLOAT
+_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+_CONVS = {
+    "head": "conv1",
+    "tail": "conv_end",
+    "block.conv_a": "rnn/RB1_a",
+    "block.conv_b": "rnn/RB1_b",
+    "block.non_local.theta": "rnn/non_local_theta",
+    "block.non_local.phi": "rnn/non_local_phi",
+    "block.non_local.g": "rnn/non_local_g",
+}
+
+
+# -- the network -------------------------------------------------------------------------------------------------
+
+
+def convert(variables: Mapping[str, np.ndarray], *, propagation: bool, window: int | None = None) -> NLRN:
+    """The network of the authors' variables, in eval mode, on the 0..1 scale.
+
+    variables: by the authors' names; others, such as an optimiser's, are left out. propagation: whether the model
+    carries correlations; its variables do not tell (the authors' models of 12 states do, those of 15 do not). window:
+    the variables do not tell it either; the authors look at the whole of a 45 x 45 patch, which is None.
+    Raises CheckpointError for variables that are missing or do not fit, ConfigError for an even window.
+    """
+    first = "model/conv1/kernel" in variables
+    found = {name.removeprefix("model/"): value for name, value in variables.items()}
+    NLRNConfig(window=window)  # its complaint is about the caller, those below are about the variables
+    config = _config(found, propagation, window)
+    model = NLRN(config)
+    tensors = {name: t for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    for name, own in tensors.items():
+        own.copy_(_variable(found, name, own.shape))
+    if first:
+        _to_unit_scale(model)
+    for name, own in tensors.items():
+        if not bool(own.isfinite().all()) or (name.endswith("running_var") and bool((own < 0).any())):
+            raise CheckpointError(f"the variable for {name} holds a number that is not finite, or a negative variance")
+    return model.eval()
+
+
+def _config(found: Mapping[str, np.ndarray], propagation: bool, window: int | None) -> NLRNConfig:
+    """What the shapes and the number of batch norms tell."""
+    norms = len([name for name in found if re.fullmatch(r"rnn/batch_normalization(_\d+)?/gamma", name)])
+    try:
+        shapes = {key: found[f"{name}/kernel"].shape for key, name in _CONVS.items()}
+        if norms == 0 or norms % 3:
+            raise CheckpointError(f"a recurrent state has three batch norms; these variables hold {norms}")
+        return NLRNConfig(
+            in_channels=shapes["head"][2],
+            channels=shapes["head"][3],
+            embed_channels=shapes["block.non_local.theta"][3],
+            states=norms // 3,
+            window=window,
+            propagation=propagation,
+        )
+    except (KeyError, IndexError, ConfigError) as error:
+        raise CheckpointError(f"these are not the variables of the authors' network: {error}") from error
+
+
+def _variable(found: Mapping[str, np.ndarray], name: str, shape: torch.Size) -> Tensor:
+    """The authors' variable for one tensor of ours, [out, in, height, width] for a kernel."""
+    module, _, kind = name.rpartition(".")
+    if module in _CONVS:
+        theirs = f"{_CONVS[module]}/{'kernel' if kind == 'weight' else 'bias'}"
+    else:
+        theirs = f"{_norm_name(module)}/{_NORM[kind]}"
+    if theirs not in found:
+        raise CheckpointError(f"the variable {theirs} is missing")
+    value = torch.from_numpy(np.ascontiguousarray(found[theirs], dtype=np.float32))
+    value = value.permute(3, 2, 0, 1) if value.dim() == 4 else value
+    if value.shape != shape:
+        raise CheckpointError(f"the variable {theirs} is {tuple(found[theirs].shape)}, which does not fit {name}")
+    return value
+
+
+def _norm_name(module: str) -> str:
+    """TensorFlow numbers batch norms in the order in which they are made: three a state."""
+    if module in ("head_norm", "tail_norm"):
+        return "batch_normalization" + ("_1" if module == "tail_norm" else "")
+    kind, t = re.fullmatch(r"block\.norm([123])\.(\d+)", module).groups()  # type: ignore[union-attr]
+    number = 3 * int(t) + int(kind) - 1
+    return "rnn/batch_normalization" + (f"_{number}" if number else "")
+
+
+@torch.no_grad()
+def _to_unit_scale(model: NLRN) -> None:
+    """From pictures in 0..255 to 0..1: the first statistics and the last convolution know the scale."""
+    norm = model.head_norm
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.div_(255)
+    norm.running_var.add_(norm.eps).div_(255**2).sub_(norm.eps)
+    for p in model.tail.parameters():
+        p.div_(255)
+
+
+# -- the checkpoint ----------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
+    """The float32 variables of a TensorFlow checkpoint, by name.
+
+    path: the prefix that TensorFlow calls the checkpoint, one of its files, or the folder of a SavedModel. Raises
+    CheckpointError when it is none, is damaged, or lies in more than one piece.
+    """
+    prefix = _prefix(Path(path))
+    index, data = checkpoint_files(path)
+    try:
+        if index.stat().st_size > MAX_INDEX:
+            raise CheckpointError(f"{index} is larger than any model's")
+        table, tensors = index.read_bytes(), data.read_bytes()
+        if len(table) < _FOOTER or struct.unpack_from("<Q", table, len(table) - 8)[0] != _MAGIC:
+            raise CheckpointError(f"{index} is not the index of a TensorFlow checkpoint")
+        found = {}
+        for name, entry in _entries(table):
+            value = _tensor(entry, tensors) if name else None
+            if value is not None:
+                found[name.decode()] = value
+        return found
+    except (OSError, IndexError, ValueError, TypeError, OverflowError, struct.error) as error:
+        raise CheckpointError(f"cannot read the TensorFlow checkpoint {prefix}: {error}") from error
+
+
+def checkpoint_files(path: str | Path) -> tuple[Path, Path]:
+    """The index and the data of the checkpoint that `path` names."""
+    prefix = _prefix(Path(path))
+    index, data = (prefix.with_name(prefix.name + end) for end in (".index", ".data-00000-of-00001"))
+    return index, data
+
+
+def _prefix(path: Path) -> Path:
+    if path.is_dir():
+        return path / "variables" / "variables" if (path / "variables").is_dir() else path / "variables"
+    return path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
+
+
+def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(name, entry) of the sorted table: the footer points at an index block, that at blocks of entries."""
+    at = len(table) - _FOOTER
+    _, at = _varint(table, at)  # the meta index, which TensorFlow leaves empty
+    _, at = _varint(table, at)
+    start, at = _varint(table, at)
+    size, _ = _varint(table, at)
+    for _, handle in _block(table, start, size):
+        start, at = _varint(handle, 0)
+        yield from _block(table, start, _varint(handle, at)[0])
+
+
+def _block(table: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of a block, whose keys leave out what they share with the one before."""
+    if table[start + size] != 0:
+        raise ValueError("its index is compressed, which TensorFlow's never is")
+    (restarts,) = struct.unpack_from("<I", table, start + size - 4)
+    at, end, key = start, start + size - 4 * (restarts + 1), b""
+    while at < end:
+        shared, at = _varint(table, at)
+        own, at = _varint(table, at)
+        length, at = _varint(table, at)
+        if at + own + length > end:
+            raise ValueError("an entry of its index runs over the end")
+        key = key[:shared] + table[at : at + own]
+        yield key, table[at + own : at + own + length]
+        at += own + length
+
+
+def _tensor(entry: bytes, data: bytes) -> np.ndarray | None:
+    """The tensor of a BundleEntryProto; None when it is not float32."""
+    fields = dict(_fields(entry))
+    if not all(
+        isinstance(value, bytes) == (number == 2) for number, value in fields.items() if number in (1, 2, 3, 4, 5)
+    ):
+        raise ValueError("an entry of its index is not one of a tensor")
+    if fields.get(1) != _FLOAT:
+        return None
+    if fields.get(3, 0):
+        raise ValueError("its tensors lie in several files; save it in one")
+    offset, size = int(fields.get(4, 0)), int(fields.get(5, 0))
+    parts = _fields(fields.get(2, b""))  # type: ignore[arg-type]
+    dims = [value for number, value in parts if number == 2 and isinstance(value, bytes)]
+    shape = [int(dict(_fields(dim)).get(1, 0)) for dim in dims]
+    if offset + size > len(data) or size != 4 * int(np.prod(shape)):
+        raise ValueError("a tensor does not lie in its file")
+    return np.frombuffer(data, "<f4", size // 4, offset).reshape(shape).astype(np.float32)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of a protocol buffer message: integers, and bytes for what has a length."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, kind = tag >> 3, tag & 7
+        value: int | bytes
+        if kind == 0:
+            value, at = _varint(message, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+            value = message[at - (8 if kind == 1 else 4) : at]
+        elif kind == 2:
+            length, at = _varint(message, at)
+            value, at = message[at : at + length], at + length
+        else:
+            raise ValueError("an entry of its index is not a protocol buffer")
+        yield number, value
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A little-endian base-128 number and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError("its index holds a number of more than 64 bits")

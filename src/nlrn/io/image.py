@@ -1,0 +1,316 @@
+"""Picture files <-> float arrays in [0, 1]: exactly what the file says, or a refusal that gives the reason.
+
+Read: AVIF, BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey; 16 bits stay 16 bits in PNG, TIFF and grey PGM,
+floats stay floats in TIFF. Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind
+becomes a separate alpha plane, the EXIF orientation is applied. Of a multi-picture JPEG the main picture is read.
+Refused: what would be cut or misread without a word (AVIF of more than 8 bits, 16-bit colour PPM, signed or 32-bit
+integers), animations, several pages, truncated files, PNGs whose checksums or amount of data are wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from nlrn.errors import BackendError, ConfigError, InputError
+from nlrn.io import wide
+from nlrn.io.decode import Decoded, decode, is_avif
+from nlrn.io.sandbox import decode_apart
+from nlrn.system.atomic import check_target, publish
+
+MAX_PIXELS = 100_000_000  # of what is read
+MAX_RESULT_PIXELS = 400_000_000  # of what is made larger
+MAX_BYTES = 512 << 20
+SUFFIXES = {
+    ".avif": "AVIF", ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM", ".png": "PNG", ".pnm": "PPM",
+    ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
+}  # fmt: skip
+_WITH_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
+_WITH_16_BITS = frozenset({"PNG", "PPM", "TIFF"})
+_TIFF_BYTES = 2**32 - 2**22  # of pixels, with room for tags
+_TYPES: dict[int, type] = {8: np.uint8, 16: np.uint16, 32: np.float32}  # of samples, by depth
+_LONGEST = {"AVIF": 32768, "JPEG": 65500, "WEBP": 16383}  # pixels of a side
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"subsampling": 0},  # 4:4:4
+    "WEBP": {"lossless": True, "exact": True},  # exact: colours under full transparency too
+}
+_DECODING = threading.Lock()  # warning filters belong to the whole process
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what its file said besides.
+
+    array: float32 HW (grey) or HWC with 3 channels, in [0, 1]; a restored one may exceed the range.
+    alpha: HW uint8 or None, uint16 for depth 16, kept as it was. depth: bits a sample of the file, 8 or 16, or 32 for
+    floats, which have no alpha and are neither clipped nor rounded. format: Pillow's name.
+    icc: colour profile. exif: without orientation (it has been applied) and, unless asked for, without GPS. dpi: pixels
+    per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. noise: of a
+    restored picture, what was found in the noisy one, or in each of its channels (NoiseEstimate.record).
+    """
+
+    array: np.ndarray
+    alpha: np.ndarray | None = None
+    depth: int = 8
+    format: str = "PNG"
+    icc: bytes | None = None
+    exif: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    colours: bytes = b""
+    noise: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = self.array.shape
+        if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or 0 in shape:
+            raise InputError(f"expected an array HW, or HWC with 3 channels; got shape {shape}")
+        if not np.issubdtype(self.array.dtype, np.floating):
+            raise InputError(f"expected a float array in [0, 1]; got {self.array.dtype}")
+        if self.depth not in _TYPES:
+            raise InputError(f"depth is {self.depth}; expected 8 or 16 bits, or 32 for floats")
+        if self.alpha is None:
+            return
+        wanted = f"uint{self.depth}"
+        if self.alpha.shape != shape[:2] or self.alpha.dtype != wanted or self.depth == 32:
+            raise InputError(
+                f"alpha is {self.alpha.dtype} {self.alpha.shape}; expected {wanted} {shape[:2]} as the picture"
+                if self.depth < 32
+                else "pictures of floats have no alpha"
+            )
+
+    def of_size(self, height: int, width: int) -> Picture:
+        """The same in another size, without values yet: black, and memory for none of it."""
+        array = np.broadcast_to(np.float32(0), (height, width, *self.array.shape[2:]))
+        alpha = None if self.alpha is None else np.broadcast_to(self.alpha.dtype.type(0), (height, width))
+        return replace(self, array=array, alpha=alpha, exif=self.exif and _of_size(self.exif, height, width))
+
+    def with_depth(self, depth: int) -> Picture:
+        """The same to be written with another depth, alpha scaled to it."""
+        if self.alpha is None or depth == self.depth or depth not in (8, 16):
+            return replace(self, depth=depth)
+        alpha = self.alpha.astype(np.uint16) * 257 if depth == 16 else np.rint(self.alpha / 257).astype(np.uint8)
+        return replace(self, depth=depth, alpha=alpha)
+
+    def with_array(self, array: np.ndarray) -> Picture:
+        """The same with another colour array: HW, HW1 or HW3. With alpha its size must stay the same."""
+        return replace(self, array=array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def read_picture(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    gps: bool = False,
+    apart: bool = False,
+) -> Picture:
+    """Read one picture from a path, or from the bytes of a file. gps: the place stays in the EXIF.
+
+    The limits are checked before anything is decoded. apart: whatever the format, it is decoded in a process of its
+    own, limited in memory and time, as AVIF always is. Raises InputError, and nothing else, for whatever cannot be
+    read exactly (see the module); the message names the file and the reason.
+    """
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    data = file_bytes(source, max_bytes)
+    if len(data) > max_bytes:
+        raise InputError(f"{name}: over {max_bytes:,} bytes; max_bytes of nlrn.io.image.read_picture raises this limit")
+    try:
+        decoded = (decode_apart if apart or is_avif(data) else _decode_here)(data, max_pixels, gps=gps)
+    except InputError as error:
+        raise InputError(f"{name}: {error}", limit=error.limit) from None
+    except BackendError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        raise InputError(f"{name}: damaged or truncated ({error or type(error).__name__})") from error
+    levels = 1 if decoded.depth == 32 else 2**decoded.depth - 1
+    return Picture(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:])
+
+
+def _decode_here(data: bytes, max_pixels: int, *, gps: bool) -> Decoded:
+    with _DECODING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return decode(data, max_pixels, gps=gps)
+
+
+def write_picture(
+    path: str | os.PathLike[str],
+    picture: Picture,
+    *,
+    format: str | None = None,  # noqa: A002 - Pillow's word
+    overwrite: bool = False,
+    quality: int = 95,
+) -> Path:
+    """Write a picture so that the file appears whole or not at all; returns its path.
+
+    The suffix decides the format; a name without one takes `format`, else the picture's own. Raises
+    InputError as `encode_picture` and `nlrn.system.atomic.publish` do, and for an unknown suffix.
+    """
+    kind = _output_format(Path(path), format or picture.format)
+    try:
+        data = encode_picture(picture, kind, quality=quality)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return publish(Path(path), data, overwrite=overwrite)
+
+
+def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes:  # noqa: A002 - Pillow's word
+    """The bytes of a file of one of the formats AVIF, BMP, JPEG, PNG, PPM, TIFF, WEBP.
+
+    The array is clipped to [0, 1] and rounded, halves to even, to the picture's depth; floats are written as they are.
+    AVIF, BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG and AVIF (4:4:4
+    at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
+    Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels; the resolution
+    in BMP, JPEG (to whole pixels per inch), PNG and TIFF.
+    Raises InputError for values that are not finite, and for what the format cannot hold.
+    """
+    if format not in SUFFIXES.values():
+        raise InputError(f"cannot write {format!r}; formats are {', '.join(sorted(set(SUFFIXES.values())))}")
+    if not 1 <= quality <= 100:
+        raise ConfigError(f"quality is {quality}; expected 1 to 100")
+    check_holds(picture, format)
+    values = rounded(picture.array, picture.depth)
+    if picture.alpha is not None:
+        values = np.dstack((values, picture.alpha))
+    options = _OPTIONS.get(format, {}) | _metadata(picture, format)
+    if format in ("AVIF", "JPEG"):
+        options["quality"] = quality
+    if format == "AVIF":
+        options["subsampling"] = "4:0:0" if values.ndim == 2 else "4:4:4"
+    data = _save(values, format, options)
+    return wide.png_with(data, picture.colours, picture.dpi) if format == "PNG" else data
+
+
+def check_output(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    picture: Picture | None = None,
+) -> None:
+    """Find out before any work whether `path` can be written. Raises InputError with the reason.
+
+    Checked: a known suffix, that the format holds `picture` (its size, alpha and depth), and what
+    nlrn.system.atomic.check_target checks.
+    """
+    path = Path(path)
+    kind = _output_format(path, None)
+    if picture is not None:
+        check_holds(picture, kind)
+    check_target(path, overwrite=overwrite, inputs=inputs)
+
+
+def check_holds(picture: Picture, format: str) -> None:  # noqa: A002
+    """Raises InputError where files of the format cannot hold such a picture: its size, alpha, depth or floats."""
+    height, width = picture.array.shape[:2]
+    if max(height, width) > _LONGEST.get(format, max(height, width)):
+        raise InputError(
+            f"{format} files have sides of at most {_LONGEST[format]:,} pixels, and this would be {width} x {height};"
+            " write PNG or TIFF instead"
+        )
+    samples = picture.array.size + (0 if picture.alpha is None else height * width)
+    if format == "TIFF" and samples * picture.depth // 8 > _TIFF_BYTES:
+        raise InputError("TIFF files end at 4 GiB, and this would be larger; write PNG instead, or fewer bits")
+    if picture.alpha is not None and format not in _WITH_ALPHA:
+        raise InputError(f"{format} files hold no transparency; write PNG, TIFF or WebP instead")
+    if picture.depth == 8:
+        return
+    if picture.depth == 32 and format != "TIFF":
+        raise InputError(f"{format} files hold no floats: write TIFF, or give a depth of 8 or 16 bits")
+    if format not in _WITH_16_BITS or (format == "PPM" and picture.array.ndim == 3):
+        colour = picture.array.ndim == 3
+        keep = [suffix for suffix, kind in SUFFIXES.items() if kind in _WITH_16_BITS - ({"PPM"} if colour else set())]
+        raise InputError(
+            f"{format} files would cut the picture's 16 bits to 8; these suffixes keep them: {', '.join(keep)};"
+            " or give a depth of 8"
+        )
+
+
+def _output_format(path: Path, otherwise: str | None) -> str:
+    suffix = path.suffix.lower()
+    kind = SUFFIXES.get(suffix) if suffix else otherwise
+    if kind is None:
+        what = f"suffix {suffix!r} is unknown" if suffix else "no suffix"
+        raise InputError(f"{path}: {what}; known are {', '.join(SUFFIXES)}")
+    return kind
+
+
+def file_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
+    """At most one byte more than the limit; neither a pipe nor a device is ever opened. Raises InputError."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        if not stat.S_ISREG(Path(source).stat().st_mode):
+            raise InputError(f"{source} is no regular file (a folder, pipe or device)")
+        with Path(source).open("rb") as file:
+            return file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)  # room for what is there alone
+    except FileNotFoundError as error:
+        raise InputError(f"no file {source}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"cannot read {source}: {error}") from error
+
+
+def rounded(array: np.ndarray, depth: int) -> np.ndarray:
+    """uint8 or uint16 of the same shape; in float64 as nlrn.functional.metrics.quantize8 rounds, block by block; floats for 32.
+
+    Raises InputError for values that are not finite.
+    """
+    if not np.isfinite(array).all():
+        raise InputError("the picture has values that are not finite; nothing was written")
+    if depth == 32:
+        return array.astype(np.float32, copy=False)
+    levels = 2**depth - 1
+    out: np.ndarray = np.empty(array.shape, dtype=_TYPES[depth])
+    for start in range(0, len(array), 256):
+        block = np.clip(array[start : start + 256].astype(np.float64), 0, 1)
+        out[start : start + 256] = np.rint(block * levels)
+    return out
+
+
+def _of_size(exif: bytes, height: int, width: int) -> bytes:
+    """The EXIF block, what it says of the picture's size brought up to date."""
+    found = Image.Exif()
+    found.load(exif)
+    details = found.get_ifd(ExifTags.IFD.Exif)
+    for tag, side in ((ExifTags.Base.ExifImageWidth, width), (ExifTags.Base.ExifImageHeight, height)):
+        if tag in details:
+            details[tag] = side
+    return found.tobytes()
+
+
+def _metadata(picture: Picture, format: str) -> dict[str, Any]:  # noqa: A002
+    found: dict[str, Any] = {}
+    if picture.dpi is not None and (format in ("BMP", "TIFF") or (format == "JPEG" and max(picture.dpi) < 65535)):
+        found["dpi"] = picture.dpi
+    if format in ("BMP", "PPM"):
+        return found
+    space = b"GRAY" if picture.array.ndim == 2 and format != "WEBP" else b"RGB "
+    if picture.icc is not None and picture.icc[16:20] == space:
+        found["icc_profile"] = picture.icc
+    if picture.exif is not None and (format != "JPEG" or len(picture.exif) <= 65533):  # one JPEG segment
+        found["exif"] = picture.exif
+    return found
+
+
+def _save(values: np.ndarray, format: str, options: dict[str, Any]) -> bytes:  # noqa: A002
+    wider = values.dtype == np.float32 or (values.dtype == np.uint16 and values.ndim == 3)  # than Pillow holds
+    try:
+        if wider:
+            return {"PNG": wide.png, "TIFF": wide.tiff}[format](np.atleast_3d(values), options)
+        file = io.BytesIO()
+        Image.fromarray(values).save(file, format, **options)
+        return file.getvalue()
+    except BackendError:
+        raise
+    except Exception as error:  # a side that is too long, for example
+        raise InputError(f"cannot be written as {format}: {error}") from error

@@ -1,0 +1,159 @@
+"""Decoding in a process of its own, whose memory and time are limited by the system: what a decoder makes of a file
+that lies about its size, or that it was never tried on, ends with that process.
+
+The process is given the bytes of the file, and answers with a line of JSON and the samples behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import AvifImagePlugin
+
+from nlrn.errors import BackendError, InputError
+from nlrn.io.decode import Decoded, decode
+
+try:
+    import resource
+except ImportError:  # not on Windows, where nothing is limited but the time
+    resource = None  # type: ignore[assignment]
+
+_SECONDS = 60
+_ALLOWANCE, _PER_PIXEL = 64 << 20, 32  # bytes beyond what the process has when it knows the picture's size
+_BEFORE = 256 << 20  # more of them until then: for what stands before the pixels, and for libvips
+# One thread and one pool of memory: each further one is charged with more address space than it uses.
+_LEAN = {"VIPS_CONCURRENCY": "1", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_PARTS = ("colour", "alpha")
+_TYPES = frozenset({"|u1", "<u2", "<f4"})
+_LONGEST_HEAD = 64 << 20  # profiles and EXIF among it
+
+
+def decode_apart(data: bytes, max_pixels: int, *, gps: bool = False) -> Decoded:
+    """As nlrn.io.decode.decode, in a fresh process with 64 MiB and 32 bytes a pixel, for 60 seconds at most.
+
+    Raises InputError for what the decoder says, and when it ends without a word; BackendError when the process cannot
+    be had, or says what it should not.
+    """
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from nlrn.io.sandbox import answer; answer()",
+        str(max_pixels),
+        "gps" if gps else "",
+    ]
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    try:
+        process = subprocess.Popen(command, env={**os.environ, **_LEAN, "PYTHONPATH": path}, **pipes)  # type: ignore[call-overload]
+    except OSError as error:
+        raise BackendError(f"no process to decode in can be had: {error}") from error
+    timer = threading.Timer(_SECONDS, process.kill)
+    timer.start()
+    feeder = threading.Thread(target=_feed, args=(process.stdin, data), daemon=True)
+    feeder.start()
+    try:
+        return _answered(process.stdout, max_pixels)
+    finally:
+        timer.cancel()
+        process.kill()
+        process.wait()
+        feeder.join()
+        process.stdout.close()
+
+
+def _feed(pipe: IO[bytes], data: bytes) -> None:
+    with suppress(OSError), pipe:  # it may be gone
+        pipe.write(data)
+
+
+def _answered(pipe: IO[bytes], max_pixels: int) -> Decoded:
+    """What the process says; no more of it is read than what it may have to say."""
+    head = pipe.readline(_LONGEST_HEAD)
+    if not head.endswith(b"\n"):
+        raise InputError(f"damaged: its decoder ended without a word, by memory or time ({_SECONDS} s) perhaps")
+    try:
+        said = json.loads(head)
+        if "refused" in said:
+            raise InputError(str(said["refused"]), limit=said.get("limit"))
+        planes: dict[str, Any] = {
+            part: said[part] and _plane(pipe, said[part][0], said[part][1], max_pixels) for part in _PARTS
+        }
+        blocks: dict[str, Any] = {name: said[name] and bytes.fromhex(said[name]) for name in ("icc", "exif")}
+        dpi = said["dpi"] and (float(said["dpi"][0]), float(said["dpi"][1]))
+        colours = bytes.fromhex(said["colours"])
+        return Decoded(**planes, depth=said["depth"], format=said["format"], **blocks, dpi=dpi, colours=colours)
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
+        raise BackendError(f"the process that decodes said what was not expected ({error})") from error
+
+
+def _plane(pipe: IO[bytes], shape: list[int], dtype: str, max_pixels: int) -> np.ndarray:
+    if (
+        dtype not in _TYPES
+        or not 2 <= len(shape) <= 3
+        or shape[0] * shape[1] > max_pixels
+        or shape[2:] not in ([], [3])
+    ):
+        raise ValueError(f"samples {dtype} {shape}")
+    plane = np.empty(shape, dtype)
+    if pipe.readinto(plane.data.cast("B")) != plane.nbytes:  # type: ignore[attr-defined]
+        raise InputError("damaged: its decoder ended before the last row")
+    return plane
+
+
+def answer() -> None:
+    """What the process does. Whatever goes wrong is said as the reason of a refusal."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each takes of the memory that is allowed
+    said: dict[str, Any]
+    planes: list[np.ndarray]
+    try:
+        data, most = sys.stdin.buffer.read(), int(sys.argv[1])
+        _limit(_BEFORE + _PER_PIXEL * most, for_good=False)
+        found = decode(
+            data,
+            most,
+            gps=bool(sys.argv[2]),
+            before_pixels=lambda width, height: _limit(_ALLOWANCE + _PER_PIXEL * width * height),
+        )
+    except InputError as error:
+        said, planes = {"refused": str(error), "limit": error.limit}, []
+    except Exception as error:
+        said, planes = {"refused": f"damaged or truncated ({error or type(error).__name__})", "limit": None}, []
+    else:
+        pairs = [(part, getattr(found, part)) for part in _PARTS]
+        said = {part: plane if plane is None else (plane.shape, plane.dtype.str) for part, plane in pairs}
+        said |= {"depth": found.depth, "format": found.format, "dpi": found.dpi, "colours": found.colours.hex()}
+        said |= {name: value and value.hex() for name, value in (("icc", found.icc), ("exif", found.exif))}
+        planes = [plane for _, plane in pairs if plane is not None]
+    out.write(json.dumps(said).encode() + b"\n")
+    for plane in planes:
+        out.write(np.ascontiguousarray(plane).data)
+    out.flush()
+
+
+def _limit(more: int, *, for_good: bool = True) -> None:
+    """From here on this process gets so many bytes more than it has, and 60 seconds of the processor in all."""
+    if resource is not None:
+        if sys.platform == "linux":
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + more, for_good)
+        _lower(resource.RLIMIT_CPU, _SECONDS, for_good)
+
+
+def _lower(kind: int, limit: int, for_good: bool) -> None:
+    """To this, or to what it is already; for good, or so that it can be raised again."""
+    hardest = resource.getrlimit(kind)[1]
+    limit = limit if hardest == resource.RLIM_INFINITY else min(limit, hardest)
+    resource.setrlimit(kind, (limit, limit if for_good else hardest))

@@ -1,0 +1,165 @@
+"""The network as pictures are run: every batch norm folded into the convolution beside it, buffers used again.
+
+With fixed statistics a batch norm is x -> a x + b by channel. Those of one state (paper, section 4) go:
+
+- the first, before a ReLU, into the convolution before it, of the state before: its output is scaled by a, and
+  the skip from the first features is added as a times these;
+- the second into g: the weights of the attention sum to 1, so their average of a v + b is a z + b, and what is left of
+  norm(x + z) is a x, added to it. (Into the convolution behind it b cannot go, which pads with zeros.)
+- the third, behind a convolution, into that.
+
+What remains of a state is three convolutions, one attention, two fused multiply-adds and two ReLUs.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nlrn.errors import InputError
+from nlrn.models.nlrn import NLRN, with_sigma_plane
+from nlrn.ops import neighborhood_attention
+
+_Conv = tuple[Tensor, Tensor]  # weight, bias
+
+
+class FoldedNLRN:
+    """An NLRN in eval mode, its convolutions in `dtype`; called like it, without gradients and observer.
+
+    The picture that comes in, the sigma plane and the last sum are float32 whatever the dtype. A later change of
+    the model does not reach it.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: NLRN, dtype: torch.dtype = torch.float32) -> None:
+        if model.training:
+            raise InputError("only a model in eval mode has fixed batch norms to fold")
+        self.config, self.dtype, self.backend = model.config, dtype, model.block.non_local.backend
+        block, states = model.block, model.config.states
+        norms1 = [_affine(norm) for norm in block.norm1]
+        following = [*norms1[1:], _affine(model.tail_norm)]
+        self.first_norm = [v.float()[None, :, None, None] for v in _affine(model.head_norm)]
+        self.head = self._conv(*_double(model.head))
+        self.tail = self._conv(*_double(model.tail))
+        self.norm1 = [self._planes(x) for x in norms1[0]]  # of the first state alone: scale, shift
+        self.skip = [self._planes(scale) for scale, _ in following]
+        self.split = [block.non_local.theta.out_channels, block.non_local.phi.out_channels, model.config.channels]
+        self.embed: list[_Conv] = []
+        self.keep: list[Tensor] = []
+        self.conv_a: list[_Conv] = []
+        self.conv_b: list[_Conv] = []
+        for t in range(states):
+            scale2, shift2 = _affine(block.norm2[t])
+            self.embed.append(self._embedding(model, scale2, shift2))
+            self.keep.append(self._planes(scale2))
+            self.conv_a.append(self._conv(*_scaled(block.conv_a, *_affine(block.norm3[t]))))
+            self.conv_b.append(self._conv(*_scaled(block.conv_b, *following[t])))
+
+    def _conv(self, weight: Tensor, bias: Tensor) -> _Conv:
+        return weight.to(self.dtype, memory_format=torch.channels_last), bias.to(self.dtype)
+
+    def _planes(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)[None, :, None, None]
+
+    def _embedding(self, model: NLRN, scale: Tensor, shift: Tensor) -> _Conv:
+        """theta, phi and the scaled g as one 1 x 1 convolution."""
+        part = model.block.non_local
+        maps = [_double(part.theta), _double(part.phi), _scaled(part.g, scale, shift)]
+        weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
+        return self._conv(weight, bias)
+
+    def with_window(self, window: int | None) -> FoldedNLRN:
+        """The same weights under another window."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, window=window)
+        return other
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """The restored picture [B, C, H, W], float32, as NLRN's forward defines it."""
+        with torch.autocast(x.device.type, enabled=False):  # the dtype is this network's own, whatever is around it
+            return self.restored(x, sigma)
+
+    def restored(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
+        """The same, for those who trace it."""
+        scale, shift = self.first_norm
+        first = with_sigma_plane(self.config, torch.addcmul(shift, x, scale), sigma)
+        s0 = convolve(first.to(self.dtype, memory_format=torch.channels_last), self.head)
+        a = torch.addcmul(self.norm1[1], s0, self.norm1[0]).relu_()
+        correlation = None
+        for t in range(self.config.states):
+            carry = self.config.propagation and t + 1 < self.config.states
+            z, correlation = self.attend(a, t, correlation, carry)
+            z.addcmul_(a, self.keep[t])
+            del a
+            h = convolve(z, self.conv_a[t]).relu_()
+            del z
+            a = convolve(h, self.conv_b[t]).addcmul_(s0, self.skip[t]).relu_()
+        return x + convolve(a, self.tail).float()
+
+    def attend(self, a: Tensor, t: int, correlation: Tensor | None, carry: bool) -> tuple[Tensor, Tensor | None]:
+        """softmax(theta phi^T + S) g [B, C, H, W] in channels_last, and the new S."""
+        q, k, v = torch.split(convolve(a, self.embed[t]).permute(0, 2, 3, 1), self.split, -1)
+        found = neighborhood_attention(
+            q,
+            k,
+            v,
+            window=self.config.window,
+            correlation=correlation,
+            return_correlation=carry,
+            overwrite=True,
+            backend=self.backend,
+        )
+        z, correlation = found if isinstance(found, tuple) else (found, None)
+        return z.permute(0, 3, 1, 2), correlation
+
+
+class Unfolded:
+    """A model of one of the other distances under the interface of FoldedNLRN: in float32, as the model defines it.
+
+    What the two dot products average with does not sum to 1, which folding needs; these are for comparisons.
+    """
+
+    def __init__(self, model: NLRN) -> None:
+        self.model = model
+
+    def with_window(self, window: int | None) -> Unfolded:
+        """The same weights under another window."""
+        return Unfolded(self.model.reconfigured(window=window))
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """The restored picture [B, C, H, W], float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = self.model(x, sigma)
+        return out
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """(a, b) of a batch norm with fixed statistics, float64."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return scale, norm.bias.double() - norm.running_mean.double() * scale
+
+
+def _double(conv: nn.Conv2d) -> _Conv:
+    assert conv.bias is not None
+    return conv.weight.double(), conv.bias.double()
+
+
+def _scaled(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> _Conv:
+    """A convolution, then scale x + shift, as one, float64."""
+    weight, bias = _double(conv)
+    return weight * scale[:, None, None, None], bias * scale + shift
+
+
+def convolve(x: Tensor, conv: _Conv) -> Tensor:
+    """x [B, C, H, W] by (weight, bias), padded with zeros to the same size."""
+    weight, bias = conv
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)

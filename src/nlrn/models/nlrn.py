@@ -1,0 +1,319 @@
+"""The Non-Local Recurrent Network of Liu, Wen, Fan, Loy and Huang (NeurIPS 2018), from top to bottom.
+
+Two things live here: ``NonLocal2d``, the paper's general non-local module with its six distances (section 3),
+to be put into any network; and ``NLRN``, the recurrent network whose state carries the correlations along
+(section 4), as the authors' published code computes it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nlrn.errors import ConfigError, InputError
+from nlrn.ops import neighborhood_attention, select_backend, tiled
+
+TASKS = ("denoise", "sr")
+DISTANCES = (
+    "euclidean",
+    "dot_product",
+    "embedded_dot_product",
+    "gaussian",
+    "symmetric_embedded_gaussian",
+    "embedded_gaussian",
+)
+CARRIED = "embedded_gaussian"  # the distance whose correlations the network can carry along
+Observer = Callable[[int, Tensor], None]
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    """TensorFlow's batch norm of the published code: eps 1e-3, momentum 0.99 there is 0.01 here."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
+    """Same-size convolution with a bias; Glorot uniform kernel, zero bias."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    nn.init.xavier_uniform_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+def _zero_conv(channels: int) -> nn.Conv2d:
+    """g: starts at zero, so that putting the module into a network changes nothing until it is trained."""
+    conv = _conv(channels, channels, 1)
+    nn.init.zeros_(conv.weight)
+    return conv
+
+
+class NonLocal2d(nn.Module):
+    """X + Z, Z = Phi(X) G(X) / delta(X): every pixel averages its look-alikes in a confined neighbourhood.
+
+    Args:
+        channels: channels of X.
+        embed_channels: channels of theta and phi, by default half of ``channels`` (at least 1).
+        distance: Phi, one of ``DISTANCES`` (paper, section 3, table of distance measures).
+        window: odd side length q of the neighbourhood (clipped at the border), or None for the whole picture.
+        h: start value of the learned bandwidth, used by "euclidean" alone.
+        backend: of ``neighborhood_attention``.
+
+    ``forward`` takes and returns [B, C, H, W]. The four exponential distances are a softmax over the
+    neighbours; the two dot products are divided by the number of neighbours inside the picture.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        embed_channels: int | None = None,
+        *,
+        distance: str = "embedded_gaussian",
+        window: int | None = None,
+        h: float = 1.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if distance not in DISTANCES:
+            raise ConfigError(f"distance must be one of {', '.join(DISTANCES)}, not {distance!r}")
+        if window is not None and (window < 1 or window % 2 == 0):
+            raise ConfigError(f"window must be odd and positive, or None, not {window}")
+        if not 0 < h < math.inf:
+            raise ConfigError(f"the bandwidth h must be positive, not {h}")
+        for name, value in (("channels", channels), ("embed_channels", embed_channels)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
+        self.distance, self.window, self.backend = distance, window, backend
+        self.carries = distance == CARRIED
+        embed = max(1, channels // 2) if embed_channels is None else embed_channels
+        if "embedded" in distance:
+            self.theta = _conv(channels, embed, 1)
+            if distance != "symmetric_embedded_gaussian":
+                self.phi = _conv(channels, embed, 1)
+        if distance == "euclidean":
+            self.log_h = nn.Parameter(torch.tensor(math.log(h)))
+        self.g = _zero_conv(channels)
+
+    @property
+    def embeddings(self) -> list[nn.Conv2d]:
+        """Those of theta and phi that this distance has."""
+        return [getattr(self, name) for name in ("theta", "phi") if hasattr(self, name)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta = self.theta(x) if hasattr(self, "theta") else x
+        phi = self.phi(x) if hasattr(self, "phi") else theta
+        g = self.g(x)
+        dtype = torch.promote_types(theta.dtype, g.dtype)  # under autocast g is 16 bit and x may not be
+        if self.distance == "euclidean" or self.distance.endswith("dot_product"):
+            dtype = torch.promote_types(dtype, torch.float32)  # differences of large numbers below
+        q, k, v = (t.to(dtype).permute(0, 2, 3, 1) for t in (theta, phi, g))  # [B, H, W, C]
+        with torch.autocast(x.device.type, enabled=False):
+            z = self._average(q, k, v) if self.distance.endswith("dot_product") else self._softmax(q, k, v)
+        return x + z.to(x.dtype).permute(0, 3, 1, 2)
+
+    def attend(self, x: Tensor, correlation: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """One recurrent state of the paper: x + softmax(theta phi^T + S) g and, if kept, the new S."""
+        maps = (self.theta, self.phi, self.g)
+        weight, bias = (torch.cat([getattr(m, name) for m in maps]) for name in ("weight", "bias"))
+        qkv = F.conv2d(x, weight, bias).permute(0, 2, 3, 1)  # one 1x1 convolution: [B, H, W, 2 Cm + C]
+        q, k, v = torch.split(qkv, [m.out_channels for m in maps], -1)
+        found = neighborhood_attention(
+            q,
+            k,
+            v,
+            window=self.window,
+            correlation=correlation,
+            return_correlation=keep,
+            overwrite=True,  # nobody but the next state reads it
+            backend=self.backend,
+        )
+        z, correlation = found if isinstance(found, tuple) else (found, None)
+        return x + z.permute(0, 3, 1, 2), correlation
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.distance == "euclidean":
+            # -|a - b|^2 / h^2 = (2 a.b - |b|^2) / h^2 - |a|^2 / h^2, whose last term a softmax over b cancels
+            scale = torch.exp(-2 * self.log_h).to(q.dtype)
+            q = torch.cat([2 * scale * q, -scale.expand(*q.shape[:3], 1)], -1)
+            k = torch.cat([k, k.square().sum(-1, keepdim=True)], -1)
+        found = neighborhood_attention(q, k, v, window=self.window, backend=self.backend)
+        assert isinstance(found, Tensor)
+        return found
+
+    def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """sum_j (q_i . k_j) v_j / number of neighbours: of the whole picture linear in q, so summed first."""
+        if self.window is not None:
+            return tiled.average(q, k, v, self.window)
+        _, height, width, _ = q.shape
+        return torch.einsum("bhwm,bmc->bhwc", q, torch.einsum("byxm,byxc->bmc", k, v)) / (height * width)
+
+
+@dataclass(frozen=True)
+class NLRNConfig:
+    """What a network is made of; without arguments the paper's grey denoiser (340,099 parameters).
+
+    in_channels: 1 or 3, in and out. channels, embed_channels: of the state, and of theta and phi. states: T.
+    window: q, odd, or None for the whole picture. propagation: carry the correlations from state to state.
+    sigma_input: a second input plane holds the noise level. task: "denoise" or "sr" (luminance). distance: Phi, one of
+    DISTANCES (paper, section 3), of which CARRIED alone has correlations to carry. level_one: 0, or for a model that
+    finds the noise itself the sigma (0-255) that stands for level 1 in that plane, which then holds level *
+    level_one / 255; the level is relative to the noise that is found (`nlrn.functional.camera.target_at`).
+    """
+
+    in_channels: int = 1
+    channels: int = 128
+    embed_channels: int = 64
+    states: int = 12
+    window: int | None = 45
+    propagation: bool = True
+    sigma_input: bool = False
+    task: str = "denoise"
+    distance: str = CARRIED
+    level_one: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "channels", "embed_channels", "states"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.window is not None and (self.window < 1 or self.window % 2 == 0):
+            raise ConfigError(f"window must be odd and positive, or None, not {self.window}")
+        if self.distance not in DISTANCES:
+            raise ConfigError(f"distance must be one of {', '.join(DISTANCES)}, not {self.distance!r}")
+        if self.propagation and self.distance != CARRIED:
+            raise ConfigError(f"{CARRIED} alone carries correlations: {self.distance} wants propagation = false")
+        object.__setattr__(self, "level_one", float(self.level_one))  # a recipe may say 12; a header's type is checked
+        if not 0 <= self.level_one <= 75 or (self.level_one and not self.sigma_input):
+            raise ConfigError(f"level_one lies in 0..75 and requires sigma_input, not {self.level_one:g}")
+        if self.task not in TASKS:
+            raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
+
+    @property
+    def head_channels(self) -> int:
+        """Channels the first convolution sees: the picture's and, when asked for, the sigma plane."""
+        return self.in_channels + self.sigma_input
+
+
+PRESETS = {
+    "base": NLRNConfig(),
+    "small": NLRNConfig(channels=64, embed_channels=32, states=6, window=15),
+}
+
+
+class RecurrentBlock(nn.Module):
+    """The transition of the recurrent network: one set of convolutions, batch norms of its own per state."""
+
+    def __init__(self, config: NLRNConfig, backend: str) -> None:
+        super().__init__()
+        c = config.channels
+        self.norm1 = nn.ModuleList(_norm(c) for _ in range(config.states))
+        self.norm2 = nn.ModuleList(_norm(c) for _ in range(config.states))
+        self.norm3 = nn.ModuleList(_norm(c) for _ in range(config.states))
+        self.non_local = NonLocal2d(
+            c, config.embed_channels, distance=config.distance, window=config.window, backend=backend
+        )
+        self.conv_a = _conv(c, c, 3)
+        self.conv_b = _conv(c, c, 3)
+
+    def forward(
+        self, s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        a = F.relu(self.norm1[t](s))  # [B, C, H, W]
+        if self.non_local.carries:
+            a, correlation = self.non_local.attend(a, correlation, keep)
+        else:
+            a = self.non_local(a)
+        h = self.conv_a(self.norm2[t](a))
+        h = self.conv_b(F.relu(self.norm3[t](h)))
+        return h + s0, correlation
+
+
+class NLRN(nn.Module):
+    """The Non-Local Recurrent Network: a picture in, the restored picture out, same shape.
+
+    Input [B, C, H, W], float, on the 0..1 scale (noise may exceed it). With ``config.sigma_input`` the noise
+    level goes beside it, on the SAME scale (sigma / 255), as a number, a [B] tensor or a [B, 1, H, W] map; it
+    bypasses the first batch norm, which would erase it. The output is not clipped.
+
+    ``observer(t, correlation)`` is called after each state with the summed logits S_t, opaque as the operator
+    returns them (see ``nlrn.ops.correlation_statistics``); the next state may overwrite them.
+
+    Raises InputError when the channels do not fit, or sigma is missing or not wanted. Source: paper, section
+    4.
+    """
+
+    def __init__(self, config: NLRNConfig | None = None, *, backend: str = "auto") -> None:
+        super().__init__()
+        self.config = config = config or NLRNConfig()
+        self.head_norm = _norm(config.in_channels)
+        self.head = _conv(config.head_channels, config.channels, 3)
+        self.block = RecurrentBlock(config, backend)
+        self.tail_norm = _norm(config.channels)
+        self.tail = _conv(config.channels, config.in_channels, 3)
+
+    @property
+    def receptive_radius(self) -> int | None:
+        """How far an output pixel can see, in pixels: T * (q // 2 + 2) + 2; None for the whole picture."""
+        c = self.config
+        return None if c.window is None else c.states * (c.window // 2 + 2) + 2
+
+    def forward(self, x: Tensor, sigma: float | Tensor | None = None, observer: Observer | None = None) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.config.in_channels:
+            raise InputError(f"this model takes [B, {self.config.in_channels}, H, W], not {tuple(x.shape)}")
+        first = with_sigma_plane(self.config, self.head_norm(x), sigma)
+        s = s0 = self.head(first).contiguous(memory_format=torch.channels_last)  # [B, C, H, W]
+        correlation = None
+        for t in range(self.config.states):
+            carry = self.config.propagation and t + 1 < self.config.states
+            s, found = self.block(s, s0, correlation, t, carry or observer is not None)
+            correlation = found if self.config.propagation else None
+            if observer is not None and found is not None:
+                observer(t, found)
+        out: Tensor = x + self.tail(F.relu(self.tail_norm(s)))
+        return out
+
+    def reconfigured(self, **changes: Any) -> NLRN:
+        """The same parameters (shared, not copied) under another window or with propagation on or off."""
+        config = dataclasses.replace(self.config, **changes)
+        fixed = dataclasses.replace(config, window=self.config.window, propagation=self.config.propagation)
+        if fixed != self.config:
+            raise ConfigError("only window and propagation can change without changing the parameters")
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.config = config
+        block = copy.copy(self.block)
+        block._modules = dict(self.block._modules)
+        block.__dict__.pop("forward", None)  # of a compiled block: it would run the old one
+        block.non_local = copy.copy(block.non_local)
+        block.non_local.window = config.window
+        other.block = block
+        return other
+
+    def backend(self, height: int, width: int) -> str:
+        """The attention backend that a picture of this size runs on."""
+        like = self.head.weight.new_empty(()).expand(1, height, width, self.config.embed_channels)
+        return select_backend(like, self.config.window, self.block.non_local.backend)
+
+
+def with_sigma_plane(config: NLRNConfig, x: Tensor, sigma: float | Tensor | None) -> Tensor:
+    """What the first convolution sees: x [B, C, H, W], normalised, and beside it sigma, where the model takes one.
+
+    sigma: a number, [B], or a map [B, 1, H, W]. Raises InputError when it is missing, not wanted or does not fit.
+    """
+    if not config.sigma_input:
+        if sigma is not None:
+            raise InputError("this model takes no noise level; leave sigma out")
+        return x
+    if sigma is None:
+        raise InputError("this model needs the noise level: give sigma on the scale of the picture (sigma / 255)")
+    given = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    plane = given.view(-1, 1, 1, 1) if given.dim() < 2 else given
+    shape = (x.shape[0], 1, *x.shape[2:])
+    if plane.dim() != 4 or any(n not in (1, m) for n, m in zip(plane.shape, shape, strict=True)):
+        raise InputError(f"sigma must be a number, [B] or [B, 1, H, W] = {shape}, not {tuple(given.shape)}")
+    return torch.cat([x, plane.expand(shape)], 1)

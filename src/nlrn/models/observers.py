@@ -1,0 +1,41 @@
+"""Does the attention live? How widely every recurrent state looks, read off the correlations it carries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nlrn.models.nlrn import NLRN
+from nlrn.ops import correlation_statistics
+
+
+class AttentionMeter:
+    """An observer of NLRN.forward for pictures of x's shape [B, C, H, W].
+
+    Afterwards `neighbours[t]` is the effective number of neighbours of every pixel in state t, exp(entropy of p),
+    a CPU tensor [B, H, W], and `largest[t]` the largest |S_t|.
+    """
+
+    def __init__(self, model: NLRN, x: Tensor) -> None:
+        batch, _, height, width = x.shape
+        self.window = model.config.window
+        self.batch, self.height, self.width = batch, height, width
+        self.backend = model.backend(height, width)
+        self.neighbours: list[Tensor] = []
+        self.largest: list[float] = []
+
+    def __call__(self, t: int, correlation: Tensor) -> None:
+        effective, largest = correlation_statistics(
+            correlation,
+            batch=self.batch,
+            height=self.height,
+            width=self.width,
+            window=self.window,
+            backend=self.backend,
+        )
+        self.neighbours.append(effective.cpu())
+        self.largest.append(largest)
+
+    def medians(self) -> list[float]:
+        """The median effective number of neighbours of every state."""
+        return [float(torch.median(n)) for n in self.neighbours]

@@ -1,0 +1,165 @@
+"""The fused kernels as PyTorch operators: autograd, fake tensors, and one that works in place.
+
+A kernel is a module with ``forward``, ``backward``, ``state_elements`` (see cpu.py). Two operators make it part of
+PyTorch: ``nlrn::attention``, which computes gradients and keeps the correlation of every state, in float32, and
+``nlrn::attention_``, which overwrites one correlation from state to state, so that memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlrn.ops import cpu
+from nlrn.ops import triton as gpu
+
+NORMS = 2  # numbers a query that a backward pass needs: a maximum of the logits, and a sum relative to it
+KERNELS: dict[str, ModuleType] = {"cpu": cpu, "gpu": gpu}
+
+
+def _state_size(kernel: str, q: Tensor, window: int | None) -> int:
+    batch, height, width, _ = q.shape
+    size: int = KERNELS[kernel].state_elements(batch, height, width, window)
+    return size
+
+
+def _kept(kernel: str, q: Tensor, v: Tensor, window: int | None, carried: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for what `attention` returns beside out."""
+    exact = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
+    norms = q.new_empty((NORMS, *q.shape[:3]), dtype=torch.float32)
+    return exact, norms, q.new_empty(_state_size(kernel, q, window) if carried else 0, dtype=torch.float32)
+
+
+@torch.library.custom_op("nlrn::attention", mutates_args=())
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out [B, H, W, C], the same before it was rounded, what else the backward pass needs, correlation).
+
+    Empty are the second, where nothing was rounded, and the last, where nothing is carried.
+    """
+    if before is not None:
+        before = before.contiguous()
+    exact, norms, after = _kept(kernel, q, v, window, carry or before is not None)
+    state, precise = (x if x.numel() else None for x in (after, exact))
+    out = KERNELS[kernel].forward(q, k, v, window, before, state, norms, precise)
+    return out, exact, norms, after
+
+
+@attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return v.new_empty(v.shape), *_kept(kernel, q, v, window, carry or before is not None)
+
+
+@torch.library.custom_op("nlrn::attention_backward", mutates_args=())
+def attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    exact: Tensor,
+    out_gradient: Tensor,
+    norms: Tensor,
+    after: Tensor,
+    after_gradient: Tensor | None,
+    window: int | None,
+    kernel: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and, in float32, of the correlation before (empty where nothing is carried)."""
+    state = after if after.numel() else None
+    *gradients, before = KERNELS[kernel].backward(q, k, v, exact, out_gradient, norms, window, state, after_gradient)
+    dq, dk, dv = gradients
+    return dq, dk, dv, q.new_empty(0, dtype=torch.float32) if before is None else before
+
+
+@attention_backward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    exact: Tensor,
+    out_gradient: Tensor,
+    norms: Tensor,
+    after: Tensor,
+    after_gradient: Tensor | None,
+    window: int | None,
+    kernel: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), torch.empty_like(after)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    q, k, v, before, ctx.window, _, ctx.kernel = inputs
+    out, exact, norms, after = output
+    ctx.follows = before is not None
+    ctx.save_for_backward(q, k, v, exact if exact.numel() else out, norms, after)
+    ctx.mark_non_differentiable(exact, norms)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, out_gradient: Tensor | None, _exact: None, _norms: None, after_gradient: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    q, k, v, exact, norms, after = ctx.saved_tensors
+    if out_gradient is None:
+        out_gradient = torch.zeros_like(v)
+    dq, dk, dv, before = torch.ops.nlrn.attention_backward(
+        q, k, v, exact, out_gradient, norms, after, after_gradient, ctx.window, ctx.kernel
+    )
+    return dq, dk, dv, before if ctx.follows else None, None, None, None
+
+
+attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+@torch.library.custom_op("nlrn::attention_", mutates_args=("state",))
+def attention_(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int | None, kernel: str
+) -> Tensor:
+    """out [B, H, W, C]. state holds the correlation before, if this one `follows`, and after, if one is to `carry`."""
+    before, after = state if follows else None, state if carry else None
+    out: Tensor = KERNELS[kernel].forward(q, k, v, window, before, after)
+    return out
+
+
+@attention_.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int | None, kernel: str
+) -> Tensor:
+    return v.new_empty(v.shape)
+
+
+def attend(
+    kernel: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    correlation: Tensor | None,
+    return_correlation: bool,
+    overwrite: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """q, k [B, H, W, Cm], v [B, H, W, C] -> out [B, H, W, C] and, when asked for, the correlation.
+
+    Where no gradient is wanted, the correlation of 16-bit queries is float16, clamped to +-65504.
+    """
+    tensors = (q, k, v) if correlation is None else (q, k, v, correlation)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        if correlation is not None:
+            correlation = correlation.float()
+        out, _, _, after = torch.ops.nlrn.attention(q, k, v, correlation, window, return_correlation, kernel)
+        return out, after if return_correlation else None
+    if correlation is None:
+        dtype = torch.float32 if q.dtype == torch.float32 else torch.float16
+        state = q.new_empty(_state_size(kernel, q, window) if return_correlation else 0, dtype=dtype)
+    elif return_correlation and not (overwrite and correlation.is_contiguous()):
+        state = correlation.clone(memory_format=torch.contiguous_format)
+    else:
+        state = correlation.contiguous()
+    follows = correlation is not None
+    out = torch.ops.nlrn.attention_(q, k, v, state, follows, return_correlation, window, kernel)
+    return out, state if return_correlation else None

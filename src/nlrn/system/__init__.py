@@ -1,0 +1,1 @@
+"""Files that appear whole; what this machine is and has."""

@@ -1,0 +1,52 @@
+"""Processes of our own that share the threads, and that end at once with the work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
+
+import torch
+
+from nlrn.ops.cpu import say_if_missing
+from nlrn.system.allocator import keep_freed_memory
+
+
+@contextmanager
+def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of so many fresh processes, each with a share of this one's threads.
+
+    Ctrl-C reaches this process alone; when the context ends, by an error or an interrupt too, its processes are
+    ended, whatever they are at. They end by themselves when this one is killed.
+    """
+    if not torch.cuda.is_available():
+        say_if_missing()
+    threads, others = max(1, torch.get_num_threads() // workers), set(active_children())
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), begin, (threads, os.getpid()))
+    try:
+        yield executor
+    finally:
+        for process in set(active_children()) - others:
+            process.terminate()
+        executor.shutdown(cancel_futures=True)
+
+
+def begin(threads: int, parent: int) -> None:
+    """What a process of our own begins with: so many threads, deaf to Ctrl-C, and its end with that of `parent`."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    keep_freed_memory()
+    say_if_missing(elsewhere=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+
+
+def _end_with(parent: int) -> None:
+    """A process whose parent was killed is given another."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

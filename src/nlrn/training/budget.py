@@ -1,0 +1,76 @@
+"""The time that a training run may take, by the wall's clock or by the processor's, and what fits into it."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from nlrn.errors import ConfigError, UnfinishedError
+from nlrn.training.config import TrainConfig
+from nlrn.training.logging import Pace
+
+FORWARD = 0.4  # of a training step's time, what a forward pass alone takes, to plan the end of a slice
+RESERVE = 0.25  # of the time, at most, for what comes after the last step
+LEAST_BATCHES = 8  # for the statistics of the averaged weights
+
+
+class Budget:
+    """minutes: of the wall's clock, from now on. cpu_minutes: of the CPU time of this process divided by its threads,
+    so that neither a pause nor other programs shorten the run. Without either there is no limit.
+
+    Raises ConfigError for a limit that is not positive, or two.
+    """
+
+    def __init__(self, minutes: float | None = None, cpu_minutes: float | None = None) -> None:
+        for name, value in (("minutes", minutes), ("cpu_minutes", cpu_minutes)):
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be positive, not {value}")
+        if minutes is not None and cpu_minutes is not None:
+            raise ConfigError("minutes and cpu_minutes are two clocks for one limit: give one of them")
+        self.cpu = cpu_minutes is not None
+        limit = cpu_minutes if self.cpu else minutes
+        self.seconds = math.inf if limit is None else 60 * limit
+        self.began = self.now()
+
+    @property
+    def limited(self) -> bool:
+        """Whether a clock ends the run."""
+        return self.seconds < math.inf
+
+    def now(self) -> float:
+        """Seconds of the clock that counts."""
+        return time.process_time() / torch.get_num_threads() if self.cpu else time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.seconds - (self.now() - self.began)
+
+    def decay_steps(self, pace: Pace, step: int, share: float, limit: int, batches: float) -> int:
+        """How many steps the decay has when it begins at `step`, or -1 while it need not begin.
+
+        It begins when its share is what remains. What comes after it is paid for too, a validation and the statistics
+        of `batches` batches, but with no more than a quarter of the time. limit: steps that the recipe leaves.
+        """
+        a_step = pace.seconds(step, step + 1) - pace.aside / pace.config.validate_every
+        usable = self.seconds - min(batches * FORWARD * a_step + pace.aside, RESERVE * self.seconds)
+        spent = self.seconds - self.left
+        return pace.fitting(step, usable - spent, limit) if spent >= usable * (1 - share) else -1
+
+    def batches(self, pace: Pace, step: int, wanted: int, world: int) -> int:
+        """How many of the wanted batches the last statistics are measured on: a quarter of the time pays for them."""
+        a_step = pace.seconds(step, step + 1) - pace.aside / pace.config.validate_every
+        if not self.limited or a_step <= 0:
+            return wanted
+        return min(wanted, max(LEAST_BATCHES, int(RESERVE * self.seconds * world / (FORWARD * a_step))))
+
+    def check_warmup(self, config: TrainConfig, step: int) -> None:
+        """Raises UnfinishedError where the clock ended a run within its warm-up."""
+        warmup = config.schedule.warmup
+        if self.limited and step < warmup:
+            raise UnfinishedError(
+                f"the time was over after {step} steps, within the warm-up of {warmup}: no weights are written; the "
+                "state is kept, resume with more minutes"
+            )

@@ -1,0 +1,344 @@
+"""A training run as data: frozen dataclasses read from a TOML file, strict about every key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from nlrn.errors import ConfigError
+from nlrn.models.nlrn import NLRNConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """folders: below the data root; what nlrn.io.datasets.HELD_OUT names of one is not trained on. validation: a folder
+    that is neither trained on nor a scoring set, or one of `folders` with a part held out, and then that part.
+    """
+
+    folders: tuple[str, ...] = ("bsds500/train", "bsds500/test")
+    validation: str = "t91"
+    validation_pictures: int = 6
+    validation_size: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.folders or self.validation_pictures < 1 or self.validation_size < 8:
+            raise ConfigError("data needs a folder, at least one validation picture, of at least 8 pixels")
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """kind "gaussian": sigma uniform in [low, high] on the 0..255 scale; equal bounds mean one fixed level.
+    kind "camera": of a camera drawn for each patch (nlrn.functional.camera.draw_camera), which has its own levels.
+    """
+
+    low: float = 0.0
+    high: float = 75.0
+    kind: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("gaussian", "camera"):
+            raise ConfigError(f"noise.kind must be gaussian or camera, not {self.kind!r}")
+        if self.kind == "camera" and (self.low, self.high) != (NoiseConfig.low, NoiseConfig.high):
+            raise ConfigError("camera noise draws its levels itself: leave noise.low and noise.high out")
+        if not 0 <= self.low <= self.high <= 255:
+            raise ConfigError(f"noise wants 0 <= low <= high <= 255, not {self.low} and {self.high}")
+
+
+@dataclass(frozen=True)
+class ResizeConfig:
+    """What a model of the task "sr" undoes, one of `scales` for each patch: luminance made smaller by MATLAB's bicubic
+    and back to its size. rounded: the share of patches whose small picture is rounded to 8 bits, as files are.
+    """
+
+    scales: tuple[int, ...] = (2, 3, 4)
+    rounded: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) < 2 or max(self.scales) > 8 or not 0 <= self.rounded <= 1:
+            raise ConfigError(f"resize wants scales of 2 to 8 and rounded in [0, 1], not {self}")
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """from: the trained weights, a shipped model's name or a file, that a run begins with (nlrn.training.starting.start_from).
+
+    Where the first stage is frozen, the statistics of its batch norms stay those of the start.
+    """
+
+    from_: str
+
+    def __post_init__(self) -> None:
+        if not self.from_:
+            raise ConfigError("start.from must name a shipped model or a weights file")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """optimizer: "muon" (nlrn.training.optim.Muon), "adamw" or "adam". clip: limit of the gradient norm, over all or for
+    each variable.
+    """
+
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    clip_per_variable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("muon", "adamw", "adam"):
+            raise ConfigError(f"optimizer must be muon, adamw or adam, not {self.optimizer!r}")
+        if min(self.lr, self.clip, self.eps) <= 0 or self.weight_decay < 0:
+            raise ConfigError("lr, clip and eps must be positive and weight_decay not negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas must lie in [0, 1), not {self.betas}")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """kind "slices": warm-up, constant rate, then a decay branch over the last `decay` of the run, to zero.
+    kind "halving": the paper's; the rate is halved every `halve_every` steps.
+    """
+
+    kind: str = "slices"
+    steps: int = 100_000
+    warmup: int = 300
+    decay: float = 0.2
+    halve_every: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("slices", "halving"):
+            raise ConfigError(f"schedule kind must be slices or halving, not {self.kind!r}")
+        if self.steps < 1 or self.warmup < 0 or not 0 <= self.decay < 1 or self.halve_every < 1:
+            raise ConfigError("schedule wants steps >= 1, warmup >= 0, 0 <= decay < 1, halve_every >= 1")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From step `start` on: patches of `patch` x `patch` pixels, `batch` of them over all processes.
+
+    lr: a factor on the schedule's learning rate. frozen: when the first such stage begins, the averaged weights
+    take over with statistics of their own, and from there on the batch norms keep these: a step computes what
+    inference does. The recurrent states feed themselves; the statistics of a batch hide where that runs away,
+    and add their own chance to every gradient. accumulate: the batch goes through in so many parts, one after the
+    other, whose gradients add up: less memory, the same step once frozen; before, each part is normalised by its own
+    statistics, as a smaller batch is.
+    """
+
+    start: int
+    patch: int
+    batch: int
+    lr: float = 1.0
+    frozen: bool = False
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.accumulate <= self.batch:
+            raise ConfigError(f"a batch of {self.batch} can be accumulated in 1 to {self.batch} parts: {self}")
+        if self.start < 0 or self.patch < 1 or self.batch < 1 or self.lr <= 0:
+            raise ConfigError(f"a stage wants start >= 0, patch >= 1, batch >= 1 and lr > 0, not {self}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. loss: "rms", the root-mean-square error of each patch, or "mse".
+
+    ema: decay of the averaged weights that are scored and shipped, their batch-norm statistics taken anew
+    over norm_batches batches; 0 ships the weights and statistics as they are. embedding_gain: the factor on the
+    kernels of theta and phi at the start, embedding_lr: on their learning rate; 1 is the paper. embedding_tied: phi
+    starts as a copy of theta. A model for many
+    noise levels wants less: its features grow with the noise and the logits with their square, are summed over
+    the states, and a softmax that is saturated from the start never learns. precision "auto": bf16 autocast
+    on CUDA and on CPUs with bf16 units, else float32. compile: on CUDA, one recurrent state through
+    torch.compile.
+    """
+
+    name: str
+    model: NLRNConfig = field(default_factory=NLRNConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)  # of the task "denoise"
+    resize: ResizeConfig = field(default_factory=ResizeConfig)  # of the task "sr"
+    start: StartConfig | None = None
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    stages: tuple[Stage, ...] = (Stage(0, 48, 16),)
+    loss: str = "rms"
+    embedding_gain: float = 1.0
+    embedding_tied: bool = False
+    embedding_lr: float = 1.0
+    ema: float = 0.999
+    norm_batches: int = 200
+    seed: int = 0
+    precision: str = "auto"
+    compile: bool = False
+    validate_every: int = 500
+    checkpoint_minutes: float = 2.0
+
+    def __post_init__(self) -> None:
+        starts = [stage.start for stage in self.stages]
+        if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
+            raise ConfigError(f"stages must start at step 0 and rise, not {starts}")
+        if sorted(stage.frozen for stage in self.stages) != [stage.frozen for stage in self.stages]:
+            raise ConfigError("a stage after a frozen one must be frozen too")
+        if self.loss not in ("rms", "mse") or self.precision not in ("auto", "fp32", "bf16"):
+            raise ConfigError("loss must be rms or mse, precision auto, fp32 or bf16")
+        if not 0 <= self.ema < 1 or self.norm_batches < 1 or self.validate_every < 1:
+            raise ConfigError("ema must be in [0, 1), norm_batches and validate_every at least 1")
+        if self.embedding_gain <= 0 or self.embedding_lr < 0:
+            raise ConfigError("embedding_gain must be positive and embedding_lr not negative")
+        if self.checkpoint_minutes < 0 or not 0 <= self.seed < 2**64:
+            raise ConfigError("checkpoint_minutes must not be negative, seed between 0 and 2^64 - 1")
+        if not self.name or Path(self.name).name != self.name or self.name.startswith(("state-", "before-decay")):
+            raise ConfigError(f"name becomes a file's name, which {self.name!r} cannot be")
+        self._check_task()
+
+    def _check_task(self) -> None:
+        """What the model is for must fit what it is and what it is shown."""
+        if self.noise.kind == "camera":
+            if self.model.task != "denoise" or self.model.in_channels != 3:
+                raise ConfigError('camera noise is for models of the task "denoise" with in_channels = 3')
+            if self.model.sigma_input and not self.model.level_one:
+                raise ConfigError("camera noise has no one sigma: sigma_input requires a level_one")
+            return
+        if self.model.level_one:
+            raise ConfigError('a model with a level_one is trained on noise.kind = "camera"')
+        if self.model.task == "denoise":
+            if not self.model.sigma_input and self.noise.low != self.noise.high:
+                raise ConfigError("a range of noise levels needs a model with sigma_input = true")
+            return
+        if self.model.in_channels != 1 or self.model.sigma_input:
+            raise ConfigError("super-resolution restores luminance: in_channels = 1 and sigma_input = false")
+        if any(self.data.validation_size % scale for scale in self.resize.scales):
+            raise ConfigError("super-resolution wants a validation_size that every scale divides")
+
+    def stage(self, step: int) -> Stage:
+        """The stage that `step` belongs to."""
+        return [stage for stage in self.stages if stage.start <= step][-1]
+
+    @property
+    def freeze(self) -> int | None:
+        """The step at which the batch norms are frozen, or None."""
+        return next((stage.start for stage in self.stages if stage.frozen), None)
+
+    def pixels(self, start: int, end: int) -> int:
+        """Pixels that the steps from `start` up to but without `end` train on, over all processes."""
+        total = 0
+        following = [stage.start for stage in self.stages[1:]] + [end]
+        for stage, last in zip(self.stages, following, strict=True):
+            steps = max(0, min(last, end) - max(stage.start, start))
+            total += steps * stage.batch * stage.patch**2
+        return total
+
+    def lr(self, step: int, decay_start: int, decay_steps: int) -> float:
+        """The learning rate of a step: a pure function of the step and of where the decay branch lies."""
+        s = self.schedule
+        rate = self.optim.lr * self.stage(step).lr * min(1.0, (step + 1) / max(1, s.warmup))
+        if s.kind == "halving":
+            return rate * 0.5 ** (step // s.halve_every)
+        left = 1 - (step - decay_start) / decay_steps if decay_steps else 1.0
+        return rate * min(1.0, max(0.0, left))
+
+    def _values(self) -> dict[str, Any]:
+        """Every field that means something; those younger than released states unless they have their defaults."""
+        values = dataclasses.asdict(self)
+        del values["noise" if self.model.task == "sr" else "resize"]
+        for key in ("distance", "level_one"):
+            if getattr(self.model, key) == getattr(NLRNConfig, key):
+                del values["model"][key]
+        if self.model.task != "sr" and self.noise.kind == NoiseConfig.kind:
+            del values["noise"]["kind"]
+        start = values.pop("start")
+        if start is not None:
+            values["start"] = {"from": start["from_"]}
+        for stage in values["stages"]:
+            if stage["accumulate"] == 1:
+                del stage["accumulate"]
+        return values
+
+    def header(self) -> str:
+        """The whole recipe as the weights file keeps it."""
+        return json.dumps(self._values(), sort_keys=True)
+
+    def digest(self) -> str:
+        """Identifies what a step computes, so that a run is never resumed under another recipe."""
+        fixed = {k: v for k, v in self._values().items() if k not in ("validate_every", "checkpoint_minutes")}
+        fixed["schedule"] = {k: v for k, v in fixed["schedule"].items() if k not in ("steps", "decay")}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_SECTIONS = {
+    "model": NLRNConfig,
+    "data": DataConfig,
+    "noise": NoiseConfig,
+    "resize": ResizeConfig,
+    "start": StartConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+}
+
+
+def build(kind: type, values: Any, where: str) -> Any:
+    """A dataclass from a table; an unknown key names the nearest known one, a wrong type both types."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} must be a table, not {values!r}")
+    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(kind)}  # "from" is a word of Python
+    hints = {name.rstrip("_"): hint for name, hint in get_type_hints(kind).items()}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(fields))}"
+            raise ConfigError(f"unknown key {key!r} in {where}{hint}")
+        if not _fits(hints[key], value):
+            raise ConfigError(f"{where}.{key} must be {fields[key].type}, not {value!r}")
+    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}")
+    return kind(**{fields[k].name: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _fits(wanted: Any, value: Any) -> bool:
+    """Whether a TOML value has an annotated type. Integers are floats too; bools and nan are not."""
+    origin, parts = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        return any(_fits(part, value) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        of = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(of) == len(value) and all(map(_fits, of, value))
+    if wanted is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is wanted
+
+
+def read_recipe(path: str | Path) -> TrainConfig:
+    """The TrainConfig in a TOML file. Raises ConfigError for a file that is not one, naming key and place.
+
+    The file's tables are the fields of TrainConfig; [model] window = 0 stands for None (the whole picture),
+    and [[stages]] are listed in order.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
+    values.setdefault("name", Path(path).stem)
+    model = values.get("model")
+    if isinstance(model, dict) and model.get("window") == 0:
+        model["window"] = None
+    for key, kind in _SECTIONS.items():
+        if key in values:
+            values[key] = build(kind, values[key], key)
+    if isinstance(values.get("stages"), list):
+        values["stages"] = [build(Stage, stage, "stages") for stage in values["stages"]]
+    recipe: TrainConfig = build(TrainConfig, values, str(Path(path).name))
+    return recipe

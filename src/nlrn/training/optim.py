@@ -1,0 +1,143 @@
+"""The parts of one training step: the loss, the optimiser, the clipping, and a compiled recurrent state."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from nlrn.models.nlrn import NLRN, RecurrentBlock
+from nlrn.training.config import OptimConfig, TrainConfig
+
+
+def loss_of(restored: Tensor, clean: Tensor, kind: str) -> Tensor:
+    """ "mse", or "rms": the mean over patches of each patch's root-mean-square error."""
+    error = (restored - clean).square().flatten(1).mean(1)  # [B]
+    return error.mean() if kind == "mse" else (error + 1e-8).sqrt().mean()
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but in the groups marked `orthogonal` the momentum of every kernel is made orthogonal.
+
+    A kernel [out, in, height, width] counts as a matrix of `out` rows; its step is the nearest matrix of equal
+    singular values (to within some 30 %), scaled to the root mean square that AdamW's steps have, so that one learning
+    rate serves both. ``torch.optim.Muon`` takes matrices only, and no other parameters beside them. Source: Jordan et
+    al., Muon, 2024; the scale is that of Liu et al., arXiv 2502.16982, section 2.2.
+    """
+
+    MOMENTUM = 0.95
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        groups = self.param_groups
+        try:
+            self.param_groups = [g for g in groups if not g["orthogonal"]]
+            super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            for p in group["params"] if group["orthogonal"] else ():
+                if p.grad is not None:
+                    self._orthogonal_step(p, group["lr"], group["weight_decay"])
+
+    def _orthogonal_step(self, p: nn.Parameter, lr: float, weight_decay: float) -> None:
+        assert p.grad is not None
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        state["momentum"].lerp_(p.grad, 1 - self.MOMENTUM)
+        ahead = p.grad.lerp(state["momentum"], self.MOMENTUM).flatten(1)  # Nesterov's
+        scale = 0.2 * max(ahead.shape) ** 0.5
+        p.mul_(1 - lr * weight_decay)
+        p.add_(orthogonalized(ahead).view(p.shape), alpha=-lr * scale)
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """The matrix with its singular values brought to about 1 (0.7 to 1.2) by five Newton-Schulz steps."""
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+def make_optimizer(config: TrainConfig, model: NLRN) -> torch.optim.Optimizer:
+    """Adam, AdamW or Muon; weight decay on convolution kernels alone, never on biases or batch norms.
+
+    Muon's orthogonal steps are for the kernels of the recurrent block but theta's and phi's. Every group has a `factor`
+    on the learning rate: that of theta and phi is the recipe's embedding_lr.
+    """
+    o, block = config.optim, model.block
+    embeddings = {id(p) for part in block.non_local.embeddings for p in part.parameters()}
+    hidden = {id(part.weight) for part in (block.conv_a, block.conv_b, block.non_local.g)}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        groups.setdefault((id(p) in embeddings, p.dim() > 1, id(p) in hidden), []).append(p)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}[o.optimizer]
+    return kind(
+        [
+            {
+                "params": parameters,
+                "weight_decay": o.weight_decay if is_kernel else 0.0,
+                "factor": config.embedding_lr if is_embedding else 1.0,
+                "orthogonal": is_hidden,
+            }
+            for (is_embedding, is_kernel, is_hidden), parameters in groups.items()
+        ],
+        lr=o.lr,
+        betas=o.betas,
+        eps=o.eps,
+    )
+
+
+@torch.no_grad()
+def start_embeddings(model: NLRN, gain: float, tied: bool = False) -> None:
+    """The kernels of theta and phi times `gain`, so that the logits start gain squared times as large.
+
+    tied: phi starts as theta, so that from the first step on pixels of like features have the largest logits; two
+    kernels drawn apart start with a random bilinear form, to which look-alikes are nothing special.
+    """
+    embeddings = model.block.non_local.embeddings
+    if tied:
+        for part in embeddings[1:]:
+            part.weight.copy_(embeddings[0].weight)
+    for part in embeddings:
+        part.weight.mul_(gain)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: list[nn.Parameter], o: OptimConfig) -> Tensor:
+    """Scale the gradients down to norm `clip`, all together or each alone; the (largest) norm before that."""
+    if not o.clip_per_variable:
+        return nn.utils.clip_grad_norm_(parameters, o.clip)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = [g.norm() for g in gradients]
+    for gradient, norm in zip(gradients, norms, strict=True):
+        gradient.mul_(o.clip / norm.clamp(min=o.clip))
+    return torch.stack(norms).max()
+
+
+def compile_states(block: RecurrentBlock, backend: str = "inductor") -> None:
+    """Compile one recurrent state in place: all states run the same graphs, each with its own batch norms.
+
+    The attention stays outside of them, whatever backend it runs on. Only training is compiled.
+    """
+    attention = copy.copy(block.non_local)
+    attention.attend = torch.compiler.disable(block.non_local.attend)  # type: ignore[method-assign,no-untyped-call]
+    states = []
+    for t in range(len(block.norm1)):
+        state = copy.copy(block)
+        own = {name: nn.ModuleList([getattr(block, name)[t]]) for name in ("norm1", "norm2", "norm3")}
+        state._modules = {**block._modules, **own, "non_local": attention}
+        states.append(state)
+    compiled, eager = torch.compile(RecurrentBlock.forward, dynamic=False, backend=backend), block.forward
+
+    def forward(s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool) -> tuple[Tensor, Tensor | None]:
+        if not block.training:
+            return eager(s, s0, correlation, t, keep)
+        found: tuple[Tensor, Tensor | None] = compiled(states[t], s, s0, correlation, 0, keep)
+        return found
+
+    block.forward = forward  # type: ignore[method-assign]

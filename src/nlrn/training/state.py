@@ -1,0 +1,190 @@
+"""The state of a training run on disk: safetensors that carry their own digest, newest verified one first.
+
+A run folder holds ``state-<step>.safetensors`` (the last few), ``before-decay.safetensors`` (what a later
+slice goes on from) and ``log.jsonl``. No pickle; a file whose digest is wrong is passed over, loudly, for the
+one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from nlrn.errors import CheckpointError, ConfigError
+from nlrn.models.checkpoint import read_tensors
+from nlrn.system.atomic import publish
+from nlrn.training.config import TrainConfig
+
+BEFORE_DECAY = "before-decay.safetensors"
+LATEST = "latest.txt"  # the name of the newest rolling state, so that its loss is noticed
+KEPT = 2
+
+State = tuple[Path, dict[str, Tensor], dict[str, Any]]  # file, tensors, meta
+
+
+def prepare(folder: Path, *, create: bool) -> None:
+    """Make the run folder and find out whether files can be written there; ConfigError if not."""
+    try:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"cannot write a run into {folder}: {error.strerror or error}") from error
+
+
+def pack(model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that a step depends on, by name: parameters and statistics, their average, the moments."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.items()}
+    for name, p in model.named_parameters():
+        for key, value in optimizer.state[p].items():
+            tensors[f"optim.{name}.{key}"] = torch.as_tensor(value)
+    return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+
+
+def unpack(
+    tensors: dict[str, Tensor], model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    """Put what ``pack`` took back in its places, bit for bit. Raises CheckpointError if it does not fit."""
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optim": {}}
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        parts[kind][name] = value
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in parts["optim"].items():
+        name, _, moment = key.rpartition(".")
+        moments.setdefault(name, {})[moment] = value
+    try:
+        model.load_state_dict(parts["model"])
+        for name, p in model.named_parameters():
+            with torch.no_grad():
+                ema[name].copy_(parts["ema"][name])
+            found = moments.get(name, {})
+            optimizer.state[p] = {
+                k: v.clone() if k == "step" else torch.empty_like(p).copy_(v) for k, v in found.items()
+            }
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"this training state does not fit the recipe's model: {error}") from error
+
+
+def provenance(config: TrainConfig, step: int, seconds: float, device: torch.device, world: int) -> dict[str, str]:
+    """What a weights file says of its origin."""
+    return {
+        "name": config.name,
+        "steps": str(step),
+        "training_pixels": str(config.pixels(0, step)),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "hardware_seconds": f"{seconds:.0f}",
+        "processes": str(world),
+        "recipe": config.header(),
+        "torch": torch.__version__,
+    }
+
+
+def _digest(tensors: dict[str, Tensor], meta: str) -> str:
+    digest = hashlib.sha256(meta.encode())
+    for key in sorted(tensors):
+        digest.update(f"{key}{tensors[key].dtype}{tuple(tensors[key].shape)}".encode())
+        digest.update(tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Publish a state atomically, its digest in the header."""
+    text = json.dumps(meta, sort_keys=True)
+    publish(path, save(tensors, {"meta": text, "digest": _digest(tensors, text)}), overwrite=True)
+
+
+def write_compact(source: Path, path: Path) -> int:
+    """A copy of a state whose momenta are rounded to bfloat16, to be kept in a repository; returns its step.
+
+    A run that resumes from it is not the same to the bit, which no result depends on. Raises CheckpointError.
+    """
+    tensors, meta = read_state(source)
+    moments = {k for k, v in tensors.items() if k.startswith("optim.") and v.is_floating_point() and v.dim() > 0}
+    write_state(path, {k: v.bfloat16() if k in moments else v for k, v in tensors.items()}, meta)
+    return int(meta["step"])
+
+
+def undecayed(folder: Path) -> Path | None:
+    """The newest verified state of a run folder that no decay has touched; None where there is none."""
+    for path in rolling(folder):
+        try:
+            meta = read_state(path)[1]
+        except CheckpointError as error:
+            _warn(str(error))
+            continue
+        if meta["step"] <= meta["decay_start"]:
+            return path
+    path = folder / BEFORE_DECAY
+    return path if path.exists() else None
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and meta of a state. Raises CheckpointError when the file is damaged in any bit."""
+    header, tensors = read_tensors(path)  # finds a damaged header; the digest finds the rest
+    if "meta" not in header or header.get("digest") != _digest(tensors, header["meta"]):
+        raise CheckpointError(f"{path.name} is damaged: its contents do not match its digest")
+    return tensors, json.loads(header["meta"])
+
+
+def rolling(folder: Path) -> list[Path]:
+    """The rolling states of a run folder, newest first."""
+    return sorted(folder.glob("state-*.safetensors"), reverse=True)
+
+
+def save_rolling(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write state-<step> and drop all but the last few."""
+    path = folder / f"state-{meta['step']:09d}.safetensors"
+    write_state(path, tensors, meta)
+    publish(folder / LATEST, path.name.encode(), overwrite=True)
+    # the states of a decay lie above a later slice, which goes on from before it: they are left behind
+    kept = [file for file in rolling(folder) if file.name <= path.name][:KEPT]
+    for other in set(rolling(folder)) - set(kept):
+        other.unlink(missing_ok=True)
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether states were ever written here."""
+    return bool(rolling(folder)) or (folder / LATEST).exists() or (folder / BEFORE_DECAY).exists()
+
+
+def newest_verified(folder: Path) -> State | None:
+    """The newest rolling state that verifies, else the one before the decay; None when there are no files.
+
+    A damaged or missing one is warned about. Raises CheckpointError when there are files and none verifies: a
+    run never starts again from scratch without being told to.
+    """
+    files = rolling(folder)
+    latest = folder / LATEST
+    if latest.exists() and (name := latest.read_text(errors="replace")) not in {file.name for file in files}:
+        _warn(f"the newest state of this run, {name!r}, is missing")
+    return first_verified([*files, folder / BEFORE_DECAY])
+
+
+def first_verified(candidates: Iterable[Path]) -> State | None:
+    """The first of these files that verifies, warning about each that does not; None when there are none."""
+    files, problems = [path for path in candidates if path.exists()], []
+    for path in files:
+        try:
+            return path, *read_state(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            _warn(str(error))
+    if problems:
+        raise CheckpointError(f"no state of this run can be used: {'; '.join(problems)}")
+    return None
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(f"{problem}; trying the one before it", RuntimeWarning, stacklevel=3)

@@ -1,0 +1,176 @@
+"""What is done with one picture: the bytes of a file and options -> the bytes of an answer. Runs in the worker."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nlrn.errors import BackendError, ConfigError, InputError, ModelError, ModelNotFoundError
+from nlrn.evaluation.explain import correlation_maps
+from nlrn.functional.alpha import fill_hidden
+from nlrn.functional.anscombe import PoissonNoise
+from nlrn.inference.pipeline import denoised, restorer_of, result_size, upscaled
+from nlrn.inference.restorer import MEMORY, Restorer, Settings
+from nlrn.inference.self_ensemble import Progress
+from nlrn.io.decode import is_known
+from nlrn.io.image import SUFFIXES, Picture, check_holds, encode_picture, read_picture
+from nlrn.models.checkpoint import WEIGHTS, ModelInfo, default_model, describe, list_models, resolve_model
+from nlrn.web.limits import RefusedError
+from nlrn.web.messages import MEDIA, Answer, House, Task
+
+_ENDINGS = {kind: suffix for suffix, kind in SUFFIXES.items() if suffix not in (".jpeg", ".tiff", ".pgm", ".pnm")}
+_FLAGS = {"pixels": "--max-pixels", "result": "--max-result-pixels"}
+_SETTINGS = ("mode", "tta", "precision", "tile", "overlap")
+
+
+class Workshop:
+    """Does tasks one after the other. Raises ModelError for a file of the operator's that is no model."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        own = [describe(resolve_model(name)) for name in house.models]
+        self.offered: dict[str, ModelInfo] = {info.name: info for info in (*list_models(), *own)}
+
+    def perform(self, task: Task, progress: Progress | None = None) -> Answer:
+        """The answer to a task. Raises RefusedError, and what `progress` raises, after which nothing is left."""
+        if not is_known(task.data):
+            raise RefusedError(
+                415, f"not a picture of a known format ({', '.join(sorted(set(SUFFIXES.values())))}, GIF)"
+            )
+        try:
+            limits = self.house.limits
+            picture = read_picture(task.data, max_pixels=limits.max_pixels, max_bytes=limits.max_bytes, apart=True)
+            match task.kind:
+                case "denoise":
+                    return self._denoise(picture, task.options, progress)
+                case "upscale":
+                    return self._upscale(picture, task.options, progress)
+                case "explain":
+                    return self._explain(picture, task.options)
+                case _:
+                    picture = picture.with_depth(8)
+                    self._check_result(picture, "PNG")
+                    return _encoded(picture, "PNG", [])
+        except InputError as error:
+            raise _refusal(error) from error
+        except (ConfigError, ModelError) as error:
+            raise RefusedError(422, str(error)) from error
+        except (BackendError, MemoryError) as error:
+            raise RefusedError(503, str(error) or "out of memory", limit="memory") from error
+
+    def _denoise(self, picture: Picture, options: dict[str, Any], progress: Progress | None) -> Answer:
+        picture, form = _as_asked(picture, options)
+        self._check_result(picture, form)
+        lines: list[str] = []
+        result = denoised(
+            picture,
+            partial(self._restorer, "denoise", options),
+            _noise(options),
+            strength=options["strength"],
+            noise="auto" if options["noise"] == "poisson" else options["noise"],
+            say=lines.append,
+            progress=progress,
+        )
+        return _encoded(result, form, lines)
+
+    def _upscale(self, picture: Picture, options: dict[str, Any], progress: Progress | None) -> Answer:
+        picture, form = _as_asked(picture, options)
+        height, width = result_size(
+            *picture.array.shape[:2],
+            scale=options["scale"],
+            to_height=options["height"],
+            to_width=options["width"],
+            most=self.house.limits.max_result_pixels,
+        )
+        self._check_result(picture.of_size(height, width), form)
+        lines: list[str] = []
+        restorer = self._restorer("sr", options, 1)
+        return _encoded(upscaled(picture, restorer, height, width, say=lines.append, progress=progress), form, lines)
+
+    def _explain(self, picture: Picture, options: dict[str, Any]) -> Answer:
+        seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+        restorer = self._restorer("denoise", options, 1)
+        restorer.require("denoise")
+        level = restorer.noise_level(seen, options["sigma"])
+        maps = correlation_maps(restorer, seen, (options["x"], options["y"]), float(np.max(level)))
+        said = {
+            "sigma": round(maps.sigma, 2),
+            "centre": [int(n) for n in maps.centre],
+            "neighbours": [round(n, 2) for n in maps.neighbours],
+            "states": [[[float(f"{p:.4g}") for p in row] for row in state] for state in maps.states],
+        }
+        return Answer(json.dumps(said).encode(), "application/json")
+
+    def _check_result(self, picture: Picture, form: str) -> None:
+        """Before the work, of a result in its size and depth. Raises InputError, or RefusedError for one too large."""
+        check_holds(picture, form)
+        size = picture.array.size + (0 if picture.alpha is None else picture.alpha.size)
+        size, most = size * picture.depth // 8, self.house.limits.held_bytes - self.house.limits.max_bytes
+        if size > most:
+            words = f"a result of {size:,} bytes is beyond {most:,} (nlrn serve --held-bytes, less --max-bytes)"
+            raise RefusedError(413, words, limit="held_bytes")
+
+    def _restorer(self, task: str, options: dict[str, Any], channels: int) -> Restorer:
+        settings = Settings(memory=self.house.memory or MEMORY, **{k: options[k] for k in _SETTINGS if k in options})
+        return restorer_of(self._model(task, options["model"], channels), self.house.device, settings)
+
+    def _model(self, task: str, name: str | None, channels: int) -> str:
+        """What load_model takes. Raises RefusedError for a name that is not offered."""
+        if name is None:
+            try:
+                return default_model(task, channels)
+            except ModelNotFoundError:
+                own = [info for info in self.offered.values() if info.task == task]
+                if not own:
+                    raise RefusedError(422, f"there is no model for the task {task!r} here", field="model") from None
+                return str(own[0].path)
+        if name not in self.offered:
+            names = ", ".join(self.offered)
+            raise RefusedError(422, f"no model of that name is offered; there are: {names}", field="model")
+        info = self.offered[name]
+        return name if info.path.parent == WEIGHTS else str(info.path)
+
+
+def listed(offered: dict[str, ModelInfo]) -> list[dict[str, str | int]]:
+    """What is told about the models, not where they lie."""
+    keys = ("name", "task", "channels", "parameters", "sha256")
+    return [{key: getattr(info, key) for key in keys} for info in offered.values()]
+
+
+def _refusal(error: InputError) -> RefusedError:
+    """Names the flag of ours that raises the limit, where there is one."""
+    if error.limit in _FLAGS:
+        words = str(error).partition(", raised by")[0]
+        return RefusedError(413, f"{words} (nlrn serve {_FLAGS[error.limit]})", limit=error.limit)
+    return RefusedError(422, str(error), **({"limit": error.limit} if error.limit else {}))
+
+
+def _as_asked(picture: Picture, options: dict[str, Any]) -> tuple[Picture, str]:
+    """The picture in the depth of the result, and the result's format: that of the picture, PNG for a GIF."""
+    form = options["format"]
+    kind = SUFFIXES[f".{form}"] if form else picture.format
+    depth = options["depth"]
+    return picture if depth is None else picture.with_depth(int(depth)), kind if kind in MEDIA else "PNG"
+
+
+def _noise(options: dict[str, Any]) -> float | str | PoissonNoise:
+    """As nlrn denoise reads its options."""
+    if options["noise"] == "poisson":
+        if options["gain"] is None or options["sigma"] != "auto":
+            raise RefusedError(422, "noise of photons wants a gain, and takes no sigma", field="gain")
+        return PoissonNoise(options["gain"], options["read_noise"] or 0.0)
+    if options["gain"] is not None or options["read_noise"] is not None:
+        raise RefusedError(422, "gain and read_noise belong to noise=poisson", field="noise")
+    sigma: float | str = options["sigma"]
+    return sigma
+
+
+def _encoded(picture: Picture, form: str, lines: list[str]) -> Answer:
+    data = encode_picture(picture, form)
+    headers = {"content-disposition": f'attachment; filename="restored{_ENDINGS[form]}"'}
+    if lines:
+        headers["nlrn-said"] = "; ".join(lines)
+    return Answer(data, MEDIA[form], headers)
