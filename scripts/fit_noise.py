@@ -1,8 +1,10 @@
-"""Fits the network of nlrn.functional.correlated, which finds the level of correlated noise, and writes src/nlrn/functional/correlated.json.
+"""Fits the network of nlrn.functional.correlated, which finds the level of correlated noise.
+
+`fit` writes src/nlrn/functional/correlated.json.
 
 `measure`: images are drawn from the training photographs (BSDS500's training part, SunHays80), in several sizes and
-crops, and get simulated camera noise (nlrn.functional.camera), white noise, blurred noise, JPEG, or nothing. Of each the
-measurements are kept, the level of the noise, and what the shipped Gaussian models gain at several sigmas.
+crops, and get simulated camera noise (nlrn.functional.camera), white noise, blurred noise, JPEG, or nothing. Of each
+the measurements are kept, the level of the noise, and what the shipped Gaussian models gain at several sigmas.
 `fit`: the network learns the level, whether the noise is white, and the sigma that gains most: its loss is what is
 lost by the sigma that it names. No scoring set is read by either.
 """

@@ -1,10 +1,10 @@
-"""Noise of real photographs beside that of nlrn.functional.camera: level, share of chroma, correlation, over flat 16 x 16 blocks.
+"""Noise of real photographs beside that of nlrn.functional.camera: level, share of chroma, correlation.
 
 Reads the noisy images of one camera in the PolyU set (Xu et al. 2018), the Canon 5D Mark II: the only one whose images
-the model of noise may be fitted to; the others are for scoring. A flat block is one of the tenth of an image's
-blocks that deviate least from a plane, none of it near black or white. The model draws cameras at random (seeds 0 to
-N - 1) over areas of the colours of those blocks. Printed are the 10th, 50th and 90th percentile over photographs, or
-cameras; for the model of those alone whose luma deviates as much as the real ones (--like), or of all.
+the model of noise may be fitted to; the others are for scoring. All is measured over flat 16 x 16 blocks, the
+tenth of an image's blocks that deviate least from a plane, none of it near black or white. The model draws cameras at
+random (seeds 0 to N - 1) over areas of the colours of those blocks. Printed are the 10th, 50th and 90th percentile over
+photographs, or cameras; for the model of those alone whose luma deviates as much as the real ones (--like), or of all.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from nlrn.inference.restorer import Restorer, Settings
 from nlrn.io.datasets import SCORING_SETS, NamedPicture, read_folder, scoring_set
 from nlrn.models.checkpoint import model_metadata, sha256
 from nlrn.models.nlrn import DISTANCES
+from nlrn.ops.cpu import warn_for_workers
 from nlrn.system.atomic import publish_json
 from nlrn.system.workers import pool
 from nlrn.training.config import TrainConfig
@@ -175,7 +176,7 @@ def _all_made(runs: dict[Key, Run], jobs: int, quiet: bool) -> Generator[tuple[K
     if jobs == 1:
         yield from ((key, run(quiet)) for key, run in runs.items())
         return
-    with pool(jobs) as processes:
+    with pool(jobs, warn_for_workers()) as processes:
         ahead = {processes.submit(run, True): key for key, run in runs.items()}
         try:
             for future in as_completed(ahead):

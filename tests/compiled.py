@@ -8,19 +8,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nlrn.ops import triton as gpu
-from nlrn.ops import triton_kernels as gpu_programs
+from nlrn.ops import triton as launcher
+from nlrn.ops import triton_kernels
 
 POINTERS = {"bf16": "*bf16", "fp32": "*fp32"}
 STATES = {"before", "after", "grad_after", "grad_before"}
 
 
 def compiled(kind: str, dtype: str, channels: tuple[int, int], carry: bool, capability: int) -> Any:
-    """A pass for queries and values of so many channels, with or without float32 correlations, in gpu.py's blocks."""
-    program = getattr(gpu_programs, f"{kind}_pass")
-    blocks = gpu._blocks(kind, *channels, 2 if dtype == "bf16" else 4)
+    """A pass for queries and values of so many channels, with or without float32 correlations,
+    in the blocks of ops/triton.py."""
+    program = getattr(triton_kernels, f"{kind}_pass")
+    blocks = launcher._blocks(kind, *channels, 2 if dtype == "bf16" else 4)
     fixed = {"embedded": channels[0], "channels": channels[1], "narrow": True, "clear": False}
-    fixed |= {f"{name}_padded": gpu._padded(fixed[name]) for name in ("embedded", "channels")}
+    fixed |= {f"{name}_padded": launcher._padded(fixed[name]) for name in ("embedded", "channels")}
     fixed["precision"] = "tf32" if dtype == "bf16" else "ieee"
     fixed |= {"tall": blocks.tall, "wide": blocks.wide, "streamed": blocks.streamed}
     signature: dict[str, Any] = {}

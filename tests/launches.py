@@ -28,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from nlrn import cli
 from nlrn.models.nlrn import NLRNConfig
-from nlrn.training import state as trainstate
+from nlrn.training import state
 from nlrn.training.config import OptimConfig, ResizeConfig, Stage, TrainConfig, read_recipe
 from nlrn.training.data import Batches
 from nlrn.training.distributed import Processes, joined
@@ -97,7 +97,7 @@ def course(trainer: Trainer, steps: int = STEPS) -> dict[str, Tensor]:
             trainer.step += 1
     found = {"losses": torch.stack(losses), "norms": torch.stack(norms)}
     shipped = trainer.averaged_model().state_dict()
-    return found | trainstate.pack(trainer.model, trainer.ema, trainer.optimizer) | _prefixed("shipped.", shipped)
+    return found | state.pack(trainer.model, trainer.ema, trainer.optimizer) | _prefixed("shipped.", shipped)
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,9 +19,7 @@ from toy import RECIPE, make, trainer
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError
 from nlrn.models.nlrn import NLRNConfig
-from nlrn.training import budget
-from nlrn.training import state as trainstate
-from nlrn.training import trainer as training
+from nlrn.training import state
 from nlrn.training.budget import Budget
 from nlrn.training.config import Stage, TrainConfig, read_recipe
 from nlrn.training.logging import Pace, TrainingLog, read_log
@@ -45,29 +43,29 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.fixture
 def slow_start(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The clock of a busy machine, which only steps move: the first takes `first` seconds, every other one 1."""
-    state = SimpleNamespace(now=0.0, first=100.0, batches=[])
+    pace = SimpleNamespace(now=0.0, first=100.0, batches=[])
     step, measure = Trainer.train_step, Trainer.measure_statistics
 
     def timed(self: Trainer) -> Any:
-        state.now += state.first if self.step == 0 else 1.0
+        pace.now += pace.first if self.step == 0 else 1.0
         return step(self)
 
     def measured(self: Trainer, model: Any) -> None:
-        state.batches.append(self.norm_batches)
+        pace.batches.append(self.norm_batches)
         measure(self, model)
 
     monkeypatch.setattr(Trainer, "train_step", timed)
     monkeypatch.setattr(Trainer, "measure_statistics", measured)
-    for module in (training, budget):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: state.now))
-    return state
+    for module in ("trainer", "budget"):
+        monkeypatch.setattr(f"nlrn.training.{module}.time", SimpleNamespace(monotonic=lambda: pace.now))
+    return pace
 
 
 @pytest.mark.parametrize("minutes", [3.0, 5.0])
 def test_a_slow_first_step_is_not_the_pace(recipe: Path, slow_start: SimpleNamespace, minutes: float) -> None:
     output = recipe.parent / "run"
     train_from_recipe(recipe, output=output, data=recipe.parent, minutes=minutes, quiet=True)
-    _, meta = trainstate.read_state(trainstate.rolling(output)[0])
+    _, meta = state.read_state(state.rolling(output)[0])
     seconds = 60 * minutes
     assert 0.7 * seconds - 100 <= meta["step"] <= seconds - 99  # a second each, but for what the end is given
     assert slow_start.now <= seconds
@@ -92,9 +90,9 @@ def test_a_run_that_ends_in_its_warmup_is_a_failure_and_resumes(
     assert command([*words, "--minutes", "1"]) == 1  # the first step takes 100 seconds
     assert "the time was over after 1 steps, within the warm-up of 5" in capsys.readouterr().err
     assert not (recipe.parent / "run" / "tiny.safetensors").exists()
-    assert trainstate.newest_verified(recipe.parent / "run") is not None
+    assert state.newest_verified(recipe.parent / "run") is not None
     assert command([*words, "--minutes", "1", "--resume"]) == 0
-    _, meta = trainstate.read_state(trainstate.rolling(recipe.parent / "run")[0])
+    _, meta = state.read_state(state.rolling(recipe.parent / "run")[0])
     assert (meta["first"], meta["step"] > 40) == (1, True)
 
 
@@ -128,9 +126,9 @@ def test_cpu_minutes_do_not_run_on_while_nothing_is_computed() -> None:
 def test_the_decay_of_a_slice_is_chosen_for_it(recipe: Path) -> None:
     folder, data = recipe.parent / "run", recipe.parent
     train_from_recipe(recipe, output=folder, data=data, steps=8, decay=0.0, quiet=True)
-    assert trainstate.read_state(folder / trainstate.BEFORE_DECAY)[1]["step"] == 8
+    assert state.read_state(folder / state.BEFORE_DECAY)[1]["step"] == 8
     train_from_recipe(recipe, output=folder, data=data, steps=16, decay=0.5, resume=True, quiet=True)
-    meta = trainstate.read_state(folder / trainstate.BEFORE_DECAY)[1]
+    meta = state.read_state(folder / state.BEFORE_DECAY)[1]
     assert [meta[name] for name in ("step", "first", "decay_steps", "end")] == [12, 8, 4, 16]
     assert command(["train", str(recipe), "--decay", "1"]) == 2
 
@@ -167,10 +165,10 @@ def test_a_signal_ends_a_run_with_its_state_saved(recipe: Path, number: int, cod
     assert process.returncode == code
     assert time.monotonic() - began < 10
     step = int(said.partition("stopped at step ")[2].partition(";")[0])
-    found = trainstate.newest_verified(log.parent)
+    found = state.newest_verified(log.parent)
     assert found is not None
     assert found[2]["step"] == step >= 20
-    assert trainstate.undecayed(log.parent) == found[0]
+    assert state.undecayed(log.parent) == found[0]
     train_from_recipe(recipe, output=log.parent, data=recipe.parent, resume=True, steps=step + 2, quiet=True)
 
 
@@ -178,7 +176,7 @@ def test_a_signal_ends_a_run_with_its_state_saved(recipe: Path, number: int, cod
 def test_a_signal_leaves_a_validation_at_once(recipe: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe.write_text(recipe.read_text().replace("start = 4000", "start = 30"))
     subject = trainer(recipe, recipe.parent / "run")
-    trainstate.prepare(recipe.parent / "run", create=True)
+    state.prepare(recipe.parent / "run", create=True)
     subject.start(resume=False)
 
     def interrupted(*_: object) -> None:
@@ -188,7 +186,7 @@ def test_a_signal_leaves_a_validation_at_once(recipe: Path, where: str, monkeypa
     if where == "validation":
         monkeypatch.setattr(subject, "validation", interrupted)
     else:
-        monkeypatch.setattr(training, "measure_norms", interrupted)
+        monkeypatch.setattr("nlrn.training.trainer.measure_norms", interrupted)
     with TrainingLog(recipe.parent / "run", show=False) as log, StopRequests() as requests:
         subject.requests = requests
         with pytest.raises(Stopped):
@@ -237,10 +235,10 @@ def test_a_thread_trains_without_signals(recipe: Path) -> None:
 def test_a_compact_state_differs_in_its_momenta_alone(recipe: Path) -> None:
     folder = recipe.parent / "run"
     train_from_recipe(recipe, output=folder, data=recipe.parent, steps=8, decay=0.0, quiet=True)
-    compact = recipe.parent / "compact" / trainstate.BEFORE_DECAY
+    compact = recipe.parent / "compact" / state.BEFORE_DECAY
     compact.parent.mkdir()
-    assert trainstate.write_compact(folder / trainstate.BEFORE_DECAY, compact) == 8
-    (exact, meta), (rounded, same) = (trainstate.read_state(f) for f in (folder / trainstate.BEFORE_DECAY, compact))
+    assert state.write_compact(folder / state.BEFORE_DECAY, compact) == 8
+    (exact, meta), (rounded, same) = (state.read_state(f) for f in (folder / state.BEFORE_DECAY, compact))
     assert meta == same
     assert exact.keys() == rounded.keys()
     moments = [name for name in exact if name.startswith("optim.") and not name.endswith(".step")]
@@ -251,25 +249,25 @@ def test_a_compact_state_differs_in_its_momenta_alone(recipe: Path) -> None:
             torch.testing.assert_close(rounded[name].float(), value, rtol=2**-8, atol=1e-38)
         else:
             assert torch.equal(rounded[name], value)
-    assert compact.stat().st_size < (folder / trainstate.BEFORE_DECAY).stat().st_size
+    assert compact.stat().st_size < (folder / state.BEFORE_DECAY).stat().st_size
     train_from_recipe(recipe, output=compact.parent, data=recipe.parent, resume=True, steps=10, quiet=True)
     assert max(record["step"] for record in read_log(compact.parent)) == 10
 
 
 def test_the_newest_state_before_any_decay_is_found(recipe: Path) -> None:
     folder, data = recipe.parent / "run", recipe.parent
-    assert trainstate.undecayed(folder) is None
+    assert state.undecayed(folder) is None
     train_from_recipe(recipe, output=folder, data=data, steps=10, decay=0.4, quiet=True)
-    assert trainstate.undecayed(folder) == folder / trainstate.BEFORE_DECAY
-    assert trainstate.read_state(folder / trainstate.BEFORE_DECAY)[1]["step"] == 6
+    assert state.undecayed(folder) == folder / state.BEFORE_DECAY
+    assert state.read_state(folder / state.BEFORE_DECAY)[1]["step"] == 6
 
 
 @pytest.mark.parametrize(
-    "state", sorted(Path(__file__).parents[1].glob("training/state/*/*.safetensors")), ids=lambda path: path.parent.name
+    "file", sorted(Path(__file__).parents[1].glob("training/state/*/*.safetensors")), ids=lambda path: path.parent.name
 )
-def test_the_states_of_the_repository_belong_to_its_recipes(state: Path) -> None:
-    recipe = read_recipe(Path(__file__).parents[1] / "recipes" / f"{state.parent.name}.toml")
-    tensors, meta = trainstate.read_state(state)
+def test_the_states_of_the_repository_belong_to_its_recipes(file: Path) -> None:
+    recipe = read_recipe(Path(__file__).parents[1] / "recipes" / f"{file.parent.name}.toml")
+    tensors, meta = state.read_state(file)
     assert meta["recipe"] == recipe.digest()
-    assert state.stat().st_size <= 4 * 2**20
+    assert file.stat().st_size <= 4 * 2**20
     assert tensors

@@ -530,8 +530,12 @@ def test_a_decoder_of_its_own_needs_no_threads_and_minds_limits_that_are_there()
     other = data[:8] + b"mif1" + data[12:]
     assert b"avif" in other[16:40]
     np.testing.assert_array_equal(read_picture(other).array, read_picture(data).array)
-    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (30, 30)); from nlrn.io.image import read_picture;"
-    command = [sys.executable, "-c", script + "print(read_picture(sys.stdin.buffer.read()).array.shape)"]
+    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (30, 30));"
+    command = [
+        sys.executable,
+        "-c",
+        script + "from nlrn.io.image import read_picture; print(read_picture(sys.stdin.buffer.read()).array.shape)",
+    ]
     done = subprocess.run(command, input=data, capture_output=True, check=True)
     assert done.stdout.strip() == b"(24, 32, 3)"
 

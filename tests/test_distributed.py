@@ -21,7 +21,7 @@ from toy import CPU, make, sha256_of_tensors, trainer
 
 from nlrn.errors import CheckpointError, ConfigError
 from nlrn.models.nlrn import NLRN
-from nlrn.training import state as trainstate
+from nlrn.training import state
 from nlrn.training.distributed import Processes
 from nlrn.training.trainer import Trainer
 
@@ -49,7 +49,7 @@ def ended_badly(ended: Ended, folder: Path, *said: str) -> None:
     assert ended.seconds < SECONDS
     for words in said:
         assert words in ended.output
-    found = trainstate.newest_verified(folder)
+    found = state.newest_verified(folder)
     assert found is not None
     assert all(bool(value.isfinite().all()) for value in found[1].values())
     assert not (folder / "tiny.safetensors").exists()
@@ -185,7 +185,7 @@ def test_a_run_whose_processes_are_killed_and_resumed_ends_with_the_same_bytes(
             assert "another process of this run is gone; the last state is kept" in ended.output
     well(launch(2, launches.run, recipe, folder, resume=True))
     assert sha256_of_tensors(folder / "tiny.safetensors") == sha256_of_tensors(whole_run / "tiny.safetensors")
-    states = [trainstate.read_state(trainstate.rolling(path)[0])[0] for path in (folder, whole_run)]
+    states = [state.read_state(state.rolling(path)[0])[0] for path in (folder, whole_run)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
     assert {file.name for file in folder.iterdir()} == {file.name for file in whole_run.iterdir()}
@@ -234,7 +234,7 @@ def test_an_error_of_one_process_in_the_middle_ends_all_and_keeps_the_state(
 ) -> None:
     ended = launch(2, launches.failing, recipe, tmp_path / "run", 5, rank)
     ended_badly(ended, tmp_path / "run", f"nlrn: the disk of process {rank} is gone")
-    found = trainstate.newest_verified(tmp_path / "run")
+    found = state.newest_verified(tmp_path / "run")
     assert found is not None
     assert found[2]["step"] in (4, 5)
 

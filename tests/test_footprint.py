@@ -13,14 +13,14 @@ from PIL import Image
 
 import nlrn
 from nlrn import cli
-from nlrn.inference import pipeline as restoring
+from nlrn.inference import pipeline
 from nlrn.system.hardware import _group_memory
 
 SCRIPT = """
 import logging, resource, sys
 import numpy as np
 import nlrn
-from nlrn.inference import pipeline as restoring
+from nlrn.inference import pipeline
 from nlrn import cli
 logging.basicConfig(format="%(message)s")
 tile, room = int(sys.argv[1]), int(sys.argv[2])
@@ -92,7 +92,7 @@ def test_a_picture_that_does_not_fit_what_is_free_is_refused_before_any_work(
 ) -> None:
     Image.fromarray(np.zeros((300, 330), np.uint8)).save(tmp_path / "in.png")
     command = ["denoise", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--sigma", "25"]
-    monkeypatch.setattr(restoring, "memory", lambda: {"total": 1000, "available": 80})
+    monkeypatch.setattr(pipeline, "memory", lambda: {"total": 1000, "available": 80})
     assert cli.run(command) == 3
     assert "give --memory what may be taken" in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()

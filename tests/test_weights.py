@@ -124,6 +124,6 @@ def test_the_wheel_holds_weights_digests_types_the_kernel_and_the_page(tmp_path:
         "nlrn/ops/tiled.py",
     }
     wanted.add("nlrn/ops/libnlrn_cpu.so")
-    page = checkpoint.WEIGHTS.parent / "web" / "page"
+    page = checkpoint.WEIGHTS.parents[1] / "web" / "page"
     wanted |= {f"nlrn/web/page/{f.relative_to(page).as_posix()}" for f in page.rglob("*") if f.is_file()}
     assert wanted <= names

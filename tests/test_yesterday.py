@@ -57,7 +57,7 @@ def test_a_folder_that_is_done_is_not_done_again(
     shutil.copytree(FILES / "folder", tmp_path / "folder")
     shutil.copy(FILES / "weights.safetensors", tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.pictures, "__version__", "0.2.0")
+    monkeypatch.setattr(cli.images, "__version__", "0.2.0")
     files = sorted((tmp_path / "folder/out").glob("*.png"))
     before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
     options = ["--model", "weights.safetensors", "--sigma", "25", "--precision", "fp32"]

@@ -131,7 +131,7 @@ KILLED_RUN = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from nlrn.training import state as trainstate
+from nlrn.training import state
 from nlrn.training.trainer import train_from_recipe
 
 recipe, data, folder, *kills = sys.argv[1:]

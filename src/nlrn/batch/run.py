@@ -19,6 +19,7 @@ from nlrn.batch.plan import Encoded, Job
 from nlrn.batch.s3 import ObjectPath, Place
 from nlrn.errors import ConfigError, InputError, NLRNError, StoreError
 from nlrn.io.image import MAX_BYTES, Picture, encode_picture, file_bytes, read_picture
+from nlrn.ops.cpu import warn_for_workers
 from nlrn.system.workers import pool
 
 Restore = Callable[[Picture, str], Picture]  # a picture and the format of its result, which it refuses before the work
@@ -163,10 +164,10 @@ def failed(error: Exception) -> Future[Encoded]:
 
 def _by_processes(workers: int, jobs: Iterable[Job], make: Make, read: Read) -> Results:
     """Several pictures at once, in their order; those under way when a process was killed are tried again, alone."""
-    waiting, made = deque(jobs), pickle.dumps(make)
+    waiting, made, first = deque(jobs), pickle.dumps(make), warn_for_workers()
     while waiting:
         running: deque[tuple[Job, Future[Encoded]]] = deque()
-        with pool(workers) as several, suppress(BrokenProcessPool):
+        with pool(workers, first) as several, suppress(BrokenProcessPool):
             while waiting or running:
                 while waiting and len(running) < 2 * workers:
                     running.append((waiting[0], several.submit(_work, waiting[0], made, read)))
@@ -178,7 +179,7 @@ def _by_processes(workers: int, jobs: Iterable[Job], make: Make, read: Read) -> 
                 running.popleft()
                 yield job, future
         for job, _ in running:
-            with pool(1) as alone:
+            with pool(1, first) as alone:
                 future = alone.submit(_work, job, made, read)
                 if isinstance(future.exception(), BrokenProcessPool):
                     future = failed(InputError("its process was killed, by its memory perhaps"))

@@ -42,8 +42,8 @@ PROTOCOLS = {
         f" rounded; {_SCORED}, over the whole picture; colour goes channel by channel through a grey model"
     ),
     "camera": (
-        "8-bit picture as a camera stored it (nlrn.functional.camera.noisy_at: camera and noise follow from the picture's values;"
-        " the level is the noise's standard deviation on grey before JPEG); the input and the"
+        "8-bit picture as a camera stored it (nlrn.functional.camera.noisy_at: camera and noise follow from the"
+        " picture's values; the level is the noise's standard deviation on grey before JPEG); the input and the"
         f" {_SCORED}, over the whole picture; a model that finds the noise itself is asked for level 1"
     ),
     "float-lr": f"8-bit luminance made smaller by MATLAB's bicubic and kept in float; luminance {_LUMINANCE}",

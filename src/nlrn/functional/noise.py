@@ -7,7 +7,8 @@ found anew, until it stays. They take the smallest eigenvalue; we take the mean 
 the number of patches, which strays less.
 
 That is the level of white noise. What a camera wrote has noise that demosaicing and JPEG correlated, whose small
-eigenvalues are nearly zero; `estimate_noise` recognises it and finds its level by other means (nlrn.functional.correlated).
+eigenvalues are nearly zero; `estimate_noise` recognises it and finds its level by other means
+(nlrn.functional.correlated).
 """
 
 from __future__ import annotations

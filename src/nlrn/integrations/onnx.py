@@ -1,7 +1,7 @@
 """An NLRN as one ONNX file, for runtimes without torch (the extra nlrn[onnx]).
 
-The graph is the folded network (`nlrn.models.folded`) in float32; height, width and the number of pictures are free. Its
-attention is `onnx_attention`, which keeps memory to a few KB a pixel.
+The graph is the folded network (`nlrn.models.folded`) in float32; height, width and the number of pictures are free.
+Its attention is `onnx_attention`, which keeps memory to a few KB a pixel.
 """
 
 from __future__ import annotations

@@ -261,7 +261,8 @@ def file_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
 
 
 def rounded(array: np.ndarray, depth: int) -> np.ndarray:
-    """uint8 or uint16 of the same shape; in float64 as nlrn.functional.metrics.quantize8 rounds, block by block; floats for 32.
+    """uint8 or uint16 of the same shape; in float64 as nlrn.functional.metrics.quantize8 rounds, block by
+    block; floats for 32.
 
     Raises InputError for values that are not finite.
     """

@@ -14,7 +14,7 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -100,12 +100,25 @@ def use_instruction_set(name: str) -> None:
     _number, _lanes = INSTRUCTION_SETS[name]
 
 
-def say_if_missing(*, elsewhere: bool = False) -> None:
-    """Warn once in a process, by the logger "nlrn", that the kernel is missing, and why. elsewhere: another did."""
+def say_if_missing() -> None:
+    """Warn once in a process, by the logger "nlrn", that the kernel is missing, and why."""
     global _said
-    if _problem_found and not _said and not elsewhere:
+    if _problem_found and not _said:
         logging.getLogger("nlrn").warning("%s. The torch operator runs, which is slower", _problem_found)
     _said = True
+
+
+def leave_warning_to_parent() -> None:
+    """For a worker process: `say_if_missing` warns no more, since the process that started this one does."""
+    global _said
+    _said = True
+
+
+def warn_for_workers() -> Callable[[], None]:
+    """Warn here, unless a GPU does the work. Every worker calls what is returned first, so that none repeats it."""
+    if not torch.cuda.is_available():
+        say_if_missing()
+    return leave_warning_to_parent
 
 
 def unsupported(q: Tensor, window: int | None) -> str | None:

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlrn.ops import cpu
-from nlrn.ops import triton as gpu
+from nlrn.ops import cpu, triton
 
 NORMS = 2  # numbers a query that a backward pass needs: a maximum of the logits, and a sum relative to it
-KERNELS: dict[str, ModuleType] = {"cpu": cpu, "gpu": gpu}
+KERNELS: dict[str, ModuleType] = {"cpu": cpu, "gpu": triton}
 
 
 def _state_size(kernel: str, q: Tensor, window: int | None) -> int:

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import BackendError, InputError
-from nlrn.ops import cpu, reference, tiled
-from nlrn.ops import custom_ops as fused
+from nlrn.ops import cpu, custom_ops, reference, tiled
 
 BACKENDS: dict[str, ModuleType] = {  # each: unsupported, rows, to_dense, of_pixel, state_bytes
-    **fused.KERNELS,
+    **custom_ops.KERNELS,
     "reference": reference,
     "tiled": tiled,
 }
-_PREFERENCE = (*fused.KERNELS, "tiled")
+_PREFERENCE = (*custom_ops.KERNELS, "tiled")
 
 
 def neighborhood_attention(
@@ -63,8 +62,8 @@ def neighborhood_attention(
         _check_correlation(BACKENDS[name], correlation, batch, height, width, window)
         _check_carried(name, correlation, q)
     after: Tensor | None
-    if name in fused.KERNELS:
-        out, after = fused.attend(name, q, k, v, window, correlation, return_correlation, overwrite)
+    if name in custom_ops.KERNELS:
+        out, after = custom_ops.attend(name, q, k, v, window, correlation, return_correlation, overwrite)
     else:
         with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits
             wide = torch.promote_types(q.dtype, torch.float32)
@@ -77,7 +76,7 @@ def neighborhood_attention(
 def _check_carried(name: str, correlation: Tensor, q: Tensor) -> None:
     """The fused kernels carry float32, or float16 where they chose so; the others float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    allowed = (wide, torch.float16) if name in fused.KERNELS else (wide,)
+    allowed = (wide, torch.float16) if name in custom_ops.KERNELS else (wide,)
     if correlation.dtype not in allowed or correlation.device != q.device:
         given, needed = f"{correlation.dtype} on {correlation.device}", f"{wide} on {q.device}"
         raise InputError(f"this correlation is {given}; these tensors carry {needed}")

@@ -1,4 +1,4 @@
-"""Neighbourhood attention on a GPU in Triton: the raw passes, without autograd. Programs: gpu_programs.py.
+"""Neighbourhood attention on a GPU in Triton: the raw passes, without autograd. Programs: triton_kernels.py.
 
 The correlation is the dense S of reference.py, [B, H, W, q, q] and contiguous, in float16 or float32. Its gradient
 has the same layout in float32 or bfloat16, never float16: with a mean loss most of its entries are below 1e-8.

@@ -1,4 +1,4 @@
-"""What runs on the GPU: neighbourhood attention forward, and its gradient as two gathers. See gpu.py.
+"""What runs on the GPU: neighbourhood attention forward, and its gradient as two gathers. See triton.py.
 
 A program owns a tile of `tall` x `wide` pixels of one picture and streams the pixels around it, `streamed` at a
 time: the tile grown by the window's radius and clipped at the picture's border (its halo), row after row. In the

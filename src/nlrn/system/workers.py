@@ -6,28 +6,25 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 
 import torch
 
-from nlrn.ops.cpu import say_if_missing
 from nlrn.system.allocator import keep_freed_memory
 
 
 @contextmanager
-def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of so many fresh processes, each with a share of this one's threads.
+def pool(workers: int, first: Callable[[], None]) -> Iterator[ProcessPoolExecutor]:
+    """A pool of so many fresh processes, each with a share of this one's threads; each calls `first` first.
 
     Ctrl-C reaches this process alone; when the context ends, by an error or an interrupt too, its processes are
     ended, whatever they are at. They end by themselves when this one is killed.
     """
-    if not torch.cuda.is_available():
-        say_if_missing()
     threads, others = max(1, torch.get_num_threads() // workers), set(active_children())
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), begin, (threads, os.getpid()))
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads, os.getpid(), first))
     try:
         yield executor
     finally:
@@ -36,11 +33,15 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         executor.shutdown(cancel_futures=True)
 
 
+def _begin(threads: int, parent: int, first: Callable[[], None]) -> None:
+    begin(threads, parent)
+    first()
+
+
 def begin(threads: int, parent: int) -> None:
     """What a process of our own begins with: so many threads, deaf to Ctrl-C, and its end with that of `parent`."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     keep_freed_memory()
-    say_if_missing(elsewhere=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
 

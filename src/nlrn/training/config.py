@@ -68,7 +68,8 @@ class ResizeConfig:
 
 @dataclass(frozen=True)
 class StartConfig:
-    """from: the trained weights, a shipped model's name or a file, that a run begins with (nlrn.training.starting.start_from).
+    """from: the trained weights, a shipped model's name or a file, that a run begins with
+    (nlrn.training.starting.start_from).
 
     Where the first stage is frozen, the statistics of its batch norms stay those of the start.
     """
@@ -82,8 +83,8 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """optimizer: "muon" (nlrn.training.optim.Muon), "adamw" or "adam". clip: limit of the gradient norm, over all or for
-    each variable.
+    """optimizer: "muon" (nlrn.training.optim.Muon), "adamw" or "adam". clip: limit of the gradient norm, over all or
+    for each variable.
     """
 
     optimizer: str = "adamw"

@@ -24,7 +24,7 @@ from nlrn.models.nlrn import NLRN
 from nlrn.ops.cpu import say_if_missing
 from nlrn.system.atomic import remove_leftovers
 from nlrn.system.hardware import hardware_bf16
-from nlrn.training import state as trainstate
+from nlrn.training import state
 from nlrn.training.budget import Budget
 from nlrn.training.config import TrainConfig, read_recipe
 from nlrn.training.data import Batches
@@ -84,7 +84,7 @@ def train(
         with processes.as_one():
             trainer = Trainer(config, folder, data_root(data), processes, budget)
             if leads:
-                trainstate.prepare(folder, create=not resume)
+                state.prepare(folder, create=not resume)
             trainer.start(resume)
         trainer.align()
         log = TrainingLog(folder, show=leads and not quiet, keep=leads, tensorboard=leads and tensorboard)
@@ -164,7 +164,7 @@ class Trainer:
 
     def start(self, resume: bool) -> None:
         """Fresh, or from the newest verified state; after a finished run, from the state before its decay."""
-        if not resume and trainstate.holds_a_run(self.folder):
+        if not resume and state.holds_a_run(self.folder):
             raise ConfigError(f"{self.folder} holds a run already: resume it (--resume), or give another folder")
         if not resume and self.weights.exists():
             raise ConfigError(f"{self.weights} is there already: give another folder")
@@ -184,17 +184,17 @@ class Trainer:
         self.processes.follow(self.model.state_dict().values())
 
     def _resume(self) -> None:
-        found = trainstate.newest_verified(self.folder)
+        found = state.newest_verified(self.folder)
         if found is None:
             raise CheckpointError(f"there is nothing to resume in {self.folder}")
         step, end = found[2]["step"], found[2]["end"]
         unfinished = step < self.config.schedule.warmup
         later = step >= end and end < self.config.schedule.steps and (unfinished or self._shipped(step))
-        if not trainstate.rolling(self.folder):  # the state before some decay, alone: released to go on from
+        if not state.rolling(self.folder):  # the state before some decay, alone: released to go on from
             later = True
         elif later:
-            files = [self.folder / trainstate.BEFORE_DECAY, *trainstate.rolling(self.folder)]
-            found = trainstate.first_verified(files) or found
+            files = [self.folder / state.BEFORE_DECAY, *state.rolling(self.folder)]
+            found = state.first_verified(files) or found
         self._restore(*found, later)
 
     def _restore(self, path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], later: bool) -> None:
@@ -203,7 +203,7 @@ class Trainer:
             raise ConfigError(f"{path} belongs to another recipe; only steps and decay may change on the way")
         if meta["world"] != self.processes.world:
             raise ConfigError(f"{path} was written by {meta['world']} processes, not {self.processes.world}")
-        trainstate.unpack(tensors, self.model, self.ema, self.optimizer)
+        state.unpack(tensors, self.model, self.ema, self.optimizer)
         self.step, self.seconds_before = meta["step"], meta.get("seconds", 0.0)
         self.first = self.step if later else meta.get("first", 0)
         schedule = self.config.schedule
@@ -224,10 +224,10 @@ class Trainer:
         """Rank 0 writes the rolling state, and the one before the decay when that is where we are."""
         self._check_health()
         if self.processes.leads:
-            tensors, meta = trainstate.pack(self.model, self.ema, self.optimizer), self.meta()
+            tensors, meta = state.pack(self.model, self.ema, self.optimizer), self.meta()
             if self.step == self.decay_start:
-                trainstate.write_state(self.folder / trainstate.BEFORE_DECAY, tensors, meta)
-            trainstate.save_rolling(self.folder, tensors, meta)
+                state.write_state(self.folder / state.BEFORE_DECAY, tensors, meta)
+            state.save_rolling(self.folder, tensors, meta)
         self.saved = time.monotonic()
 
     def _check_health(self) -> None:
@@ -370,7 +370,7 @@ class Trainer:
         averaged = self.averaged_model()
         self._validate(log, averaged, "averaged")
         if self.processes.leads:
-            said = trainstate.provenance(self.config, self.step, self.seconds, self.device, self.processes.world)
+            said = state.provenance(self.config, self.step, self.seconds, self.device, self.processes.world)
             save_model(self.weights, averaged, said)
         self.processes.wait()
         return self.weights

@@ -110,7 +110,7 @@ def _run(connection: Connection, house: House, parent: int) -> None:
     import torch
 
     from nlrn.errors import NLRNError
-    from nlrn.ops.cpu import say_if_missing
+    from nlrn.ops.cpu import leave_warning_to_parent, say_if_missing
     from nlrn.system.workers import begin
     from nlrn.web.handlers import Workshop, listed
 
@@ -119,6 +119,7 @@ def _run(connection: Connection, house: House, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if house.device == "cpu" or not torch.cuda.is_available():
         say_if_missing()
+    leave_warning_to_parent()
     begin(torch.get_num_threads(), parent)
     try:
         workshop = Workshop(house)
