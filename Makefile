@@ -36,11 +36,13 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # Lint and the laws of operator and network
 quick: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -n 2 -m 'not data' $(QUICK)
 
 test: check
@@ -66,4 +68,4 @@ container: core
 	$(BIN)/python scripts/container_in_chroot.py build/container
 
 clean:
-	rm -rf $(VENV) build dist src/nlrn/ops/*.so demo-out docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) build dist src/nlrn/ops/*.so demo-out docs/_build .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis src/*.egg-info

@@ -140,8 +140,9 @@ def in_own_process(cell: Cell, limit: float) -> Cell:
 
 
 def _path() -> str:
-    """A search path that finds this very package first."""
-    return os.pathsep.join(filter(None, [str(Path(nlrn.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    """A search path that finds these very packages first."""
+    found = [str(Path(nlrn.__file__).parents[1]), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    return os.pathsep.join(filter(None, found))
 
 
 def clipped_pairs(height: int, width: int, window: int | None) -> int:

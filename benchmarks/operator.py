@@ -142,3 +142,9 @@ def _backward(cell: Cell, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], objec
         )  # fmt: skip
     gradients = [torch.randn_like(out) for out in outs]
     return lambda: torch.autograd.grad(outs, inputs, gradients, retain_graph=True)
+
+
+if __name__ == "__main__":
+    from benchmarks.command import main
+
+    main("operator")

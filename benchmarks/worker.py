@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from benchmarks import network, operator
+from benchmarks import model, operator
 from nlrn.system.allocator import keep_freed_memory
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     keep_freed_memory()  # as the nlrn command does
     torch.set_num_threads(cell["threads"])
     torch.manual_seed(0)
-    measured = {"operator": operator.measured, "network": network.measured}[cell["kind"]](cell)
+    measured = {"operator": operator.measured, "network": model.measured}[cell["kind"]](cell)
     print(json.dumps(measured))
 
 

@@ -1,7 +1,7 @@
 """Writes the measured tables of README.md and docs/*.md from results/*.json; --check only compares.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. Published numbers come from results/published.json,
-each with its source; ours from the files that `nlrn evaluate`, `nlrn benchmark` and `nlrn study` wrote.
+each with its source; ours from the files that `nlrn evaluate`, `python -m benchmarks` and `python -m studies` wrote.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from typing import Any
 import ledger
 import numpy as np
 
-import nlrn
-from benchmarks import report
-from studies.study import STUDIES
-from studies.study import table as study_table
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import nlrn  # noqa: E402
+from benchmarks import report  # noqa: E402
+from studies.study import STUDIES  # noqa: E402
+from studies.study import table as study_table  # noqa: E402
+
 RESULTS = ROOT / "results"
 PAGES = (
     "README.md",
@@ -304,7 +306,7 @@ def nearness() -> str:
 
 
 def benchmark(what: str) -> str:
-    """All tables of nlrn benchmark operator or model."""
+    """All tables of python -m benchmarks.operator or model."""
     result = load(f"benchmark-{what}")
     parts = [f"**{title}**\n\n{markdown(header, lines)}\n" for title, header, lines in report.tables(result)]
     return "".join(parts) + _measured(result).lstrip("\n")

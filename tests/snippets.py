@@ -10,6 +10,7 @@ that takes hours, or a machine that is not here, has an entry in a table of test
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import re
@@ -19,6 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import benchmarks.command
+import studies.command
+from benchmarks.suite import CELLS
 from nlrn import cli
 from nlrn.training.config import read_recipe
 from nlrn.web.limits import Limits
@@ -111,14 +115,26 @@ def _line(line: str, code: int, rules: Rules) -> str:
         assert words[1] in AS_WRITTEN, f"no rule for {line}"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        found = cli.run(words[1:])
+        found = cli.execute(*_program(words))
     assert found == code, f"{line}: exit code {found}: {printed.getvalue()}"
     return printed.getvalue()
 
 
+def _program(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser that a line's words belong to, and its arguments: nlrn, or a program of the checkout."""
+    if words[:3] == ["python", "-m", "studies"]:
+        return studies.command.parser(), words[3:]
+    if words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+        what = words[2].removeprefix("benchmarks.")
+        assert what in CELLS, words[2]
+        return benchmarks.command.parser(what), words[3:]
+    return cli._parser(), words[words.index("nlrn") + 1 :]
+
+
 def parse(words: list[str]) -> None:
     """A command line by the real parser; its recipe must be one of the repository's."""
-    options = cli._parser().parse_args(words[words.index("nlrn") + 1 :])
+    parser, arguments = _program(words)
+    options = parser.parse_args(arguments)
     assert callable(options.run)
     for word in words:
         if word.startswith("recipes/"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import doctest
 import subprocess
 import sys
@@ -22,35 +21,6 @@ from nlrn.models import checkpoint
 from nlrn.models.checkpoint import save_model
 
 SOURCE = Path(nlrn.__file__).parent
-ORDER = [  # imports go down this list only
-    {"errors"},
-    {
-        "allocator",
-        "hardware",
-        "publish",
-        "ops",
-        "metrics",
-        "degradations",
-        "correlated",
-        "stabilization",
-        "tiling",
-        "containers",
-        "views",
-        "objects",
-        "stopping",
-        "wide",
-    },
-    {"camera", "plotting", "alpha", "enlarging", "pool", "decoding", "leases", "noise"},
-    {"model", "datasets", "isolation", "processes", "levels"},
-    {"attention", "checkpoint", "footprint", "images", "inference", "recipe", "tensorflow"},
-    {"restore", "jobs", "trainstate", "validation", "progress", "optimization", "batches", "norms", "starting"},
-    {"restoring", "manifests", "budget"},
-    {"training", "evaluation", "api", "batch", "benchmark", "explain", "integrations"},
-    {"cluster"},
-    {"study", "doctor", "web"},
-    {"cli"},
-    {"__main__"},
-]
 
 
 def test_floats_come_back_as_floats_and_integers_as_integers() -> None:
@@ -228,40 +198,6 @@ except SystemExit as stop:
 sys.exit(any(m in sys.modules for m in ("torch", "numpy", "rich")))
 """
     assert subprocess.run([sys.executable, "-c", command], check=False, capture_output=True).returncode == 0
-
-
-def _imports(file: Path) -> set[str]:
-    """Modules of this package that a file imports, wherever in the file; not those for type checkers only."""
-    found = set()
-    tree = ast.parse(file.read_text())
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module == "nlrn":
-            found |= {a.name for a in node.names if not a.name.startswith("_")}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nlrn."):
-            found.add(str(node.module).split(".")[1])
-    return found
-
-
-def test_imports_go_one_way() -> None:
-    rank = {name: i for i, names in enumerate(ORDER) for name in names}
-    files = [f for f in SOURCE.glob("*.py") if f.name != "__init__.py"]
-    assert {f.stem for f in files} | {"ops", "benchmark", "integrations", "web", "cli"} == set(rank)
-    for file in files:
-        for other in _imports(file):
-            assert rank[other] < rank[file.stem], f"{file.name} imports {other}"
-    for file in (SOURCE / "ops").glob("*.py"):
-        assert _imports(file) <= {"errors", "ops"}, file.name
-    for package in ("benchmark", "integrations", "web", "cli"):
-        for file in (SOURCE / package).glob("*.py"):
-            assert all(rank[other] < rank[package] or other == package for other in _imports(file)), file
 
 
 def test_files_can_be_read_in_one_sitting() -> None:

@@ -1,8 +1,10 @@
-"""nlrn benchmark: who is compared computes the same, what counts as work is what is worked, and nothing is made up."""
+"""Benchmarks: who is compared computes the same, what counts as work is what is worked, and nothing is made up."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,16 +12,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-import benchmarks as benchmark
-from benchmarks import measure, network, operator, report
+from benchmarks import measure, operator, report, suite
+from benchmarks import model as whole
+from benchmarks.command import parser
 from benchmarks.contestants import CONTESTANTS, call_of, why_not
-from nlrn.cli import run
+from nlrn.cli import execute
 from nlrn.models.nlrn import NLRN, PRESETS
 from nlrn.ops import reference
 
 CPU = torch.device("cpu")
 OPERATOR = list(operator.cells("cpu", 2, quick=True))
-NETWORK = list(network.cells("cpu", 2, quick=True))
+NETWORK = list(whole.cells("cpu", 2, quick=True))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own, at its import
@@ -47,7 +50,7 @@ def test_pairs_are_those_inside_the_picture(height: int, width: int, window: int
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_the_work_of_the_network_is_that_of_its_convolutions_and_its_attention(preset: str) -> None:
     cell = next(c for c in NETWORK if c["preset"] == preset and c["section"] == "pictures")
-    config, counted = network.config_of(cell), 0.0
+    config, counted = whole.config_of(cell), 0.0
 
     def count(module: nn.Conv2d, _: object, out: torch.Tensor) -> None:
         nonlocal counted
@@ -63,11 +66,11 @@ def test_the_work_of_the_network_is_that_of_its_convolutions_and_its_attention(p
     attention = config.states * 2 * (config.channels + config.embed_channels)
     attention *= measure.clipped_pairs(8, 11, config.window)
     embeddings = config.states * 2 * 8 * 11 * config.channels * (config.channels + 2 * config.embed_channels)
-    assert network.flop(config, 8, 11) == counted + attention + embeddings
+    assert whole.flop(config, 8, 11) == counted + attention + embeddings
     cm, c = config.embed_channels, config.channels
     backward = config.states * 4 * (cm + c) * measure.clipped_pairs(8, 11, config.window)  # two products, twice
     expected = 3 * (counted + embeddings) + attention + backward
-    assert network.flop(config, 8, 11, training=True) == expected
+    assert whole.flop(config, 8, 11, training=True) == expected
 
 
 def test_a_call_is_timed_against_the_matrix_products_around_it() -> None:
@@ -152,7 +155,7 @@ def test_every_pass_of_the_kernel_is_measured(
 @pytest.mark.parametrize("section", ["pictures", "backends", "training"])
 def test_the_network_is_measured(section: str) -> None:
     for cell in [c for c in NETWORK if c["section"] == section and c["preset"] == "small"]:
-        found = network.measured(cell)
+        found = whole.measured(cell)
         assert found["seconds"] > 0
         assert found["fraction"] > 0
         if section == "training":
@@ -162,8 +165,6 @@ def test_the_network_is_measured(section: str) -> None:
 def test_the_command_writes_numbers_tables_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers, drawing = tmp_path / "o.json", tmp_path / "o.png"
     command = [
-        "benchmark",
-        "operator",
         "--device",
         "cpu",
         "--quick",
@@ -172,7 +173,7 @@ def test_the_command_writes_numbers_tables_and_a_plot(tmp_path: Path, capsys: py
         "--seconds",
         "100",
     ]
-    assert run([*command, "--json", str(numbers), "--plot", str(drawing)]) == 0
+    assert execute(parser("operator"), [*command, "--json", str(numbers), "--plot", str(drawing)]) == 0
     printed = capsys.readouterr().out
     result = json.loads(numbers.read_text())
     assert {r["contestant"] for r in result["rows"]} == set(CONTESTANTS) - {"gpu"}
@@ -188,10 +189,27 @@ def test_the_command_writes_numbers_tables_and_a_plot(tmp_path: Path, capsys: py
 
 
 def test_cells_are_picked_by_the_words_of_their_line() -> None:
-    assert benchmark.described(OPERATOR[0]) == "limit base cpu forward bf16 24px window=7"
-    assert run(["benchmark", "operator", "--device", "cpu", "--only", "nothing like it"]) == 2
-    assert run(["benchmark", "operator", "--device", "cpu", "--json", "nowhere/o.json"]) == 1
-    assert run(["benchmark", "operator", "--device", "tpu"]) == 3
+    assert suite.described(OPERATOR[0]) == "limit base cpu forward bf16 24px window=7"
+    assert execute(parser("operator"), ["--device", "cpu", "--only", "nothing like it"]) == 2
+    assert execute(parser("operator"), ["--device", "cpu", "--json", "nowhere/o.json"]) == 1
+    assert execute(parser("operator"), ["--device", "tpu"]) == 3
+
+
+def test_a_drawing_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "o.png").write_bytes(b"there")
+    assert execute(parser("operator"), ["--plot", str(tmp_path / "o.png")]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "o.png").read_bytes() == b"there"
+
+
+@pytest.mark.parametrize("module", ["benchmarks.operator", "benchmarks.model", "studies"])
+def test_the_commands_run_from_the_checkout(module: str) -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", module, "--help"], cwd=root, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"usage: python -m {module} " in done.stdout
 
 
 def test_times_have_units() -> None:

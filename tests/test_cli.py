@@ -353,7 +353,6 @@ def test_upscale_keeps_the_kind_of_the_picture(noisy: Path, enlarger: Path, caps
         (["denoise", "{noisy}", "-o", "{out}", "--mode", "patch", "-t", "32"], 2, "window mode"),
         (["denoise", "{noisy}", "-o", "{out}", "--model", ""], 3, "no model"),
         (["explain", "{noisy}", "--at", "1,1", "-o", "{folder}/map.jpg"], 1, "must end in .png"),
-        (["benchmark", "operator", "--plot", "{noisy}"], 1, "exists already"),
     ],
 )
 def test_mistakes_get_one_sentence_a_code_and_no_output(

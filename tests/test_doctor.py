@@ -12,7 +12,7 @@ import torch
 
 import nlrn
 from nlrn.cli import run
-from nlrn.doctor import examine, is_well
+from nlrn.cli.diagnosis import examine, is_well
 from nlrn.models import checkpoint
 from nlrn.ops import BACKENDS, cpu
 

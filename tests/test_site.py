@@ -47,7 +47,7 @@ def test_every_command_shows_all_of_its_options(site: Path) -> None:
     words = html.unescape(re.sub("<[^>]*>", "", (site / "commands.html").read_text()))
     for command in cli.COMMANDS:
         assert f"usage: nlrn {command.__name__.rpartition('.')[2]} " in words
-    for option in ("--sigma-map FILE", "--overlap PIXELS", "--tensorboard", "--propagation", "--seconds"):
+    for option in ("--sigma-map FILE", "--overlap PIXELS", "--tensorboard", "--propagation", "--cpu-minutes"):
         assert option in words
 
 

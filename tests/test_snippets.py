@@ -66,8 +66,8 @@ REDUCED = {
         "nlrn train own.toml --data my-pictures --steps 4 --resume",
         HOURS,
     ),
-    "nlrn study attention recipes/study.toml -o attention.json -j 2": (
-        "nlrn study attention toy/tiny.toml -o attention.json --data toy --steps 2 --seeds 0 --sigma 25",
+    "python -m studies attention recipes/study.toml -o attention.json -j 2": (
+        "python -m studies attention toy/tiny.toml -o attention.json --data toy --steps 2 --seeds 0 --sigma 25",
         HOURS,
     ),
     "nlrn export denoise-gray-small -o small.onnx": (
@@ -78,8 +78,8 @@ REDUCED = {
         "nlrn explain picture.png --at 25,50 --sigma 25 -o map.png",
         "a sixteenth of the pixels",
     ),
-    'nlrn benchmark operator --only "limit small"': (
-        'nlrn benchmark operator --quick --only "beside small tiled forward 16px"',
+    'python -m benchmarks.operator --only "limit small"': (
+        'python -m benchmarks.operator --quick --only "beside small tiled forward 16px"',
         "an hour for every line; tiny pictures",
     ),
 }
@@ -229,13 +229,13 @@ LOOKED_AT = {
     "docker run --rm --init -p 127.0.0.1:8000:8000 -v ./weights:/weights:ro nlrn"
     " --model /weights/your-sr.safetensors": (_docker, CONTAINER),
     "NLRN_SCREENSHOTS=/tmp python -m pytest tests/test_web_page.py": (_page, "wants a Chromium"),
-    "nlrn study window recipes/study.toml -o window.json": (parse, STUDY),
-    "nlrn study choices recipes/study.toml --steps 2000 -o choices.json -j 2": (parse, STUDY),
-    "nlrn study window recipes/study.toml --steps 1000 -o window.json --plot window.png -j 2": (parse, STUDY),
-    "nlrn benchmark operator": (parse, BENCHMARK),
-    "nlrn benchmark operator --json operator.json --plot operator.png": (parse, BENCHMARK),
-    "nlrn benchmark model --json model.json --plot model.png": (parse, BENCHMARK),
-    'nlrn benchmark model --only "pictures small window bf16 256px"': (parse, BENCHMARK),
+    "python -m studies window recipes/study.toml -o window.json": (parse, STUDY),
+    "python -m studies choices recipes/study.toml --steps 2000 -o choices.json -j 2": (parse, STUDY),
+    "python -m studies window recipes/study.toml --steps 1000 -o window.json --plot window.png -j 2": (parse, STUDY),
+    "python -m benchmarks.operator": (parse, BENCHMARK),
+    "python -m benchmarks.operator --json operator.json --plot operator.png": (parse, BENCHMARK),
+    "python -m benchmarks.model --json model.json --plot model.png": (parse, BENCHMARK),
+    'python -m benchmarks.model --only "pictures small window bf16 256px"': (parse, BENCHMARK),
     "torchrun --nproc-per-node 4 -m nlrn train recipes/denoise-gray.toml": (_torchrun, "four devices"),
     "torchrun --nproc-per-node 2 -m nlrn train recipes/denoise-gray-small.toml --data ../shared/data -o runs/two": (
         _torchrun,

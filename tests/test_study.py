@@ -20,14 +20,14 @@ from PIL import Image
 from torch import Tensor
 from toy import make
 
-from nlrn.cli import run as command
-from nlrn.cli.study import NAMES
+from nlrn.cli import execute
 from nlrn.errors import ConfigError
 from nlrn.inference.restorer import Restorer
 from nlrn.models.checkpoint import model_metadata
 from nlrn.training.config import read_recipe
 from nlrn.training.trainer import train
 from studies import study
+from studies.command import parser
 from studies.study import STUDIES, Study, arm_config
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,6 @@ TOY = Study("?", {"3": {"model": {"window": 3}}, "5": {}}, ("held",), axis="wind
 
 
 def test_every_arm_of_every_study_changes_what_it_says_and_nothing_else() -> None:
-    assert tuple(STUDIES) == NAMES
     recipe = read_recipe(ROOT / "recipes" / "study.toml")
     recipe = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, steps=1999))
     whole = dataclasses.replace(recipe, name="x", seed=0, schedule=dataclasses.replace(recipe.schedule, steps=2000))
@@ -122,11 +121,11 @@ def test_an_error_of_one_training_ends_the_others_at_once(tmp_path: Path) -> Non
 def test_an_interrupt_or_a_killed_training_ends_a_study_with_one_sentence(tmp_path: Path, how: str) -> None:
     make(tmp_path)
     (tmp_path / "set12").symlink_to(tmp_path / "held")
-    command = [sys.executable, "-m", "nlrn", "study", "window", "tiny.toml", "--data", ".", "-o", "x.json", "-j", "2"]
+    command = [sys.executable, "-m", "studies", "window", "tiny.toml", "--data", ".", "-o", "x.json", "-j", "2"]
     process = subprocess.Popen(
         [*command, "--steps", "300000"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     runs = tmp_path / "runs" / "window"
@@ -196,5 +195,5 @@ def test_the_command_refuses_what_it_cannot_write_or_read(tmp_path: Path, capsys
         (["widows", recipe, "-o", str(tmp_path / "x.json")], 2, "invalid choice"),
         (["window", str(tmp_path / "no.toml"), "-o", str(tmp_path / "x.json"), "--data", str(tmp_path)], 2, "recipe"),
     ):
-        assert command(["study", *arguments]) == code
+        assert execute(parser(), arguments) == code
         assert words in capsys.readouterr().err

@@ -16,7 +16,6 @@ from typing import NoReturn
 
 from nlrn import __version__
 from nlrn.cli import (
-    benchmark,
     convert,
     denoise,
     doctor,
@@ -25,7 +24,6 @@ from nlrn.cli import (
     export,
     models,
     serve,
-    study,
     train,
     upscale,
 )
@@ -39,25 +37,27 @@ COMMANDS = (
     explain,
     serve,
     train,
-    study,
     models,
     convert,
     export,
-    benchmark,
     doctor,
 )  # in the order of --help
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; nothing but the code and the printed lines comes back."""
-    parser = _parser()
+    return execute(_parser(), arguments)
+
+
+def execute(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    """Call `run` of what the parser makes of the arguments; an error becomes one sentence and an exit code."""
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="nlrn: %(message)s")
     try:
         options = parser.parse_args(arguments)
-        if options.command is None:
+        if not hasattr(options, "run"):
             parser.print_help()
             return 2
         with InterruptHandler():
@@ -90,7 +90,7 @@ def _told(error: Exception) -> int:
     return code
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """One sentence for a usage error: the list of all options before it would hide it."""
 
     def error(self, message: str) -> NoReturn:
@@ -101,7 +101,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="nlrn",
         description="Restore pictures with the Non-Local Recurrent Network (NeurIPS 2018).",
         epilog="Start with: nlrn denoise noisy.png -o clean.png",

@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from nlrn.doctor import examine, is_well
+    from nlrn.cli.diagnosis import examine, is_well
 
     found = examine()
     if options.json:

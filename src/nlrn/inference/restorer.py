@@ -228,7 +228,7 @@ class Restorer:
     def memory_per_pixel(self, height: int, width: int) -> float:
         """Bytes a pixel that a picture of this size takes at the peak of one pass.
 
-        Fitted to the presets at 256 to 1024 pixels on a CPU; nlrn benchmark model sets it beside the peak.
+        Fitted to the presets at 256 to 1024 pixels on a CPU; python -m benchmarks.model sets it beside the peak.
         """
         return memory_per_pixel(self.model, height, width, self.bf16)
 

@@ -143,3 +143,9 @@ def attention_share(step: Callable[[], Any], device: torch.device) -> float:
 
 def _is_attention(name: str) -> bool:
     return name in ("nlrn::attention", "nlrn::attention_backward")
+
+
+if __name__ == "__main__":
+    from benchmarks.command import main
+
+    main("model")
