@@ -33,7 +33,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def _read(app: Sphinx, page: str, source: list[str]) -> None:
-    source[0] = {"index": with_contents, "api": with_reference, "commands": with_help}.get(page, str)(source[0])
+    source[0] = {"index": with_contents, "api": with_reference, "commands": with_help, "architecture": with_decisions}.get(page, str)(source[0])
 
 
 def with_contents(text: str) -> str:
@@ -61,6 +61,11 @@ def _described(name: str, words: str) -> str:
         lines = [f".. py:data:: nlrn.{name}", "", f"   {words[2:3].upper()}{words[3:]}"]
         lines += ["", *(f"   * ``{key!r}``: ``{value}``" for key, value in found.items())]
     return "\n".join(["```{eval-rst}", *lines, "```", ""])
+
+
+def with_decisions(text: str) -> str:
+    """architecture.md, and its decisions as pages below it."""
+    return text + "\n```{toctree}\n:hidden:\n:glob:\n\ndecisions/*\n```\n"
 
 
 def with_help(text: str) -> str:
