@@ -33,7 +33,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def _read(app: Sphinx, page: str, source: list[str]) -> None:
-    source[0] = {"index": with_contents, "api": with_reference, "commands": with_help, "architecture": with_decisions}.get(page, str)(source[0])
+    source[0] = {
+        "index": with_contents,
+        "api": with_reference,
+        "commands": with_help,
+        "architecture": with_decisions,
+    }.get(page, str)(source[0])
 
 
 def with_contents(text: str) -> str:
