@@ -1,12 +1,15 @@
 """Sheets of crops for docs/: what goes in, what comes out, what was there, on pictures of the scoring sets.
 
 `crops.py sr` enlarges Set5 (its 8-bit colour pictures, made smaller by MATLAB's bicubic); `crops.py denoise` restores
-CBSD68 under noise. Of every picture the square with the strongest edges is shown, enlarged without smoothing.
+CBSD68 under noise; `crops.py photograph` restores crops of the PolyU set, nothing given, beside OpenCV's non-local
+means and scikit-image's total variation and wavelets (pip install opencv-python-headless scikit-image PyWavelets). Of
+every image the square with the strongest edges is shown, enlarged without smoothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import sys
 from collections.abc import Callable
@@ -23,7 +26,11 @@ from nlrn.functional.metrics import luma8, psnr, quantize8
 from nlrn.io.datasets import data_root, scoring_set
 from nlrn.system.atomic import check_target, publish
 
-ZOOM, GAP, BAND = 3, 6, 18
+GAP, BAND = 6, 18
+PHOTOGRAPHS = (  # of the PolyU set, one a camera
+    "Canon600D_3-5_125_1600_waterhouse_12", "Canon80D_8_8_6400_comproom_12", "NikonD800_5_100_4000_flower_15",
+    "Sony_3-5_200_1600_classroom_14", "Canon5D2_5_160_6400_circuit_8",
+)  # fmt: skip
 Column = tuple[str, np.ndarray]  # a caption and a picture HWC in 0..1
 
 
@@ -38,9 +45,9 @@ def square_with_edges(picture: np.ndarray, side: int) -> tuple[slice, slice]:
     return slice(down * grid, down * grid + side), slice(right * grid, right * grid + side)
 
 
-def sheet(rows: list[tuple[np.ndarray, list[Column]]], side: int) -> Image.Image:
+def sheet(rows: list[tuple[np.ndarray, list[Column]]], side: int, zoom: int) -> Image.Image:
     """A row for every picture: the same square of all columns."""
-    cell = ZOOM * side
+    cell = zoom * side
     columns = len(rows[0][1])
     page = Image.new("RGB", (columns * (cell + GAP) - GAP, len(rows) * (cell + BAND)), (255, 255, 255))
     draw = ImageDraw.Draw(page)
@@ -78,16 +85,33 @@ def denoised(image: np.ndarray, sigma: float, restorer: nlrn.Restorer) -> tuple[
     return image, [*pair, ("truth", image / 255)]
 
 
+def photographed(image: np.ndarray, noisy: np.ndarray) -> tuple[np.ndarray, list[Column]]:
+    """uint8: noisy, three others, ours and the truth, with the PSNR. The strength of OpenCV and TV: that which serves
+    PolyU best of (4, 7, 10) and (0.02, 0.05, 0.1), wavelets (BayesShrink) with the noise that they estimate."""
+    cv2, restoration = importlib.import_module("cv2"), importlib.import_module("skimage.restoration")
+    truth, given = image / 255.0, noisy / 255.0
+    found = {
+        "as it is": given,
+        "OpenCV": cv2.fastNlMeansDenoisingColored(noisy, None, 4, 4, 7, 21) / 255.0,
+        "TV": restoration.denoise_tv_chambolle(given, weight=0.02, channel_axis=2),
+        "wavelets": restoration.denoise_wavelet(given, channel_axis=2, convert2ycbcr=True, rescale_sigma=True),
+        "nlrn": nlrn.denoise(noisy) / 255.0,
+    }
+    cells = [(f"{name} {psnr(truth, quantize8(x)):.2f} dB", x) for name, x in found.items()]
+    return image, [*cells, ("truth", truth)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("sr", "denoise"))
+    parser.add_argument("task", choices=("sr", "denoise", "photograph"))
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png|.jpg")
-    parser.add_argument("--model", required=True, help="a shipped model or a weights file")
+    parser.add_argument("--model", help="a shipped model or a weights file (photograph: the one that is chosen)")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=3)
     parser.add_argument("--sigma", type=sigma_level, default=25.0)
     parser.add_argument("--pictures", type=int, default=5, help="the first so many of the set (default: 5)")
     parser.add_argument("--side", type=int, default=72, help="of the square that is shown (default: 72)")
+    parser.add_argument("--zoom", type=int, default=3, help="pixels on a side for one of the image (default: 3)")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     options = parser.parse_args()
     try:
@@ -101,15 +125,28 @@ def draw(options: argparse.Namespace) -> None:
     if options.output.suffix.lower() not in (".png", ".jpg"):
         raise InputError(f"{options.output} must end in .png or .jpg")
     check_target(options.output, overwrite=options.overwrite)
+    if options.task == "photograph":
+        folder = data_root(options.data) / "polyu"
+        pairs = [[np.asarray(Image.open(folder / f"{n}_{kind}.JPG").convert("RGB")) for kind in ("mean", "real")]
+                 for n in PHOTOGRAPHS]  # fmt: skip
+        _write(options, [photographed(*pair) for pair in pairs])
+        return
+    if options.model is None:
+        raise InputError("give --model")
     restorer = nlrn.load(options.model)
     pictures = scoring_set(data_root(options.data), "set5" if options.task == "sr" else "cbsd68")
     row: Callable[[np.ndarray], tuple[np.ndarray, list[Column]]] = {
         "sr": lambda image: enlarged(image, options.scale, restorer),
         "denoise": lambda image: denoised(image, options.sigma, restorer),
     }[options.task]
-    rows = [row(image) for _, image in pictures[: options.pictures]]
+    _write(options, [row(image) for _, image in pictures[: options.pictures]])
+
+
+def _write(options: argparse.Namespace, rows: list[tuple[np.ndarray, list[Column]]]) -> None:
     file = io.BytesIO()
-    sheet(rows, options.side).save(file, Image.registered_extensions()[options.output.suffix.lower()], quality=92)
+    sheet(rows, options.side, options.zoom).save(
+        file, Image.registered_extensions()[options.output.suffix.lower()], quality=92
+    )
     publish(options.output, file.getvalue(), overwrite=options.overwrite)
     print(f"wrote {options.output}")
 

@@ -37,8 +37,8 @@ def test_a_sheet_shows_the_same_square_of_every_column(task: str) -> None:
     assert truth.shape == ((60, 48, 3) if task == "sr" else image.shape)
     assert len(cells) == (4 if task == "sr" else 3)
     assert all(picture.shape == truth.shape for _, picture in cells)
-    page = np.asarray(crops.sheet([(truth, cells)] * 2, 24))
-    cell = crops.ZOOM * 24
+    page = np.asarray(crops.sheet([(truth, cells)] * 2, 24, 3))
+    cell = 3 * 24
     assert page.shape == (2 * (cell + crops.BAND), len(cells) * (cell + crops.GAP) - crops.GAP, 3)
-    shown = page[crops.BAND : crops.BAND + cell : crops.ZOOM, -cell :: crops.ZOOM]
+    shown = page[crops.BAND : crops.BAND + cell : 3, -cell::3]
     assert (shown == truth[crops.square_with_edges(truth, 24)]).all()

@@ -19,6 +19,7 @@ from nlrn.io.datasets import HELD_OUT, read_folder, training_images, validation_
 from nlrn.models.checkpoint import load_model, save_model
 from nlrn.models.nlrn import NLRN, NLRNConfig
 from nlrn.training.config import NoiseConfig, Stage, StartConfig, TrainConfig, read_recipe
+from nlrn.training.data import enlarged_part
 from nlrn.training.distributed import Processes
 from nlrn.training.starting import start_from
 from nlrn.training.trainer import Trainer, train
@@ -187,13 +188,41 @@ def test_a_run_that_is_frozen_from_the_start_keeps_the_statistics_of_its_start(r
     assert all(torch.equal(value, found[name]) for name, value in load_model(resumed).state_dict().items())
 
 
+def test_patches_are_enlarged_by_up_to_the_factor_and_a_third_of_them_is_not() -> None:
+    ramp = np.broadcast_to(np.linspace(0, 1, 72, dtype=np.float32)[:, None, None], (72, 72, 3))
+    slope, factors = 1 / 71, []
+    for seed in range(300):
+        part = enlarged_part(ramp, 3.0, np.random.default_rng(seed))
+        assert part.shape == ramp.shape
+        assert part.dtype == np.float32
+        factors.append(slope / float(part[40, 0, 0] - part[32, 0, 0]) * 8)
+        if factors[-1] == pytest.approx(1, abs=1e-5):
+            np.testing.assert_array_equal(part, ramp)
+    factors = np.sort(factors)
+    assert 0.25 < np.mean(factors < 1.001) < 0.42
+    assert 2.7 < factors[-1] < 3.05
+    assert np.median(factors[factors > 1.02]) == pytest.approx(3**0.5, rel=0.1)  # uniform in its logarithm
+
+
+def test_a_batch_is_enlarged_before_the_camera_takes_it(recipe: Path, tmp_path: Path) -> None:
+    plain, wide = (
+        photographer(recipe, tmp_path / str(most), noise=dataclasses.replace(CAMERA, enlarge=most))
+        for most in (1.0, 3.0)
+    )
+    detail = []
+    for one in (plain, wide):
+        targets = [one.batches(step)[1].numpy() for step in range(12)]
+        detail.append(np.mean([np.abs(np.diff(target, axis=-1)).mean() for target in targets]))
+    assert detail[1] < 0.9 * detail[0]
+
+
 # -- recipes -------------------------------------------------------------------------------------------------------
 
 
 def test_the_recipe_of_the_small_model_for_photographs() -> None:
     config = read_recipe(ROOT / "recipes" / "denoise-photo-small.toml")
     assert config.start == StartConfig("denoise-color-small")
-    assert config.noise == CAMERA
+    assert config.noise == dataclasses.replace(CAMERA, enlarge=3.0)
     assert config.model == NLRNConfig(3, 64, 32, 6, 15, sigma_input=True, level_one=12.0)
     assert config.freeze == 0
     assert config.data.folders == ("bsds500/train", "bsds500/test", "sunhays80")
@@ -207,7 +236,7 @@ def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
     plain = read_recipe(ROOT / "recipes" / "denoise-color-small.toml")
     header = json.loads(plain.header())
     assert "start" not in header
-    assert "kind" not in header["noise"]
+    assert not {"kind", "enlarge"} & set(header["noise"])
     assert "level_one" not in header["model"]
     others = [dataclasses.replace(plain, start=StartConfig(name)) for name in ("denoise-color-small", "other")]
     for level in (10, 12):
@@ -223,6 +252,8 @@ def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
         ("[start]\nfrom = 3", "start.from must be str"),
         ("[start]", "start lacks from"),
         ('[start]\nfrom = ""', "must name a shipped model"),
+        ("[noise]\nenlarge = 2.0", "for camera noise, from 1 to 4, not 2"),
+        ('[noise]\nkind = "camera"\nenlarge = 5.0', "from 1 to 4, not 5"),
         ('[noise]\nkind = "film"', "gaussian or camera, not 'film'"),
         ('[noise]\nkind = "camera"\nhigh = 50.0', "leave noise.low and noise.high out"),
         ('[noise]\nkind = "camera"', "in_channels = 3"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +14,20 @@ from PIL import Image
 
 import nlrn
 from nlrn.cli import run as command
-from nlrn.errors import ConfigError, InputError
+from nlrn.errors import ConfigError, InputError, ModelNotFoundError
 from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
+from nlrn.functional.degradations import resize_bicubic
 from nlrn.inference.restorer import Restorer, Settings
-from nlrn.models.checkpoint import save_model
+from nlrn.io.image import rounded
+from nlrn.models import checkpoint
+from nlrn.models.checkpoint import save_model, sha256
 from nlrn.models.folded import FoldedNLRN
 from nlrn.models.nlrn import NLRN, NLRNConfig
+from nlrn.web import handlers as work
+from nlrn.web.fields import Denoising
+from nlrn.web.handlers import Workshop
+from nlrn.web.messages import House, Task
 
 ONE = 12.0
 
@@ -78,7 +89,7 @@ def test_the_command_takes_a_level(
     Image.fromarray((255 * image).astype(np.uint8)).save(tmp_path / "in.png")
     words = ["denoise", str(tmp_path / "in.png"), "--model", str(tmp_path / "photo.safetensors"), "--precision", "fp32"]
     assert command([*words, "-o", str(tmp_path / "out.png"), "--level", "0.5"]) == 0
-    assert "finds the noise itself; level 0.5" in capsys.readouterr().out
+    assert "finds the noise itself, level 0.5" in capsys.readouterr().out
     restorer = nlrn.load(model, precision="fp32", level=0.5)
     expected = restorer.denoise(np.asarray(Image.open(tmp_path / "in.png")) / np.float32(255))
     found = np.asarray(Image.open(tmp_path / "out.png")) / 255
@@ -86,3 +97,117 @@ def test_the_command_takes_a_level(
     assert command([*words, "-o", str(tmp_path / "no.png"), "--level", "3"]) == 2
     assert command([*words, "-o", str(tmp_path / "no.png"), "--sigma", "9"]) == 1
     assert not (tmp_path / "no.png").exists()
+
+
+# -- which model restores, by every entry ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped(model: NLRN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights as they would be shipped: for grey, colour and photographs, none of which anybody trained."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_model(folder / "denoise-photo-small.safetensors", model)
+    for name, channels in (("gray", 1), ("color", 3)):
+        torch.manual_seed(channels)
+        config = NLRNConfig(channels, 8, 4, states=2, window=5, sigma_input=True)
+        save_model(folder / f"denoise-{name}-small.safetensors", NLRN(config).eval())
+    names = sorted(folder.glob("*.safetensors"))
+    (folder / "SHA256SUMS").write_text("".join(f"{sha256(path)}  {path.name}\n" for path in names))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs() -> dict[str, np.ndarray]:
+    """Of 160 x 160: a colour one with noise as cameras make it and with white noise, uint8, and a grey one."""
+    random = np.random.default_rng(5)
+    smooth = resize_bicubic(random.random((6, 6, 3)), 160, 160).clip(0, 1)
+    camera = add_camera_noise(smooth, at_level(draw_camera(random), 8.0), random)
+    white = smooth + random.normal(0, 12 / 255, smooth.shape)
+    images = {name: np.rint(x.clip(0, 1) * 255).astype(np.uint8) for name, x in (("camera", camera), ("white", white))}
+    return images | {"grey": images["camera"][..., 1]}
+
+
+def by_python(image: np.ndarray, **options: Any) -> np.ndarray:
+    return np.asarray(nlrn.denoise(Image.fromarray(image), **options))
+
+
+def by_command(image: np.ndarray, folder: Path, **options: Any) -> np.ndarray:
+    Image.fromarray(image).save(folder / "in.png")
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words += ["-o", str(folder / "out.png"), "--overwrite", "-q"]
+    assert command(["denoise", str(folder / "in.png"), *words]) == 0
+    return np.asarray(Image.open(folder / "out.png"))
+
+
+def by_service(image: np.ndarray, **options: Any) -> tuple[np.ndarray, str]:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    fields = {name: field.default for name, field in Denoising.model_fields.items() if name != "picture"}
+    answer = Workshop(House()).perform(Task("denoise", file.getvalue(), fields | options))
+    return np.asarray(Image.open(io.BytesIO(answer.content))), answer.headers.get("nlrn-said", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("camera", {}, "photo"),
+        ("camera", {"noise": "photo", "level": 0.5}, "photo"),
+        ("camera", {"noise": "gaussian"}, "color"),
+        ("camera", {"sigma": 9.0}, "color"),
+        ("camera", {"model": "denoise-gray-small"}, "gray"),
+        ("white", {}, "color"),
+        ("white", {"noise": "photo"}, "photo"),
+        ("grey", {}, "gray"),
+        ("grey", {"noise": "photo"}, "photo"),
+    ],
+)
+def test_every_entry_takes_the_same_model_and_gives_the_same_pixels(
+    shipped: Path,
+    photographs: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: dict[str, Any],
+    expected: str,
+) -> None:
+    for module in (checkpoint, work):
+        monkeypatch.setattr(module, "WEIGHTS", shipped)
+    image = photographs[name]
+    restored = by_python(image, **options)
+    served, said = by_service(image, **options)
+    np.testing.assert_array_equal(restored, by_command(image, tmp_path, **options))
+    np.testing.assert_array_equal(restored, served)
+    assert ("finds the noise itself" in said) == (expected == "photo")
+    chosen = nlrn.load(f"denoise-{expected}-small", level=options.get("level", 1.0))
+    sigma, noise = options.get("sigma", "auto"), options.get("noise", "auto")
+    level = sigma if expected == "photo" else chosen.noise_level(image / np.float32(255), sigma, noise=noise)
+    given = image / np.float32(255)
+    found = chosen.denoise(
+        given if expected != "photo" or image.ndim == 3 else np.repeat(given[..., None], 3, 2), level
+    )
+    found = found.mean(axis=2) if found.ndim > image.ndim else found
+    np.testing.assert_array_equal(restored, rounded(found, 8))
+
+
+def test_without_a_model_for_photographs_colour_is_restored_as_before(
+    shipped: Path, photographs: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(shipped, tmp_path / "weights")
+    (folder / "denoise-photo-small.safetensors").unlink()
+    for module in (checkpoint, work):
+        monkeypatch.setattr(module, "WEIGHTS", folder)
+    image = photographs["camera"]
+    restored = nlrn.load("denoise-color-small").denoise(image / np.float32(255))
+    np.testing.assert_array_equal(by_python(image), rounded(restored, 8))
+    with pytest.raises(ModelNotFoundError, match="no model for the noise of cameras"):
+        by_python(image, noise="photo")
+
+
+def test_what_does_not_fit_together_is_one_error(photographs: dict[str, np.ndarray]) -> None:
+    image = photographs["white"]
+    with pytest.raises(InputError, match="takes no sigma"):
+        by_python(image, noise="photo", sigma=5)
+    with pytest.raises(InputError, match="auto, gaussian or photo, not 'film'"):
+        by_python(image, noise="film")
+    with pytest.raises(ConfigError, match="given a sigma"):
+        by_python(image, noise="photo", model="denoise-color-small")

@@ -89,7 +89,7 @@ def test_what_a_browser_cannot_show_is_shown_and_kept_whole(page: Page, folder: 
     source, out = write_picture(tmp_path / "deep.tif", deep), tmp_path / "out.tif"
     choose(page, source)
     assert page.evaluate("document.getElementById('before').naturalWidth") == 120
-    page.uncheck("#auto")
+    page.select_option("#noise", "given")
     page.locator("#sigma").fill("30")
     page.click("#go")
     model = str(folder / "toy.safetensors")
@@ -136,7 +136,7 @@ def test_the_line_shows_one_picture_on_each_side(page: Page, tmp_path: Path) -> 
     values = np.full((900, 1400), 40, np.uint8)
     Image.fromarray(values).save(tmp_path / "dark.png")
     choose(page, tmp_path / "dark.png")
-    page.uncheck("#auto")
+    page.select_option("#noise", "given")
     page.click("#go")
     after = np.asarray(Image.open(io.BytesIO(restored(page))))
     page.click("#full")

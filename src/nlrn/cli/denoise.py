@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from nlrn.cli.shared import Say
     from nlrn.functional.anscombe import PoissonNoise
+    from nlrn.inference.pipeline import Denoising
     from nlrn.inference.self_ensemble import Progress
     from nlrn.io.image import Picture
 
@@ -32,13 +34,16 @@ def add(commands: Any) -> None:
     parser.add_argument("--strength", type=_strength, default=1.0, help="how much of the noise goes, 0..1 (default: 1)")
     parser.add_argument(
         "--noise",
-        choices=("auto", "gaussian", "poisson"),
+        choices=("auto", "gaussian", "poisson", "photo"),
         default="auto",
         help="auto: white or camera-like, as found (default); gaussian: white; poisson: counted photons, noise that"
-        " grows with the light",
+        " grows with the light; photo: that of cameras, found by the model for photographs",
     )
     parser.add_argument(
-        "--level", type=_level, default=1.0, help="of a model for photographs: more or less of the noise, 0..2"
+        "--level",
+        type=_level,
+        default=1.0,
+        help="of the model for photographs: more or less of the noise, 0..2 (default: 1)",
     )
     parser.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
     parser.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
@@ -47,7 +52,7 @@ def add(commands: Any) -> None:
 
 
 def _denoise(options: argparse.Namespace) -> int:
-    _noise(options)
+    _asked(options)  # before any work
     if options.sigma_map is not None and options.input.is_dir():
         raise ConfigError("a map of noise levels fits one picture, not a folder")
     return restore_input(options, _restored, "denoising")
@@ -56,12 +61,21 @@ def _denoise(options: argparse.Namespace) -> int:
 def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Progress | None) -> Picture:
     from nlrn.inference.pipeline import denoised
 
-    sigma: Any = _noise(options) or ("auto" if options.sigma is None else options.sigma)
+    asked = _asked(options)
     if options.sigma_map is not None:
-        sigma = _map(options.sigma_map)
-    maker = partial(make_restorer, options)
+        asked = dataclasses.replace(asked, sigma=_map(options.sigma_map))
+    return denoised(picture, partial(make_restorer, options), asked, say=say, progress=tick)
+
+
+def _asked(options: argparse.Namespace) -> Denoising:
+    """What the options ask for; a map of sigmas is not read yet."""
+    from nlrn.inference.pipeline import Denoising
+
+    sigma: Any = _noise(options) or ("auto" if options.sigma is None else options.sigma)
     noise = "auto" if options.noise == "poisson" else options.noise
-    return denoised(picture, maker, sigma, strength=options.strength, noise=noise, say=say, progress=tick)
+    if noise == "photo" and options.sigma_map is not None:
+        raise ConfigError("--noise photo takes no --sigma-map: its model finds the noise")
+    return Denoising(sigma, options.strength, noise, named=options.model is not None)
 
 
 def _noise(options: argparse.Namespace) -> PoissonNoise | None:

@@ -276,9 +276,10 @@ def _seen_by_a_worker(options: argparse.Namespace) -> str:
 
 def _digest(options: argparse.Namespace) -> str:
     """Of what decides the results: the options, the weights, the version."""
-    from nlrn.models.checkpoint import resolve_model, sha256
+    from nlrn.models.checkpoint import resolve_model, sha256, ships_photo_model
 
     chosen = {name: str(value) for name, value in vars(options).items() if name not in _FREE}
-    models = {sha256(resolve_model(model_name(options, channels))) for channels in (1, 3)}
+    kinds = [(1, False), (3, False)] + [(3, True)] * (ships_photo_model() and options.command == "denoise")
+    models = {sha256(resolve_model(model_name(options, *kind))) for kind in kinds}
     told = json.dumps([__version__, chosen, sorted(models)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -37,13 +37,14 @@ def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True)
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 
 
-def model_name(options: argparse.Namespace, channels: int) -> str:
+def model_name(options: argparse.Namespace, channels: int, photo: bool = False) -> str:
     from nlrn.models.checkpoint import default_model
 
-    return default_model(getattr(options, "task", "denoise"), channels) if options.model is None else options.model
+    task = getattr(options, "task", "denoise")
+    return default_model(task, channels, photo=photo) if options.model is None else options.model
 
 
-def make_restorer(options: argparse.Namespace, channels: int, tile: int | None = None) -> Restorer:
+def make_restorer(options: argparse.Namespace, channels: int, photo: bool = False, tile: int | None = None) -> Restorer:
     from nlrn.inference.pipeline import restorer_of
     from nlrn.inference.restorer import MEMORY, Settings
 
@@ -56,7 +57,7 @@ def make_restorer(options: argparse.Namespace, channels: int, tile: int | None =
         memory=getattr(options, "memory", None) or MEMORY,
         level=getattr(options, "level", 1.0),
     )
-    return restorer_of(model_name(options, channels), options.device, settings)
+    return restorer_of(model_name(options, channels, photo), options.device, settings)
 
 
 def check_result(path: Path | None, suffix: str, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:

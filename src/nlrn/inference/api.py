@@ -15,7 +15,7 @@ from nlrn.errors import InputError
 from nlrn.functional.alpha import enlarged_alpha, fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of
-from nlrn.inference.pipeline import restorer_of
+from nlrn.inference.pipeline import Denoising, denoised_array, restorer_of
 from nlrn.inference.restorer import Restorer, Settings, checked_picture
 from nlrn.inference.super_resolution import enlarged_size
 from nlrn.io.image import rounded
@@ -51,6 +51,7 @@ def denoise(
     mode: str = "window",
     strength: float = 1.0,
     noise: str = "auto",
+    level: float = 1.0,
 ) -> PictureT:
     """The denoised picture, of the same kind, dtype, shape and device as the one given.
 
@@ -62,7 +63,8 @@ def denoise(
     name (`nlrn models` lists them), a weights file or an NLRN; None takes the best one for the picture.
     mode: "window", or "patch" for the authors' slow test protocol. strength: how much of the noise goes, 0..1.
     noise: what a sigma of "auto" is estimated for: "auto", white noise or the correlated noise of cameras, whichever
-    the picture has; "gaussian", white noise.
+    the picture has; "gaussian", white noise; "photo", the noise of cameras, removed by the model for photographs, which
+    finds it by itself. level: of what that model finds, how much is removed, 0..2.
 
     >>> import numpy, nlrn
     >>> noisy = numpy.random.default_rng(0).normal(0.5, 25 / 255, (32, 32))
@@ -73,11 +75,16 @@ def denoise(
     Raises InputError for a picture or sigma that is refused, ModelError for the model.
     """
 
+    asked = Denoising(sigma, strength, noise, named=model is not None)
+    settings = Settings(mode=mode, level=level)
+
+    def restorer_for(channels: int, photo: bool) -> Restorer:
+        if isinstance(model, NLRN):
+            return Restorer(model, settings=settings)
+        return restorer_of(str(model or default_model("denoise", channels, photo=photo)), "auto", settings)
+
     def restore(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
-        seen = image if alpha is None else fill_hidden(image, alpha)
-        return _restorer(model, "denoise", seen, mode).denoise(
-            image, sigma, strength=strength, alpha=alpha, noise=noise
-        )
+        return denoised_array(image, alpha, restorer_for, asked)[0]
 
     return _of_the_same_kind(picture, restore)
 

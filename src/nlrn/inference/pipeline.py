@@ -9,25 +9,28 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from nlrn.errors import InputError, MemoryBudgetError
+from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 from nlrn.functional.alpha import enlarged_alpha, fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
-from nlrn.functional.levels import MAX_SIGMA, channels_of, check_auto, level_of
-from nlrn.functional.noise import NoiseEstimate
+from nlrn.functional.levels import MAX_SIGMA, channels_of, check_auto, found_noise, level_of
+from nlrn.functional.noise import NOISES, NoiseEstimate
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.self_ensemble import Progress
 from nlrn.inference.super_resolution import enlarged_size, passes_of
 from nlrn.io.image import MAX_RESULT_PIXELS, Picture
-from nlrn.models.checkpoint import resolve_model
+from nlrn.models.checkpoint import resolve_model, ships_photo_model
 from nlrn.system.hardware import memory
 
 Say = Callable[[str], None]
 Sigma = float | str | np.ndarray
+RestorerFor = Callable[[int, bool], Restorer]
+KINDS = (*NOISES, "photo")
 
 
 def restorer_of(name: str, device: str, settings: Settings) -> Restorer:
@@ -42,41 +45,93 @@ def _loaded(path: Path, time: int, size: int, device: str, settings: Settings) -
     return Restorer(path, device=device, settings=settings)
 
 
+@dataclass(frozen=True)
+class Denoising:
+    """What is asked of a denoiser, the same for every entry.
+
+    sigma, strength: as of Restorer.denoise. noise: "auto", "gaussian" as of `estimate_noise`; "photo", the noise of
+    cameras, which the model for photographs finds by itself. named: a model was named, so that none is chosen.
+    Raises InputError for another noise, and for a sigma beside "photo".
+    """
+
+    sigma: Sigma | PoissonNoise = "auto"
+    strength: float = 1.0
+    noise: str = "auto"
+    named: bool = False
+
+    def __post_init__(self) -> None:
+        if self.noise not in KINDS:
+            raise InputError(f"noise must be {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {self.noise!r}")
+        if self.noise == "photo" and not (isinstance(self.sigma, str) and self.sigma == "auto"):
+            raise InputError("noise 'photo' takes no sigma: its model finds the noise; level asks for more or less")
+
+
 def denoised(
     picture: Picture,
-    restorer_for: Callable[[int], Restorer],
-    sigma: Sigma | PoissonNoise = "auto",
+    restorer_for: RestorerFor,
+    asked: Denoising,
     *,
-    strength: float = 1.0,
-    noise: str = "auto",
     say: Say = lambda line: None,
     progress: Progress | None = None,
 ) -> Picture:
-    """The denoised picture. restorer_for: of the number of channels that have colour, 1 or 3, the one that restores.
+    """The denoised picture; its `noise` is what was found. The rest as for `denoised_array`."""
+    array, found = denoised_array(
+        picture.array, picture.alpha, restorer_for, asked, say=say, progress=progress, form=picture.format
+    )
+    return dataclasses.replace(picture.with_array(array), noise=tuple(one.record() for one in found))
 
-    sigma, strength, noise, progress: as of Restorer.denoise; the result's `noise` is what was found. say is given what
-    is worth knowing, a line each: the noise that was found, how colour is treated, tiles. Raises what Restorer.denoise
-    raises, MemoryBudgetError before any work where too little is free.
+
+def denoised_array(
+    image: np.ndarray,
+    alpha: np.ndarray | None,
+    restorer_for: RestorerFor,
+    asked: Denoising,
+    *,
+    say: Say = lambda line: None,
+    progress: Progress | None = None,
+    form: str = "",
+) -> tuple[np.ndarray, tuple[NoiseEstimate, ...]]:
+    """An image HW or HWC in [0, 1], denoised, and the noise that was found: every entry comes through here.
+
+    restorer_for(channels, photo): of the number of channels that have colour, 1 or 3, the one that restores; photo: it
+    should be the one for photographs. say is given what is worth knowing, a line each: the noise that was found, how
+    colour is treated, tiles. form: of the file, by Pillow's name. Raises what Restorer.denoise raises,
+    MemoryBudgetError before any work where too little is free.
     """
-    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
-    channels = channels_of(seen)
-    restorer = restorer_for(channels)
-    restorer.require("denoise")
+    seen = image if alpha is None else fill_hidden(image, alpha)
+    channels, sigma = channels_of(seen), asked.sigma
     found: tuple[NoiseEstimate, ...] = ()
-    if not restorer.model.config.sigma_input:
+    photo = asked.noise == "photo"
+    if asked.noise == "auto" and isinstance(sigma, str) and channels == 3 and not asked.named and ships_photo_model():
+        check_auto(sigma)
+        found = found_noise(image, channels, alpha)
+        photo = found[0].kind == "camera"
+    restorer = restorer_for(channels, photo)
+    restorer.require("denoise")
+    config = restorer.model.config
+    if photo and not config.level_one:
+        raise ConfigError("noise 'photo' is for a model that finds the noise itself, and this one is given a sigma")
+    if not config.sigma_input:
         say("this model was trained for one noise level and takes none")
-    elif restorer.model.config.level_one:
-        say(f"this model finds the noise itself; level {restorer.settings.level:g}")
+    elif config.level_one:
+        what = f"found {found[0]}: " if found else ""
+        say(f"{what}restored by a model that finds the noise itself, level {restorer.settings.level:g}")
     elif isinstance(sigma, str):
         check_auto(sigma)
-        found = restorer.found_noise(picture.array, picture.alpha, noise)
-        _say_found(say, found, picture.format)
-    level = level_of(found) if found else sigma
-    if channels == 3 and restorer.model.config.in_channels == 1:
+        if not found or config.in_channels < channels:
+            found = restorer.found_noise(image, alpha, asked.noise)
+        _say_found(say, found, form)
+    level = level_of(found) if found and not config.level_one else sigma
+    if channels == 3 and config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
-    say_plan(restorer, say, *picture.array.shape[:2])
-    array = restorer.denoise(picture.array, level, strength=strength, alpha=picture.alpha, progress=progress)
-    return dataclasses.replace(picture.with_array(array), noise=tuple(one.record() for one in found))
+    say_plan(restorer, say, *image.shape[:2])
+    grey = photo and channels == 1  # the model for photographs is one of colour
+    given = np.repeat(image[..., None] if image.ndim == 2 else image[..., :1], 3, axis=2) if grey else image
+    result = restorer.denoise(given, level, strength=asked.strength, alpha=alpha, progress=progress)
+    if grey:
+        mean = result.mean(axis=2, keepdims=True)
+        result = mean[..., 0] if image.ndim == 2 else np.repeat(mean, image.shape[2], axis=2)
+    return result, found
 
 
 def _say_found(say: Say, found: tuple[NoiseEstimate, ...], form: str) -> None:

@@ -96,13 +96,21 @@ def resolve_model(name_or_path: str | Path) -> Path:
     raise ModelNotFoundError(f"no model and no file is called {str(name_or_path)!r}; shipped models: {names}")
 
 
-def default_model(task: str, channels: int) -> str:
-    """The base model of a task if it is shipped, else the small one; a grey one where colour has none."""
+def default_model(task: str, channels: int, *, photo: bool = False) -> str:
+    """The base model of a task if it is shipped, else the small one; a grey one where colour has none. photo: of the
+    denoisers the one for the noise of cameras. Raises ModelNotFoundError."""
     kinds = {"denoise": ["denoise-color", "denoise-gray"][-1 if channels == 1 else 0 :], "sr": ["sr"]}[task]
+    kinds = ["denoise-photo"] if photo else kinds
     for name in (f"{kind}{size}" for kind in kinds for size in ("", "-small")):
         if (WEIGHTS / f"{name}.safetensors").is_file():
             return name
-    raise ModelNotFoundError(f"no model for the task {task!r} is shipped yet: train one and name its file (--model)")
+    what = "the noise of cameras" if photo else f"the task {task!r}"
+    raise ModelNotFoundError(f"no model for {what} is shipped yet: train one and name its file (--model)")
+
+
+def ships_photo_model() -> bool:
+    """Whether a model for the noise of cameras is inside this package."""
+    return any(WEIGHTS.glob("denoise-photo*.safetensors"))
 
 
 def released() -> dict[str, str]:

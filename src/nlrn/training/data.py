@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nlrn.functional.camera import add_camera_noise, draw_camera, target_at
-from nlrn.functional.degradations import resize_matrix
+from nlrn.functional.degradations import resize_bicubic, resize_matrix
 from nlrn.functional.metrics import luma8
 from nlrn.io.datasets import PatchSet, training_images
 from nlrn.training.config import TrainConfig
@@ -91,6 +91,8 @@ class Batches:
         levels = np.ones(len(clean), np.float32)
         for i, image in enumerate(clean.permute(0, 2, 3, 1).cpu().numpy() / np.float32(255)):
             random = self._random(step, first + i, CAMERA_STREAM)
+            if self.config.noise.enlarge > 1:
+                image = enlarged_part(image, self.config.noise.enlarge, random)
             down, right = random.integers(0, image.shape[0] - patch + 1, 2)
             part = np.s_[down : down + patch, right : right + patch]
             if config.sigma_input and random.random() >= LEVEL_ONE:
@@ -163,6 +165,15 @@ class Batches:
 
 def _round8(x: Tensor) -> Tensor:
     return (x + 0.5).floor().clamp(0, 255)
+
+
+def enlarged_part(image: np.ndarray, most: float, random: np.random.Generator) -> np.ndarray:
+    """A square part of a square image HWC in [0, 1], anywhere in it, enlarged by bicubic to the image's size."""
+    side = len(image)
+    part = math.ceil(side / most ** max(0.0, random.uniform(-0.5, 1)))
+    down, right = random.integers(0, side - part + 1, 2)
+    image = image[down : down + part, right : right + part]
+    return image if part == side else resize_bicubic(image, side, side).clip(0, 1).astype(np.float32)
 
 
 def _share(places: range, i: int, n: int) -> range:

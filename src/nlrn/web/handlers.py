@@ -12,7 +12,7 @@ from nlrn.errors import BackendError, ConfigError, InputError, ModelError, Model
 from nlrn.evaluation.explain import correlation_maps
 from nlrn.functional.alpha import fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
-from nlrn.inference.pipeline import denoised, restorer_of, result_size, upscaled
+from nlrn.inference.pipeline import Denoising, denoised, restorer_of, result_size, upscaled
 from nlrn.inference.restorer import MEMORY, Restorer, Settings
 from nlrn.inference.self_ensemble import Progress
 from nlrn.io.decode import is_known
@@ -23,7 +23,7 @@ from nlrn.web.messages import MEDIA, Answer, House, Task
 
 _ENDINGS = {kind: suffix for suffix, kind in SUFFIXES.items() if suffix not in (".jpeg", ".tiff", ".pgm", ".pnm")}
 _FLAGS = {"pixels": "--max-pixels", "result": "--max-result-pixels"}
-_SETTINGS = ("mode", "tta", "precision", "tile", "overlap")
+_SETTINGS = ("mode", "tta", "precision", "tile", "overlap", "level")
 
 
 class Workshop:
@@ -68,9 +68,12 @@ class Workshop:
         result = denoised(
             picture,
             partial(self._restorer, "denoise", options),
-            _noise(options),
-            strength=options["strength"],
-            noise="auto" if options["noise"] == "poisson" else options["noise"],
+            Denoising(
+                _noise(options),
+                options["strength"],
+                "auto" if options["noise"] == "poisson" else options["noise"],
+                named=options["model"] is not None,
+            ),
             say=lines.append,
             progress=progress,
         )
@@ -113,15 +116,15 @@ class Workshop:
             words = f"a result of {size:,} bytes is beyond {most:,} (nlrn serve --held-bytes, less --max-bytes)"
             raise RefusedError(413, words, limit="held_bytes")
 
-    def _restorer(self, task: str, options: dict[str, Any], channels: int) -> Restorer:
+    def _restorer(self, task: str, options: dict[str, Any], channels: int, photo: bool = False) -> Restorer:
         settings = Settings(memory=self.house.memory or MEMORY, **{k: options[k] for k in _SETTINGS if k in options})
-        return restorer_of(self._model(task, options["model"], channels), self.house.device, settings)
+        return restorer_of(self._model(task, options["model"], channels, photo), self.house.device, settings)
 
-    def _model(self, task: str, name: str | None, channels: int) -> str:
+    def _model(self, task: str, name: str | None, channels: int, photo: bool) -> str:
         """What load_model takes. Raises RefusedError for a name that is not offered."""
         if name is None:
             try:
-                return default_model(task, channels)
+                return default_model(task, channels, photo=photo)
             except ModelNotFoundError:
                 own = [info for info in self.offered.values() if info.task == task]
                 if not own:

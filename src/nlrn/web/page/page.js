@@ -101,13 +101,16 @@ function forget() {
 
 // -- the work --------------------------------------------------------------------------------------------------
 
+const sigma = () => ($("noise").value === "given" ? $("sigma").value : "auto");
 const task = () => document.querySelector("input[name=task]:checked").value;
 
 function fields() {
   const form = new FormData();
   form.append("picture", file, file.name || "picture");
   if (task() === "denoise") {
-    form.append("sigma", $("auto").checked ? "auto" : $("sigma").value);
+    form.append("sigma", sigma());
+    if ($("noise").value !== "given") form.append("noise", $("noise").value);
+    if ($("noise").value === "photo") form.append("level", $("level").value);
     form.append("strength", $("strength").value);
   } else {
     form.append("scale", $("scale").value);
@@ -222,7 +225,7 @@ async function look(x, y) {
   form.append("picture", file, file.name || "picture");
   form.append("x", x);
   form.append("y", y);
-  form.append("sigma", $("auto").checked ? "auto" : $("sigma").value);
+  form.append("sigma", sigma());
   if (task() === "denoise" && $("model").value) form.append("model", $("model").value);
   $("x").value = x;
   $("y").value = y;
@@ -244,6 +247,7 @@ function fillModels() {
   const wanted = task() === "denoise" ? "denoise" : "sr";
   const fitting = models.filter((model) => model.task === wanted);
   const named = fitting.map((model) => new Option(model.name, model.name));
+  $("noise").querySelector("[value=photo]").hidden = !models.some((model) => model.name.startsWith("denoise-photo"));
   $("model").replaceChildren(new Option("the one for the picture", ""), ...named);
   for (const part of document.querySelectorAll("[data-task]")) part.hidden = part.dataset.task !== task();
   ready();
@@ -275,12 +279,14 @@ $("form").addEventListener("submit", (event) => {
 $("stop").addEventListener("click", stop);
 for (const choice of document.querySelectorAll("input[name=task]")) choice.addEventListener("change", fillModels);
 function tell() {
-  $("sigma").disabled = $("auto").checked;
-  $("sigma-said").textContent = $("auto").checked ? "auto" : $("sigma").value;
+  $("sigma-row").hidden = $("noise").value !== "given";
+  $("level-row").hidden = $("noise").value !== "photo";
+  $("sigma-said").textContent = $("sigma").value;
+  $("level-said").textContent = $("level").value;
   $("strength-said").textContent = `${Math.round($("strength").value * 100)} %`;
   $("scale-said").textContent = $("scale").value;
 }
-for (const id of ["auto", "sigma", "strength", "scale"]) $(id).addEventListener("input", tell);
+for (const id of ["noise", "level", "sigma", "strength", "scale"]) $(id).addEventListener("input", tell);
 $("compare").addEventListener("input", () => view.split(Number($("compare").value)));
 view.onSplit = (share) => ($("compare").value = share);
 view.onPick = (x, y) => look(Math.floor((x * size.width) / view.width), Math.floor((y * size.height) / view.height));
