@@ -12,10 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from nlrn.errors import InputError
-from nlrn.functional.alpha import enlarged_alpha, fill_hidden
+from nlrn.functional.alpha import enlarged_alpha
 from nlrn.functional.anscombe import PoissonNoise
-from nlrn.functional.levels import channels_of
-from nlrn.inference.pipeline import Denoising, denoised_array, restorer_of
+from nlrn.inference.pipeline import Denoising, denoised_array, restorer_of, upscaled_array
 from nlrn.inference.restorer import Restorer, Settings, checked_picture
 from nlrn.inference.super_resolution import enlarged_size
 from nlrn.io.image import rounded
@@ -102,10 +101,16 @@ def upscale(
     Raises InputError for a picture or scale that is refused, ModelError for the model.
     """
 
+    settings = Settings(mode=mode)
+    restorer = (
+        Restorer(model, settings=settings)
+        if isinstance(model, NLRN)
+        else restorer_of(str(model or default_model("sr", 1)), "auto", settings)
+    )
+
     def restore(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
         height, width = enlarged_size(image.shape, scale)
-        seen = image if alpha is None else fill_hidden(image, alpha)
-        return _restorer(model, "sr", image, mode).upscale(seen, height, width)
+        return upscaled_array(image, alpha, restorer, height, width)[0]
 
     return _of_the_same_kind(picture, restore)
 
@@ -153,10 +158,3 @@ def _pil(picture: Image.Image, restore: Restore) -> Image.Image:
         restored = Image.fromarray(_array(array, restore))
     restored.info = dict(picture.info)  # the colour profile and EXIF that Pillow writes again
     return restored
-
-
-def _restorer(model: NLRN | str | Path | None, task: str, image: np.ndarray, mode: str) -> Restorer:
-    if isinstance(model, NLRN):
-        return Restorer(model, settings=Settings(mode=mode))
-    name = str(default_model(task, channels_of(image)) if model is None else model)
-    return restorer_of(name, "auto", Settings(mode=mode))

@@ -158,14 +158,32 @@ def upscaled(
     say: Say = lambda line: None,
     progress: Progress | None = None,
 ) -> Picture:
-    """The picture in a larger size, its alpha by bicubic; the rest as for `denoised`."""
-    if passes_of(picture.array.shape[:2], (height, width)) > 1:
+    """The picture in a larger size, its alpha by bicubic; the rest as for `upscaled_array`."""
+    array, alpha = upscaled_array(picture.array, picture.alpha, restorer, height, width, say=say, progress=progress)
+    return dataclasses.replace(picture.of_size(height, width), array=array, alpha=alpha)
+
+
+def upscaled_array(
+    image: np.ndarray,
+    alpha: np.ndarray | None,
+    restorer: Restorer,
+    height: int,
+    width: int,
+    *,
+    say: Say = lambda line: None,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """An image HW or HWC in [0, 1] in a larger size, and its alpha: every entry comes through here.
+
+    say, and what is raised, as for `denoised_array`, and what Restorer.upscale raises.
+    """
+    restorer.require("sr")
+    if passes_of(image.shape[:2], (height, width)) > 1:
         say("beyond 4 times: two equal steps, the second on what the first made")
     say_plan(restorer, say, height, width)
-    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
-    array = restorer.upscale(seen, height, width, progress=progress)
-    alpha = None if picture.alpha is None else enlarged_alpha(picture.alpha, height, width)
-    return dataclasses.replace(picture.of_size(height, width), array=array, alpha=alpha)
+    seen = image if alpha is None else fill_hidden(image, alpha)
+    restored = restorer.upscale(seen, height, width, progress=progress)
+    return restored, None if alpha is None else enlarged_alpha(alpha, height, width)
 
 
 def result_size(

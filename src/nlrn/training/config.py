@@ -36,10 +36,10 @@ class DataConfig:
 @dataclass(frozen=True)
 class NoiseConfig:
     """kind "gaussian": sigma uniform in [low, high] on the 0..255 scale; equal bounds mean one fixed level.
-    kind "camera": of a camera drawn for each patch (nlrn.functional.camera.draw_camera), which has its own levels. enlarge, with
-    "camera": a third of the patches are taken as they are, the others are enlarged by a factor drawn, uniform in its
-    logarithm, from 1 to this one: at 100 % a photograph holds less detail a pixel than the reduced images that people
-    train on.
+    kind "camera": of a camera drawn for each patch (nlrn.functional.camera.draw_camera), which has its own levels.
+    enlarge, with "camera": a third of the patches are taken as they are, the others are enlarged by a factor drawn,
+    uniform in its logarithm, from 1 to this one: at 100 % a photograph holds less detail a pixel than the reduced
+    images that people train on.
     """
 
     low: float = 0.0
