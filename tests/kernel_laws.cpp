@@ -19,6 +19,8 @@ int32_t nlrn_set_lanes(int32_t set);
 int64_t nlrn_workspace_bytes(int32_t set, const Problem *p, int32_t backward);
 void nlrn_forward(int32_t set, const Problem *p, const ForwardArrays *a, void *workspace);
 void nlrn_backward(int32_t set, const Problem *p, const BackwardArrays *a, void *workspace);
+int64_t nlrn_weights_workspace_bytes(int32_t set, const WeightsProblem *p);
+void nlrn_weights(int32_t set, const WeightsProblem *p, const WeightsArrays *a, void *workspace);
 }
 
 typedef std::vector<double> Doubles;
@@ -260,6 +262,39 @@ static void laws_of(int set, const Shape &shape) {
     check(nans == 1 && isnan(out[where * shape.channels]), "one query of NaN, one pixel of NaN", (double)nans, 1);
 }
 
+// The gradient of a 3 x 3 convolution's kernel and bias against the definition; and its bytes by any threads.
+static void laws_of_weights(int set, int batch, int height, int width, int in, int out) {
+    std::mt19937 chance(batch + in);
+    std::normal_distribution<float> normal;
+    const int64_t pixels = (int64_t)batch * height * width;
+    std::vector<float> x(pixels * in), d(pixels * out);
+    for (float &value : x) value = normal(chance);
+    for (float &value : d) value = normal(chance);
+    Doubles weight((size_t)out * 9 * in), bias(out);
+    for (int64_t n = 0; n < pixels; n++)
+        for (int o = 0; o < out; o++) {
+            bias[o] += d[n * out + o];
+            for (int tap = 0; tap < 9; tap++) {
+                const int64_t y = n / width % height + tap / 3 - 1, column = n % width + tap % 3 - 1;
+                if (y < 0 || y >= height || column < 0 || column >= width) continue;
+                const int64_t there = n + (tap / 3 - 1) * width + tap % 3 - 1;
+                for (int i = 0; i < in; i++) weight[(o * 9 + tap) * in + i] += (double)d[n * out + o] * x[there * in + i];
+            }
+        }
+    std::vector<float> found[2], found_bias[2];
+    for (int run = 0; run < 2; run++) {
+        const WeightsProblem p = {batch, height, width, in, out, run ? 3 : 1};
+        found[run].resize(weight.size()), found_bias[run].resize(out);
+        std::vector<char> room(nlrn_weights_workspace_bytes(set, &p) + 64);
+        const WeightsArrays a = {x.data(), d.data(), found[run].data(), found_bias[run].data()};
+        nlrn_weights(set, &p, &a, (void *)(((uintptr_t)room.data() + 63) / 64 * 64));
+    }
+    check_error(Doubles(found[0].begin(), found[0].end()), weight, 0, 1e-5, "gradient of a kernel");
+    check_error(Doubles(found_bias[0].begin(), found_bias[0].end()), bias, 0, 1e-5, "gradient of a bias");
+    const bool same = found[0] == found[1] && found_bias[0] == found_bias[1];
+    check(same, "a kernel's gradient does not depend on the number of threads", same, 1);
+}
+
 int main() {
     const Shape shapes[] = {  // as test_cpu.py: one pixel, single rows and columns, primes, channels with a remainder
         {1, 1, 1, 4, 8, 3},    {1, 1, 37, 3, 5, 5},     {2, 41, 1, 16, 16, 7}, {2, 5, 3, 16, 18, 45},
@@ -270,6 +305,7 @@ int main() {
     for (int set = 0; (name = nlrn_set_name(set)); set++) {
         if (!*name) continue;  // not on this processor
         for (const Shape &shape : shapes) laws_of(set, shape);
+        laws_of_weights(set, 1, 1, 1, 3, 5), laws_of_weights(set, 2, 23, 40, 37, 20), laws_of_weights(set, 2, 9, 1, 8, 13);
         printf("%s, %d lanes: %d checks so far, %d of them failed\n", name, nlrn_set_lanes(set), passed + failed, failed);
     }
     printf("%d passed, %d failed\n", passed, failed);

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlrn.errors import ConfigError, InputError
-from nlrn.ops import neighborhood_attention, select_backend, tiled
+from nlrn.ops import convolve3, neighborhood_attention, select_backend, tiled
 
 TASKS = ("denoise", "sr")
 DISTANCES = (
@@ -39,9 +39,17 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
+class _Conv3x3(nn.Conv2d):
+    """A 3 x 3 convolution to the same size, which on a CPU learns faster than torch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        return convolve3(x, self.weight, self.bias)
+
+
 def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
     """Same-size convolution with a bias; Glorot uniform kernel, zero bias."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    conv = (_Conv3x3 if kernel == 3 else nn.Conv2d)(in_channels, out_channels, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(conv.weight)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
     return conv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nlrn.ops.convolution import convolve3
 from nlrn.ops.custom_ops import KERNELS
 from nlrn.ops.functional import (
     BACKENDS,
@@ -17,6 +18,7 @@ from nlrn.ops.functional import (
 __all__ = [
     "BACKENDS",
     "KERNELS",
+    "convolve3",
     "correlation_of_pixel",
     "correlation_statistics",
     "correlation_to_dense",

@@ -40,6 +40,12 @@ class _Problem(ctypes.Structure):
     ]
 
 
+class _WeightsProblem(ctypes.Structure):
+    """struct WeightsProblem of csrc/problem.h."""
+
+    _fields_ = [(name, ctypes.c_int32) for name in ("batch", "height", "width", "inputs", "outputs", "threads")]
+
+
 def _load_openmp() -> None:
     """macOS: torch's libomp, for all to see: the library names none, so that there are never two. Elsewhere nothing."""
     libomp = Path(torch.__file__).with_name("lib") / "libomp.dylib"
@@ -59,7 +65,8 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, dict[str, tuple[int, int]], s
             return None, {}, "the fused CPU kernel was built for another version of nlrn: install nlrn again"
         library.nlrn_set_name.restype = ctypes.c_char_p
         library.nlrn_workspace_bytes.restype = ctypes.c_int64
-        library.nlrn_forward.restype = library.nlrn_backward.restype = None
+        library.nlrn_weights_workspace_bytes.restype = ctypes.c_int64
+        library.nlrn_forward.restype = library.nlrn_backward.restype = library.nlrn_weights.restype = None
         sets, number = {}, 0
         while (name := library.nlrn_set_name(number)) is not None:
             if name:  # empty: not on this processor
@@ -90,6 +97,11 @@ _number, _lanes = INSTRUCTION_SETS.get(os.environ.get(VARIABLE, ""), next(iter(I
 def instruction_set() -> str:
     """The set of INSTRUCTION_SETS whose kernel runs, or "none" without a kernel."""
     return next((name for name, (number, _) in INSTRUCTION_SETS.items() if number == _number), "none")
+
+
+def lanes() -> int:
+    """Numbers in a vector of that set."""
+    return _lanes
 
 
 def use_instruction_set(name: str) -> None:
@@ -175,11 +187,36 @@ def _run(name: str, problem: _Problem, tensors: list[Tensor | None], backward: b
     if _library is None:
         raise BackendError(_problem_found)
     size = _library.nlrn_workspace_bytes(_number, ctypes.byref(problem), int(backward))
-    workspace = torch.empty(size + 64, dtype=torch.uint8)
-    start = ctypes.c_void_p((workspace.data_ptr() + 63) // 64 * 64)
+    workspace, start = _workspace(size)
     assert all(x is None or x.is_contiguous() for x in tensors[3:])  # all but q, k and v are handed over bare
     arrays = (ctypes.c_void_p * len(tensors))(*(_pointer(x) for x in tensors))
     getattr(_library, name)(_number, ctypes.byref(problem), ctypes.byref(arrays), start)
+    del workspace
+
+
+def _workspace(size: int) -> tuple[Tensor, ctypes.c_void_p]:
+    """Memory, and the first multiple of 64 in it."""
+    memory = torch.empty(size + 64, dtype=torch.uint8)
+    return memory, ctypes.c_void_p((memory.data_ptr() + 63) // 64 * 64)
+
+
+def weight_gradient(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of a 3 x 3 convolution's kernel [out, in, 3, 3], in channels_last, and of its bias [out].
+
+    x [B, in, H, W], float32, is what it takes, padded by 1; gradient [B, out, H, W] that of what it gives.
+    """
+    if _library is None:
+        raise BackendError(_problem_found)
+    x, gradient = (t.permute(0, 2, 3, 1).contiguous() for t in (x, gradient))
+    batch, height, width, inputs = x.shape
+    outputs = gradient.shape[-1]
+    problem = _WeightsProblem(batch, height, width, inputs, outputs, torch.get_num_threads())
+    weight, bias = x.new_empty(outputs, 3, 3, inputs), x.new_empty(outputs)
+    workspace, start = _workspace(_library.nlrn_weights_workspace_bytes(_number, ctypes.byref(problem)))
+    arrays = (ctypes.c_void_p * 4)(*(_pointer(t) for t in (x, gradient, weight, bias)))
+    _library.nlrn_weights(_number, ctypes.byref(problem), ctypes.byref(arrays), start)
+    del workspace
+    return weight.permute(0, 3, 1, 2), bias
 
 
 def state_elements(batch: int, height: int, width: int, window: int | None) -> int:

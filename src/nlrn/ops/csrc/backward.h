@@ -21,7 +21,7 @@ struct BackwardPlanes {
     float *sums;     // per thread, as below: [TILE_ROWS][embed + channels][LANES]
     float *first, *second;
     ints *inside;
-    int at_once;  // pictures between the two passes, so that few pairs wait at a time
+    int at_once;  // images between the two passes, so that what waits for the second stays in a cache
     word *pairs;  // (p, dS) of these pictures, laid out as a correlation; null where there are none
 
     BackwardPlanes(const Plan &g, const Buffer &buffer, bool state, Arena &memory) {
@@ -50,14 +50,25 @@ struct BackwardPlanes {
         inside = memory.take<ints>(n * g.window);
         at_once = g.batch;
         pairs = nullptr;
-        if (!state || g.pair == 1) return;
+        if (!state) return;
         at_once = least(g.batch, g.threads);
+        if (g.pair == 1) return;
         pairs = memory.take<word>(g.logits(at_once, 0, 0, 0) + LANES);
     }
 };
 
 // What both passes share: PASS is QUERIES or KEYS, which says what the rows of a tile are.
 enum Pass { QUERIES, KEYS };
+
+struct Lanes {  // -1 in each of LANES numbers, then 0
+    alignas(64) int32_t number[2 * LANES];
+    constexpr Lanes() : number() {
+        for (int i = 0; i < LANES; i++) number[i] = -1;
+    }
+};
+static constexpr Lanes FIRST{};
+static constexpr const int32_t *FIRST_LANES = FIRST.number;
+alignas(64) static constexpr float NOTHING[LANES] = {0};
 
 template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
     const Plan &g;
@@ -91,9 +102,9 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
             const int x = tile.block * LANES, count = least(LANES, g.width - x);
             const int64_t pixel = ((int64_t)tile.b * g.height + y) * g.width + x;
             const float *sum = sums + (int64_t)(y - tile.y0) * g.embed * LANES;
-            store_pixels(sum, g.embed, PASS == QUERIES ? a.q_gradient : a.k_gradient, bf16, pixel, count);
+            store_pixels(sum, every(1.f), g.embed, PASS == QUERIES ? a.q_gradient : a.k_gradient, bf16, pixel, count);
             if (PASS == KEYS)
-                store_pixels(more_sums + (int64_t)(y - tile.y0) * g.channels * LANES, g.channels, a.v_gradient, bf16,
+                store_pixels(more_sums + (int64_t)(y - tile.y0) * g.channels * LANES, every(1.f), g.channels, a.v_gradient, bf16,
                              pixel, count);
         }
     }
@@ -123,6 +134,7 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
         if (STATE && PASS == KEYS) return;
         const Span rows = meeting(g, met, py);
         if (rows.empty()) return;
+        if (STATE) fetch_states(rows, py);
         const int64_t to = place(rows.first - met.first, group, half), picture = (int64_t)tile.b * g.height;
         auto product = [&](const word *left, const word *right, int channels, float *result) {
             const int64_t row = (int64_t)g.words(channels) * g.pitch;
@@ -192,18 +204,24 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
     // Numbers of the pictures whose pairs are not there any more.
     int64_t skipped() const { return g.logits(tile.b / m.at_once * m.at_once, 0, 0, 0) - LANES; }
 
-    // Numbers of LANES neighbouring queries, of which the first is number `shift` of its block: from there on of
-    // one block, the rest from the start of the next. Null stands for a block outside the picture.
-    template <int TYPE> static floats load_across(const char *one, const char *next, int shift) {
-        constexpr int SIZE = bytes_of<TYPE>();
-        const floats low = one ? load_as<TYPE>(one + shift * SIZE) : floats{};
-        if (!shift) return low;
-        const floats high = next ? load_as<TYPE>(next + (shift - LANES) * SIZE) : floats{};
-        ints lane;
-        for (int i = 0; i < LANES; i++) lane[i] = i;
-        return where(lane < every_int(LANES - shift), low, high);
-    }
-    static ints every_int(int x) { return x - ints{}; }
+    // Numbers of LANES neighbouring queries from a tensor that is laid out as a correlation: of one block from number
+    // `shift` on, the rest from the start of the next block, which may both lie outside the image.
+    template <int TYPE> struct Across {
+        static constexpr int SIZE = bytes_of<TYPE>();
+        const char *low, *high;
+        int64_t low_step, high_step;
+
+        Across(const void *data, int64_t number, int64_t next, bool one, bool other, int shift) {
+            const char *at = (const char *)data + number * SIZE;
+            low = one ? at + shift * SIZE : (const char *)NOTHING;
+            high = other ? at + (next + shift - LANES) * SIZE : (const char *)NOTHING;
+            low_step = one ? (1 - LANES) * SIZE : 0, high_step = other ? (1 - LANES) * SIZE : 0;
+        }
+        // of the i-th shift; `first`: the lanes of the first block
+        NLRN_INLINE_BODY floats read(int i, ints first) const {
+            return where(first, load_as<TYPE>(low + i * low_step), load_as<TYPE>(high + i * high_step));
+        }
+    };
 
     // p and dS of the keys of row y towards the queries of a group, from what the query pass left.
     void weigh_stored_keys(int y, int group, const bool *met, float *p, float *ds) const {
@@ -214,32 +232,73 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
             row[half] = g.logits(tile.b, qy, 0, met[half] ? y - qy + g.radius : 0);
             there[half] = plane_row(qy) + tile.there(g);
         }
-        for (int d = 0; d < tile.offsets; d++) {
+        for (int d = 0; d < tile.offsets;) {  // the offsets whose first query lies in one block, together
             const int x = tile.block * LANES + tile.first + d - g.radius;
             const int block = x >= 0 ? x / LANES : -1, shift = x - block * LANES;
+            const int end = least(tile.offsets, d + LANES - shift);
             const int64_t place = block * next + (int64_t)(g.window - 1 - (tile.first + d)) * LANES;
             const bool one = block >= 0, other = block + 1 < g.blocks;
-            auto across = [&](auto type, const void *data, int64_t number) NLRN_INLINE_BODY {
-                constexpr int TYPE = decltype(type)::value;
-                const char *at = (const char *)data + (number + place) * bytes_of<TYPE>();
-                return load_across<TYPE>(one ? at : nullptr, other ? at + next * bytes_of<TYPE>() : nullptr, shift);
-            };
+            auto lanes = [&](int i) NLRN_INLINE_BODY { return load_words((const word *)FIRST_LANES + shift + i); };
             if (PAIR == 2) {
-                ints pair[2] = {ints{}, ints{}};
-                for (int half = 0; half < 2; half++)
-                    if (met[half]) pair[half] = (ints)across(Type<FLOAT32>(), m.pairs, row[half] - skipped());
-                store_words((word *)(p + d * LANES), (pair[0] & 0xffff) | pair[1] << 16);
-                store_words((word *)(ds + d * LANES), ((pair[0] >> 16) & 0xffff) | (pair[1] & ~0xffff));
+                const Across<FLOAT32> even(m.pairs, row[0] - skipped() + place, next, one && met[0], other && met[0], shift);
+                const Across<FLOAT32> odd(m.pairs, row[PAIR - 1] - skipped() + place, next, one && met[PAIR - 1],
+                                          other && met[PAIR - 1], shift);
+                for (int i = 0; d + i < end; i++) {
+                    const ints first = lanes(i), a = (ints)even.read(i, first), b = (ints)odd.read(i, first);
+                    store_words((word *)(p + (d + i) * LANES), (a & 0xffff) | b << 16);
+                    store_words((word *)(ds + (d + i) * LANES), ((a >> 16) & 0xffff) | (b & ~0xffff));
+                }
             } else {
-                const floats above = across(Type<STATE>(), a.after, row[0]) - load(m.most + there[0] + d);
-                store(p + d * LANES, load(m.share + there[0] + d) * exp2_of<false>(above * LOG2_E));
-                store(ds + d * LANES, across(Type<GRADIENT>(), a.before_gradient, row[0]));
+                const Across<STATE> s(a.after, row[0] + place, next, one, other, shift);
+                const Across<GRADIENT> gradient(a.before_gradient, row[0] + place, next, one, other, shift);
+                const float *most = m.most + there[0], *share = m.share + there[0];
+                for (int i = 0; d + i < end; i++) {
+                    const ints first = lanes(i);
+                    const floats above = s.read(i, first) - load(most + d + i);
+                    store(p + (d + i) * LANES, load(share + d + i) * exp2_of<false>(above * LOG2_E));
+                    store(ds + (d + i) * LANES, gradient.read(i, first));
+                }
+            }
+            d = end;
+        }
+    }
+    // What weigh_query reads of the states of the queries `rows` towards key row ky.
+    void fetch_states(Span rows, int ky) const {
+        for (int y = rows.first; y < rows.end; y++) {
+            const int64_t stored = g.logits(tile.b, y, tile.block, ky - y + g.radius) + (int64_t)tile.first * LANES;
+            const int64_t count = (int64_t)tile.offsets * LANES;
+            prefetch_bytes((const char *)a.after + stored * bytes_of<STATE>(), count * bytes_of<STATE>());
+            if (a.after_gradient)
+                prefetch_bytes((const char *)a.after_gradient + stored * bytes_of<GRADIENT>(), count * bytes_of<GRADIENT>());
+        }
+    }
+
+    // What weigh_stored_keys will read of the queries of row qy for the keys of row y: of every block of queries the
+    // offsets at which some of its lanes meets one of this tile.
+    void fetch_stored_keys(int y, int qy) const {
+        const int dy = y - qy + g.radius;
+        if (dy < 0 || dy >= g.window) return;
+        const int x = tile.block * LANES, reach = LANES - 1;
+        for (int block = most(0, x - g.radius) / LANES; block < g.blocks && block * LANES <= x + reach + g.radius; block++) {
+            const int middle = g.radius + x - block * LANES;
+            const int from = most(0, middle - reach), to = least(g.window, middle + reach + 1);
+            const int64_t stored = g.logits(tile.b, qy, block, dy) + (int64_t)from * LANES;
+            const int64_t count = (int64_t)(to - from) * LANES;
+            if (PAIR == 2) {
+                prefetch_bytes(m.pairs + stored - skipped(), count * 4);
+            } else {
+                prefetch_bytes((const char *)a.after + stored * bytes_of<STATE>(), count * bytes_of<STATE>());
+                prefetch_bytes((const char *)a.before_gradient + stored * bytes_of<GRADIENT>(), count * bytes_of<GRADIENT>());
             }
         }
     }
-    template <int TYPE> struct Type { static constexpr int value = TYPE; };
 
     void fetch_next(int first, int end, int part) const {
+        if (STATE && PASS == KEYS) {
+            const int from = tile.y0 + part * ROWS;
+            for (int qy = first * PAIR; qy < least(end * PAIR, g.height); qy++)
+                for (int row = from; row < least(from + ROWS, tile.y1); row++) fetch_stored_keys(row, qy);
+        }
         const int parts = ceil_div(tile.y1 - tile.y0, ROWS), words = tile.offsets + LANES;
         const int64_t picture = (int64_t)tile.b * g.height, group_row = (int64_t)tile.b * g.groups;
         auto fetch = [&](const word *rows, int64_t row, int from, int to, int planes) {

@@ -23,6 +23,11 @@ inline int omp_get_thread_num() { return 0; }
 #else
 #define NLRN_UNROLL _Pragma("GCC unroll 16")
 #endif
+#if defined(__clang__) || __GNUC__ >= 12
+#define NLRN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define NLRN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, ints{__VA_ARGS__})
+#endif
 #elif defined(_M_X64)
 #define NLRN_SSE2_LANES  // structs around SSE2, in place of GCC's vector types
 #define NLRN_INLINE static __forceinline

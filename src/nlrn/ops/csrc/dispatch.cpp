@@ -55,4 +55,11 @@ NLRN_EXPORT void nlrn_backward(int32_t set, const Problem *p, const BackwardArra
     KERNELS[set]->backward(*p, *a, workspace);
 }
 
+NLRN_EXPORT int64_t nlrn_weights_workspace_bytes(int32_t set, const WeightsProblem *p) {
+    return KERNELS[set]->weights_workspace_bytes(*p);
+}
+NLRN_EXPORT void nlrn_weights(int32_t set, const WeightsProblem *p, const WeightsArrays *a, void *workspace) {
+    KERNELS[set]->weights(*p, *a, workspace);
+}
+
 }  // extern "C"

@@ -97,7 +97,10 @@ template <int PAIR, int STATE> struct Forward {
         if (STATE)
             for (int y = rows.first; y < rows.end; y++) {
                 const int64_t place = place_of(y, ky - y + g.radius, tile.first);
-                if (a.before) ends.before[y - rows.first] = (const char *)a.before + place;
+                if (a.before) {
+                    ends.before[y - rows.first] = (const char *)a.before + place;
+                    prefetch_bytes(ends.before[y - rows.first], (int64_t)tile.offsets * LANES * bytes_of<STATE>());
+                }
                 if (a.after) ends.after[y - rows.first] = (char *)a.after + place;
             }
         const int64_t row = (int64_t)g.words(g.embed) * g.pitch, picture = (int64_t)tile.b * g.height;
@@ -153,11 +156,10 @@ template <int PAIR, int STATE> struct Forward {
     void finish(int y) {
         const int i = y - tile.y0, x = tile.block * LANES, count = least(LANES, g.width - x);
         const floats share = 1.f / total[i];
-        float *sum = sums + (int64_t)i * g.channels * LANES;
-        for (int c = 0; c < g.channels; c++) store(sum + c * LANES, share * load(sum + c * LANES));
+        const float *sum = sums + (int64_t)i * g.channels * LANES;
         const int64_t pixel = ((int64_t)tile.b * g.height + y) * g.width + x;
-        store_pixels(sum, g.channels, a.out, bf16, pixel, count);
-        if (a.exact) store_pixels(sum, g.channels, a.exact, false, pixel, count);
+        store_pixels(sum, share, g.channels, a.out, bf16, pixel, count);
+        if (a.exact) store_pixels(sum, share, g.channels, a.exact, false, pixel, count);
         if (!a.norms) return;
         const int64_t pixels = (int64_t)g.batch * g.height * g.width;
         for (int l = 0; l < count; l++) {

@@ -40,7 +40,6 @@ NLRN_INLINE int most(int a, int b) { return a > b ? a : b; }
 NLRN_INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 NLRN_INLINE floats every(float x) { return x - floats{}; }
-NLRN_INLINE floats where(ints mask, floats a, floats b) { return (floats)(((ints)a & mask) | ((ints)b & ~mask)); }
 
 NLRN_INLINE float from_bf16(uint16_t x) {
     uint32_t bits = (uint32_t)x << 16;

@@ -68,6 +68,20 @@ NLRN_INLINE ints load_shorts(const uint16_t *p) {
 NLRN_INLINE void store_shorts(uint16_t *p, ints v) {
     for (int i = 0; i < 4; i++) p[i] = (uint16_t)v[i];
 }
+NLRN_INLINE ints every_int(int x) { return x; }
+NLRN_INLINE floats where(ints mask, floats a, floats b) {
+    return _mm_castsi128_ps(_mm_or_si128(_mm_and_si128(mask.v, _mm_castps_si128(a.v)),
+                                         _mm_andnot_si128(mask.v, _mm_castps_si128(b.v))));
+}
+// LANES vectors as a square of words, its rows made its columns.
+NLRN_INLINE void transpose(ints *rows) {
+    const __m128i t[4] = {_mm_unpacklo_epi32(rows[0].v, rows[1].v), _mm_unpackhi_epi32(rows[0].v, rows[1].v),
+                          _mm_unpacklo_epi32(rows[2].v, rows[3].v), _mm_unpackhi_epi32(rows[2].v, rows[3].v)};
+    for (int i = 0; i < 2; i++) {
+        rows[2 * i] = _mm_unpacklo_epi64(t[i], t[i + 2]);
+        rows[2 * i + 1] = _mm_unpackhi_epi64(t[i], t[i + 2]);
+    }
+}
 NLRN_INLINE float nearest(float x) { return (float)_mm_cvtss_si32(_mm_set_ss(x)); }
 
 }  // namespace NLRN_SET

@@ -71,32 +71,6 @@ struct Pixels {
     }
 };
 
-#if defined(__AVX512F__)
-// A 16 x 16 transpose of words in four rounds: pairs, quadruples, then 128-bit lanes twice.
-NLRN_INLINE void transpose(__m512i *v) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
-            v[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
-            v[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
-        }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 8; i++) {
-        v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    }
-}
-#endif
-
 // The word of one pixel that begins with channel c.
 template <int PAIR> NLRN_INLINE word word_at(const Pixels &s, int64_t pixel, int c, int channels) {
     if (PAIR == 2) {
@@ -109,6 +83,13 @@ template <int PAIR> NLRN_INLINE word word_at(const Pixels &s, int64_t pixel, int
     return bits;
 }
 
+// LANES words of one pixel that begin with channel c.
+template <int PAIR> NLRN_INLINE ints words_at(const Pixels &s, int64_t pixel, int c) {
+    const char *from = s.at(pixel, c);
+    if (PAIR == 2) return load_words((const word *)from);
+    return (ints)(s.bf16 ? load_as<BFLOAT16>(from) : load_as<FLOAT32>(from));
+}
+
 // One row of pixels, from `pixel` on, into its plane rows.
 template <int PAIR> static void pack_row(const Plan &g, const Pixels &s, int64_t pixel, int channels, word *to) {
     const int count = ceil_div(channels, PAIR), right = g.left + g.width;
@@ -117,17 +98,18 @@ template <int PAIR> static void pack_row(const Plan &g, const Pixels &s, int64_t
         memset(to + (int64_t)w * g.pitch + right, 0, (g.pitch - right) * 4);
     }
     int w0 = 0;
-#if defined(__AVX512F__)
-    if (PAIR == 2 || !s.bf16)
-        for (; w0 + 16 <= count && (w0 + 16) * PAIR <= channels; w0 += 16)
-            for (int x = 0; x < g.width; x += 16) {
-                __m512i v[16];
-                for (int i = 0; i < 16; i++)
-                    v[i] = x + i < g.width ? _mm512_loadu_si512(s.at(pixel + x + i, w0 * PAIR)) : _mm512_setzero_si512();
-                transpose(v);
-                for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + (int64_t)(w0 + i) * g.pitch + g.left + x, v[i]);
-            }
-#endif
+    for (; (w0 + LANES) * PAIR <= channels; w0 += LANES)
+        for (int x = 0; x < g.width; x += LANES) {
+            ints v[LANES];
+            const int there = least(LANES, g.width - x);
+            if (there == LANES)
+                NLRN_UNROLL for (int i = 0; i < LANES; i++) v[i] = words_at<PAIR>(s, pixel + x + i, w0 * PAIR);
+            else
+                for (int i = 0; i < LANES; i++) v[i] = i < there ? words_at<PAIR>(s, pixel + x + i, w0 * PAIR) : ints{};
+            transpose(v);
+            word *into = to + (int64_t)w0 * g.pitch + g.left + x;
+            NLRN_UNROLL for (int i = 0; i < LANES; i++) store_words(into + (int64_t)i * g.pitch, v[i]);
+        }
     for (int x = 0; x < g.width; x += 16)
         for (int w = w0; w < count; w++)
             for (int i = x; i < least(x + 16, g.width); i++)
@@ -166,28 +148,27 @@ template <int PAIR> static void pack_by_row(const Plan &g, const Pixels &s, int 
     }
 }
 
-// sums [channels][LANES] to `count` pixels of a dense channels-last tensor, from `pixel` on
-static void store_pixels(const float *sums, int channels, void *to, bool bf16, int64_t pixel, int count) {
+// sums [channels][LANES], times `by`, to `count` pixels of a dense channels-last tensor, from `pixel` on
+static void store_pixels(const float *sums, floats by, int channels, void *to, bool bf16, int64_t pixel, int count) {
     int c = 0;
-#if defined(__AVX512F__)
-    for (; c + 16 <= channels; c += 16) {
-        __m512i v[16];
-        for (int i = 0; i < 16; i++) v[i] = _mm512_loadu_si512(sums + (int64_t)(c + i) * LANES);
+    for (; c + LANES <= channels; c += LANES) {
+        ints v[LANES];
+        NLRN_UNROLL for (int i = 0; i < LANES; i++) v[i] = (ints)(by * load(sums + (int64_t)(c + i) * LANES));
         transpose(v);
+        const int64_t place = pixel * channels + c;
+        if (bf16)
+            for (int i = 0; i < count; i++) store_as<BFLOAT16>((char *)to + (place + i * channels) * 2, (floats)v[i]);
+        else
+            for (int i = 0; i < count; i++) store((float *)to + place + i * channels, (floats)v[i]);
+    }
+    for (; c < channels; c++) {
+        const floats f = by * load(sums + (int64_t)c * LANES);
         for (int i = 0; i < count; i++) {
             const int64_t place = (pixel + i) * channels + c;
-            if (bf16) store_as<BFLOAT16>((char *)to + place * 2, (floats)v[i]);
-            else store((float *)to + place, (floats)v[i]);
+            if (bf16) ((uint16_t *)to)[place] = to_bf16(f[i]);
+            else ((float *)to)[place] = f[i];
         }
     }
-#endif
-    for (int i = 0; i < count; i++)
-        for (int k = c; k < channels; k++) {
-            const float f = sums[(int64_t)k * LANES + i];
-            const int64_t place = (pixel + i) * channels + k;
-            if (bf16) ((uint16_t *)to)[place] = to_bf16(f);
-            else ((float *)to)[place] = f;
-        }
 }
 
 }  // namespace NLRN_SET

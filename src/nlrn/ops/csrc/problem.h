@@ -35,6 +35,18 @@ struct BackwardArrays {
     void *q_gradient, *k_gradient, *v_gradient;
 };
 
+// The gradient of a 3 x 3 convolution's kernel and bias; all float32, dense and channels-last.
+struct WeightsProblem {
+    int32_t batch, height, width;
+    int32_t in, out;  // channels
+    int32_t threads;
+};
+
+struct WeightsArrays {
+    const float *input, *gradient;           // [batch][height][width][in], [batch][height][width][out]
+    float *weight_gradient, *bias_gradient;  // [out][3][3][in], [out]
+};
+
 // What one instruction set offers.
 struct Kernel {
     const char *name;
@@ -42,4 +54,6 @@ struct Kernel {
     int64_t (*workspace_bytes)(const Problem &, bool backward);
     void (*forward)(const Problem &, const ForwardArrays &, void *workspace);
     void (*backward)(const Problem &, const BackwardArrays &, void *workspace);
+    int64_t (*weights_workspace_bytes)(const WeightsProblem &);
+    void (*weights)(const WeightsProblem &, const WeightsArrays &, void *workspace);
 };

@@ -6,6 +6,7 @@
 #include "tile.h"
 #include "forward.h"
 #include "backward.h"
+#include "weights.h"
 
 namespace NLRN_SET {
 
@@ -49,4 +50,5 @@ static void run_backward(const Problem &p, const BackwardArrays &a, void *worksp
 // NLRN_KERNEL: the name under which dispatch.cpp knows this set
 extern const Kernel NLRN_KERNEL;
 const Kernel NLRN_KERNEL = {NLRN_NAME, NLRN_SET::LANES, NLRN_SET::workspace_bytes,
-                            NLRN_SET::run_forward, NLRN_SET::run_backward};
+                            NLRN_SET::run_forward, NLRN_SET::run_backward,
+                            NLRN_SET::weights_workspace_bytes, NLRN_SET::weights};
