@@ -82,3 +82,25 @@ def test_deblurring_beats_total_variation_tuned_on_the_answer() -> None:
     assert found.ours >= max(found.tv, found.tv_converged) + 0.5
     assert found.tv >= found.blurred + 2
     assert np.isfinite(found.pictures[2][1]).all()
+
+
+def test_a_narrow_image_is_restored_on_its_own_range() -> None:
+    """The same law as of nlrn.denoise, image by image of a batch, and with gradients."""
+    denoiser = NLRNDenoiser()
+    random = torch.Generator().manual_seed(0)
+    x = 0.1 * torch.rand(1, 3, 24, 24, generator=random, dtype=torch.float64).cumsum(-1) / 24 + 0.3
+    with torch.no_grad():
+        first = denoiser(x, 0.01)
+        for a, b in ((0.5, 0.2), (1e-2, 0.5), (1e-3, 0.0)):
+            assert ((denoiser(a * x + b, 0.01 * a) - b) / a - first).abs().max() < 1e-4 + 1e-6 / a
+        wide = torch.rand(1, 3, 24, 24, generator=random, dtype=torch.float64)
+        both = denoiser(torch.cat([x, wide]), torch.tensor([0.01, 0.1]))
+        assert (both[:1] - first).abs().max() < 1e-4
+        assert (both[1:] - denoiser(wide, 0.1)).abs().max() < 1e-4
+        hot = x.clone()
+        hot[..., 3, 3] = 4.0
+        assert (denoiser(hot, 0.01) - first)[..., 12:].abs().max() < 0.01
+    x.requires_grad_()
+    denoiser(x, 0.01).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0

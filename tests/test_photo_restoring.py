@@ -18,6 +18,7 @@ from nlrn.errors import ConfigError, InputError, ModelNotFoundError
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
 from nlrn.functional.degradations import resize_bicubic
+from nlrn.functional.ranges import scale_beyond
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.io.image import rounded
 from nlrn.models import checkpoint
@@ -63,8 +64,9 @@ def test_the_level_is_the_plane_that_the_network_sees(model: NLRN, image: np.nda
 
 def test_values_beyond_the_range_keep_the_level(model: NLRN, image: np.ndarray) -> None:
     wide = image * 3 - 1
-    planes = torch.from_numpy((wide - wide.min()) / np.ptp(wide)).permute(2, 0, 1)[None]
-    expected = FoldedNLRN(model)(planes, ONE / 255)[0].permute(1, 2, 0).numpy() * np.ptp(wide) + wide.min()
+    scale = scale_beyond(wide, ONE)
+    planes = torch.from_numpy(scale.unit(wide)).permute(2, 0, 1)[None]
+    expected = FoldedNLRN(model)(planes, ONE / 255)[0].permute(1, 2, 0).numpy() * scale.spread + scale.low
     found = Restorer(model, settings=Settings(precision="fp32")).denoise(wide)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * float(np.abs(expected).max()))
 

@@ -12,6 +12,7 @@ from networks import FP32, picture, random_model
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.functional.levels import MAX_SIGMA, channels_of
+from nlrn.functional.ranges import scale_beyond
 from nlrn.functional.tiling import patch_size, patches
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.super_resolution import enlarged, enlarged_size, passes_of
@@ -28,7 +29,7 @@ def direct(model: NLRN, image: np.ndarray, sigma: float) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 50), (37, 41)])
 def test_a_whole_picture_is_the_network_itself(shape: tuple[int, int]) -> None:
     model, image = random_model(), picture(*shape)
-    restored = Restorer(model, settings=FP32).denoise(image, 25)
+    restored = Restorer(model, settings=FP32).denoise(image, 25, value_range="type")
     assert restored.dtype == np.float32
     np.testing.assert_allclose(restored, direct(model, image, 25), atol=1e-6)
 
@@ -225,12 +226,12 @@ def test_each_channel_that_goes_by_itself_has_its_own_estimate() -> None:
     random = np.random.RandomState(0)
     image = (0.5 + random.normal(0, 1, (64, 70, 3)) * np.array([8, 20, 50]) / 255).astype(np.float32)
     grey = Restorer(random_model(), settings=FP32)
-    levels = grey.noise_level(image, "auto")
+    levels = grey.noise_level(image, "auto", value_range="type")
     np.testing.assert_allclose(levels, [8, 20, 50], rtol=0.1)
-    found = grey.denoise(image, "auto")
+    found = grey.denoise(image, "auto", value_range="type")
     for c in range(3):
-        np.testing.assert_array_equal(found[..., c], grey.denoise(image[..., c], float(levels[c])))
-    np.testing.assert_array_equal(found, grey.denoise(image, levels))
+        np.testing.assert_array_equal(found[..., c], grey.denoise(image[..., c], float(levels[c]), value_range="type"))
+    np.testing.assert_array_equal(found, grey.denoise(image, levels, value_range="type"))
     colour = Restorer(random_model(in_channels=3), settings=FP32)
     assert colour.noise_level(image, "auto") == pytest.approx(np.mean(levels), rel=0.01)
     with pytest.raises(InputError, match="a number or a map"):
@@ -346,8 +347,10 @@ def test_values_beyond_0_to_1_are_restored_on_their_own_scale() -> None:
     image = picture(20, 24)
     for low, spread in ((0.0, 4.0), (-1.0, 3.5)):
         wide = low + spread * image
-        low, high = wide.min(), wide.max()
-        expected = low + (high - low) * restorer.denoise((wide - low) / (high - low), 20 / (high - low))
+        scale = scale_beyond(wide, 20)
+        assert scale.low <= 0
+        assert 0.7 * np.ptp(wide) < scale.spread < np.ptp(wide)
+        expected = scale.low + scale.spread * restorer.denoise(scale.unit(wide), 20 / scale.spread, value_range="type")
         np.testing.assert_allclose(restorer.denoise(wide, 20), expected, atol=1e-5)
     noisy = add_gaussian_noise(np.round(image.astype(np.float64)), 50).astype(np.float32)
     assert noisy.max() > 1.4

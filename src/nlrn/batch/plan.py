@@ -32,7 +32,7 @@ class Job:
 
 
 # sha256 of the picture's file, the file of its result, and what is recorded besides: "tile", the side of the tiles it
-# was made in where others were refused memory, and "noise", what was found
+# was made in where others were refused memory, "noise", what was found, and "range", the sample values restored as 0..1
 Encoded = tuple[str, bytes, dict[str, Any]]
 
 

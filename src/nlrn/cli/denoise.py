@@ -75,7 +75,7 @@ def _asked(options: argparse.Namespace) -> Denoising:
     noise = "auto" if options.noise == "poisson" else options.noise
     if noise == "photo" and options.sigma_map is not None:
         raise ConfigError("--noise photo takes no --sigma-map: its model finds the noise")
-    return Denoising(sigma, options.strength, noise, named=options.model is not None)
+    return Denoising(sigma, options.strength, noise, named=options.model is not None, value_range=options.range)
 
 
 def _noise(options: argparse.Namespace) -> PoissonNoise | None:

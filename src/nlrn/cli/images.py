@@ -19,6 +19,7 @@ from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from nlrn.batch.ray import RayEngine
+    from nlrn.functional.ranges import Range
     from nlrn.inference.self_ensemble import Progress
     from nlrn.io.image import Picture
 
@@ -54,6 +55,14 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--depth", type=int, choices=(8, 16, 32), help="bits a sample of OUT, 32: floats (default: those of IN)"
     )
+    parser.add_argument(
+        "--range",
+        type=_range,
+        default="auto",
+        metavar="auto|type|image|LO,HI",
+        help="the values restored as black and white: the type's, the image's own, or given sample values (default:"
+        " the image's own where it is a small part of the type's); sigma stays in 1/255 of the type's",
+    )
     parser.add_argument("--keep-gps", action="store_true", help="leave the place in the EXIF")
     parser.add_argument(
         "--max-pixels", type=side, metavar="COUNT", help="refuse pictures of more (default: 100,000,000)"
@@ -87,6 +96,17 @@ def _place(what: str, text: str) -> Place:
         raise argparse.ArgumentTypeError(f"{what} is empty: give a picture, or a folder of pictures")
     try:
         return place(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _range(text: str) -> Range:
+    if text == "auto":  # the default; numpy is not imported for it
+        return text
+    from nlrn.functional.ranges import parsed
+
+    try:
+        return parsed(text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -38,7 +38,8 @@ def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Pro
     from nlrn.inference.pipeline import upscaled
 
     size = _size(options, *picture.array.shape[:2])
-    return upscaled(picture, make_restorer(options, channels=1), *size, say=say, progress=tick)
+    restorer = make_restorer(options, channels=1)
+    return upscaled(picture, restorer, *size, value_range=options.range, say=say, progress=tick)
 
 
 def _size(options: argparse.Namespace, height: int, width: int) -> tuple[int, int]:

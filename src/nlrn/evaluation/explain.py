@@ -13,10 +13,10 @@ from torch import Tensor
 from nlrn.errors import ConfigError, InputError
 from nlrn.evaluation.plotting import new_figure, write_figure
 from nlrn.functional.degradations import add_gaussian_noise
-from nlrn.functional.levels import MAX_SIGMA
+from nlrn.functional.ranges import MAX_SIGMA, checked_picture
 from nlrn.functional.tiling import PATCH
 from nlrn.inference.memory import within_memory
-from nlrn.inference.restorer import Restorer, checked_picture
+from nlrn.inference.restorer import Restorer
 from nlrn.models.nlrn import CARRIED, NLRN
 from nlrn.ops import correlation_of_pixel
 from nlrn.ops.reference import offsets_inside

@@ -137,11 +137,11 @@ def _noise(sigma: float, seed: int, auto: bool) -> Condition:
     def score(restorer: Restorer, image: np.ndarray) -> list[float]:
         clean = image / 255.0
         noisy = add_gaussian_noise(clean, sigma, seed)
-        told = restorer.noise_level(noisy, "auto") if auto else sigma
-        output = quantize8(restorer.denoise(noisy, told))
+        told = restorer.noise_level(noisy, "auto", value_range="type") if auto else sigma
+        output = quantize8(restorer.denoise(noisy, told, value_range="type"))
         scores = [psnr(clean, output), ssim(clean, output)]
         if auto:
-            scores += [float(np.mean(told)), psnr(clean, quantize8(restorer.denoise(noisy, sigma)))]
+            scores += [float(np.mean(told)), psnr(clean, quantize8(restorer.denoise(noisy, sigma, value_range="type")))]
         return scores
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, float]:
@@ -162,8 +162,8 @@ def _photograph(level: float, told: float | str) -> Condition:
     def score(restorer: Restorer, image: np.ndarray) -> list[float]:
         clean = image / 255.0
         noisy, finds = noisy_at(clean, level), restorer.model.config.level_one > 0
-        sigma = restorer.noise_level(noisy, "auto" if finds else told)
-        output = quantize8(restorer.denoise(noisy, "auto" if finds else sigma))
+        sigma = restorer.noise_level(noisy, "auto" if finds else told, value_range="type")
+        output = quantize8(restorer.denoise(noisy, "auto" if finds else sigma, value_range="type"))
         return [psnr(clean, output), ssim(clean, output), psnr(clean, noisy), float(np.mean(sigma))]
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, float]:
@@ -201,7 +201,7 @@ def _reduction(scale: float, protocol: str) -> Condition:
 
     def score(restorer: Restorer, image: np.ndarray) -> list[float]:
         high, low = pair(image)
-        output = quantize8(restorer.upscale(low, *high.shape))
+        output = quantize8(restorer.upscale(low, *high.shape, value_range="type"))
         return [psnr(high, output, border=border), ssim(high, output, border=border)]
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, None]:

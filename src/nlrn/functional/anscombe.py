@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nlrn.errors import ConfigError
+from nlrn.functional.ranges import scale_of
 
 _ROOT = math.sqrt(1.5)
-_MOST = 75.0  # the noise level up to which the denoisers are trained, 0-255 units
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,13 @@ class PoissonNoise:
     def removed(self, image: np.ndarray, denoise: Callable[[np.ndarray, float], np.ndarray]) -> np.ndarray:
         """The restored picture, float32 on the 0..1 scale as `image` is, by a denoiser for Gaussian noise.
 
-        denoise(picture, sigma): of float32 on the 0..1 scale, sigma in 0-255 units. What it sees lies in 0..1, in a
-        part of that where the noise is so strong that all of it would need a sigma above 75.
+        denoise(picture, sigma): of float32 on the 0..1 scale, sigma in 0-255 units. What it sees is the transform
+        on the image's own range, as of `nlrn.functional.ranges.scale_of`.
         """
         noisy = self.stabilized(np.asarray(image, np.float64) * 255)
-        low, high = float(noisy.min()), float(noisy.max())  # few bright pixels, stars or cells, may be all there is
-        spread = max(high - low, 255 / _MOST)
-        restored = denoise(((noisy - low) / spread).astype(np.float32), float(255 / spread))
-        return (self.mean_of(restored * spread + low) / 255).astype(np.float32)
+        scale = scale_of(noisy, "image", 255.0)  # whose noise has the deviation 1
+        restored = scale.back(denoise(scale.unit(noisy), 255 / scale.spread), noisy.dtype) + scale.beyond(noisy)
+        return (self.mean_of(restored) / 255).astype(np.float32)
 
     def add(self, picture: np.ndarray, seed: int = 0) -> np.ndarray:
         """A picture on the 0-255 scale with this noise, float64, from numpy's RandomState(seed)."""

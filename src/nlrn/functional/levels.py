@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 
 from nlrn.errors import InputError
 from nlrn.functional.alpha import hidden
 from nlrn.functional.noise import NoiseEstimate, estimate_noise
-
-MAX_SIGMA = 75.0  # up to which the denoisers are trained, 0-255 units
+from nlrn.functional.ranges import MAX_SIGMA
 
 
 def channels_of(image: np.ndarray) -> int:
@@ -34,25 +35,36 @@ def check_auto(word: str) -> None:
         raise InputError(f"sigma must be a number, a map or 'auto', not {word!r}")
 
 
-def level_of(found: tuple[NoiseEstimate, ...]) -> float | np.ndarray:
-    """What a denoiser for white noise is given for it, 0..75: a number, or one for each channel [C]."""
-    levels = [min(one.sigma, MAX_SIGMA) for one in found]
+def level_of(found: tuple[NoiseEstimate, ...], spread: float = 1.0) -> float | np.ndarray:
+    """What a denoiser for white noise is given for it, a number, or one for each channel [C]: at most 75, or that many
+    times the spread of a larger range."""
+    levels = [min(one.sigma, MAX_SIGMA * max(1.0, spread)) for one in found]
     return levels[0] if len(levels) == 1 else np.array(levels)
 
 
-def checked_level(image: np.ndarray, sigma: float | np.ndarray, in_channels: int) -> float | np.ndarray:
+def checked_level(
+    image: np.ndarray, sigma: float | np.ndarray, in_channels: int, spread: float = 1.0
+) -> float | np.ndarray:
     """A level in 0-255 units as given: a number, a map HW, or [C] for channels that go by themselves.
 
-    Raises InputError for another shape, and outside 0..75.
+    Raises InputError for another shape, and outside 0..75, or that many times the spread of a larger range.
     """
     try:
-        level = np.asarray(sigma, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        level: np.ndarray = np.asarray(sigma, dtype=np.float64 if np.ndim(sigma) < 2 else np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that requires grad
         raise InputError(f"sigma must be a number, a map or 'auto': {error}") from error
     single = image.ndim == 3 and image.shape[2] > in_channels == 1 and level.shape == image.shape[2:]
     if not single and (level.ndim not in (0, 2) or (level.ndim == 2 and level.shape != image.shape[:2])):
         raise InputError(f"sigma must be a number or a map of {image.shape[:2]}; this has shape {level.shape}")
-    if not bool(np.all((level >= 0) & (level <= MAX_SIGMA))):
+    if not bool(np.all((level >= 0) & (level <= (most := MAX_SIGMA * max(1.0, spread))))):
         found = f"{float(level):g}" if level.ndim == 0 else f"{level.min():g}..{level.max():g}"
-        raise InputError(f"sigma must lie in 0..{MAX_SIGMA:g} (0-255 units); got {found}")
+        hint = "; it counts in 1/255 of the range, also for floats on 0..1" if level.ndim == 0 else ""
+        raise InputError(f"sigma must lie in 0..{most:g} (0-255 units); got {found}{hint}")
     return float(level) if level.ndim == 0 else level
+
+
+def checked_strength(strength: object) -> float:
+    """How much of the noise goes, 0..1. Raises InputError for anything else."""
+    if not isinstance(strength, Real) or not 0 <= float(strength) <= 1:
+        raise InputError(f"strength must be a number in 0..1, not {strength!r}")
+    return float(strength)

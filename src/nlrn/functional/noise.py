@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -54,13 +54,22 @@ class NoiseEstimate:
 
     def __str__(self) -> str:
         if self.kind == "white":
-            return f"sigma {self.sigma:.1f}"
-        return f"camera-like noise, level {self.level:.1f}, correlated ({self.correlation:.2f})"
+            return f"sigma {level_text(self.sigma)}"
+        return f"camera-like noise, level {level_text(self.level)}, correlated ({self.correlation:.2f})"
+
+    def times(self, factor: float) -> NoiseEstimate:
+        """The noise of the same image with its values multiplied."""
+        return replace(self, level=self.level * factor, sigma=self.sigma * factor)
 
     def record(self) -> dict[str, Any]:
         """As manifests list it."""
-        numbers = {name: round(getattr(self, name), 2) for name in ("level", "correlation", "sigma")}
-        return {"kind": self.kind, **numbers}
+        numbers = {name: getattr(self, name) for name in ("level", "correlation", "sigma")}
+        return {"kind": self.kind} | {k: round(v, 2) if v >= 1 else float(f"{v:.2g}") for k, v in numbers.items()}
+
+
+def level_text(level: float) -> str:
+    """A noise level as it is printed: one decimal, and of a small one two digits."""
+    return f"{level:.1f}" if level >= 1 or level == 0 else f"{level:.2g}"
 
 
 def estimate_noise(image: np.ndarray, noise: str = "auto") -> NoiseEstimate:

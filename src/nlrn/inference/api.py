@@ -14,17 +14,19 @@ from torch import Tensor
 from nlrn.errors import InputError
 from nlrn.functional.alpha import enlarged_alpha
 from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.ranges import Range, checked_picture, on_unit_scale
 from nlrn.inference.pipeline import Denoising, denoised_array, restorer_of, upscaled_array
-from nlrn.inference.restorer import Restorer, Settings, checked_picture
+from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.super_resolution import enlarged_size
 from nlrn.io.image import rounded
 from nlrn.models.checkpoint import default_model
 from nlrn.models.nlrn import NLRN
 
 PictureT = TypeVar("PictureT", np.ndarray, Tensor, Image.Image)
-Restore = Callable[[np.ndarray, np.ndarray | None], np.ndarray]  # float HW or HWC and its alpha -> the result
+# float HW or HWC, its alpha, the range that was asked for on its scale -> the result
+Restore = Callable[[np.ndarray, np.ndarray | None, Range], np.ndarray]
 _LEVELS = {"uint8": 255, "uint16": 65535}
-_PIL_MODES = ("L", "LA", "RGB", "RGBA", "I;16")
+_PIL_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L")
 
 
 def load(
@@ -51,6 +53,7 @@ def denoise(
     strength: float = 1.0,
     noise: str = "auto",
     level: float = 1.0,
+    value_range: Range = "auto",
 ) -> PictureT:
     """The denoised picture, of the same kind, dtype, shape and device as the one given.
 
@@ -63,7 +66,11 @@ def denoise(
     mode: "window", or "patch" for the authors' slow test protocol. strength: how much of the noise goes, 0..1.
     noise: what a sigma of "auto" is estimated for: "auto", white noise or the correlated noise of cameras, whichever
     the picture has; "gaussian", white noise; "photo", the noise of cameras, removed by the model for photographs, which
-    finds it by itself. level: of what that model finds, how much is removed, 0..2.
+    finds it by itself. level: of what that model finds, how much is removed, 0..2. value_range: the values that the
+    network sees as black and white: "type" (0 and 255, 0 and 65535, 0 and 1 of floats), "image" (those of the picture
+    itself), two numbers on the picture's own scale, or "auto", the picture's own where they are a small part of the
+    type's (12 bits in 16; nlrn.functional.ranges says which part). sigma stays in 1/255 of the type's range, whatever
+    is chosen.
 
     >>> import numpy, nlrn
     >>> noisy = numpy.random.default_rng(0).normal(0.5, 25 / 255, (32, 32))
@@ -74,7 +81,6 @@ def denoise(
     Raises InputError for a picture or sigma that is refused, ModelError for the model.
     """
 
-    asked = Denoising(sigma, strength, noise, named=model is not None)
     settings = Settings(mode=mode, level=level)
 
     def restorer_for(channels: int, photo: bool) -> Restorer:
@@ -82,21 +88,26 @@ def denoise(
             return Restorer(model, settings=settings)
         return restorer_of(str(model or default_model("denoise", channels, photo=photo)), "auto", settings)
 
-    def restore(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
-        return denoised_array(image, alpha, restorer_for, asked)[0]
+    def restore(image: np.ndarray, alpha: np.ndarray | None, chosen: Range) -> np.ndarray:
+        asked = Denoising(sigma, strength, noise, named=model is not None, value_range=chosen)
+        return denoised_array(image, alpha, restorer_for, asked).array
 
-    return _of_the_same_kind(picture, restore)
+    return _of_the_same_kind(picture, restore, value_range)
 
 
 def upscale(
-    picture: PictureT, scale: float = 2, model: NLRN | str | Path | None = None, mode: str = "window"
+    picture: PictureT,
+    scale: float = 2,
+    model: NLRN | str | Path | None = None,
+    mode: str = "window",
+    value_range: Range = "auto",
 ) -> PictureT:
     """The picture enlarged `scale` times (1.5 to 16), of the same kind, dtype and device as the one given.
 
     picture: as for `denoise`, as is what happens to its numbers; alpha is enlarged by bicubic. The sides are rounded
     to whole pixels, halves up. The network restores the luminance, whatever the scale: it was trained for 2, 3 and 4;
     below 2 it runs at 2, beyond 4 twice. model: a shipped name, a weights file or an NLRN; None takes the best one.
-    mode: as for `denoise`.
+    mode, value_range: as for `denoise`.
 
     Raises InputError for a picture or scale that is refused, ModelError for the model.
     """
@@ -108,53 +119,62 @@ def upscale(
         else restorer_of(str(model or default_model("sr", 1)), "auto", settings)
     )
 
-    def restore(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    def restore(image: np.ndarray, alpha: np.ndarray | None, chosen: Range) -> np.ndarray:
         height, width = enlarged_size(image.shape, scale)
-        return upscaled_array(image, alpha, restorer, height, width)[0]
+        return upscaled_array(image, alpha, restorer, height, width, value_range=chosen).array
 
-    return _of_the_same_kind(picture, restore)
+    return _of_the_same_kind(picture, restore, value_range)
 
 
-def _of_the_same_kind(picture: PictureT, restore: Restore) -> PictureT:
+def _of_the_same_kind(picture: PictureT, restore: Restore, value_range: Range) -> PictureT:
     if isinstance(picture, Image.Image):
-        return _pil(picture, restore)
+        return _pil(picture, restore, value_range)
     if isinstance(picture, Tensor):
-        return _tensor(picture, restore)
+        return _tensor(picture, restore, value_range)
     if isinstance(picture, np.ndarray):
-        return _array(picture, restore)
-    raise InputError(f"expected a PIL image, a NumPy array or a torch tensor, not {type(picture).__name__}")
+        return _array(picture, restore, value_range)
+    raise InputError(
+        f"expected a PIL image, a NumPy array or a torch tensor, not {type(picture).__name__}"
+        + ("; pass its array, .to_numpy()" if hasattr(picture, "to_numpy") else "")
+    )
 
 
-def _array(picture: np.ndarray, restore: Restore, alpha: np.ndarray | None = None) -> np.ndarray:
-    levels = _LEVELS.get(picture.dtype.name)
-    restored = restore(checked_picture(picture / np.float32(levels) if levels else picture), alpha)
-    return rounded(restored, 8 * picture.dtype.itemsize) if levels else restored.astype(picture.dtype)
+def _array(picture: np.ndarray, restore: Restore, value_range: Range, alpha: np.ndarray | None = None) -> np.ndarray:
+    levels = _LEVELS.get(picture.dtype.name, 1)
+    chosen = on_unit_scale(value_range, levels)
+    if isinstance(picture, np.ma.MaskedArray) and not np.ma.is_masked(picture):
+        return np.ma.MaskedArray(_array(picture.data, restore, value_range, alpha))
+    restored = restore(checked_picture(picture / np.float32(levels) if levels > 1 else picture, chosen), alpha, chosen)
+    return rounded(restored, 8 * picture.dtype.itemsize) if levels > 1 else restored.astype(picture.dtype)
 
 
-def _tensor(picture: Tensor, restore: Restore) -> Tensor:
+def _tensor(picture: Tensor, restore: Restore, value_range: Range) -> Tensor:
     if 0 in picture.shape:
         raise InputError(f"the tensor is empty: {tuple(picture.shape)}")
+    if picture.dim() not in (2, 3, 4) or (picture.dim() > 2 and picture.shape[-3] not in (1, 3)):
+        raise InputError(f"expected a tensor HW, CHW or BCHW with 1 or 3 channels; got shape {tuple(picture.shape)}")
     if picture.dim() == 4:
-        return torch.stack([_tensor(p, restore) for p in picture])
+        return torch.stack([_tensor(p, restore, value_range) for p in picture])
     array = picture.detach().cpu()
     array = array if picture.dim() == 2 else array.movedim(0, -1)
     array = array if array.dtype != torch.bfloat16 else array.float()  # NumPy has no bfloat16
-    restored = torch.from_numpy(_array(array.numpy(), restore)).to(picture)
+    restored = torch.from_numpy(_array(array.numpy(), restore, value_range)).to(picture)
     return restored if picture.dim() == 2 else restored.movedim(-1, 0)
 
 
-def _pil(picture: Image.Image, restore: Restore) -> Image.Image:
+def _pil(picture: Image.Image, restore: Restore, value_range: Range) -> Image.Image:
     if picture.mode not in _PIL_MODES:
         modes = ", ".join(_PIL_MODES)
         raise InputError(f"pictures of mode {picture.mode} are not taken, only {modes}: convert it first")
     if "transparency" in picture.info:
         raise InputError("one of the picture's colours is transparent: convert it to RGBA or LA first")
     array = np.asarray(picture)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if picture.mode.endswith("A"):
         colour, alpha = (array[..., 0] if picture.mode == "LA" else array[..., :3]), array[..., -1]
-        restored = Image.fromarray(_array(colour, restore, alpha))
+        restored = Image.fromarray(_array(colour, restore, value_range, alpha))
         restored.putalpha(Image.fromarray(enlarged_alpha(alpha, *restored.size[::-1])))
     else:
-        restored = Image.fromarray(_array(array, restore))
+        restored = Image.fromarray(_array(array, restore, value_range))
     restored.info = dict(picture.info)  # the colour profile and EXIF that Pillow writes again
     return restored

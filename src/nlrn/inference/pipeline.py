@@ -18,8 +18,9 @@ import numpy as np
 from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 from nlrn.functional.alpha import enlarged_alpha, fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
-from nlrn.functional.levels import MAX_SIGMA, channels_of, check_auto, found_noise, level_of
-from nlrn.functional.noise import NOISES, NoiseEstimate
+from nlrn.functional.levels import channels_of, check_auto, level_of
+from nlrn.functional.noise import NOISES, NoiseEstimate, level_text
+from nlrn.functional.ranges import MAX_SIGMA, Range, Scale, on_unit_scale
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.self_ensemble import Progress
 from nlrn.inference.super_resolution import enlarged_size, passes_of
@@ -51,19 +52,32 @@ class Denoising:
 
     sigma, strength: as of Restorer.denoise. noise: "auto", "gaussian" as of `estimate_noise`; "photo", the noise of
     cameras, which the model for photographs finds by itself. named: a model was named, so that none is chosen.
-    Raises InputError for another noise, and for a sigma beside "photo".
+    value_range: as of Restorer.denoise, numbers being sample values. Raises InputError for another noise, and for a
+    sigma beside "photo".
     """
 
     sigma: Sigma | PoissonNoise = "auto"
     strength: float = 1.0
     noise: str = "auto"
     named: bool = False
+    value_range: Range = "auto"
 
     def __post_init__(self) -> None:
         if self.noise not in KINDS:
             raise InputError(f"noise must be {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {self.noise!r}")
         if self.noise == "photo" and not (isinstance(self.sigma, str) and self.sigma == "auto"):
             raise InputError("noise 'photo' takes no sigma: its model finds the noise; level asks for more or less")
+
+
+@dataclass(frozen=True)
+class Result:
+    """array: the restored image, float HW or HWC, not clipped. alpha: HW, of its size, or None. limits: what was seen
+    as black and white, in sample values. noise: what was found in the image, or in each of its channels."""
+
+    array: np.ndarray
+    alpha: np.ndarray | None
+    limits: tuple[float, float]
+    noise: tuple[NoiseEstimate, ...] = ()
 
 
 def denoised(
@@ -74,11 +88,14 @@ def denoised(
     say: Say = lambda line: None,
     progress: Progress | None = None,
 ) -> Picture:
-    """The denoised picture; its `noise` is what was found. The rest as for `denoised_array`."""
-    array, found = denoised_array(
-        picture.array, picture.alpha, restorer_for, asked, say=say, progress=progress, form=picture.format
-    )
-    return dataclasses.replace(picture.with_array(array), noise=tuple(one.record() for one in found))
+    """The denoised picture; its `noise` is what was found, its `value_range` what was seen as black and white, in
+    sample values. The rest as for `denoised_array`."""
+    result = denoised_array(
+        picture.array, picture.alpha, restorer_for, asked,
+        levels=picture.levels, say=say, progress=progress, form=picture.format,
+    )  # fmt: skip
+    noise = tuple(one.record() for one in result.noise)
+    return dataclasses.replace(picture.with_array(result.array), noise=noise, value_range=result.limits)
 
 
 def denoised_array(
@@ -87,51 +104,68 @@ def denoised_array(
     restorer_for: RestorerFor,
     asked: Denoising,
     *,
+    levels: float = 1.0,
     say: Say = lambda line: None,
     progress: Progress | None = None,
     form: str = "",
-) -> tuple[np.ndarray, tuple[NoiseEstimate, ...]]:
-    """An image HW or HWC in [0, 1], denoised, and the noise that was found: every entry comes through here.
+) -> Result:
+    """An image HW or HWC in [0, 1], denoised: every entry comes through here.
 
     restorer_for(channels, photo): of the number of channels that have colour, 1 or 3, the one that restores; photo: it
-    should be the one for photographs. say is given what is worth knowing, a line each: the noise that was found, how
-    colour is treated, tiles. form: of the file, by Pillow's name. Raises what Restorer.denoise raises,
-    MemoryBudgetError before any work where too little is free.
+    should be the one for photographs. levels: the sample value of 1. say is given what is worth knowing, a line each:
+    the noise that was found, the range, how colour is treated, tiles. form: of the file, by Pillow's name. Raises what
+    Restorer.denoise raises, MemoryBudgetError before any work where too little is free.
     """
     seen = image if alpha is None else fill_hidden(image, alpha)
-    channels, sigma = channels_of(seen), asked.sigma
+    channels, sigma, photo = channels_of(seen), asked.sigma, asked.noise == "photo"
+    chosen = on_unit_scale(asked.value_range, levels)
     found: tuple[NoiseEstimate, ...] = ()
-    photo = asked.noise == "photo"
-    if asked.noise == "auto" and isinstance(sigma, str) and channels == 3 and not asked.named and ships_photo_model():
-        check_auto(sigma)
-        found = found_noise(image, channels, alpha)
-        photo = found[0].kind == "camera"
     restorer = restorer_for(channels, photo)
     restorer.require("denoise")
     config = restorer.model.config
     if photo and not config.level_one:
         raise ConfigError("noise 'photo' is for a model that finds the noise itself, and this one is given a sigma")
+    if isinstance(sigma, str) and config.sigma_input and not config.level_one:
+        check_auto(sigma)
+        found = restorer.found_noise(image, alpha, asked.noise, chosen)
+        if channels == 3 and not asked.named and ships_photo_model() and all(one.kind == "camera" for one in found):
+            restorer = restorer_for(channels, True)
+            config = restorer.model.config
     if not config.sigma_input:
         say("this model was trained for one noise level and takes none")
     elif config.level_one:
         what = f"found {found[0]}: " if found else ""
         say(f"{what}restored by a model that finds the noise itself, level {restorer.settings.level:g}")
-    elif isinstance(sigma, str):
-        check_auto(sigma)
-        if not found or config.in_channels < channels:
-            found = restorer.found_noise(image, alpha, asked.noise)
+    elif found:
         _say_found(say, found, form)
-    level = level_of(found) if found and not config.level_one else sigma
+    spread = restorer.scale(image, alpha=alpha, value_range=chosen).spread
+    level = level_of(found, spread) if found and not config.level_one else sigma
     if channels == 3 and config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
     say_plan(restorer, say, *image.shape[:2])
+    scale = restorer.scale(image, level, alpha=alpha, value_range=chosen)
+    say_range(say, scale, levels, asked.value_range)
     grey = photo and channels == 1  # the model for photographs is one of colour
     given = np.repeat(image[..., None] if image.ndim == 2 else image[..., :1], 3, axis=2) if grey else image
-    result = restorer.denoise(given, level, strength=asked.strength, alpha=alpha, progress=progress)
+    array = restorer.denoise(given, level, strength=asked.strength, alpha=alpha, value_range=chosen, progress=progress)
     if grey:
-        mean = result.mean(axis=2, keepdims=True)
-        result = mean[..., 0] if image.ndim == 2 else np.repeat(mean, image.shape[2], axis=2)
-    return result, found
+        mean = array.mean(axis=2, keepdims=True)
+        array = mean[..., 0] if image.ndim == 2 else np.repeat(mean, image.shape[2], axis=2)
+    return Result(array, alpha, _range(scale, levels), found)
+
+
+def _range(scale: Scale, levels: float) -> tuple[float, float]:
+    """What was seen as black and white, in sample values of the file."""
+    low, high = (float(f"{limit * levels:.6g}") for limit in scale.limits)
+    return low, high
+
+
+def say_range(say: Say, scale: Scale, levels: float, chosen: Range) -> None:
+    """One line where an image is not restored on its type's range."""
+    if scale.limits != (0.0, 1.0):
+        low, high = _range(scale, levels)
+        of = "of its values" if isinstance(chosen, str) else "given"
+        say(f"restored on the range {low:g}..{high:g} {of} ({100 * scale.spread:.3g} % of the type's)")
 
 
 def _say_found(say: Say, found: tuple[NoiseEstimate, ...], form: str) -> None:
@@ -146,7 +180,7 @@ def _say_found(say: Say, found: tuple[NoiseEstimate, ...], form: str) -> None:
 
 
 def _listed(found: tuple[NoiseEstimate, ...]) -> str:
-    return ", ".join(f"{min(one.sigma, MAX_SIGMA):.1f}" for one in found)
+    return ", ".join(level_text(min(one.sigma, MAX_SIGMA)) for one in found)
 
 
 def upscaled(
@@ -155,12 +189,17 @@ def upscaled(
     height: int,
     width: int,
     *,
+    value_range: Range = "auto",
     say: Say = lambda line: None,
     progress: Progress | None = None,
 ) -> Picture:
     """The picture in a larger size, its alpha by bicubic; the rest as for `upscaled_array`."""
-    array, alpha = upscaled_array(picture.array, picture.alpha, restorer, height, width, say=say, progress=progress)
-    return dataclasses.replace(picture.of_size(height, width), array=array, alpha=alpha)
+    result = upscaled_array(
+        picture.array, picture.alpha, restorer, height, width,
+        value_range=value_range, levels=picture.levels, say=say, progress=progress,
+    )  # fmt: skip
+    larger = picture.of_size(height, width)
+    return dataclasses.replace(larger, array=result.array, alpha=result.alpha, value_range=result.limits)
 
 
 def upscaled_array(
@@ -170,20 +209,27 @@ def upscaled_array(
     height: int,
     width: int,
     *,
+    value_range: Range = "auto",
+    levels: float = 1.0,
     say: Say = lambda line: None,
     progress: Progress | None = None,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> Result:
     """An image HW or HWC in [0, 1] in a larger size, and its alpha: every entry comes through here.
 
-    say, and what is raised, as for `denoised_array`, and what Restorer.upscale raises.
+    value_range: as of Restorer.upscale, numbers being sample values; levels, say, and what is raised: as for
+    `denoised_array`, and what Restorer.upscale raises.
     """
     restorer.require("sr")
     if passes_of(image.shape[:2], (height, width)) > 1:
         say("beyond 4 times: two equal steps, the second on what the first made")
     say_plan(restorer, say, height, width)
     seen = image if alpha is None else fill_hidden(image, alpha)
-    restored = restorer.upscale(seen, height, width, progress=progress)
-    return restored, None if alpha is None else enlarged_alpha(alpha, height, width)
+    chosen = on_unit_scale(value_range, levels)
+    scale = restorer.scale(seen, value_range=chosen)
+    say_range(say, scale, levels, value_range)
+    array = restorer.upscale(seen, height, width, value_range=chosen, progress=progress)
+    larger = None if alpha is None else enlarged_alpha(alpha, height, width)
+    return Result(array, larger, _range(scale, levels))
 
 
 def result_size(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,12 @@ from torch import Tensor
 from nlrn.errors import ConfigError, InputError, MemoryBudgetError, NotFiniteError
 from nlrn.functional.alpha import fill_hidden, hidden
 from nlrn.functional.anscombe import PoissonNoise
-from nlrn.functional.levels import channels_of, check_auto, checked_level, found_noise, level_of
+from nlrn.functional.levels import channels_of, check_auto, checked_level, checked_strength, found_noise, level_of
 from nlrn.functional.noise import NoiseEstimate
+from nlrn.functional.ranges import Range, Scale, checked_picture, scale_beyond, scale_of
 from nlrn.functional.tiling import PATCH, Average, Blend, patch_size, patches, plan
 from nlrn.inference.memory import TILES, memory_per_pixel, within_memory
-from nlrn.inference.self_ensemble import Progress, over_views, tick_of_part
+from nlrn.inference.self_ensemble import Progress, groups, image_of, over_views, part_of, planes_of, tick_of_part
 from nlrn.inference.super_resolution import enlarged, passes_of, resized_bicubic, seen_size
 from nlrn.models.checkpoint import default_model, load_model, to_device
 from nlrn.models.folded import FoldedNLRN, Unfolded
@@ -39,7 +39,6 @@ PRECISIONS = ("auto", "fp32", "bf16")
 OVERLAP = 32
 MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles each time
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
-Part = tuple[int, tuple[slice, slice]]  # picture of the batch, rows and columns
 
 
 @dataclass(frozen=True)
@@ -114,32 +113,56 @@ class Restorer:
         strength: float = 1.0,
         alpha: np.ndarray | None = None,
         noise: str = "auto",
+        value_range: Range = "auto",
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """The denoised picture, float32 of the same shape, not clipped.
+        """The denoised picture of the same shape, float64 for float64 and else float32, not clipped.
 
         image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour picture goes through a grey model channel
         by channel. sigma: the noise's standard deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate
         it, for every channel by itself where each goes through the model by itself, or a PoissonNoise, which grows with
         the light. strength: how much of the noise goes, 0..1. noise: what is estimated, as of `estimate_noise`.
         alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes back as it was.
-        progress: progress(done, total) is called after each tile or batch of patches; where
-        the system refuses memory, the work begins again in smaller tiles, and the logger "nlrn" says so.
+        value_range: what the network sees as 0..1, as of `functional.ranges.scale_of`; sigma stays in 1/255 of 0..1.
+        progress: progress(done, total) is called after each tile or batch of patches; where the system refuses memory,
+        the work begins again in smaller tiles, and the logger "nlrn" says so.
         Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
         """
         self.require("denoise")
-        image = checked_picture(image)
-        if not 0 <= strength <= 1:
-            raise InputError(f"strength must lie in 0..1, not be {strength}")
-        if isinstance(sigma, str) and not self.model.config.level_one:
-            sigma = self.noise_level(image, sigma, alpha, noise)
-        result = self._denoised(image if alpha is None else fill_hidden(image, alpha), sigma, progress)
+        image = checked_picture(image, value_range)
+        strength = checked_strength(strength)
+        if not isinstance(sigma, PoissonNoise):
+            sigma = self.noise_level(image, sigma, alpha, noise, value_range)
+        seen = image if alpha is None else fill_hidden(image, alpha)
+        scale = self.scale(image, sigma, alpha=alpha, value_range=value_range)
+        level = sigma if isinstance(sigma, PoissonNoise) or self.model.config.level_one else sigma / scale.spread
+        result = scale.back(self._denoised(scale.unit(seen), level, progress), image.dtype) + scale.beyond(seen)
         if strength < 1:
             result = image + np.float32(strength) * (result - image)
         return result if alpha is None else np.where(hidden(image, alpha), image, result)
 
+    def scale(
+        self,
+        image: np.ndarray,
+        sigma: float | str | np.ndarray | PoissonNoise = 0.0,
+        *,
+        alpha: np.ndarray | None = None,
+        value_range: Range = "auto",
+    ) -> Scale:
+        """What of the values of an image the network sees as 0..1, as of `nlrn.functional.ranges.scale_of`.
+
+        Noise of photons has a scale of its own, and a model of one fixed level keeps the type's range for "auto".
+        """
+        config = self.model.config
+        fixed = config.task == "denoise" and not config.sigma_input
+        if isinstance(sigma, PoissonNoise) or (fixed and value_range == "auto"):
+            return Scale()
+        seen = image if alpha is None else fill_hidden(image, alpha)
+        known = 0.0 if isinstance(sigma, str) or config.level_one or not config.sigma_input else sigma
+        return scale_of(seen, value_range, known)
+
     def _denoised(
-        self, image: np.ndarray, sigma: float | str | np.ndarray | PoissonNoise, progress: Progress | None
+        self, image: np.ndarray, sigma: float | np.ndarray | PoissonNoise, progress: Progress | None
     ) -> np.ndarray:
         if isinstance(sigma, PoissonNoise):
             if not self.model.config.sigma_input or self.model.config.level_one:
@@ -147,32 +170,40 @@ class Restorer:
             return sigma.removed(image, partial(self._denoised, progress=progress))
         if image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1:
             return self._denoised(image[..., :1], sigma, progress).repeat(3, axis=2)  # once, not three times
-        noise = self.noise_level(image, sigma)
-        if isinstance(noise, np.ndarray) and noise.ndim == 1:
+        if isinstance(sigma, np.ndarray) and sigma.ndim == 1:
             channels = []
-            for c, level in enumerate(noise):
-                tick = progress and partial(tick_of_part, progress, c, len(noise))
+            for c, level in enumerate(sigma):
+                tick = progress and partial(tick_of_part, progress, c, len(sigma))
                 channels.append(self._denoised(image[..., c : c + 1], float(level), tick))
             return np.concatenate(channels, axis=2)
-        low, spread = _range_beyond(image, noise) if self.model.config.sigma_input else (0.0, 1.0)
-        planes = _planes((image - low) / spread if spread > 1 else image, self.model.config.in_channels)
-        result = _unplanes(
-            self._restored(planes, noise if self.model.config.level_one else noise / spread, progress), image.shape
-        )
-        return result * np.float32(spread) + np.float32(low) if spread > 1 else result
+        scale = scale_beyond(image, sigma) if self.model.config.sigma_input else Scale()
+        planes = planes_of(scale.unit(image), self.model.config.in_channels)
+        level = sigma if self.model.config.level_one else sigma / scale.spread
+        return scale.back(image_of(self._restored(planes, level, progress), image.shape), np.dtype(np.float32))
 
-    def upscale(self, image: np.ndarray, height: int, width: int, *, progress: Progress | None = None) -> np.ndarray:
-        """The picture in another size, float32 [height, width(, C)], not clipped.
+    def upscale(
+        self,
+        image: np.ndarray,
+        height: int,
+        width: int,
+        *,
+        value_range: Range = "auto",
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """The picture in another size, [height, width(, C)], float64 for float64 and else float32, not clipped.
 
         As in the paper: enlarged by MATLAB's bicubic, then the network restores the luminance (BT.601, studio range)
         of the enlarged picture, and the colour differences stay bicubic; a grey picture is its own luminance. image:
         float HW or HWC (C = 1 or 3) on the 0..1 scale. Each side grows by 1.5 to 16: by one pass up to 4, what the
         network has seen in training, and by two equal ones beyond. Below 2 it would sharpen too much: it runs at 2,
-        and bicubic makes the result smaller. Raises InputError for anything else, ConfigError for a model of another
-        task, MemoryBudgetError when no tile fits the memory.
+        and bicubic makes the result smaller. value_range: as for `denoise`.
+        Raises InputError for anything else, ConfigError for a model of another task, MemoryBudgetError when no tile
+        fits the memory.
         """
         self.require("sr")
-        image = checked_picture(image)
+        image = given = checked_picture(image, value_range)
+        scale = self.scale(image, value_range=value_range)
+        beyond, image = scale.beyond(given), scale.unit(given)
         passes = passes_of(image.shape[:2], (height, width))
         for i in range(passes):
             share = (i + 1) / passes
@@ -180,7 +211,9 @@ class Restorer:
             rows, columns = seen_size(image.shape[:2], [n * (m / n) ** share for n, m in pairs])
             tick = progress and partial(tick_of_part, progress, i, passes)
             image = enlarged(image, rows, columns, partial(self._restored, noise=0.0, progress=tick))
-        return image if image.shape[:2] == (height, width) else resized_bicubic(image, height, width)
+        image = image if image.shape[:2] == (height, width) else resized_bicubic(image, height, width)
+        result = scale.back(image, given.dtype)
+        return result + (resized_bicubic(beyond, height, width) if isinstance(beyond, np.ndarray) else 0)
 
     def require(self, task: str) -> None:
         """Raises ConfigError for a model of another task."""
@@ -198,6 +231,7 @@ class Restorer:
         sigma: float | str | np.ndarray,
         alpha: np.ndarray | None = None,
         noise: str = "auto",
+        value_range: Range = "auto",
     ) -> float | np.ndarray:
         """The noise level that will be used, in 0-255 units: as given, or estimated and held to 0..75.
 
@@ -212,23 +246,34 @@ class Restorer:
             check_auto(sigma)
             return self.model.config.level_one * self.settings.level
         if not isinstance(sigma, str):
-            return checked_level(image, sigma, self.model.config.in_channels)
+            black, white = (0.0, 1.0) if isinstance(value_range, str) else value_range
+            return checked_level(image, sigma, self.model.config.in_channels, white - black)
         check_auto(sigma)
-        found = self.found_noise(image, alpha, noise)
-        return level_of(found) if found else 0.0
+        found = self.found_noise(image, alpha, noise, value_range)
+        spread = self.scale(image, alpha=alpha, value_range=value_range).spread
+        return level_of(found, spread) if found else 0.0
 
     def found_noise(
-        self, image: np.ndarray, alpha: np.ndarray | None = None, noise: str = "auto"
+        self,
+        image: np.ndarray,
+        alpha: np.ndarray | None = None,
+        noise: str = "auto",
+        value_range: Range = "auto",
     ) -> tuple[NoiseEstimate, ...]:
         """The noise that "auto" finds: one estimate, or one for each channel that goes by itself; none for a model
-        that takes no sigma."""
-        config, takes = self.model.config, self.model.config.sigma_input and not self.model.config.level_one
-        return found_noise(image, config.in_channels, alpha, noise) if takes else ()
+        that takes no sigma. It is looked for in what the network sees; levels are in 1/255 of 0..1 as always."""
+        config = self.model.config
+        if not config.sigma_input or config.level_one:
+            return ()
+        scale = self.scale(image, alpha=alpha, value_range=value_range)
+        seen = image if scale == Scale() else scale.unit(image)
+        found = found_noise(seen, config.in_channels, alpha, noise)
+        return tuple(one.times(scale.spread) for one in found)
 
     def memory_per_pixel(self, height: int, width: int) -> float:
         """Bytes a pixel that a picture of this size takes at the peak of one pass.
 
-        Fitted to the presets at 256 to 1024 pixels on a CPU; python -m benchmarks.model sets it beside the peak.
+        Fitted to the presets on a CPU; python -m benchmarks.model sets it beside the peak.
         """
         return memory_per_pixel(self.model, height, width, self.bf16)
 
@@ -286,7 +331,7 @@ class Restorer:
             blend = Blend(height, width, picture.shape[0])
             for tile in tiles:
                 x = picture[:, *tile.region]
-                out = self._run(self.model.config.window, x[None], _part(noise, tile.region))
+                out = self._run(self.model.config.window, x[None], part_of(noise, tile.region))
                 blend.add(tile, out[0].transpose(1, 2, 0))
                 done += 1
                 if progress is not None:
@@ -308,7 +353,7 @@ class Restorer:
         ]
         averages = [Average(height, width, planes.shape[1]) for _ in planes]
         room = self.settings.memory / memory_per_pixel(model, rows, columns, self.bf16)  # pixels together
-        for group, done in _groups(parts, max(1, int(min(room, _BATCH_PIXELS)) // (rows * columns))):
+        for group, done in groups(parts, max(1, int(min(room, _BATCH_PIXELS)) // (rows * columns))):
             x = np.stack([planes[b][:, *region] for b, region in group])
             level = noise if isinstance(noise, float) else np.stack([noise[region] for _, region in group])
             for (b, (down, right)), out in zip(group, self._run(seen, x, level), strict=True):
@@ -322,10 +367,10 @@ class Restorer:
     @torch.inference_mode()
     def _run(self, window: int | None, x: np.ndarray, noise: float | np.ndarray) -> np.ndarray:
         """[B, C, H, W] through the model; what is not finite is tried again in float32, then refused."""
-        batch = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
+        batch = torch.from_numpy(np.require(x, np.float32, ["C", "W"])).to(self.device)
         sigma: float | Tensor | None = None
         if self.model.config.sigma_input:
-            level = noise if isinstance(noise, float) else torch.from_numpy(np.ascontiguousarray(noise))
+            level = noise if isinstance(noise, float) else torch.from_numpy(np.require(noise, np.float32, ["C", "W"]))
             sigma = level / 255
             if isinstance(sigma, Tensor):
                 sigma = sigma.to(self.device).reshape(-1, 1, *x.shape[2:])
@@ -350,50 +395,3 @@ class Restorer:
         if self.settings.precision != "auto":
             return self.settings.precision == "bf16"
         return hardware_bf16(self.device)
-
-
-def checked_picture(image: np.ndarray) -> np.ndarray:
-    """The picture as float32 HW or HWC. Raises InputError naming what was found and what is expected."""
-    image = np.asarray(image)
-    if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3)):
-        raise InputError(f"expected a picture HW or HWC with 1 or 3 channels; got shape {tuple(image.shape)}")
-    if not np.issubdtype(image.dtype, np.floating):
-        raise InputError(f"expected a float picture on the 0..1 scale; got {image.dtype}; divide by 255 or 65535")
-    if not np.isfinite(image).all():
-        raise InputError("the picture holds numbers that are not finite (NaN or infinity)")
-    low, high = float(image.min()), float(image.max())
-    if low < -4 or high > 5:
-        raise InputError(f"the picture's values span {low:g}..{high:g}, far from 0..1; divide by 255 or 65535")
-    return image.astype(np.float32, copy=False)
-
-
-def _range_beyond(image: np.ndarray, noise: float | np.ndarray) -> tuple[float, float]:
-    """(low, spread) of a picture whose values exceed 0..1 by more than noise does: it is restored on that scale."""
-    low, high = float(image.min()), float(image.max())
-    margin = 6 * float(np.max(noise)) / 255 + 0.05
-    return (low, high - low) if low < -margin or high > 1 + margin else (0.0, 1.0)
-
-
-def _planes(image: np.ndarray, channels: int) -> np.ndarray:
-    """HW or HWC -> [B, channels, H, W]: a colour picture becomes a batch of three for a grey model."""
-    chw = np.atleast_3d(image).transpose(2, 0, 1)
-    if channels == 1:
-        return chw[:, None]
-    if chw.shape[0] != channels:
-        raise InputError("this model restores colour pictures; the picture is grey: use a grey model")
-    return chw[None]
-
-
-def _unplanes(planes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return np.ascontiguousarray(planes.reshape(-1, *shape[:2]).transpose(1, 2, 0).reshape(shape))
-
-
-def _part(noise: float | np.ndarray, part: tuple[slice, slice]) -> float | np.ndarray:
-    return noise if isinstance(noise, float) else noise[part]
-
-
-def _groups(items: list[Part], size: int) -> Iterator[tuple[list[Part], int]]:
-    """The items in groups, each with the number of items up to its end."""
-    for start in range(0, len(items), size):
-        group = items[start : start + size]
-        yield group, start + len(group)

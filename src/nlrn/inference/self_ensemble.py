@@ -1,12 +1,15 @@
-"""A picture and its 7 other views, turned by quarters and mirrored: what one network makes of all of them."""
+"""How an image is laid out for a network: as planes, in parts, and in 8 views turned by quarters and mirrored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
+from nlrn.errors import InputError
+
+Part = tuple[int, tuple[slice, slice]]  # picture of the batch, rows and columns
 Progress = Callable[[int, int], None]
 Run = Callable[[np.ndarray, "float | np.ndarray", Progress | None], np.ndarray]
 
@@ -34,3 +37,30 @@ def _turned(x: np.ndarray, view: int) -> np.ndarray:
 def _turned_back(x: np.ndarray, view: int) -> np.ndarray:
     back = np.rot90(x, -view % 4, (-2, -1))
     return back[..., ::-1] if view >= 4 else back
+
+
+def planes_of(image: np.ndarray, channels: int) -> np.ndarray:
+    """HW or HWC -> [B, channels, H, W]: a colour picture becomes a batch of three for a grey model."""
+    chw = np.atleast_3d(image).transpose(2, 0, 1)
+    if channels == 1:
+        return chw[:, None]
+    if chw.shape[0] != channels:
+        raise InputError("this model restores colour pictures; the picture is grey: use a grey model")
+    return chw[None]
+
+
+def image_of(planes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The other way: an image HW or HWC of this shape."""
+    return np.ascontiguousarray(planes.reshape(-1, *shape[:2]).transpose(1, 2, 0).reshape(shape))
+
+
+def part_of(noise: float | np.ndarray, part: tuple[slice, slice]) -> float | np.ndarray:
+    """The level of a part of an image: of a number the same."""
+    return noise if isinstance(noise, float) else noise[part]
+
+
+def groups(items: list[Part], size: int) -> Iterator[tuple[list[Part], int]]:
+    """The items in groups, each with the number of items up to its end."""
+    for start in range(0, len(items), size):
+        group = items[start : start + size]
+        yield group, start + len(group)

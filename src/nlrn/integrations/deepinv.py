@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nlrn.errors import ConfigError, InputError
+from nlrn.integrations.scaled import on_own_range
 from nlrn.models.checkpoint import default_model, load_model
 from nlrn.models.nlrn import NLRN
 
@@ -21,7 +22,8 @@ class NLRNDenoiser(nn.Module):
     model: an NLRN (used as it is, not copied), a shipped name, a weights file, or None for the default grey denoiser.
     y: [B, C, H, W], float, on the 0..1 scale up to noise; C is the model's, or any through a grey model, channel by
     channel. sigma: standard deviation on that same scale, a number, a tensor of one number, [B], or [B, 1, 1, 1]. The
-    result has y's shape and dtype and is not clipped.
+    result has y's shape and dtype and is not clipped. An image that uses a small part of 0..1 is restored on its own
+    range (nlrn.functional.ranges), as nlrn.denoise does.
 
     Raises ConfigError for a model that does not denoise with a noise level given, InputError for the shapes.
     """
@@ -37,13 +39,16 @@ class NLRNDenoiser(nn.Module):
         if y.dim() != 4:
             raise InputError(f"expected pictures [B, C, H, W], not {tuple(y.shape)}")
         weight = self.model.head.weight
-        batch, channels, height, width = y.shape
+        batch = len(y)
         level = torch.as_tensor(sigma, dtype=weight.dtype, device=weight.device).flatten()
         if level.numel() not in (1, batch):
             raise InputError(f"sigma must be one number or {batch}, one for each picture, not {level.numel()}")
-        x = y.to(weight)
+        return on_own_range(self._denoised, y.to(weight), level.expand(batch)).to(y)
+
+    def _denoised(self, x: Tensor, level: Tensor) -> Tensor:
+        """x: [B, C, H, W]; level: [B]."""
+        channels, height, width = x.shape[1:]
         if self.model.config.in_channels == 1 and channels > 1:
-            x = x.reshape(batch * channels, 1, height, width)
-            level = level.expand(batch).repeat_interleave(channels)
-        out: Tensor = self.model(x, level)
-        return out.reshape(y.shape).to(y)
+            level = level.repeat_interleave(channels)
+            return self.model(x.reshape(-1, 1, height, width), level).reshape(x.shape)
+        return self.model(x, level)

@@ -8,6 +8,7 @@ and its tensors are known again by their digest.
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import BackendError, ConfigError
-from nlrn.functional.levels import MAX_SIGMA
 from nlrn.functional.noise import estimate_noise
+from nlrn.functional.ranges import MAX_SIGMA
 from nlrn.integrations import require
+from nlrn.integrations.scaled import on_own_range
 from nlrn.models.checkpoint import list_models, load_model, read_tensors, resolve_model
 from nlrn.models.nlrn import NLRN
 
@@ -74,14 +76,17 @@ class NLRNArch(Architecture[NLRN]):  # type: ignore[misc]
         )
 
     def _restore(self, model: NLRN, image: Tensor) -> Tensor:
-        level = None
-        if model.config.sigma_input:
-            level = (self._estimated(image) if isinstance(self.sigma, str) else self.sigma) / 255
-        restored: Tensor = model(image, level)
-        return restored
+        if not model.config.sigma_input:
+            return model(image, None)
+        level = None if isinstance(self.sigma, str) else torch.full((len(image),), self.sigma / 255).to(image)
+        return on_own_range(partial(self._run, model), image, image.new_zeros(len(image)) if level is None else level)
+
+    def _run(self, model: NLRN, image: Tensor, level: Tensor) -> Tensor:
+        """level: [B], 0 for one that is estimated of the first image."""
+        return model(image, self._estimated(image) / 255 if isinstance(self.sigma, str) else level)
 
     def _estimated(self, image: Tensor) -> float:
-        return min(estimate_noise(image[0].movedim(0, -1).float().cpu().numpy()).sigma, MAX_SIGMA)
+        return min(estimate_noise(image[0].detach().movedim(0, -1).float().cpu().numpy()).sigma, MAX_SIGMA)
 
 
 def register(

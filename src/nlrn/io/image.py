@@ -56,7 +56,9 @@ class Picture:
     floats, which have no alpha and are neither clipped nor rounded. format: Pillow's name.
     icc: colour profile. exif: without orientation (it has been applied) and, unless asked for, without GPS. dpi: pixels
     per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. noise: of a
-    restored picture, what was found in the noisy one, or in each of its channels (NoiseEstimate.record).
+    restored picture, what was found in the noisy one, or in each of its channels (NoiseEstimate.record). value_range:
+    of a restored picture, the sample values that the network saw as black and white. levels: the sample value of the
+    file that is 1 here: 255, 65535, or 1 of floats; 0 sets it by the depth.
     """
 
     array: np.ndarray
@@ -68,6 +70,8 @@ class Picture:
     dpi: tuple[float, float] | None = None
     colours: bytes = b""
     noise: tuple[dict[str, Any], ...] = ()
+    value_range: tuple[float, float] | None = None
+    levels: float = 0.0
 
     def __post_init__(self) -> None:
         shape = self.array.shape
@@ -77,6 +81,8 @@ class Picture:
             raise InputError(f"expected a float array in [0, 1]; got {self.array.dtype}")
         if self.depth not in _TYPES:
             raise InputError(f"depth is {self.depth}; expected 8 or 16 bits, or 32 for floats")
+        if self.levels == 0:
+            object.__setattr__(self, "levels", 1.0 if self.depth == 32 else 2.0**self.depth - 1)
         if self.alpha is None:
             return
         wanted = f"uint{self.depth}"

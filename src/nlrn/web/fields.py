@@ -26,6 +26,13 @@ class Restoration(Upload):
 
     model: Annotated[str | None, Field(max_length=200, description="a name that /v1/models lists")] = None
     format: Annotated[Format | None, Field(description="of the result; else that of the picture, PNG for a GIF")] = None
+    range: Annotated[
+        str,
+        Field(
+            pattern=r"^(auto|type|image|[-+.eE0-9]{1,32},[-+.eE0-9]{1,32})$",
+            description="the values restored as black and white: auto, type, image, or LO,HI in sample values",
+        ),
+    ] = "auto"
     depth: Annotated[Literal["8", "16", "32"] | None, Field(description="bits a sample; 32: floats")] = None
     mode: Literal["window", "patch"] = "window"
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -12,6 +12,7 @@ from nlrn.errors import BackendError, ConfigError, InputError, ModelError, Model
 from nlrn.evaluation.explain import correlation_maps
 from nlrn.functional.alpha import fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.ranges import parsed
 from nlrn.inference.pipeline import Denoising, denoised, restorer_of, result_size, upscaled
 from nlrn.inference.restorer import MEMORY, Restorer, Settings
 from nlrn.inference.self_ensemble import Progress
@@ -73,6 +74,7 @@ class Workshop:
                 options["strength"],
                 "auto" if options["noise"] == "poisson" else options["noise"],
                 named=options["model"] is not None,
+                value_range=parsed(options["range"]),
             ),
             say=lines.append,
             progress=progress,
@@ -91,7 +93,9 @@ class Workshop:
         self._check_result(picture.of_size(height, width), form)
         lines: list[str] = []
         restorer = self._restorer("sr", options, 1)
-        return _encoded(upscaled(picture, restorer, height, width, say=lines.append, progress=progress), form, lines)
+        chosen = parsed(options["range"])
+        result = upscaled(picture, restorer, height, width, value_range=chosen, say=lines.append, progress=progress)
+        return _encoded(result, form, lines)
 
     def _explain(self, picture: Picture, options: dict[str, Any]) -> Answer:
         seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
