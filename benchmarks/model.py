@@ -16,7 +16,9 @@ from nlrn.functional.tiling import PATCH, patch_size, patches
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.models.checkpoint import to_device
 from nlrn.models.nlrn import NLRN, PRESETS, NLRNConfig
+from nlrn.system.hardware import hardware_bf16
 from nlrn.training.config import TrainConfig
+from nlrn.training.norms import freeze_norms
 from nlrn.training.optim import clip_gradients, loss_of, make_optimizer
 
 SIZES = (256, 512, 1024)
@@ -27,8 +29,9 @@ STEPS = 5
 
 def cells(device: str, threads: int, *, quick: bool) -> Iterator[Cell]:
     """All measurements: "pictures" (window mode at rising sizes, patch mode at one), "backends", "states", "training".
-    quick: tiny ones."""
-    common = {"kind": "network", "device": device, "threads": threads, "dtype": "bf16", "backend": "auto"}
+    In bf16 where this machine multiplies it. quick: tiny ones."""
+    dtype = "bf16" if hardware_bf16(torch.device(device)) else "fp32"
+    common = {"kind": "network", "device": device, "threads": threads, "dtype": dtype, "backend": "auto"}
     common |= {"mode": "window", "states": None, "repeats": 1 if quick else 3}
     for preset in PRESETS:
         model = common | {"preset": preset}
@@ -41,12 +44,18 @@ def cells(device: str, threads: int, *, quick: bool) -> Iterator[Cell]:
         for states in () if quick else STATES:
             yield model | {"section": "states", "size": 256, "states": states}
     many, side = (2, 16) if quick else PATCHES
-    yield common | {"preset": "small", "section": "training", "size": side, "batch": many}
+    for channels in (64,) if quick else (64, 128):
+        row = common | {"preset": "small", "section": "training", "size": side, "batch": many, "channels": channels}
+        for count in dict.fromkeys((1, threads)):
+            for kind in dict.fromkeys((dtype, "fp32")):
+                yield row | {"threads": count, "dtype": kind}
 
 
 def config_of(cell: Cell) -> NLRNConfig:
-    """The preset with a sigma plane, and with the cell's number of states."""
+    """The preset with a sigma plane, and with the cell's number of states and of channels."""
     config = dataclasses.replace(PRESETS[cell["preset"]], sigma_input=True)
+    if cell.get("channels"):
+        config = dataclasses.replace(config, channels=cell["channels"], embed_channels=cell["channels"] // 2)
     return config if cell["states"] is None else dataclasses.replace(config, states=cell["states"])
 
 
@@ -98,17 +107,18 @@ def _picture(cell: Cell) -> Cell:
 
 
 def _training_step(cell: Cell) -> Cell:
-    """Forward, backward and update under autocast; "attention": its share of the time."""
+    """Forward, backward and update, batch norms frozen, in bf16 under autocast; "attention": its share of the time."""
     device, config = torch.device(cell["device"]), config_of(cell)
     recipe = TrainConfig("benchmark", model=config)
-    model = to_device(NLRN(config), device)
+    model = to_device(NLRN(config), device).train()
+    freeze_norms(model)
     optimizer = make_optimizer(recipe, model)
     clean = torch.rand(cell["batch"], 1, cell["size"], cell["size"], device=device)
     noisy = clean + 0.1 * torch.randn_like(clean)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cell["dtype"] == "bf16"):
             restored = model(noisy, 0.1)
         loss_of(restored.float(), clean, recipe.loss).backward()  # type: ignore[no-untyped-call]
         clip_gradients(list(model.parameters()), recipe.optim)

@@ -45,12 +45,22 @@ def limit_table(rows: list[Cell]) -> Table:
         kind = r["dtype"] + (f", {r['instruction_set']}" if r.get("instruction_set") else "")
         found = [r.get("reason", ""), "", ""]
         if "seconds" in r:
-            of_bf16 = r.get("fraction_of_bf16", r["fraction"])
-            found = [seconds(r["seconds"]), f"{r['fraction']:.2f}", f"{of_bf16:.2f}"]
+            of_bf16 = r["fraction"] if r["dtype"] == "bf16" else r.get("fraction_of_bf16")
+            found = [seconds(r["seconds"]), f"{r['fraction']:.2f}", "" if of_bf16 is None else f"{of_bf16:.2f}"]
         lines.append([f"{r['shape']}, {r['size']} x {r['size']}", kind, r["work"], *found])
     header = ["shape", "type", "pass", "time", "fraction of the type's GEMM rate", "of bf16's"]
     threads = {r["threads"] for r in _of(rows, "limit")}
     return f"The kernel against the machine's limit ({_threads(threads)})", header, lines
+
+
+def weights_table(rows: list[Cell]) -> Table:
+    """How near the limit the gradient of a 3 x 3 kernel comes."""
+    lines = []
+    for r in _of(rows, "weights"):
+        place = [f"{r['shape']}, {r['batch']} of {r['size']} x {r['size']}", r["dtype"], r["contestant"]]
+        found = [seconds(r["seconds"]), f"{r['fraction']:.2f}"] if "seconds" in r else [r["reason"], ""]
+        lines.append([*place, *found])
+    return "The gradient of 3 x 3 weights (1 thread)", ["maps", "type", "", "time", "fraction of the GEMM rate"], lines
 
 
 def beside_table(rows: list[Cell]) -> Table:
@@ -61,7 +71,7 @@ def beside_table(rows: list[Cell]) -> Table:
     for key in dict.fromkeys((r["shape"], r["work"], r["contestant"]) for r in found):
         mine = {r["size"]: r for r in found if (r["shape"], r["work"], r["contestant"]) == key}
         lines.append([*key[:2], CONTESTANTS[key[2]].title, *(_time_and_memory(mine.get(size)) for size in sizes)])
-    header = ["shape", "pass, bf16", "", *(f"{size} x {size}" for size in sizes)]
+    header = ["shape", f"pass, {_types(found)}", "", *(f"{size} x {size}" for size in sizes)]
     return f"Side by side ({_threads({r['threads'] for r in found})})", header, lines
 
 
@@ -84,7 +94,7 @@ def growth_table(rows: list[Cell]) -> Table:
         else:
             lines.append([*place, r["reason"], ""])
     header = ["shape", "along", "picture", "time", "ns a pair"]
-    return "Growth of the kernel's time (bf16, forward)", header, lines
+    return f"Growth of the kernel's time ({_types(_of(rows, 'growth'))}, forward)", header, lines
 
 
 # -- the network -------------------------------------------------------------------------------------------------
@@ -127,34 +137,44 @@ def states_table(rows: list[Cell]) -> Table:
         + ([seconds(r["seconds"]), f"{r['peak_mib']:,.0f}"] if "seconds" in r else [r["reason"], ""])
         for r in _of(rows, "states")
     ]
-    return "Growth with the states (256 x 256, bf16)", ["model", "states", "time", "peak MiB"], lines
+    title = f"Growth with the states (256 x 256, {_types(_of(rows, 'states'))})"
+    return title, ["model", "states", "time", "peak MiB"], lines
 
 
 def training_table(rows: list[Cell]) -> Table:
     """A training step."""
     lines = []
     for r in _of(rows, "training"):
-        place, found = f"{r['batch']} of {r['size']} x {r['size']}", [r.get("reason", ""), "", "", ""]
+        place, found = f"{r['batch']} of {r['size']} x {r['size']}", [r.get("reason", ""), *[""] * 4]
         if "seconds" in r:
+            rate = f"{r['batch'] * r['size'] ** 2 / r['seconds']:,.0f}"
             share, peak = f"{100 * r['attention']:.0f} %", f"{r['peak_mib']:,.0f}"
-            found = [seconds(r["seconds"]), f"{r['fraction']:.2f}", share, peak]
-        lines.append([r["preset"], place, *found])
+            found = [seconds(r["seconds"]), rate, f"{r['fraction']:.2f}", share, peak]
+        model = r["preset"] + (f", {r['channels']} channels" if r.get("channels") else "")
+        lines.append([model, place, r["dtype"], str(r["threads"]), *found])
     header = [
         "model",
         "patches",
+        "type",
+        "threads",
         "time",
+        "pixels a second",
         "fraction of the GEMM rate",
         "of the operators' time the attention",
         "peak MiB",
     ]
-    return "A training step (bf16)", header, lines
+    return "A training step (batch norms frozen)", header, lines
+
+
+def _types(rows: list[Cell]) -> str:
+    return ", ".join(dict.fromkeys(r["dtype"] for r in rows))
 
 
 def _threads(counts: set[int]) -> str:
     return ", ".join(f"{n} thread" + "s" * (n != 1) for n in sorted(counts))
 
 
-_OPERATOR: tuple[Callable[[list[Cell]], Table], ...] = (limit_table, beside_table, growth_table)
+_OPERATOR: tuple[Callable[[list[Cell]], Table], ...] = (limit_table, weights_table, beside_table, growth_table)
 _NETWORK: tuple[Callable[[list[Cell]], Table], ...] = (pictures_table, ratio_table, states_table, training_table)
 
 

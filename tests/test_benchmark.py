@@ -152,6 +152,33 @@ def test_every_pass_of_the_kernel_is_measured(
     assert 0 <= found["peak_mib"] < 16  # maps, gradients and two correlations of 24 x 24 pixels: 4 MiB
 
 
+@pytest.mark.parametrize("cell", [c for c in OPERATOR if c["section"] == "weights"], ids=benchmark.described)
+def test_the_gradient_of_kernels_is_measured(cell: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(measure.GEMM, "cpu", 128)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = operator.measured(cell)
+    finally:
+        torch.set_num_threads(before)
+    assert found["useful_gflop"] * 1e9 == 2 * 9 * 64 * 64 * 2 * 16 * 16
+    assert found["fraction"] > 0
+    title, header, ((*place, time, fraction),) = report.weights_table([cell | found])
+    assert title == "The gradient of 3 x 3 weights (1 thread)"
+    assert place == ["64 channels, 2 of 16 x 16", cell["dtype"], cell["contestant"]]
+    assert time
+    assert fraction == f"{found['fraction']:.2f}"
+    assert len(header) == 5
+
+
+def test_without_bf16_nothing_is_measured_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (operator, network):
+        monkeypatch.setattr(module, "hardware_bf16", lambda device: False)
+        assert {c["dtype"] for c in module.cells("cpu", 2, quick=True)} == {"fp32"}
+        monkeypatch.setattr(module, "hardware_bf16", lambda device: True)
+        assert {c["dtype"] for c in module.cells("cpu", 2, quick=True)} == {"fp32", "bf16"}
+
+
 @pytest.mark.parametrize("section", ["pictures", "backends", "training"])
 def test_the_network_is_measured(section: str) -> None:
     for cell in [c for c in NETWORK if c["section"] == section and c["preset"] == "small"]:
@@ -189,7 +216,9 @@ def test_the_command_writes_numbers_tables_and_a_plot(tmp_path: Path, capsys: py
 
 
 def test_cells_are_picked_by_the_words_of_their_line() -> None:
-    assert suite.described(OPERATOR[0]) == "limit base cpu forward bf16 24px window=7"
+    assert suite.described(OPERATOR[0]).startswith("limit base cpu ")
+    kind = {"dtype": "bf16", "instruction_set": None}
+    assert suite.described(OPERATOR[0] | kind) == "limit base cpu forward bf16 24px window=7"
     assert execute(parser("operator"), ["--device", "cpu", "--only", "nothing like it"]) == 2
     assert execute(parser("operator"), ["--device", "cpu", "--json", "nowhere/o.json"]) == 1
     assert execute(parser("operator"), ["--device", "tpu"]) == 3

@@ -34,6 +34,8 @@ FOLDER_OPTIONS = {
 }  # fmt: skip
 # What decides nothing about a result; the model is told by the digests of its weights.
 _FREE = {*FOLDER_OPTIONS, "max_pixels", "input", "output", "overwrite", "quiet", "run", "command", "model"}
+# Options that came later, at what they did before: a folder that was done without them is done.
+_YOUNGER = {"range": "auto"}
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
@@ -298,7 +300,8 @@ def _digest(options: argparse.Namespace) -> str:
     """Of what decides the results: the options, the weights, the version."""
     from nlrn.models.checkpoint import resolve_model, sha256, ships_photo_model
 
-    chosen = {name: str(value) for name, value in vars(options).items() if name not in _FREE}
+    left_out = _FREE | {name for name, usual in _YOUNGER.items() if getattr(options, name, usual) == usual}
+    chosen = {name: str(value) for name, value in vars(options).items() if name not in left_out}
     kinds = [(1, False), (3, False)] + [(3, True)] * (ships_photo_model() and options.command == "denoise")
     models = {sha256(resolve_model(model_name(options, *kind))) for kind in kinds}
     told = json.dumps([__version__, chosen, sorted(models)], sort_keys=True)

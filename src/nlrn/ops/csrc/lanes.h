@@ -56,7 +56,9 @@ NLRN_INLINE uint16_t to_bf16(float f) {  // to nearest even
 // 2^x for x <= about 10, by a polynomial on [-1/2, 1/2]: of degree 6 (relative error 2e-7), or, where the result
 // is rounded to bf16 at once, 4 (3e-6).
 template <bool COARSE> NLRN_INLINE floats exp2_of(floats x) {
-    x = larger(every(-126.f), x);  // in this order NaN stays NaN: the second operand is what an unordered one gives
+    // 2^-100 for what is less: nothing beside a sum of weights, and no product of it becomes a slow denormal number. In
+    // this order NaN stays NaN: the second operand is what an unordered one gives.
+    x = larger(every(-100.f), x);
     const floats whole = (x + 12582912.f) - 12582912.f, r = x - whole;
     floats p;
     if (COARSE) {

@@ -1,9 +1,13 @@
 // The two inner loops. Both hold ROWS x WIDTH sums in registers, so that a vector that was loaded is used ROWS or
-// WIDTH times; they are the machine's limit, and everything else is arranged around them.
+// WIDTH times; they are the machine's limit, and everything else is arranged around them. Fewer rows, at the ends of a
+// window, are met by more offsets or channels at a time.
 #pragma once
 #include "layout.h"
 
 namespace NLRN_SET {
+
+constexpr int WIDEST = 12;
+constexpr int width_of(int rows) { return ROWS * WIDTH / rows < WIDEST ? ROWS * WIDTH / rows : WIDEST; }
 
 // What happens to a row of logits while they are in registers: the pointers are those of the first offset.
 template <int STATE> struct Ends {
@@ -56,18 +60,20 @@ static void correlate(
     int rows, const word *queries, int64_t query_row, const word *keys, int64_t pitch, int words, int offsets,
     float *logits, int64_t logits_row, const Ends<STATE> &ends
 ) {
-    const int parts = ceil_div(offsets, WIDTH);
+    const int parts = ceil_div(offsets, width_of(rows));
     for (int i = 0, d = 0; i < parts; i++) {
         const int end = offsets * (i + 1) / parts;  // parts of nearly one size: no small one at the end
-        switch (rows * 8 + end - d) {
+        switch (rows * 16 + end - d) {
 #define CASE(R, D)                                                                                               \
-    case R * 8 + D:                                                                                              \
-        if constexpr (R <= ROWS && D <= WIDTH)                                                                   \
+    case R * 16 + D:                                                                                              \
+        if constexpr (R <= ROWS && D <= width_of(R))                                                                   \
             correlate_block<PAIR, STATE, R, D>(                                                                  \
                 queries, query_row, keys + d, pitch, words, logits + d * LANES, logits_row, d, ends              \
             );                                                                                                   \
         break;
-#define CASES(R) CASE(R, 1) CASE(R, 2) CASE(R, 3) CASE(R, 4) CASE(R, 5) CASE(R, 6)
+#define CASES(R)                                                                                                 \
+    CASE(R, 1) CASE(R, 2) CASE(R, 3) CASE(R, 4) CASE(R, 5) CASE(R, 6) CASE(R, 7) CASE(R, 8) CASE(R, 9) CASE(R, 10) \
+    CASE(R, 11) CASE(R, 12)
             CASES(1) CASES(2) CASES(3) CASES(4)
 #undef CASE
         }
@@ -104,14 +110,14 @@ static void average(
     int rows, float *sums, int channels, const word *weights, int64_t weights_row, int64_t weights_group,
     const word *values, int64_t values_group, int64_t pitch, int groups, int offsets
 ) {
-    const int parts = ceil_div(channels, WIDTH);
+    const int parts = ceil_div(channels, width_of(rows));
     const int64_t sums_row = (int64_t)channels * LANES;
     for (int i = 0, c = 0; i < parts; i++) {
         const int end = (int)((int64_t)channels * (i + 1) / parts);
-        switch (rows * 8 + end - c) {
+        switch (rows * 16 + end - c) {
 #define CASE(R, C)                                                                                               \
-    case R * 8 + C:                                                                                              \
-        if constexpr (R <= ROWS && C <= WIDTH)                                                                   \
+    case R * 16 + C:                                                                                              \
+        if constexpr (R <= ROWS && C <= width_of(R))                                                                   \
             average_block<PAIR, R, C>(                                                                           \
                 sums + c * LANES, sums_row, weights, weights_row, weights_group, values + c * pitch,             \
                 values_group, pitch, groups, offsets                                                             \
