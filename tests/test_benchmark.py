@@ -152,7 +152,7 @@ def test_every_pass_of_the_kernel_is_measured(
     assert 0 <= found["peak_mib"] < 16  # maps, gradients and two correlations of 24 x 24 pixels: 4 MiB
 
 
-@pytest.mark.parametrize("cell", [c for c in OPERATOR if c["section"] == "weights"], ids=benchmark.described)
+@pytest.mark.parametrize("cell", [c for c in OPERATOR if c["section"] == "weights"], ids=suite.described)
 def test_the_gradient_of_kernels_is_measured(cell: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(measure.GEMM, "cpu", 128)
     before = torch.get_num_threads()
@@ -172,7 +172,7 @@ def test_the_gradient_of_kernels_is_measured(cell: dict[str, object], monkeypatc
 
 
 def test_without_bf16_nothing_is_measured_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (operator, network):
+    for module in (operator, whole):
         monkeypatch.setattr(module, "hardware_bf16", lambda device: False)
         assert {c["dtype"] for c in module.cells("cpu", 2, quick=True)} == {"fp32"}
         monkeypatch.setattr(module, "hardware_bf16", lambda device: True)

@@ -294,7 +294,10 @@ def test_tags_that_libtiff_frowns_at_stop_no_intact_picture() -> None:
         np.testing.assert_array_equal(levels(picture), values)
         kept = Image.Exif()
         kept.load(picture.exif)
-        assert dict(kept) == dict(exif)
+        strange = (
+            {ExifTags.Base.ResolutionUnit} if form == "TIFF" else set()
+        )  # which it cannot hold without a resolution
+        assert {t: v for t, v in kept.items() if t in exif} == {t: v for t, v in exif.items() if t not in strange}
     plain = read_picture(encode_picture(picture_of(values), "PNG"))
     assert plain.exif is None
     assert b"pHYs" not in encode_picture(picture_of(values), "PNG")

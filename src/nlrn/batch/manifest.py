@@ -136,9 +136,13 @@ class Manifest:
         """Append a record, on the disk when this returns."""
         assert self._file is not None
         record = {"in": job.name, "out": self._out(job), "work": self.work, **what}
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            name = self.folder / MANIFEST
+            raise StoreError(f"cannot write {name} at {job.name}: {error.strerror or error}") from error
         self._note(record)
 
     def _note(self, record: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,13 @@ from nlrn.errors import ConfigError, InputError
 from nlrn.io.image import SUFFIXES
 from nlrn.system.atomic import check_no_links
 
+# What looks like an image and is not read
+_OTHERS = (
+    "3fr arw bpg cr2 cr3 crw czi dcm dds djvu dng emf eps erf exr fff fit fits hdr heic heif hif icns ico iff iiq j2c"
+    " j2k jls jp2 jpf jpx jxl jxr kdc lif lsm mef mng mos mrw nd2 ndpi nef nrw orf pam pcx pef pfm pic pict psb psd"
+    " qoi raf ras raw rw2 rwl sgi sr2 srf srw stk svg svs tga wdp wmf x3f xbm xcf xpm"
+)
+OTHER_IMAGES = frozenset(f".{name}" for name in _OTHERS.split())
 READ_ONLY = {".gif": ".png"}  # formats that are not written, and what is written instead
 
 
@@ -44,9 +52,9 @@ def plan(
     Files with the suffix of a picture count, hidden ones do not. recursive: those of the folders below too, links to
     folders left out; the results lie in the same order of folders. ending: put at the end of names. form: the suffix
     of all results, such as ".png"; None keeps each picture's own. Raises ConfigError for an output folder inside the
-    input folder, for two results of one name (also where names differ in case alone, or in how an accent is written),
-    for a result that would lie on an input or behind a linked folder of the output, and for an object whose key is no
-    way through folders; InputError for a folder that is not there.
+    input folder, for two results of one name (also where names differ in how an accent is written, or in case where the
+    disk does not tell it apart), for a result that would lie on an input or behind a linked folder of the output, and
+    for an object whose key is no way through folders; InputError for a folder that is not there.
     """
     if not root.is_dir():
         raise InputError(f"there is no folder {root}")
@@ -68,11 +76,19 @@ def plan(
     return jobs
 
 
+def left_out(root: Place, *, recursive: bool = False) -> dict[str, int]:
+    """How many files of a folder look like images and are not read, by suffix."""
+    found = _objects(root, recursive, _is_other) if isinstance(root, ObjectPath) else _files(root, recursive, _is_other)
+    return dict(sorted(Counter(way.suffix.lower() for way, _ in found).items()))
+
+
 def _check(jobs: list[Job]) -> None:
     """Raises ConfigError where a result would lie on another, on an input, or where it cannot be found again."""
     taken: dict[str, Job] = {}
+    folded = bool(jobs) and not _tells_case_apart(jobs[0].target)
     for job in jobs:
-        key = unicodedata.normalize("NFC", str(job.target)).casefold()
+        key = unicodedata.normalize("NFC", str(job.target))
+        key = key.casefold() if folded else key
         if key in taken:
             raise ConfigError(
                 f"{taken[key].name} and {job.name} would both become {job.target.name}: see --suffix, --format"
@@ -84,6 +100,17 @@ def _check(jobs: list[Job]) -> None:
             raise ConfigError(f"{job.target} is an input; an original is never overwritten")
         if isinstance(job.target, ObjectPath) and (odd := job.target.oddity()):
             raise ConfigError(f"{job.name}: with {odd!r} in its name its result cannot lie in a store")
+
+
+def _tells_case_apart(target: Place) -> bool:
+    """Whether names that differ in case alone are two files there, by a folder that exists."""
+    if isinstance(target, ObjectPath):
+        return True
+    for folder in target.absolute().parents:
+        other = folder.with_name(folder.name.swapcase()) if folder.name else folder
+        if other != folder and folder.exists():
+            return not (other.exists() and other.samefile(folder))
+    return os.name == "posix"
 
 
 def _one(what: Place) -> tuple[str, ...]:
@@ -102,20 +129,28 @@ def _is_picture(name: str) -> bool:
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES.keys() | READ_ONLY.keys()
 
 
-def _files(root: Path, recursive: bool) -> Iterator[tuple[PurePosixPath, Place]]:
+def _is_other(name: str) -> bool:
+    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in OTHER_IMAGES
+
+
+def _files(
+    root: Path, recursive: bool, wanted: Callable[[str], bool] = _is_picture
+) -> Iterator[tuple[PurePosixPath, Place]]:
     """The way from the folder to a picture, and the picture."""
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")] if recursive else []
-        for source in (Path(folder, name) for name in files if _is_picture(name)):
+        for source in (Path(folder, name) for name in files if wanted(name)):
             yield PurePosixPath(source.relative_to(root).as_posix()), source
 
 
-def _objects(root: ObjectPath, recursive: bool) -> Iterator[tuple[PurePosixPath, Place]]:
+def _objects(
+    root: ObjectPath, recursive: bool, wanted: Callable[[str], bool] = _is_picture
+) -> Iterator[tuple[PurePosixPath, Place]]:
     """The same, of a store."""
     for source in root.below(recursive=recursive):
         *folders, name = source.parts[len(root.parts) :]
         hidden = any(folder.startswith(".") and folder not in (".", "..") for folder in folders)
-        if _is_picture(name) and not hidden:
+        if wanted(name) and not hidden:
             if odd := source.oddity():
                 raise ConfigError(f"{source}: {odd!r} in its key is no name of a folder or file")
             yield PurePosixPath(*folders, name), source

@@ -104,6 +104,8 @@ def _read(reading: Mapping[str, Any], job: Job) -> tuple[str, Picture]:
 
 def _encode(job: Job, source: str, picture: Picture, tile: int | None) -> Encoded:
     made: dict[str, Any] = {} if tile is None else {"tile": tile}
+    if picture.notes:
+        made["notes"] = list(picture.notes)
     if picture.value_range is not None:
         made["range"] = list(picture.value_range)
     if picture.noise:

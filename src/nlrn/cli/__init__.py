@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from nlrn import __version__
@@ -28,6 +29,7 @@ from nlrn.cli import (
     upscale,
 )
 from nlrn.cli.interrupts import InterruptHandler
+from nlrn.cli.shared import complain, printable
 from nlrn.errors import ConfigError, InputError, NLRNError, UnfinishedError
 
 COMMANDS = (
@@ -55,8 +57,10 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="nlrn: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Lines("nlrn: %(message)s"))
     try:
-        options = parser.parse_args(arguments)
+        options = parser.parse_args([_as_file(argument) for argument in arguments])
         if not hasattr(options, "run"):
             parser.print_help()
             return 2
@@ -75,6 +79,12 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         return _told(error)
 
 
+def _as_file(argument: str) -> str:
+    """./-dash.png for -dash.png, where there is such a file: argparse takes it for options."""
+    dashed = argument.startswith("-") and not argument.startswith("--") and "." in argument
+    return f"./{argument}" if dashed and Path(argument).is_file() else argument
+
+
 def _told(error: Exception) -> int:
     """Print one sentence, and give the exit code."""
     code, text = 3, str(error)
@@ -86,8 +96,15 @@ def _told(error: Exception) -> int:
         raise error
     else:
         text = f"{type(error).__name__}: {text} (a fault of nlrn; please report it, NLRN_DEBUG=1 shows where)"
-    print(f"nlrn: {text}", file=sys.stderr)
+    complain(text)
     return code
+
+
+class _Lines(logging.Formatter):
+    """A record on a line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatMessage(record))
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,7 +114,7 @@ class Parser(argparse.ArgumentParser):
         rest = message.partition("unrecognized arguments: ")[2]
         if rest and not rest.startswith("-"):  # nlrn denoise *.png -o out
             message += " (there is one input at a time, a file or a folder)"
-        self.exit(2, f"{self.prog}: {message}; see: {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {printable(message)}; see: {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlrn import __version__
 from nlrn.batch.s3 import ObjectPath, Place, place
-from nlrn.cli.shared import ProgressBar, Say, add_model_options, count, mebibytes, model_name, sayer, side
+from nlrn.cli.shared import ProgressBar, Say, add_model_options, complain, count, mebibytes, model_name, sayer, side
 from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -133,6 +132,11 @@ def restore_input(options: argparse.Namespace, restored: Restored, what: str, ex
         return _restore_folder(options, restored, what, expected)
     from nlrn.io.image import write_picture
 
+    if isinstance(options.output, Path) and options.output.is_dir():
+        from nlrn.batch.plan import READ_ONLY
+
+        suffix = READ_ONLY.get(options.input.suffix.lower(), options.input.suffix)
+        options.output = options.output / f"{options.input.stem}{suffix}"
     picture, say = _read_input(options, expected), sayer(options)
     with ProgressBar(options, what) as tick:
         result = restored(options, picture, say, tick)
@@ -196,7 +200,7 @@ def _one_of_many(
 
 def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, expected: Expected) -> int:
     """Every picture of the folder IN into the folder OUT."""
-    from nlrn.batch.plan import plan
+    from nlrn.batch.plan import left_out, plan
     from nlrn.batch.run import run
 
     _check_folder(options.output)
@@ -210,8 +214,10 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
     if options.engine == "local":
         _check_memory(options)
     jobs = plan(options.input, options.output, recursive=options.recursive, ending=options.suffix, form=form)
+    others = left_out(options.input, recursive=options.recursive)
+    listed = ", ".join(f"{number} {suffix}" for suffix, number in others.items())
     if not jobs:
-        print(f"nlrn: there is no picture in {options.input}", file=sys.stderr)
+        complain(f"there is no picture in {options.input}" + (f"; left out, not read: {listed}" if listed else ""))
         return 3
     started = time.monotonic()
     with ProgressBar(options, what, total=len(jobs)) as tick:
@@ -226,10 +232,12 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
         )  # fmt: skip
     seconds = time.monotonic() - started
     for name, reason in outcome.failed.items():
-        print(f"nlrn: {name}: {reason}", file=sys.stderr)
+        complain(f"{name}: {reason}")
     if options.json:
-        print(json.dumps({"seconds": seconds, **vars(outcome)}))
+        print(json.dumps({"seconds": seconds, **vars(outcome), "left_out": others}))
     else:
+        if listed:
+            sayer(options)(f"left out, not read: {listed}")
         pace = f" in {seconds:.0f} s ({len(outcome.done) / seconds:.2f} a second)" if outcome.done else ""
         sayer(options)(
             f"{len(outcome.done)} pictures restored{pace}, {len(outcome.skipped)} there already,"

@@ -83,7 +83,17 @@ def print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequenc
 
 
 def sayer(options: argparse.Namespace) -> Say:
-    return (lambda line: None) if options.quiet else lambda line: print(line, flush=True)
+    return (lambda line: None) if options.quiet else lambda line: print(printable(line), flush=True)
+
+
+def complain(line: str) -> None:
+    """One line of an error."""
+    print(f"nlrn: {printable(line)}", file=sys.stderr)
+
+
+def printable(line: str) -> str:
+    """A line without what a terminal would obey: file names may hold escape sequences and line feeds."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 class ProgressBar:

@@ -24,6 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from nlrn.errors import InputError
 from nlrn.functional.correlated import judged
+from nlrn.functional.margins import without_margins
 
 NOISES = ("auto", "gaussian")  # what noise an image may be taken to have where its level is estimated
 LEAST_SIDE = 16
@@ -44,13 +45,15 @@ class NoiseEstimate:
     kind: "white" (Gaussian, independent from pixel to pixel) or "camera" (correlated). level: standard deviation,
     0-255 units. correlation: of neighbouring pixels, 0 for white noise. sigma: what a denoiser for white noise is
     given, 0-255 units, not limited: the level of white noise, and more than the level of correlated noise, which such
-    a denoiser takes for texture at the level itself.
+    a denoiser takes for texture at the level itself. margin: the level of margins, bars or paper around the image, that
+    have less than half of its noise and were left out of the estimate; None for none.
     """
 
     level: float
     kind: str = "white"
     correlation: float = 0.0
     sigma: float = 0.0
+    margin: float | None = None
 
     def __str__(self) -> str:
         if self.kind == "white":
@@ -59,11 +62,13 @@ class NoiseEstimate:
 
     def times(self, factor: float) -> NoiseEstimate:
         """The noise of the same image with its values multiplied."""
-        return replace(self, level=self.level * factor, sigma=self.sigma * factor)
+        margin = None if self.margin is None else self.margin * factor
+        return replace(self, level=self.level * factor, sigma=self.sigma * factor, margin=margin)
 
     def record(self) -> dict[str, Any]:
         """As manifests list it."""
         numbers = {name: getattr(self, name) for name in ("level", "correlation", "sigma")}
+        numbers |= {} if self.margin is None else {"margin": self.margin}
         return {"kind": self.kind} | {k: round(v, 2) if v >= 1 else float(f"{v:.2g}") for k, v in numbers.items()}
 
 
@@ -85,17 +90,18 @@ def estimate_noise(image: np.ndarray, noise: str = "auto") -> NoiseEstimate:
     if image.ndim == 3 and image.shape[2] > 1 and np.array_equal(image, np.broadcast_to(image[..., :1], image.shape)):
         image = image[..., 0]  # grey in several channels has no chroma that could tell of noise
     sigma = estimate_sigma(image)
-    white = NoiseEstimate(sigma, "white", 0.0, sigma)
+    image, margin = _seen(image)
+    white = NoiseEstimate(sigma, "white", 0.0, sigma, margin)
     found = judged(image, sigma) if noise == "auto" else None
     if found is None or found.white > 0.5 or found.sigma <= sigma:
         return white
-    return NoiseEstimate(found.level, "camera", found.correlation, found.sigma)
+    return NoiseEstimate(found.level, "camera", found.correlation, found.sigma, margin)
 
 
 def estimate_sigma(image: np.ndarray) -> float:
     """Standard deviation of additive white Gaussian noise in `image`, in 0-255 units, mean over channels.
 
-    Areas of one single value, such as a border, are passed over.
+    Areas of one single value, such as a border, are passed over, and margins of a fainter noise (functional.margins).
 
     image: float HW or HWC on the 0..1 scale, not clipped, at least 16 pixels on each side. On photographs
     it is mostly within 0.5, and at worst 2 too high, where nothing in the picture is smooth (docs/sigma.md has the
@@ -114,8 +120,17 @@ def estimate_sigma(image: np.ndarray) -> float:
         )
     if not np.isfinite(image).all() or np.abs(image).max() > _FAR:
         raise InputError("the picture has values that are not finite, or far from 0..1")
-    planes = image[..., None] if image.ndim == 2 else image
-    return float(np.mean([_plane_sigma(planes[..., c]) for c in range(planes.shape[2])])) * 255
+    return 255 * _planes_sigma(_seen(image)[0])
+
+
+def _seen(image: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """[H, W, C] without margins of a fainter noise, and that noise, 0-255 units."""
+    seen, margin = without_margins(image[..., None] if image.ndim == 2 else image, _planes_sigma)
+    return seen, None if margin is None else 255 * margin
+
+
+def _planes_sigma(planes: np.ndarray) -> float:
+    return float(np.mean([_plane_sigma(planes[..., c]) for c in range(planes.shape[2])]))
 
 
 def _plane_sigma(plane: np.ndarray) -> float:

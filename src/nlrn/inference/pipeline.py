@@ -90,6 +90,8 @@ def denoised(
 ) -> Picture:
     """The denoised picture; its `noise` is what was found, its `value_range` what was seen as black and white, in
     sample values. The rest as for `denoised_array`."""
+    for note in picture.notes:
+        say(note)
     result = denoised_array(
         picture.array, picture.alpha, restorer_for, asked,
         levels=picture.levels, say=say, progress=progress, form=picture.format,
@@ -171,6 +173,9 @@ def say_range(say: Say, scale: Scale, levels: float, chosen: Range) -> None:
 def _say_found(say: Say, found: tuple[NoiseEstimate, ...], form: str) -> None:
     """The noise of the picture, or of each channel."""
     limit = " or more, this model's limit" if max(one.sigma for one in found) >= MAX_SIGMA else ""
+    margins = [one.margin for one in found if one.margin is not None]
+    if margins:
+        say(f"margins with noise of {level_text(max(margins))} were left out of the estimate: the rest has more")
     if any(one.kind != "white" for one in found):
         say(f"found {' / '.join(map(str, found))}: restored as sigma {_listed(found)}{limit}")
         return
@@ -194,11 +199,16 @@ def upscaled(
     progress: Progress | None = None,
 ) -> Picture:
     """The picture in a larger size, its alpha by bicubic; the rest as for `upscaled_array`."""
+    restorer.require("sr")
+    for note in picture.notes:
+        say(note)
     result = upscaled_array(
         picture.array, picture.alpha, restorer, height, width,
         value_range=value_range, levels=picture.levels, say=say, progress=progress,
     )  # fmt: skip
     larger = picture.of_size(height, width)
+    for note in larger.notes[len(picture.notes) :]:
+        say(note)
     return dataclasses.replace(larger, array=result.array, alpha=result.alpha, value_range=result.limits)
 
 

@@ -12,10 +12,12 @@ from typing import Literal
 
 from nlrn.errors import InputError
 
+_PIECE = 1 << 16  # bytes of a compressed stream that are looked at together
 _MAX_CHUNKS = 1 << 16  # 512 MiB in pieces of 8 KiB, which is what most writers make
 _TAG_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8), start=1))  # by TIFF type
 _COLOUR_CHUNKS = frozenset({b"cHRM", b"cICP", b"gAMA", b"sRGB"})  # what the numbers of a PNG mean, besides its profile
 _POINTERS = frozenset({34665, 34853, 40965})  # tags that hold the place of another directory
+_SUB_DIRECTORIES, _MOST_DIRECTORIES = 330, 64
 
 
 def gif_frames(data: bytes) -> int:
@@ -54,43 +56,74 @@ def avif_bits(data: bytes) -> int:
     return bits
 
 
-def tiff_pages(data: bytes) -> int:
+def tiff_pages(data: bytes, *, strict: bool = False) -> int:
     """Number of pages of a TIFF file or EXIF block, at most 10,000.
 
-    Refused when the tags of the first page claim more bytes than there are: Pillow would read them all.
+    Refused when the tags of the first page claim more bytes than there are: Pillow would read them all. strict: also
+    where a directory of any page, or of those they point to, or a value of its tags ends beyond the file: readers pass
+    over such tags, which may say how the pixels are stored.
     """
-    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
-    big = b"+" in data[2:4]
-    wide, count_size, entry = (8, 8, 20) if big else (4, 2, 12)
-
-    directories: set[int] = set()
-
-    def number(place: int, size: int) -> int:
-        return int.from_bytes(data[place : place + size], order)
-
-    def claimed(offset: int) -> int:
-        """Bytes of all values of a directory and of those it points to (EXIF, GPS, interoperability)."""
-        first, total = offset + count_size, 0
-        directories.add(offset)
-        for place in range(first, min(first + entry * number(offset, count_size), len(data)), entry):
-            total += number(place + 4, wide) * _TAG_BYTES.get(number(place + 2, 2), 0)
-            inner = number(place + 4 + wide, wide)
-            if number(place, 2) in _POINTERS and inner not in directories and len(directories) < 8:
-                total += claimed(inner)
-        return total
-
-    offset, seen = number(8 if big else 4, wide), set[int]()
-    if claimed(offset) > len(data):
+    walk = _Directories(data, strict)
+    offset, seen = walk.number(8 if walk.big else 4, walk.wide), set[int]()
+    if walk.claimed(offset) > len(data):
         raise InputError("damaged: its tags claim more bytes than the file has")
     while 0 < offset < len(data) and offset not in seen and len(seen) < 10_000:
+        if strict and offset not in walk.seen and len(seen) < _MOST_DIRECTORIES:
+            walk.claimed(offset)
         seen.add(offset)
-        offset = number(offset + count_size + entry * number(offset, count_size), wide)
+        offset = walk.number(walk.end(offset), walk.wide)
+    if strict and offset >= len(data):
+        raise InputError("truncated: its next page lies beyond the file")
     return len(seen)
 
 
+class _Directories:
+    """The directories of a TIFF file or EXIF block, as far as their tags say how long they are and where they lie."""
+
+    def __init__(self, data: bytes, strict: bool) -> None:
+        self.data, self.strict, self.seen = data, strict, set[int]()
+        self.order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+        self.big = b"+" in data[2:4]
+        self.wide, self.count_size, self.entry = (8, 8, 20) if self.big else (4, 2, 12)
+        self.pointers = _POINTERS | {_SUB_DIRECTORIES} if strict else _POINTERS
+
+    def number(self, place: int, size: int) -> int:
+        return int.from_bytes(self.data[place : place + size], self.order)
+
+    def end(self, offset: int) -> int:
+        return offset + self.count_size + self.entry * self.number(offset, self.count_size)
+
+    def claimed(self, offset: int) -> int:
+        """Bytes of all values of a directory and of those it points to (EXIF, GPS, interoperability)."""
+        end, total = self.end(offset), 0
+        self.seen.add(offset)
+        if self.strict and not 8 <= offset < end <= len(self.data):
+            raise InputError("truncated: a directory of its tags ends beyond the file")
+        for place in range(offset + self.count_size, min(end, len(self.data)), self.entry):
+            total += self._value(place)
+        return total
+
+    def _value(self, place: int) -> int:
+        """Bytes of the value of one tag, and of the directories that it points to."""
+        tag, count, each = self.number(place, 2), self.number(place + 4, self.wide), self.number(place + 2, 2)
+        each = _TAG_BYTES.get(each, 0)
+        total = count * each
+        at = place + 4 + self.wide if total <= self.wide else self.number(place + 4 + self.wide, self.wide)
+        if self.strict and at + total > len(self.data):
+            raise InputError(f"truncated: the value of its tag {tag} lies beyond the file")
+        if tag in self.pointers:
+            for i in range(min(count, _MOST_DIRECTORIES - len(self.seen))):
+                inner = self.number(at + each * i, each)
+                if inner not in self.seen and len(self.seen) < _MOST_DIRECTORIES:
+                    total += self.claimed(inner)
+        return total
+
+
 def png_parts(data: bytes) -> list[memoryview]:
-    """The pieces of the compressed rows; what Pillow lets pass is refused: wrong checksums, no palette."""
-    place, kinds, parts, view = 8, set(), [], memoryview(data)
+    """The pieces of the compressed rows of a PNG. What Pillow lets pass is refused: wrong checksums, and whatever the
+    specification forbids of the chunks that decide about pixels (PNG, third edition, 5.6 and 11.2)."""
+    place, seen, parts, view = 8, dict[bytes, int](), list[memoryview](), memoryview(data)
+    before = b""
     for _ in range(_MAX_CHUNKS):
         length = int.from_bytes(data[place : place + 4], "big")
         kind, checksum = data[place + 4 : place + 8], data[place + 8 + length : place + 12 + length]
@@ -98,17 +131,120 @@ def png_parts(data: bytes) -> list[memoryview]:
             raise InputError("truncated")
         if zlib.crc32(view[place + 4 : place + 8 + length]) != int.from_bytes(checksum, "big"):
             raise InputError(f"damaged: wrong checksum of chunk {kind!r}")
-        kinds.add(kind)
+        _check_png_order(kind, before, seen)
+        body = view[place + 8 : place + 8 + length]
+        if kind in _PNG_CHECKS:
+            _PNG_CHECKS[kind](body, data)
         if kind == b"IDAT":
-            parts.append(view[place + 8 : place + 8 + length])
+            parts.append(body)
+        seen[kind] = length
+        before = kind
         place += 12 + length
         if kind == b"IEND":
             break
     else:
         raise InputError(f"damaged: over {_MAX_CHUNKS:,} chunks")
-    if data[25] == 3 and b"PLTE" not in kinds:
+    if data[25] == 3 and b"PLTE" not in seen:
         raise InputError("damaged: the palette is missing")
+    if not parts:
+        raise InputError("damaged: no rows")
     return parts
+
+
+def _check_png_order(kind: bytes, before: bytes, seen: dict[bytes, int]) -> None:
+    """Raises InputError for a chunk that may not stand behind those that were seen."""
+    if not kind.isalpha():
+        raise InputError(f"damaged: {kind!r} is no name of a chunk")
+    if (kind == b"IHDR") != (not before):
+        raise InputError("damaged: a PNG begins with its one chunk IHDR")
+    if kind[:1].isupper() and kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+        raise InputError(f"it has a chunk {kind!r} without which it cannot be understood, and which is not known")
+    if kind == b"IDAT" and b"IDAT" in seen and before != b"IDAT":
+        raise InputError("damaged: other chunks between those of its rows")
+    if kind in (b"PLTE", b"tRNS") and (kind in seen or b"IDAT" in seen):
+        raise InputError(f"damaged: {kind.decode()} twice, or behind the rows")
+    if kind == b"PLTE" and b"tRNS" in seen:
+        raise InputError("damaged: PLTE behind tRNS")
+
+
+def _check_header(body: memoryview, data: bytes) -> None:
+    depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+    if len(body) != 13 or 0 in (int.from_bytes(body[:4], "big"), int.from_bytes(body[4:8], "big")):
+        raise InputError("damaged: its header is of another length, or of an image without pixels")
+    if body[8] not in depths.get(body[9], ()) or body[10] or body[11] or body[12] > 1:
+        raise InputError(f"damaged: {body[8]} bits of colour type {body[9]}, or a method that does not exist")
+
+
+def _check_palette(body: memoryview, data: bytes) -> None:
+    most = 2 ** data[24] if data[25] == 3 else 256
+    if data[25] in (0, 4) or len(body) % 3 or not 3 <= len(body) <= 3 * most:
+        raise InputError("damaged: a palette of a size that cannot be, or of a grey image")
+
+
+def _check_transparency(body: memoryview, data: bytes) -> None:
+    sizes = {0: (2,), 2: (6,), 3: range(1, 257)}
+    if len(body) not in sizes.get(data[25], ()):
+        raise InputError("damaged: its transparency is of another size than its colours")
+
+
+_PNG_CHECKS = {b"IHDR": _check_header, b"PLTE": _check_palette, b"tRNS": _check_transparency}
+
+
+def png_colour_count(data: bytes) -> int:
+    """Entries of the palette."""
+    return next(((end - place - 12) // 3 for kind, place, end in _png_chunks(data) if kind == b"PLTE"), 0)
+
+
+def png_left_out(data: bytes) -> list[str]:
+    """Names of the metadata in it that is not carried over."""
+    kinds = [kind for kind, place, end in _png_chunks(data)]
+    xmp = sum(data[place + 8 : place + 8 + 17] == b"XML:com.adobe.xmp" for kind, place, _ in _png_chunks(data))
+    texts = sum(kinds.count(kind) for kind in (b"tEXt", b"zTXt", b"iTXt")) - xmp
+    return ["XMP"] * bool(xmp) + ([f"{texts} text{'s' if texts > 1 else ''}"] if texts else [])
+
+
+def jpeg_left_out(data: bytes) -> list[str]:
+    """Names of the metadata in a JPEG that is not carried over."""
+    found, place = list[str](), 2
+    while data[place : place + 1] == b"\xff" and (marker := data[place + 1 : place + 2]) not in (b"\xda", b"\xd9", b""):
+        start, length = data[place + 4 : place + 40], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == b"\xe1" and start.startswith(b"http://ns.adobe.com/xap/1.0/"):
+            found.append("XMP")
+        if marker == b"\xed":
+            found.append("IPTC and Photoshop's data")
+        if marker == b"\xfe":
+            found.append("a comment")
+        place += 2 + max(length, 2)
+    return list(dict.fromkeys(found))
+
+
+def webp_left_out(data: bytes) -> list[str]:
+    """The same of a WebP."""
+    place = 12
+    while place + 8 <= len(data):
+        if data[place : place + 4] == b"XMP ":
+            return ["XMP"]
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        place += 8 + size + size % 2
+    return []
+
+
+def bmp_check(data: bytes) -> None:
+    """Raises InputError for runs of 4-bit pixels, of which Pillow reads those of odd length wrongly."""
+    header, bits, compression = (int.from_bytes(data[k : k + n], "little") for k, n in ((14, 4), (28, 2), (30, 4)))
+    if header >= 40 and bits == 4 and compression == 2:
+        raise InputError("a BMP of 4 bits in runs (RLE4) is not read; save it without compression, or as PNG")
+
+
+def avif_check(data: bytes) -> None:
+    """Raises InputError for a clean aperture, the part of the frame that is the image, which the decoder ignores."""
+    place = 0
+    while place + 8 <= len(data):
+        size, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        size = size if size > 1 else int.from_bytes(data[place + 8 : place + 16], "big") if size else len(data) - place
+        if kind == b"meta" and b"\0\0\0\x28clap" in data[place : place + size]:
+            raise InputError("it declares a part of its frame as the image (clap), which is not read; save it cropped")
+        place += max(size, 8)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -156,9 +292,12 @@ def png_size(data: bytes) -> int:
 def inflated_size(parts: Iterable[memoryview], enough: int) -> int:
     """Bytes that a zlib stream holds, counted until there are enough; never more than 1 MiB in memory."""
     stream, size = zlib.decompressobj(), 0
-    for part in parts:
-        rest: bytes | memoryview = part
+    pieces = (part[i : i + _PIECE] for part in parts for i in range(0, len(part), _PIECE))
+    for piece in pieces:  # small ones: what is not consumed yet is copied each time
+        rest: bytes | memoryview = piece
         while rest and size < enough and not stream.eof:
             size += len(stream.decompress(rest, 1 << 20))
             rest = stream.unconsumed_tail
+        if size >= enough or stream.eof:
+            break
     return size if size >= enough else size + len(stream.flush())

@@ -20,20 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from nlrn.errors import BackendError, ConfigError, InputError
 from nlrn.io import wide
-from nlrn.io.decode import Decoded, decode, is_avif
+from nlrn.io.decode import decode, is_avif
+from nlrn.io.metadata import Decoded, held_to, is_calibrated
 from nlrn.io.sandbox import decode_apart
+from nlrn.io.tiffwriting import tiff
 from nlrn.system.atomic import check_target, publish
 
 MAX_PIXELS = 100_000_000  # of what is read
 MAX_RESULT_PIXELS = 400_000_000  # of what is made larger
 MAX_BYTES = 512 << 20
 SUFFIXES = {
-    ".avif": "AVIF", ".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM", ".png": "PNG", ".pnm": "PPM",
-    ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
+    ".avif": "AVIF", ".bmp": "BMP", ".jfif": "JPEG", ".jpe": "JPEG", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM",
+    ".png": "PNG", ".pnm": "PPM", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
 _WITH_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
 _WITH_16_BITS = frozenset({"PNG", "PPM", "TIFF"})
@@ -44,6 +46,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": 0},  # 4:4:4
     "WEBP": {"lossless": True, "exact": True},  # exact: colours under full transparency too
 }
+_HERE = 256 << 10  # bytes of a file that no decoder is busy with for long
 _DECODING = threading.Lock()  # warning filters belong to the whole process
 
 
@@ -55,10 +58,10 @@ class Picture:
     alpha: HW uint8 or None, uint16 for depth 16, kept as it was. depth: bits a sample of the file, 8 or 16, or 32 for
     floats, which have no alpha and are neither clipped nor rounded. format: Pillow's name.
     icc: colour profile. exif: without orientation (it has been applied) and, unless asked for, without GPS. dpi: pixels
-    per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. noise: of a
-    restored picture, what was found in the noisy one, or in each of its channels (NoiseEstimate.record). value_range:
-    of a restored picture, the sample values that the network saw as black and white. levels: the sample value of the
-    file that is 1 here: 255, 65535, or 1 of floats; 0 sets it by the depth.
+    per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. notes: what
+    of the file was left out or converted, a line each. levels: the sample value of the file that is 1 here: 255, 65535,
+    or 1 of floats; 0 sets it by the depth. Of a restored picture, noise: what was found in the noisy one, or in each of
+    its channels (NoiseEstimate.record), and value_range: the sample values that the network saw as black and white.
     """
 
     array: np.ndarray
@@ -69,6 +72,7 @@ class Picture:
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
     colours: bytes = b""
+    notes: tuple[str, ...] = ()
     noise: tuple[dict[str, Any], ...] = ()
     value_range: tuple[float, float] | None = None
     levels: float = 0.0
@@ -97,14 +101,26 @@ class Picture:
         """The same in another size, without values yet: black, and memory for none of it."""
         array = np.broadcast_to(np.float32(0), (height, width, *self.array.shape[2:]))
         alpha = None if self.alpha is None else np.broadcast_to(self.alpha.dtype.type(0), (height, width))
-        return replace(self, array=array, alpha=alpha, exif=self.exif and _of_size(self.exif, height, width))
+        grown = height / self.array.shape[0], width / self.array.shape[1]
+        dpi = self.dpi
+        if dpi is not None and is_calibrated(self.exif):
+            dpi = dpi[0] * grown[1], dpi[1] * grown[0]
+        return replace(self, array=array, alpha=alpha, dpi=dpi)._held(grown)
+
+    def _held(self, grown: tuple[float, float] = (1.0, 1.0)) -> Picture:
+        """The same without metadata that does not hold of its size, channels and depth."""
+        if self.exif is None:
+            return self
+        channels = (1 if self.array.ndim == 2 else 3) + (self.alpha is not None)
+        exif, notes = held_to(self.exif, self.array.shape[:2], channels, self.depth, grown=grown)
+        return replace(self, exif=exif, notes=(*self.notes, *notes))
 
     def with_depth(self, depth: int) -> Picture:
         """The same to be written with another depth, alpha scaled to it."""
         if self.alpha is None or depth == self.depth or depth not in (8, 16):
-            return replace(self, depth=depth)
+            return replace(self, depth=depth)._held()
         alpha = self.alpha.astype(np.uint16) * 257 if depth == 16 else np.rint(self.alpha / 257).astype(np.uint8)
-        return replace(self, depth=depth, alpha=alpha)
+        return replace(self, depth=depth, alpha=alpha)._held()
 
     def with_array(self, array: np.ndarray) -> Picture:
         """The same with another colour array: HW, HW1 or HW3. With alpha its size must stay the same."""
@@ -117,20 +133,20 @@ def read_picture(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     gps: bool = False,
-    apart: bool = False,
+    apart: bool | None = None,
 ) -> Picture:
     """Read one picture from a path, or from the bytes of a file. gps: the place stays in the EXIF.
 
-    The limits are checked before anything is decoded. apart: whatever the format, it is decoded in a process of its
-    own, limited in memory and time, as AVIF always is. Raises InputError, and nothing else, for whatever cannot be
-    read exactly (see the module); the message names the file and the reason.
+    The limits are checked before anything is decoded. apart: it is decoded in a process of its own, limited in memory
+    and time; None: AVIF is, and a file of over 256 KiB, which can keep a decoder busy for minutes. Raises InputError,
+    and nothing else, for whatever cannot be read exactly (see the module); the message names the file and the reason.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     data = file_bytes(source, max_bytes)
     if len(data) > max_bytes:
         raise InputError(f"{name}: over {max_bytes:,} bytes; max_bytes of nlrn.io.image.read_picture raises this limit")
     try:
-        decoded = (decode_apart if apart or is_avif(data) else _decode_here)(data, max_pixels, gps=gps)
+        decoded = (decode_apart if _apart(data, apart) else _decode_here)(data, max_pixels, gps=gps)
     except InputError as error:
         raise InputError(f"{name}: {error}", limit=error.limit) from None
     except BackendError:
@@ -139,6 +155,10 @@ def read_picture(
         raise InputError(f"{name}: damaged or truncated ({error or type(error).__name__})") from error
     levels = 1 if decoded.depth == 32 else 2**decoded.depth - 1
     return Picture(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:])
+
+
+def _apart(data: bytes, asked: bool | None) -> bool:
+    return is_avif(data) or (len(data) > _HERE if asked is None else asked)
 
 
 def _decode_here(data: bytes, max_pixels: int, *, gps: bool) -> Decoded:
@@ -284,17 +304,6 @@ def rounded(array: np.ndarray, depth: int) -> np.ndarray:
     return out
 
 
-def _of_size(exif: bytes, height: int, width: int) -> bytes:
-    """The EXIF block, what it says of the picture's size brought up to date."""
-    found = Image.Exif()
-    found.load(exif)
-    details = found.get_ifd(ExifTags.IFD.Exif)
-    for tag, side in ((ExifTags.Base.ExifImageWidth, width), (ExifTags.Base.ExifImageHeight, height)):
-        if tag in details:
-            details[tag] = side
-    return found.tobytes()
-
-
 def _metadata(picture: Picture, format: str) -> dict[str, Any]:  # noqa: A002
     found: dict[str, Any] = {}
     if picture.dpi is not None and (format in ("BMP", "TIFF") or (format == "JPEG" and max(picture.dpi) < 65535)):
@@ -310,10 +319,11 @@ def _metadata(picture: Picture, format: str) -> dict[str, Any]:  # noqa: A002
 
 
 def _save(values: np.ndarray, format: str, options: dict[str, Any]) -> bytes:  # noqa: A002
-    wider = values.dtype == np.float32 or (values.dtype == np.uint16 and values.ndim == 3)  # than Pillow holds
     try:
-        if wider:
-            return {"PNG": wide.png, "TIFF": wide.tiff}[format](np.atleast_3d(values), options)
+        if format == "TIFF":
+            return tiff(values, options)
+        if values.dtype == np.uint16 and values.ndim == 3:  # wider than Pillow holds
+            return wide.png(values, options)
         file = io.BytesIO()
         Image.fromarray(values).save(file, format, **options)
         return file.getvalue()

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import AvifImagePlugin
 
 from nlrn.errors import BackendError, InputError
-from nlrn.io.decode import Decoded, decode
+from nlrn.io.decode import decode
+from nlrn.io.metadata import Decoded
 
 try:
     import resource
@@ -27,17 +28,17 @@ except ImportError:  # not on Windows, where nothing is limited but the time
     resource = None  # type: ignore[assignment]
 
 _SECONDS = 60
-_ALLOWANCE, _PER_PIXEL = 64 << 20, 32  # bytes beyond what the process has when it knows the picture's size
+_ALLOWANCE, _PER_PIXEL = 64 << 20, 48  # bytes beyond what the process has when it knows the picture's size
 _BEFORE = 256 << 20  # more of them until then: for what stands before the pixels, and for libvips
 # One thread and one pool of memory: each further one is charged with more address space than it uses.
 _LEAN = {"VIPS_CONCURRENCY": "1", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _PARTS = ("colour", "alpha")
-_TYPES = frozenset({"|u1", "<u2", "<f4"})
+_TYPES = frozenset({"|u1", "<u2", "<f4"})  # in which samples are passed, whatever the decoder's byte order
 _LONGEST_HEAD = 64 << 20  # profiles and EXIF among it
 
 
 def decode_apart(data: bytes, max_pixels: int, *, gps: bool = False) -> Decoded:
-    """As nlrn.io.decode.decode, in a fresh process with 64 MiB and 32 bytes a pixel, for 60 seconds at most.
+    """As nlrn.io.decode.decode, in a fresh process with 64 MiB and 48 bytes a pixel, for 60 seconds at most.
 
     Raises InputError for what the decoder says, and when it ends without a word; BackendError when the process cannot
     be had, or says what it should not.
@@ -79,7 +80,9 @@ def _answered(pipe: IO[bytes], max_pixels: int) -> Decoded:
     """What the process says; no more of it is read than what it may have to say."""
     head = pipe.readline(_LONGEST_HEAD)
     if not head.endswith(b"\n"):
-        raise InputError(f"damaged: its decoder ended without a word, by memory or time ({_SECONDS} s) perhaps")
+        raise InputError(
+            f"damaged: its decoder ended without a word, probably out of memory, or of time ({_SECONDS} s)"
+        )
     try:
         said = json.loads(head)
         if "refused" in said:
@@ -90,7 +93,15 @@ def _answered(pipe: IO[bytes], max_pixels: int) -> Decoded:
         blocks: dict[str, Any] = {name: said[name] and bytes.fromhex(said[name]) for name in ("icc", "exif")}
         dpi = said["dpi"] and (float(said["dpi"][0]), float(said["dpi"][1]))
         colours = bytes.fromhex(said["colours"])
-        return Decoded(**planes, depth=said["depth"], format=said["format"], **blocks, dpi=dpi, colours=colours)
+        return Decoded(
+            **planes,
+            depth=said["depth"],
+            format=said["format"],
+            **blocks,
+            dpi=dpi,
+            colours=colours,
+            notes=tuple(map(str, said["notes"])),
+        )
     except InputError:
         raise
     except (ValueError, TypeError, KeyError) as error:
@@ -132,15 +143,25 @@ def answer() -> None:
     except Exception as error:
         said, planes = {"refused": f"damaged or truncated ({error or type(error).__name__})", "limit": None}, []
     else:
-        pairs = [(part, getattr(found, part)) for part in _PARTS]
+        pairs = [(part, _little_endian(getattr(found, part))) for part in _PARTS]
         said = {part: plane if plane is None else (plane.shape, plane.dtype.str) for part, plane in pairs}
-        said |= {"depth": found.depth, "format": found.format, "dpi": found.dpi, "colours": found.colours.hex()}
+        said |= {
+            "depth": found.depth,
+            "format": found.format,
+            "dpi": found.dpi,
+            "colours": found.colours.hex(),
+            "notes": found.notes,
+        }
         said |= {name: value and value.hex() for name, value in (("icc", found.icc), ("exif", found.exif))}
         planes = [plane for _, plane in pairs if plane is not None]
     out.write(json.dumps(said).encode() + b"\n")
     for plane in planes:
         out.write(np.ascontiguousarray(plane).data)
     out.flush()
+
+
+def _little_endian(plane: np.ndarray | None) -> np.ndarray | None:
+    return None if plane is None else plane.astype(plane.dtype.newbyteorder("<"), copy=False)
 
 
 def _limit(more: int, *, for_good: bool = True) -> None:

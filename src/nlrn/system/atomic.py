@@ -68,6 +68,8 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
         if os.name == "nt":  # where an open file is not renamed
             file.close()
         if overwrite:
+            with contextlib.suppress(OSError):  # who may read it stays as it was
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             temporary.replace(path)
         else:
             _appear(temporary, path)

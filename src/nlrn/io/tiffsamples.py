@@ -1,0 +1,294 @@
+"""The samples of a TIFF's image as nlrn.io.tiffs judged it: its strips and tiles, checked, and decoded, all of them.
+
+tifffile decodes what is not compressed and what is deflated; libtiff the other compressions, through Pillow up to 8
+bits and through libvips beyond.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.ExifTags import Base
+from PIL.TiffImagePlugin import TiffImageFile
+
+from nlrn.errors import InputError
+from nlrn.io import wide
+from nlrn.io.formats import inflated_size
+
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, _MASK, CMYK, YCBCR = range(7)  # of the tag PhotometricInterpretation
+UINT, FLOAT = 1, 3  # of the tag SampleFormat
+ASSOCIATED, UNASSOCIATED = 1, 2  # of the tag ExtraSamples
+_PLAIN, _DEFLATE, _PREDICTED = 1, frozenset({8, 32946}), frozenset({1, 2})
+_OLD_JPEG = 6
+_COMPRESSIONS = {
+    1: "none", 2: "CCITT RLE", 3: "CCITT T.4", 4: "CCITT T.6", 5: "LZW", 6: "old JPEG", 7: "JPEG", 8: "deflate",
+    32773: "PackBits", 32946: "deflate", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP",
+}  # fmt: skip
+_LOSSLESS = frozenset({1, 5, 8, 32773, 32946, 34925, 50000})
+_COEFFICIENTS, _REFERENCE = 529, 532
+_PIXEL_TAGS = frozenset(
+    {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347}
+    | {*range(512, 522), 529, 530, 532}
+)
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_LONG8 = {16: 4, 17: 9, 18: 13}  # types of a BigTIFF and what they are in a TIFF
+
+
+@dataclass(frozen=True)
+class Kind:
+    """bits and format of a sample, photometric interpretation, channels of colour, kind of an alpha, 0 for none."""
+
+    bits: int
+    format: int
+    photometric: int
+    colours: int
+    alpha: int
+
+
+def each_of(value: Any) -> tuple[Any, ...]:
+    """The values of a tag, one or several."""
+    return (
+        tuple(int(n) for n in value)
+        if isinstance(value, np.ndarray)
+        else value
+        if isinstance(value, tuple)
+        else (value,)
+    )
+
+
+# -- its samples ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Strips or tiles: rows and columns of one, how many there are, and down the image; bytes of a row of one."""
+
+    rows: int
+    columns: int
+    count: int
+    down: int
+    row: int
+
+    def bytes_of(self, index: int, page: Any) -> int:
+        """Of one without compression: the last strip has fewer rows, tiles are whole."""
+        rows = self.rows if page.is_tiled else min(self.rows, page.imagelength - index % self.down * self.rows)
+        return rows * self.row
+
+
+def checked_parts(page: Any, kind: Kind, data: bytes) -> list[memoryview]:
+    """The strips or tiles as they lie in the file. Raises InputError where one is missing or ends early."""
+    compression = int(page.compression)
+    if compression not in _COMPRESSIONS or (kind.bits > 8 and compression not in _LOSSLESS):
+        raise InputError(
+            f"compressed in a way that is not read{' with 16 bits or floats' if kind.bits > 8 else ''}"
+            f" ({_COMPRESSIONS.get(compression, compression)}); save it with LZW or deflate"
+        )
+    grid = _grid(page, kind)
+    places, sizes = each_of(page.dataoffsets), each_of(page.databytecounts)
+    if len(places) != grid.count:
+        raise InputError(f"{len(places)} of {grid.count} strips or tiles: the others are missing")
+    if compression == _PLAIN and not any(sizes):  # some writers leave them out
+        sizes = (0,) * len(places)
+    elif len(sizes) != len(places):
+        raise InputError("damaged: strips or tiles without their sizes")
+    view = memoryview(data)
+    return [_part(page, grid, i, view, *part) for i, part in enumerate(zip(places, sizes, strict=True))]
+
+
+def _grid(page: Any, kind: Kind) -> _Grid:
+    planes = page.samplesperpixel if page.planarconfig == 2 else 1
+    rows, columns = page.rowsperstrip, page.imagewidth
+    if page.is_tiled:
+        rows, columns = page.tilelength, page.tilewidth
+        if min(rows, columns) < 1:
+            raise InputError("damaged: tiles of no size")
+    else:
+        rows = max(1, min(rows, page.imagelength))
+    row = (columns * kind.bits * (page.samplesperpixel if planes == 1 else 1) + 7) // 8
+    if page.compression == _OLD_JPEG and len(each_of(page.dataoffsets)) == 1:  # one stream, whatever the strips
+        return _Grid(page.imagelength, columns, 1, 1, row)
+    down, across = math.ceil(page.imagelength / rows), math.ceil(page.imagewidth / columns)
+    return _Grid(rows, columns, down * across * planes, down, row)
+
+
+def _part(page: Any, grid: _Grid, index: int, view: memoryview, place: int, size: int) -> memoryview:
+    """One strip or tile, which must lie in the file and, where it can be seen beforehand, have all its samples."""
+    least = grid.bytes_of(index, page)
+    if page.compression == _PLAIN:
+        if 0 < size < least:
+            raise InputError("truncated: pixels are missing")
+        size = least
+    if place < 8 or size < 1:
+        raise InputError(f"strip or tile {index + 1} of {grid.count} is missing")
+    if place + size > len(view):
+        raise InputError("truncated: pixels are missing")
+    part = view[place : place + size]
+    if page.compression in _DEFLATE:
+        most = grid.rows * grid.row
+        found = inflated_size([part], most + 1)
+        if not least <= found <= most:
+            raise InputError("truncated: pixels are missing" if found < least else "damaged: too many pixels")
+    return part
+
+
+def samples_of(
+    page: Any, kind: Kind, parts: list[memoryview], data: bytes
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """Colour HW or HW3 and alpha, uint8, uint16 or float32, as stored; and a note where the colour was converted."""
+    plain = page.compression == _PLAIN or page.compression in _DEFLATE
+    if plain and kind.bits not in (2, 4) and int(page.predictor) in _PREDICTED:
+        values = _by_tifffile(page, kind, parts)
+    else:
+        if kind.bits > 8 or (page.planarconfig == 2 and kind.photometric in (BLACK_IS_ZERO, RGB) and kind.bits == 8):
+            values = wide.samples(_alone(page, data), (page.imagewidth, page.imagelength))
+            if kind.photometric == WHITE_IS_ZERO and values.shape[2] != 1:
+                raise InputError("damaged: more samples than were declared")
+        else:
+            return _by_pillow(page, kind, data)
+    if values.shape[2] != kind.colours + (kind.alpha != 0):
+        raise InputError(f"damaged: {values.shape[2]} samples a pixel where {page.samplesperpixel} were declared")
+    return _converted(page, kind, values)
+
+
+def _by_tifffile(page: Any, kind: Kind, parts: list[memoryview]) -> np.ndarray:
+    """[H, W, samples] as stored."""
+    if kind.photometric == YCBCR and page.is_subsampled:
+        raise InputError("YCbCr with fewer samples of colour is read from JPEG only; save the picture as RGB")
+    out = np.empty((page.samplesperpixel, page.imagelength, page.imagewidth), page.dtype)
+    separate = page.planarconfig == 2
+    for i, part in enumerate(parts):
+        values, (plane, _, top, left, _), shape = page.decode(bytes(part), i)
+        values = values.reshape(shape)[0]
+        height, width = min(shape[1], page.imagelength - top), min(shape[2], page.imagewidth - left)
+        place = (
+            slice(plane, plane + 1) if separate else slice(None),
+            slice(top, top + height),
+            slice(left, left + width),
+        )
+        out[place] = values[:height, :width].transpose(2, 0, 1)
+    return out.transpose(1, 2, 0)
+
+
+def _converted(page: Any, kind: Kind, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    top = 1 if kind.format == FLOAT else 2**kind.bits - 1
+    if kind.photometric == PALETTE:
+        return _coloured(page, kind, values[..., 0]), None, ()
+    if kind.bits < 8:
+        values = (values.astype(np.uint16) * 255 // top).astype(np.uint8)
+        top = 255
+    if kind.photometric == WHITE_IS_ZERO:
+        values = np.asarray(top, values.dtype) - values
+    values = np.ascontiguousarray(values)
+    if kind.photometric in (CMYK, YCBCR):
+        _check_colours(page, kind)
+        mode = "CMYK" if kind.photometric == CMYK else "YCbCr"
+        image = Image.frombytes(mode, values.shape[1::-1], values.tobytes())
+        return np.asarray(image.convert("RGB")), None, ("CMYK was converted to RGB",) if mode == "CMYK" else ()
+    if kind.alpha == ASSOCIATED:
+        image = Image.frombytes("RGBa", values.shape[1::-1], values.tobytes())
+        values = np.asarray(image.convert("RGBA"))
+    colour = values[..., 0] if kind.colours == 1 else values[..., :3]
+    return colour, np.ascontiguousarray(values[..., -1]) if kind.alpha else None, ()
+
+
+def _check_colours(page: Any, kind: Kind) -> None:
+    """Raises InputError for inks and luminances that are not the usual ones."""
+    if kind.photometric == CMYK and page.tags.valueof(332, 1) != 1:
+        raise InputError("inks other than CMYK; save the picture as RGB")
+    coefficients = [a / b for a, b in _pairs(page.tags.valueof(_COEFFICIENTS)) if b]
+    range_ = [a / b for a, b in _pairs(page.tags.valueof(_REFERENCE)) if b]
+    usual = np.allclose(coefficients or [0.299, 0.587, 0.114], [0.299, 0.587, 0.114], atol=1e-3)
+    full = (range_ or [0, 255, 128, 255, 128, 255])[:2]
+    if kind.photometric == YCBCR and not (usual and np.allclose(full, [0, 255], atol=1)):
+        raise InputError("YCbCr of other coefficients or a reduced range; save the picture as RGB")
+
+
+def _pairs(value: Any) -> list[tuple[float, float]]:
+    flat = each_of(value) if value is not None else ()
+    return list(zip(flat[::2], flat[1::2], strict=False))
+
+
+def _coloured(page: Any, kind: Kind, values: np.ndarray) -> np.ndarray:
+    table = np.asarray(page.tags.valueof(320, ()), np.uint32)
+    if kind.bits > 8 or table.size != 3 * 2**kind.bits:
+        raise InputError("damaged: its palette is missing or of another size")
+    table = table.reshape(3, -1).T
+    return (table if table.max() < 256 else table // 256).astype(np.uint8)[values]  # some writers give 8 bits
+
+
+def _by_pillow(page: Any, kind: Kind, data: bytes) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """By libtiff, up to 8 bits."""
+    _check_colours(page, kind) if kind.photometric == CMYK else None
+    if kind.bits < 8 and page.samplesperpixel > 1:
+        raise InputError(f"{page.samplesperpixel} samples a pixel of {kind.bits} bits; expected 8 bits of colour")
+    with TiffImageFile(io.BytesIO(_alone(page, data))) as picture:
+        if picture.size != (page.imagewidth, page.imagelength):
+            raise InputError("damaged: its decoder finds another size")
+        picture.load()
+        notes: tuple[str, ...] = ("CMYK was converted to RGB",) if picture.mode == "CMYK" else ()
+        if kind.photometric == PALETTE and picture.mode == "P":
+            return _coloured(page, kind, np.asarray(picture)), None, ()
+        mode = {1: "L", 3: "RGB", 4: "RGB"}[kind.colours] if not kind.alpha else ("LA" if kind.colours == 1 else "RGBA")
+        allowed = {"L": ("1", "L"), "RGB": ("RGB", "CMYK", "YCbCr"), "LA": ("LA",), "RGBA": ("RGBA",)}[mode]
+        if picture.mode not in allowed:
+            raise InputError(f"pixels of mode {picture.mode}; expected grey or colour of 8 bits")
+        values = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+    if not kind.alpha:
+        return values, None, notes
+    return values[..., 0] if kind.colours == 1 else values[..., :3], values[..., -1].copy(), notes
+
+
+# -- directories of one page, for other readers -----------------------------------------------------------------------
+
+
+def _alone(page: Any, data: bytes) -> bytes:
+    """The file with one directory, of the tags of its pixels: a TIFF, of a BigTIFF too."""
+    return _with_directory(page, data, lambda tag: tag in _PIXEL_TAGS)
+
+
+def tags_of(page: Any, data: bytes) -> Image.Exif:
+    """The tags of the page that are not of its pixels; those that point on are kept where their directories are."""
+    exif = Image.Exif()
+    pointers = {Base.ExifOffset, Base.GPSInfo} if page.parent.is_bigtiff else set()
+    try:
+        exif.load(_with_directory(page, data, lambda tag: tag not in _PIXEL_TAGS | pointers))
+    except Exception:  # what cannot be read is left out
+        return Image.Exif()
+    return exif
+
+
+def _raw(tag: Any, data: bytes) -> bytes:
+    """The bytes of a tag's value; tifffile follows those that point to directories."""
+    wide, letter = (8, "Q") if tag.parent.is_bigtiff else (4, "I")
+    place, size = tag.offset + 4 + wide, tag.count * _BYTES[int(tag.dtype)]
+    if size > wide:
+        (place,) = struct.unpack_from(tag.parent.byteorder + letter, data, place)
+    return data[place : place + size]
+
+
+def _with_directory(page: Any, data: bytes, chosen: Callable[[int], bool]) -> bytes:
+    order = page.parent.byteorder
+    tags = {int(tag.code): tag for tag in reversed(list(page.tags)) if chosen(int(tag.code))}
+    start = len(data) + len(data) % 2
+    entries, after, behind = [], b"", start + 2 + 12 * len(tags) + 4
+    for code, tag in sorted(tags.items()):
+        kind, raw = int(tag.dtype), _raw(tag, data)
+        if kind in _LONG8:
+            values = struct.unpack(f"{order}{tag.count}Q", raw)
+            kind, raw = _LONG8[kind], struct.pack(f"{order}{tag.count}I", *(min(v, 2**32 - 1) for v in values))
+        if len(raw) > 4:
+            place = struct.pack(f"{order}I", behind + len(after))
+            after += raw + bytes(len(raw) % 2)
+        else:
+            place = raw.ljust(4, b"\0")
+        entries.append(struct.pack(f"{order}HHI", code, kind, tag.count) + place)
+    directory = struct.pack(f"{order}H", len(tags)) + b"".join(entries) + bytes(4)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", start)
+    return b"".join((head, memoryview(data)[8:], bytes(start - len(data)), directory, after))

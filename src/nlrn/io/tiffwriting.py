@@ -1,0 +1,115 @@
+"""A TIFF of one image, uncompressed: samples, profile and resolution by tifffile, and the tags of an EXIF block.
+
+tifffile writes neither the directories of EXIF and GPS nor every tag, so that its directory is written again behind the
+pixels, with those tags.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.ExifTags import IFD, Base
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from nlrn.io.metadata import as_bytes
+
+_INCH = 2  # of the tag ResolutionUnit
+_RESOLUTION = frozenset({Base.XResolution, Base.YResolution, Base.ResolutionUnit})
+_LONG = 4  # a type of tags
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # of a value, by type
+_Entry = tuple[int, int, bytes]  # type and count of a tag's value, its bytes
+
+
+def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
+    """The file of uint8, uint16 or float32 [H, W] or [H, W, 2 to 4]; the second or the fourth channel is alpha.
+
+    metadata: icc_profile, exif and dpi, as Pillow takes them.
+    """
+    from tifffile import TiffWriter
+
+    bands = values.shape[2] if values.ndim == 3 else 1
+    resolution = {"resolution": metadata["dpi"], "resolutionunit": _INCH} if "dpi" in metadata else {}
+    file = io.BytesIO()
+    with TiffWriter(file, bigtiff=False, byteorder="<") as writer:
+        writer.write(
+            values,
+            photometric="rgb" if bands > 2 else "minisblack",
+            planarconfig="contig" if bands > 1 else None,
+            extrasamples=["unassalpha"] if bands in (2, 4) else None,
+            iccprofile=metadata.get("icc_profile"),
+            rowsperstrip=values.shape[0],
+            metadata=None,
+            software=False,
+            **resolution,
+        )
+    exif = Image.Exif()
+    if "exif" in metadata:
+        exif.load(metadata["exif"])
+    _add_tags(file, exif, keep_resolution=bool(resolution))
+    return file.getvalue()
+
+
+def _add_tags(file: io.BytesIO, exif: Image.Exif, *, keep_resolution: bool) -> None:
+    """Write the first directory again, with the tags of the block that are not of the pixels."""
+    data = file.getvalue()
+    own = _entries(data, int.from_bytes(data[4:8], "little"))
+    if not keep_resolution:  # which tifffile makes up
+        own = {tag: entry for tag, entry in own.items() if tag not in _RESOLUTION}
+    said = {tag: value for tag, value in exif.items() if tag not in own and tag not in (IFD.Exif, IFD.GPSInfo)}
+    if Base.XResolution not in said or Base.YResolution not in said:
+        said = {tag: value for tag, value in said.items() if tag not in _RESOLUTION}
+    entries = own | _entries(_directory(said).tobytes(0), 0)
+    for tag in (IFD.Exif, IFD.GPSInfo):
+        if inner := exif.get_ifd(tag):
+            entries[int(tag)] = (
+                _LONG,
+                1,
+                struct.pack("<I", _append(file, lambda at, i=inner: _directory(i).tobytes(at))),
+            )
+    start = _append(file, lambda at: _block(entries, at))
+    file.seek(4)
+    file.write(struct.pack("<I", start))
+
+
+def _append(file: io.BytesIO, made: Any) -> int:
+    """Put made(its place) behind the file, at an even place, which is returned."""
+    place = file.seek(0, io.SEEK_END)
+    place += file.write(bytes(place % 2))
+    file.write(made(place))
+    return place
+
+
+def _directory(values: Mapping[int, Any]) -> ImageFileDirectory_v2:
+    directory = ImageFileDirectory_v2(prefix=b"II")
+    for tag, value in values.items():
+        directory[tag] = as_bytes(value)
+    return directory
+
+
+def _entries(data: bytes, start: int) -> dict[int, _Entry]:
+    """The tags of a little-endian directory."""
+    found = {}
+    for i in range(int.from_bytes(data[start : start + 2], "little")):
+        tag, kind, count, inside = struct.unpack("<HHI4s", data[start + 2 + 12 * i : start + 14 + 12 * i])
+        size, place = count * _BYTES[kind], int.from_bytes(inside, "little")
+        found[tag] = kind, count, inside[:size] if size <= 4 else data[place : place + size]
+    return found
+
+
+def _block(entries: Mapping[int, _Entry], start: int) -> bytes:
+    """A directory at this place, its values behind it."""
+    directory, values = struct.pack("<H", len(entries)), b""
+    behind = start + 2 + 12 * len(entries) + 4
+    for tag, (kind, count, raw) in sorted(entries.items()):
+        if len(raw) > 4:
+            inside = struct.pack("<I", behind + len(values))
+            values += raw + bytes(len(raw) % 2)
+        else:
+            inside = raw.ljust(4, b"\0")
+        directory += struct.pack("<HHI", tag, kind, count) + inside
+    return directory + bytes(4) + values

@@ -1,0 +1,390 @@
+"""TIFF files: tifffile writes them with all its options, and judges what was read and written."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from picturefiles import file_of, samples
+from PIL import Image
+
+from nlrn.cli import run
+from nlrn.errors import InputError
+from nlrn.io.image import Picture, encode_picture, read_picture
+
+RNG = np.random.default_rng(0)
+
+
+def written(values: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **options)
+    return file.getvalue()
+
+
+def of_type(shape: tuple[int, ...], kind: str) -> np.ndarray:
+    if kind == "float32":
+        return RNG.random(shape, np.float32)
+    return RNG.integers(0, np.iinfo(kind).max, shape, kind, endpoint=True)
+
+
+def read_back(data: bytes) -> np.ndarray:
+    """Samples as tifffile gives them: contiguous, alpha last."""
+    picture = read_picture(data)
+    top = 1 if picture.depth == 32 else 2**picture.depth - 1
+    values = picture.array.astype(np.float64) * top
+    values = values if picture.depth == 32 else np.rint(values)
+    return values if picture.alpha is None else np.dstack([values, picture.alpha])
+
+
+# -- the grid of tifffile's options: right, or refused ----------------------------------------------------------------
+
+GRID = list(
+    itertools.product(
+        ("grey", "rgb", "rgba", "greya"),
+        ("uint8", "uint16", "float32"),
+        ("<", ">"),
+        (False, True),  # BigTIFF
+        (None, "zlib"),
+        (False, True),  # predictor
+        ("contig", "separate"),
+        ("strips", "tiles", "one strip"),
+    )
+)
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_what_tifffile_writes_is_read_or_refused(start: int) -> None:
+    """Every cell under its own options; wrong would be other samples than those that were written."""
+    refused = 0
+    for colour, kind, order, big, compression, predictor, planar, parts in GRID[start::8]:
+        bands = {"grey": 1, "rgb": 3, "rgba": 4, "greya": 2}[colour]
+        values = of_type((23, 37) if bands == 1 else (23, 37, bands), kind)
+        options: dict[str, Any] = {"photometric": "rgb" if bands > 2 else "minisblack", "byteorder": order}
+        options |= {"bigtiff": big, "compression": compression, "metadata": None}
+        if predictor and compression and kind != "float32":
+            options["predictor"] = True
+        if bands > 1:
+            options["planarconfig"] = planar
+        if bands in (2, 4):
+            options["extrasamples"] = ["unassalpha"]
+        options |= {"strips": {"rowsperstrip": 5}, "tiles": {"tile": (16, 16)}, "one strip": {}}[parts]
+        given_ = np.moveaxis(values, -1, 0) if bands > 1 and planar == "separate" else values
+        data = written(given_, **options)
+        try:
+            got = read_back(data)
+        except InputError:
+            if kind != "float32" or bands not in (2, 4):
+                raise
+            refused += 1
+            continue
+        np.testing.assert_array_equal(got, values, err_msg=str(options))
+    assert refused < len(GRID[start::8]) / 4
+
+
+COMPRESSED = {
+    "lzw": ({"compression": "tiff_lzw"}, ("L", "RGB", "RGBA", "I;16")),
+    "packbits": ({"compression": "packbits"}, ("L", "RGB", "RGBA", "I;16")),
+    "deflate": ({"compression": "tiff_adobe_deflate"}, ("L", "RGB", "RGBA", "I;16", "1")),
+    "old deflate": ({"compression": "tiff_deflate"}, ("L", "RGB")),
+    "lzma": ({"compression": "lzma"}, ("L", "RGB")),
+    "zstd": ({"compression": "zstd"}, ("L", "RGB")),
+    "group 3": ({"compression": "group3"}, ("1",)),
+    "group 4": ({"compression": "group4"}, ("1",)),
+    "jpeg": ({"compression": "jpeg"}, ("L", "RGB")),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_every_compression_that_was_read_is_read(name: str) -> None:
+    options, modes = COMPRESSED[name]
+    for mode in modes:
+        if mode == "I;16":
+            image = Image.fromarray(samples((23, 37), top=65535))
+        else:
+            bands = {"L": 1, "1": 1, "RGB": 3, "RGBA": 4}[mode]
+            values = samples((23, 37, bands)[: 2 + (bands > 1)])
+            image = Image.fromarray(values).convert(mode)
+        data = file_of(image, "TIFF", **options)
+        right = Image.open(io.BytesIO(data))
+        expected = np.asarray(right.convert("L") if mode == "1" else right).astype(float)
+        got = read_back(data)
+        assert np.abs(got - expected).max() <= (2 if name in ("jpeg", "webp") else 0), mode
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.sampled_from(["uint8", "uint16", "float32"]),
+    st.sampled_from([1, 3]), st.sampled_from([None, "zlib"]), st.sampled_from([None, 1, 3, 7]), st.booleans(),
+)  # fmt: skip
+def test_any_size_and_strip(
+    height: int, width: int, kind: str, bands: int, compression: str | None, rows: int | None, big: bool
+) -> None:
+    values = of_type((height, width, bands)[: 2 + (bands > 1)], kind)
+    data = written(
+        values, photometric="rgb" if bands == 3 else "minisblack", compression=compression, rowsperstrip=rows,
+        bigtiff=big, metadata=None,
+    )  # fmt: skip
+    np.testing.assert_array_equal(read_back(data), values)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.sampled_from(["uint8", "uint16", "float32"]), st.data())
+def test_all_the_samples_or_none(planes: int, bands: int, kind: str, chosen: st.DataObject) -> None:
+    """Whatever is declared: what is read has as many samples as tifffile finds in the file."""
+    shape = (planes, 12, 17, bands) if bands > 1 else (planes, 12, 17)
+    values = of_type(shape, kind)
+    how = chosen.draw(st.sampled_from(["plain", "imagej", "ome", "truncated", "pages"]))
+    options: dict[str, Any] = {"photometric": "rgb" if bands >= 3 else "minisblack"}
+    if bands > 1:
+        options |= {"planarconfig": "contig"}
+        kinds = chosen.draw(st.sampled_from(["unassalpha", "assocalpha", "unspecified"]))
+        extra = bands - (3 if bands >= 3 else 1)
+        options |= {"extrasamples": [kinds] + ["unspecified"] * (extra - 1)} if extra else {}
+    if how == "imagej":
+        if kind == "float32" and bands > 1:
+            return
+        options = {"imagej": True} if bands in (1, 3) and not (bands == 3 and kind == "uint16") else options
+    if how == "ome":
+        options["ome"] = True
+    try:
+        if how == "truncated":
+            file = io.BytesIO()
+            with tifffile.TiffWriter(file) as writer:
+                writer.write(values, truncate=True, **options)
+            data = file.getvalue()
+        else:
+            data = written(values if planes > 1 else values[0], **options)
+    except (ValueError, TypeError):  # what tifffile does not write
+        return
+    declared = tifffile.TiffFile(io.BytesIO(data)).series[0].size
+    try:
+        picture = read_picture(data)
+    except InputError as error:
+        if "damaged" in str(error):
+            raise
+        return
+    assert picture.array.size + (0 if picture.alpha is None else picture.alpha.size) == declared
+
+
+# -- kinds of files ---------------------------------------------------------------------------------------------------
+
+
+def series(*pages: tuple[np.ndarray, dict[str, Any]]) -> bytes:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for values, options in pages:
+            writer.write(values, metadata=None, **options)
+    return file.getvalue()
+
+
+MAIN = of_type((64, 96), "uint16")
+GREY = {"photometric": "minisblack"}
+
+
+def test_reduced_copies_are_left_out_with_a_note() -> None:
+    levels = [(MAIN[::k, ::k].copy(), {**GREY, "subfiletype": 1}) for k in (2, 4)]
+    for data in (
+        series((MAIN, GREY), *levels),  # in the chain
+        series((MAIN, {**GREY, "subifds": 2}), *levels),  # below
+        series((MAIN, {**GREY, "subifds": 2}), *((v, GREY) for v, _ in levels)),  # below, not marked
+        series(levels[0], (MAIN, GREY), levels[1]),  # a preview first
+        series(({"a": MAIN[::4, ::4].copy()}["a"], {**GREY, "subifds": 1, "subfiletype": 1}), (MAIN, GREY)),
+    ):
+        picture = read_picture(data)
+        np.testing.assert_array_equal(np.rint(picture.array * 65535), MAIN)
+        assert any("reduced cop" in note for note in picture.notes)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (series((MAIN, GREY), (MAIN, GREY)), "2 frames or pages"),
+        (series((MAIN, GREY), (MAIN[:20, :20].copy(), GREY)), "96 x 64, 20 x 20"),
+        (series((MAIN, {**GREY, "subifds": 1}), (MAIN, GREY)), "2 frames"),
+        (series((MAIN, GREY), (MAIN > 9, {"photometric": "mask", "subfiletype": 4})), "mask"),
+        (written(of_type((4, 9, 8), "uint16"), volumetric=True, **GREY), "4"),
+        (written(of_type((3, 9, 8), "uint8"), ome=True, metadata={"axes": "CYX"}), "3"),
+        (written(MAIN.astype(np.int16), **GREY), "signed"),
+        (written(MAIN.astype(np.uint32), **GREY), r"\[32\] bits"),
+        (written(MAIN.astype(np.float64), **GREY), r"\[64\] bits"),
+        (written(MAIN.astype(np.complex64), **GREY), "complex"),
+        (written(of_type((9, 8, 6), "uint8"), photometric="rgb"), "6 samples"),
+        (written(of_type((9, 8, 5), "uint8"), photometric="separated"), "CMYK takes 4"),
+        (written(of_type((9, 8), "uint8"), photometric="cfa"), "raw file"),
+        (written(MAIN, **GREY, extratags=[(50706, 1, 4, bytes((1, 4, 0, 0)), True)]), "DNG"),
+    ],
+)
+def test_what_is_refused_is_named(data: bytes, words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        read_picture(data)
+    assert "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize(("make", "name"), [("NIKON CORPORATION", "NEF"), ("SONY", "ARW"), ("Leica", "raw")])
+def test_raw_files_by_their_maker(make: str, name: str) -> None:
+    preview = of_type((16, 24, 3), "uint8")
+    head = {"photometric": "rgb", "subfiletype": 1, "subifds": 1, "extratags": [(271, 2, len(make) + 1, make, True)]}
+    with pytest.raises(InputError, match=rf"raw file \({name}\)"):
+        read_picture(series((preview, head), (MAIN, {"photometric": "cfa", "subfiletype": 0})))
+
+
+def test_a_canon_raw_by_its_header() -> None:
+    data = bytearray(series((MAIN, GREY)))
+    moved = data[:8] + b"CR\2\0" + bytes(4) + data[8:]
+    with pytest.raises(InputError, match=r"CR2|truncated"):
+        read_picture(bytes(moved))
+    start = struct.unpack("<I", data[4:8])[0]
+    data += bytes(len(data) % 2)
+    place = len(data)
+    count = struct.unpack("<H", data[start : start + 2])[0]
+    data += data[start : start + 2 + 12 * count + 4]
+    struct.pack_into("<I", data, 4, place)
+    data[8:12] = b"CR\2\0"
+    with pytest.raises(InputError, match="CR2"):
+        read_picture(bytes(data))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_every_cut_is_refused(order: str, big: bool, kind: str) -> None:
+    data = written(
+        of_type((9, 11, 3), kind), photometric="rgb", byteorder=order, bigtiff=big, compression="zlib", predictor=True,
+        description="some words that are longer than eight bytes", software="a writer", metadata=None,
+    )  # fmt: skip
+    whole = read_back(data)
+    for cut in [*range(1, 40), *range(40, len(data) - 8, 11)]:
+        try:
+            got = read_back(data[:-cut])
+        except InputError:
+            continue
+        np.testing.assert_array_equal(got, whole)
+
+
+@pytest.mark.parametrize("parts", [{"rowsperstrip": 3}, {"tile": (16, 16)}, {"rowsperstrip": 3, "planarconfig": 2}])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("what", ["offset 0", "no bytes", "beyond"])
+def test_missing_strips_and_tiles_are_refused(parts: dict[str, Any], compression: str | None, what: str) -> None:
+    rgb = of_type((3, 40, 40), "uint8") if "planarconfig" in parts else of_type((40, 40, 3), "uint8")
+    file = io.BytesIO(written(rgb, photometric="rgb", compression=compression, metadata=None, **parts))
+    with tifffile.TiffFile(file, mode="r+") as tif:
+        page = tif.pages.first
+        offsets = page.tags[324 if "tile" in parts else 273]
+        counts = page.tags[325 if "tile" in parts else 279]
+        tag, value = {"offset 0": (offsets, 0), "no bytes": (counts, 1), "beyond": (offsets, 2**24)}[what]
+        tag.overwrite((*tag.value[:-1], value))
+    with pytest.raises(InputError):
+        read_picture(file.getvalue())
+
+
+def test_colours_against_pillow() -> None:
+    rgb = Image.fromarray(samples((23, 37, 3)))
+    for mode in ("P", "CMYK", "YCbCr"):
+        image = rgb.quantize(40) if mode == "P" else rgb.convert(mode)
+        for compression in (None, "tiff_adobe_deflate", "tiff_lzw"):
+            data = file_of(image, "TIFF", **({"compression": compression} if compression else {}))
+            expected = np.asarray(image.convert("RGB")).astype(int)
+            assert np.abs(read_back(data) - expected).max() <= (2 if mode == "YCbCr" else 0), (mode, compression)
+            assert ("CMYK was converted to RGB" in read_picture(data).notes) == (mode == "CMYK")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_few_bits(bits: int, inverted: bool) -> None:
+    values = RNG.integers(0, 2**bits, (9, 16), np.uint8)
+    packed = np.packbits(np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(9, -1), axis=1)
+    pixels = packed.tobytes()
+    entries = [(256, 16), (257, 9), (258, bits), (259, 1), (262, 0 if inverted else 1), (273, 8), (277, 1), (278, 9)]
+    entries.append((279, len(pixels)))
+    head = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(entries))
+    data = head + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries) + bytes(4)
+    expected = values.astype(int) * 255 // (2**bits - 1)
+    np.testing.assert_array_equal(read_back(data), 255 - expected if inverted else expected)
+
+
+def test_premultiplied_alpha_of_8_bits_is_taken_out() -> None:
+    alpha = np.full((8, 8), 128, np.uint8)
+    colour = np.full((8, 8, 3), 64, np.uint8)
+    data = written(np.dstack([colour, alpha]), photometric="rgb", extrasamples=["assocalpha"], metadata=None)
+    picture = read_picture(data)
+    assert np.abs(picture.array * 255 - 127.5).max() < 1
+    assert np.array_equal(picture.alpha, alpha)
+
+
+def test_a_bomb_in_a_strip_is_refused() -> None:
+    import zlib
+
+    data = written(np.zeros((16, 16), np.uint8), compression="zlib", metadata=None)
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        place, size = tif.pages.first.dataoffsets[0], tif.pages.first.databytecounts[0]
+    bomb = zlib.compress(bytes(50 << 20), 9)
+    file = io.BytesIO(data + bomb)
+    with tifffile.TiffFile(file, mode="r+") as tif:
+        tif.pages.first.tags[273].overwrite(len(data))
+        tif.pages.first.tags[279].overwrite(len(bomb))
+    assert place != len(data) and size != len(bomb)  # noqa: PT018
+    with pytest.raises(InputError, match="too many pixels"):
+        read_picture(file.getvalue())
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [8, 16, 32])
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_others_read_what_is_written(tmp_path: Path, depth: int, bands: int, alpha: bool) -> None:
+    """tifffile and libvips as judges of samples, shape and metadata."""
+    import pyvips
+
+    if depth == 32 and alpha:
+        pytest.skip("floats have no alpha")
+    array = RNG.random((21, 34, bands)[: 2 + (bands > 1)], np.float32)
+    plane = RNG.integers(0, 2**depth - 1, (21, 34), f"uint{depth}") if alpha else None
+    exif = Image.Exif()
+    exif[271], exif[270], exif[34665] = "a maker", "Größe 5 µm".encode(), {33437: 2.5, 36867: "2020:01:01 00:00:00"}
+    exif[34853] = {1: "N"}
+    data = encode_picture(Picture(array, plane, depth, dpi=(300.0, 150.0), exif=exif.tobytes()), "TIFF")
+    (tmp_path / "a.tif").write_bytes(data)
+    expected = array if depth == 32 else np.rint(array.astype(np.float64) * (2**depth - 1)).astype(f"uint{depth}")
+    expected = expected if plane is None else np.dstack([expected, plane])
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert len(tif.pages) == 1
+        page = tif.pages.first
+        np.testing.assert_array_equal(page.asarray(), expected)
+        assert page.tags[34665].value["FNumber"] == 2.5
+        assert page.tags[34853].value["GPSLatitudeRef"] == "N"
+        assert page.tags[282].value == (300, 1)
+        assert page.tags[283].value == (150, 1)
+        assert "Größe 5 µm".encode() in data
+        assert page.extrasamples == ((2,) if alpha else ())
+    seen = pyvips.Image.new_from_file(str(tmp_path / "a.tif"), fail_on="warning")
+    np.testing.assert_array_equal(seen.numpy().reshape(expected.shape), expected)
+
+
+def test_a_tiff_goes_through_the_command_line_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    levels = [(MAIN[::2, ::2].copy(), {**GREY, "subfiletype": 1})]
+    (tmp_path / "a.tif").write_bytes(series((MAIN, GREY), *levels))
+    assert run(["denoise", str(tmp_path / "a.tif"), "-o", str(tmp_path / "b.tif"), "--sigma", "0"]) == 0
+    assert "left out: 1 reduced copy" in capsys.readouterr().out
+    assert tifffile.imread(tmp_path / "b.tif").shape == MAIN.shape
+
+
+def test_no_line_of_tifffile_reaches_the_terminal(tmp_path: Path) -> None:
+    data = bytearray(series((MAIN, GREY)))
+    (tmp_path / "a.tif").write_bytes(data[:-3])
+    read = f"try: read_picture({str(tmp_path / 'a.tif')!r})\nexcept ValueError: pass"
+    code = f"from nlrn.io.image import read_picture\n{read}"
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
