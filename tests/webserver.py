@@ -49,17 +49,24 @@ class Service:
 
 
 @contextlib.contextmanager
-def service(folder: Path, *arguments: str) -> Iterator[Service]:
-    """A service that offers toy.safetensors (denoise) and toy-sr.safetensors of that folder, made when missing."""
+def service(folder: Path, *arguments: str, open_files: int | None = None) -> Iterator[Service]:
+    """A service that offers toy.safetensors (denoise) and toy-sr.safetensors of that folder, made when missing.
+
+    open_files: file descriptors that the system allows it.
+    """
     for name, changes in (("toy", {}), ("toy-sr", {"task": "sr", "sigma_input": False})):
         if not (folder / f"{name}.safetensors").exists():
             save_model(folder / f"{name}.safetensors", random_model(**changes), {"steps": "0"})  # type: ignore[arg-type]
     models = [word for name in ("toy", "toy-sr") for word in ("--model", str(folder / f"{name}.safetensors"))]
     command = [sys.executable, "-m", "nlrn", "serve", "--port", "0", *models, *arguments]
+    if open_files is not None:
+        command = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh", *command]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     with process.stdout as out:
         first = out.readline()
+        if open_files is not None and "(ulimit -n)" in first:
+            first = out.readline()
         found = re.search(r"http://\S+", first)
         assert found, first
         running = Service(process, found[0])

@@ -92,6 +92,8 @@ def _told(error: Exception) -> int:
         code = 2 if isinstance(error, ConfigError) else 1 if isinstance(error, InputError | UnfinishedError) else 3
     elif isinstance(error, OSError | MemoryError):
         text = text or "out of memory"
+    elif isinstance(error, RuntimeError) and "can't allocate memory" in text:  # torch's allocator on a CPU
+        text = "out of memory: " + text.partition("you tried to")[2].partition(".")[0].strip()
     elif "NLRN_DEBUG" in os.environ:
         raise error
     else:

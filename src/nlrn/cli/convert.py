@@ -11,13 +11,25 @@ from nlrn.cli.shared import count, sayer
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("convert", help="turn the authors' TensorFlow weights into a weights file")
-    parser.add_argument("input", type=Path, metavar="CHECKPOINT", help="its prefix, or the folder of a SavedModel")
+    parser.add_argument(
+        "input", type=Path, metavar="CHECKPOINT", help="its prefix, a training folder, or that of a SavedModel"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors")
     parser.add_argument(
         "--propagation",
         action=argparse.BooleanOptionalAction,
         required=True,
         help="does the model carry correlations? Those of 12 states do, those of 15 do not",
+    )
+    parser.add_argument(
+        "--task", choices=("denoise", "sr"), default="denoise", help="what it was trained for (default: denoise)"
+    )
+    parser.add_argument(
+        "--trained-on",
+        type=int,
+        choices=(1, 255),
+        help="the largest value of the images that it was trained on (default: 255 where the names of the variables"
+        " begin with model/, as in the authors' first code, else 1)",
     )
     parser.add_argument("--window", type=count, help="odd, for use beyond the authors' patches (default: none)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
@@ -31,7 +43,13 @@ def _convert(options: argparse.Namespace) -> int:
     from nlrn.system.atomic import check_target
 
     check_target(options.output, overwrite=options.overwrite, inputs=checkpoint_files(options.input))
-    model = convert(read_checkpoint(options.input), propagation=options.propagation, window=options.window)
+    model = convert(
+        read_checkpoint(options.input),
+        propagation=options.propagation,
+        window=options.window,
+        task=options.task,
+        trained_on=options.trained_on,
+    )
     metadata = {
         "name": options.output.stem.encode(errors="backslashreplace").decode(),
         "source": "the authors' TensorFlow weights",
@@ -40,5 +58,7 @@ def _convert(options: argparse.Namespace) -> int:
     c = model.config
     say = sayer(options)
     say(f"{c.states} states, {c.channels} channels, {'with' if c.propagation else 'without'} propagation")
-    say(f"wrote {options.output}; it was trained for one noise level, and on patches of 45 x 45: --mode patch")
+    use = "upscale enlarges with it" if c.task == "sr" else "it was trained for one noise level"
+    patch = " and on patches of 45 x 45: --mode patch" if c.window is None else ""
+    say(f"wrote {options.output}; {use}{patch and ','}{patch}")
     return 0

@@ -65,10 +65,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     path = resolve_model(model_name(options, 1))
     check_result(options.json, ".json", overwrite=options.overwrite, inputs=(path,))
     restorer = make_restorer(options, channels=1, tile=0)
-    if restorer.model.config.window is None and options.mode == "window":
-        raise ConfigError("this model looks at the whole picture, more than a memory holds: use --mode patch")
     config = restorer.model.config
     _check(options, config)
+    if config.window is None and options.mode == "window":
+        raise ConfigError("this model looks at the whole picture, more than a memory holds: use --mode patch")
     sets = find_sets(
         data_root(options.data),
         options.sets,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from nlrn.system.atomic import publish
 WEIGHTS = Path(__file__).parent / "weights"
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 4096
-MAX_SIZE = 1024  # channels, states, or pixels of a window: far beyond any model, far below what fills a memory
 _COUNTERS = "num_batches_tracked"
 
 
@@ -128,6 +128,8 @@ def sha256(path: Path) -> str:
 def read_header(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file, its header bounded before it is parsed."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe waits for its other end
+            raise CheckpointError(f"{path.name} is no regular file")
         with path.open("rb") as file:
             start = file.read(8)
         if len(start) < 8 or struct.unpack("<Q", start)[0] > MAX_HEADER:
@@ -173,8 +175,6 @@ def _config(path: Path, metadata: dict[str, str]) -> NLRNConfig:
         config = NLRNConfig(**values)
     except (KeyError, ValueError, TypeError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{path.name} carries no usable model configuration: {error}") from error
-    if max(config.channels, config.embed_channels, config.states, config.in_channels, config.window or 0) > MAX_SIZE:
-        raise CheckpointError(f"{path.name} describes a model of over {MAX_SIZE} channels or states, or such a window")
     return config
 
 

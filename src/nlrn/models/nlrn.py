@@ -30,6 +30,7 @@ DISTANCES = (
     "symmetric_embedded_gaussian",
     "embedded_gaussian",
 )
+MAX_SIZE = 1024  # channels, states, or pixels of a window: far beyond any model, far below what fills a memory
 CARRIED = "embedded_gaussian"  # the distance whose correlations the network can carry along
 Observer = Callable[[int, Tensor], None]
 
@@ -189,8 +190,12 @@ class NLRNConfig:
         for name in ("in_channels", "channels", "embed_channels", "states"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) > MAX_SIZE:
+                raise ConfigError(f"{name} must be at most {MAX_SIZE}, not {getattr(self, name):,}")
         if self.window is not None and (self.window < 1 or self.window % 2 == 0):
             raise ConfigError(f"window must be odd and positive, or None, not {self.window}")
+        if self.window is not None and self.window > MAX_SIZE:
+            raise ConfigError(f"window must be at most {MAX_SIZE}, or None for the whole image, not {self.window:,}")
         if self.distance not in DISTANCES:
             raise ConfigError(f"distance must be one of {', '.join(DISTANCES)}, not {self.distance!r}")
         if self.propagation and self.distance != CARRIED:

@@ -3,20 +3,40 @@
 A kernel is a module with ``forward``, ``backward``, ``state_elements`` (see cpu.py). Two operators make it part of
 PyTorch: ``nlrn::attention``, which computes gradients and keeps the correlation of every state, in float32, and
 ``nlrn::attention_``, which overwrites one correlation from state to state, so that memory does not grow with them.
+
+They are defined by ``torch.library.Library``. ``torch.library.custom_op`` wraps every kernel so that the first call
+imports torch._dynamo and, with it, TorchInductor, which makes a folder of a predictable name in the shared temporary
+folder: inference does not compile, and must not depend on that folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from nlrn.ops import cpu, triton
 
 NORMS = 2  # numbers a query that a backward pass needs: a maximum of the logits, and a sum relative to it
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "gpu": triton}
+_LIBRARY = torch.library.Library("nlrn", "DEF")  # type: ignore[no-untyped-call]
+
+
+def _operator(mutates: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Define the operator nlrn::<name of the function>, its schema from the annotations, for every device."""
+
+    def define(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__
+        schema = torch.library.infer_schema(function, mutates_args=mutates)
+        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        return function
+
+    return define
 
 
 def _state_size(kernel: str, q: Tensor, window: int | None) -> int:
@@ -32,7 +52,7 @@ def _kept(kernel: str, q: Tensor, v: Tensor, window: int | None, carried: bool) 
     return exact, norms, q.new_empty(_state_size(kernel, q, window) if carried else 0, dtype=torch.float32)
 
 
-@torch.library.custom_op("nlrn::attention", mutates_args=())
+@_operator()
 def attention(
     q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -48,14 +68,14 @@ def attention(
     return out, exact, norms, after
 
 
-@attention.register_fake
+@torch.library.register_fake("nlrn::attention", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _(
     q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return v.new_empty(v.shape), *_kept(kernel, q, v, window, carry or before is not None)
 
 
-@torch.library.custom_op("nlrn::attention_backward", mutates_args=())
+@_operator()
 def attention_backward(
     q: Tensor,
     k: Tensor,
@@ -75,7 +95,7 @@ def attention_backward(
     return dq, dk, dv, q.new_empty(0, dtype=torch.float32) if before is None else before
 
 
-@attention_backward.register_fake
+@torch.library.register_fake("nlrn::attention_backward", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _(
     q: Tensor,
     k: Tensor,
@@ -112,10 +132,10 @@ def _differentiate(
     return dq, dk, dv, before if ctx.follows else None, None, None, None
 
 
-attention.register_autograd(_differentiate, setup_context=_keep)
+torch.library.register_autograd("nlrn::attention", _differentiate, setup_context=_keep, lib=_LIBRARY)
 
 
-@torch.library.custom_op("nlrn::attention_", mutates_args=("state",))
+@_operator(mutates=("state",))
 def attention_(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int | None, kernel: str
 ) -> Tensor:
@@ -125,7 +145,7 @@ def attention_(
     return out
 
 
-@attention_.register_fake
+@torch.library.register_fake("nlrn::attention_", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int | None, kernel: str
 ) -> Tensor:
@@ -160,5 +180,7 @@ def attend(
     else:
         state = correlation.contiguous()
     follows = correlation is not None
+    if not (torch.compiler.is_compiling() or state.is_inference()):
+        increment_version(state)  # so that a gradient that needs what stood there before is refused, not wrong
     out = torch.ops.nlrn.attention_(q, k, v, state, follows, return_correlation, window, kernel)
     return out, state if return_correlation else None

@@ -16,6 +16,16 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from nlrn.errors import ConfigError
 from nlrn.models.nlrn import NLRNConfig
 
+MAX_RECIPE = 1 << 20  # bytes
+MAX_NAME = 200  # bytes, with room for a suffix below the 255 that file systems take
+MAX_BATCH_PIXELS = 1 << 26
+
+
+def _check_name(name: str, what: str) -> None:
+    """Raises ConfigError for what no file can be called: control characters, or more than systems take."""
+    if not name.isprintable() or len(name.encode()) > MAX_NAME:
+        raise ConfigError(f"{what} cannot be called {name[:80]!r}: control characters, or over {MAX_NAME} bytes")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -29,8 +39,10 @@ class DataConfig:
     validation_size: int = 128
 
     def __post_init__(self) -> None:
-        if not self.folders or self.validation_pictures < 1 or self.validation_size < 8:
-            raise ConfigError("data needs a folder, at least one validation picture, of at least 8 pixels")
+        if not self.folders or not 1 <= self.validation_pictures <= 4096 or not 8 <= self.validation_size <= 4096:
+            raise ConfigError("data requires a folder, 1 to 4,096 validation pictures, of 8 to 4,096 pixels")
+        for name in (*self.folders, self.validation):
+            _check_name(name, "a folder of data")
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ class StartConfig:
     def __post_init__(self) -> None:
         if not self.from_:
             raise ConfigError("start.from must name a shipped model or a weights file")
+        _check_name(self.from_, "start.from")
 
 
 @dataclass(frozen=True)
@@ -153,6 +166,8 @@ class Stage:
             raise ConfigError(f"a batch of {self.batch} can be accumulated in 1 to {self.batch} parts: {self}")
         if self.start < 0 or self.patch < 1 or self.batch < 1 or self.lr <= 0:
             raise ConfigError(f"a stage wants start >= 0, patch >= 1, batch >= 1 and lr > 0, not {self}")
+        if self.batch * self.patch**2 > MAX_BATCH_PIXELS:
+            raise ConfigError(f"a batch of a stage holds at most {MAX_BATCH_PIXELS:,} pixels: {self}")
 
 
 @dataclass(frozen=True)
@@ -204,6 +219,7 @@ class TrainConfig:
             raise ConfigError("embedding_gain must be positive and embedding_lr not negative")
         if self.checkpoint_minutes < 0 or not 0 <= self.seed < 2**64:
             raise ConfigError("checkpoint_minutes must not be negative, seed between 0 and 2^64 - 1")
+        _check_name(self.name, "name")
         if not self.name or Path(self.name).name != self.name or self.name.startswith(("state-", "before-decay")):
             raise ConfigError(f"name becomes a file's name, which {self.name!r} cannot be")
         self._check_task()
@@ -337,8 +353,18 @@ def read_recipe(path: str | Path) -> TrainConfig:
     and [[stages]] are listed in order.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        if not Path(path).is_file() and Path(path).exists():  # to open a pipe waits for its other end
+            raise ConfigError(f"the recipe {path} is no regular file")
+        with Path(path).open("rb") as file:
+            text = file.read(MAX_RECIPE + 1)
+        if len(text) > MAX_RECIPE:
+            raise ConfigError(f"the recipe {path} is over {MAX_RECIPE:,} bytes")
+        values = tomllib.loads(text.decode().replace("\r\n", "\n"))
+    except RecursionError as error:
+        raise ConfigError(f"cannot read the recipe {path}: its values are nested too deeply") from error
     except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"cannot read the recipe {path}: {error}") from error
     values.setdefault("name", Path(path).stem)
     model = values.get("model")

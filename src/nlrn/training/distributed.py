@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,10 +128,25 @@ def _talking() -> Iterator[None]:
         raise TrainingError(f"another process of this run is gone; the last state is kept ({said})") from error
 
 
+def use_private_compiler_cache() -> None:
+    """Let TorchInductor, which every optimiser of torch imports, keep its files in the user's cache folder.
+
+    Its usual folder lies in the shared temporary folder under a name that anybody can foresee, and take. A folder that
+    TORCHINDUCTOR_CACHE_DIR names is left as it is, and so is the usual one where there is no cache folder.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    with suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nlrn" / "torchinductor"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
 class joined:  # noqa: N801  # a context, used like a function
     """The Processes of this run as a context; joins the group when started by torchrun."""
 
     def __enter__(self) -> Processes:
+        use_private_compiler_cache()
         local = int(os.environ.get("LOCAL_RANK", 0))
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if device.type == "cuda":

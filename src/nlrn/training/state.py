@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Iterable
@@ -27,6 +28,13 @@ from nlrn.training.config import TrainConfig
 BEFORE_DECAY = "before-decay.safetensors"
 LATEST = "latest.txt"  # the name of the newest rolling state, so that its loss is noticed
 KEPT = 2
+_PARTS = ("model", "ema", "optim")
+_NUMBERS = (int, float)
+_META: dict[str, tuple[type, ...]] = {
+    "step": (int,), "decay_start": (int,), "decay_steps": (int,), "end": (int,), "world": (int,), "recipe": (str,),
+    "first": (int,), "steps": (int,), "decay": _NUMBERS, "seconds": _NUMBERS,
+}  # fmt: skip
+_YOUNGER = ("first", "steps", "decay", "seconds")  # than some released states
 
 State = tuple[Path, dict[str, Tensor], dict[str, Any]]  # file, tensors, meta
 
@@ -56,14 +64,17 @@ def unpack(
     tensors: dict[str, Tensor], model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
     """Put what ``pack`` took back in its places, bit for bit. Raises CheckpointError if it does not fit."""
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optim": {}}
+    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in _PARTS}
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
+        if kind not in parts:
+            raise CheckpointError(f"this training state holds {key!r}, which is no part of one")
         parts[kind][name] = value
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in parts["optim"].items():
         name, _, moment = key.rpartition(".")
         moments.setdefault(name, {})[moment] = value
+    _check_fit(parts["ema"], moments, model, optimizer)
     try:
         model.load_state_dict(parts["model"])
         for name, p in model.named_parameters():
@@ -75,6 +86,27 @@ def unpack(
             }
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"this training state does not fit the recipe's model: {error}") from error
+
+
+def _check_fit(
+    ema: dict[str, Tensor], moments: dict[str, dict[str, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Raises CheckpointError for an average or moments of other parameters or shapes, or of another optimiser."""
+    parameters = dict(model.named_parameters())
+    orthogonal = {id(p) for group in optimizer.param_groups if group.get("orthogonal") for p in group["params"]}
+    muon = hasattr(optimizer, "MOMENTUM")
+    problem = None
+    if ema.keys() != parameters.keys() or not (moments.keys() <= parameters.keys()):
+        odd = sorted((ema.keys() ^ parameters.keys()) | (moments.keys() - parameters.keys()))
+        problem = f"{len(odd)} names differ, such as {odd[0]!r}"
+    for name, p in parameters.items() if problem is None else ():
+        wanted = {"momentum"} if muon and id(p) in orthogonal else {"step", "exp_avg", "exp_avg_sq"}
+        found = moments.get(name, {})
+        shapes = {v.shape for k, v in found.items() if k != "step"} | {ema[name].shape}
+        if (found and found.keys() != wanted) or shapes != {p.shape} or found.get("step", torch.ones(())).numel() != 1:
+            problem = f"what it holds of {name!r} is not what this optimiser keeps"
+    if problem is not None:
+        raise CheckpointError(f"this training state does not fit the recipe's model: {problem}")
 
 
 def provenance(config: TrainConfig, step: int, seconds: float, device: torch.device, world: int) -> dict[str, str]:
@@ -127,7 +159,7 @@ def undecayed(folder: Path) -> Path | None:
         if meta["step"] <= meta["decay_start"]:
             return path
     path = folder / BEFORE_DECAY
-    return path if path.exists() else None
+    return path if os.path.lexists(path) else None
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -135,7 +167,24 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     header, tensors = read_tensors(path)  # finds a damaged header; the digest finds the rest
     if "meta" not in header or header.get("digest") != _digest(tensors, header["meta"]):
         raise CheckpointError(f"{path.name} is damaged: its contents do not match its digest")
-    return tensors, json.loads(header["meta"])
+    try:
+        meta = json.loads(header["meta"])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is no training state: {error}") from error
+    _check_meta(path, meta)
+    return tensors, meta
+
+
+def _check_meta(path: Path, meta: Any) -> None:
+    """Raises CheckpointError for a state that does not say, in numbers that can be, where its run stood."""
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path.name} is no training state: its header holds no table")
+    for name, kinds in _META.items():
+        if name not in meta and name in _YOUNGER:
+            continue
+        value: Any = meta.get(name)
+        if type(value) not in kinds or (type(value) is not str and not 0 <= value < 2**63):
+            raise CheckpointError(f"{path.name} is no training state: its {name!r} is {str(value)[:80]}")
 
 
 def rolling(folder: Path) -> list[Path]:
@@ -156,7 +205,7 @@ def save_rolling(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any])
 
 def holds_a_run(folder: Path) -> bool:
     """Whether states were ever written here."""
-    return bool(rolling(folder)) or (folder / LATEST).exists() or (folder / BEFORE_DECAY).exists()
+    return bool(rolling(folder)) or any(os.path.lexists(folder / name) for name in (LATEST, BEFORE_DECAY))
 
 
 def newest_verified(folder: Path) -> State | None:
@@ -167,14 +216,21 @@ def newest_verified(folder: Path) -> State | None:
     """
     files = rolling(folder)
     latest = folder / LATEST
-    if latest.exists() and (name := latest.read_text(errors="replace")) not in {file.name for file in files}:
-        _warn(f"the newest state of this run, {name!r}, is missing")
+    if os.path.lexists(latest):
+        try:
+            name = latest.read_text(errors="replace") if latest.is_file() else ""
+        except OSError:
+            name = ""
+        if not name:
+            _warn(f"{LATEST}, which names the newest state of this run, cannot be read")
+        elif name not in {file.name for file in files}:
+            _warn(f"the newest state of this run, {name[:80]!r}, is missing")
     return first_verified([*files, folder / BEFORE_DECAY])
 
 
 def first_verified(candidates: Iterable[Path]) -> State | None:
     """The first of these files that verifies, warning about each that does not; None when there are none."""
-    files, problems = [path for path in candidates if path.exists()], []
+    files, problems = [path for path in candidates if os.path.lexists(path)], []  # a dangling link is a damaged one
     for path in files:
         try:
             return path, *read_state(path)

@@ -77,6 +77,7 @@ def _add_work(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
         jobs.check()
         options = form.model_dump(exclude={"picture", "watch"})
         task = Task(kind, await form.picture.read(), options)
+        await form.picture.close()  # the form's own copy: the guard counts one
         answer, seconds = await _while_there(request, jobs.run(task, getattr(form, "watch", None)))
         metrics.seconds.labels(kind).observe(seconds)
         return Response(answer.content, media_type=answer.media, headers=answer.headers)
@@ -136,7 +137,13 @@ _FORM = "multipart/form-data"
 
 
 class _InMemory(MultiPartParser):
+    """complete: the closing boundary was there. What it is missing from was cut, and may lack fields."""
+
     spool_max_size = 1 << 30  # a picture is never put on a disk; the guard has counted it
+    complete = False
+
+    def on_end(self) -> None:
+        self.complete = True
 
 
 class _Route(APIRoute):
@@ -161,9 +168,13 @@ async def _form(request: Request) -> Any:
     if str(charset.get_param("charset", "utf-8")).lower() not in ("utf-8", "utf8"):
         raise RefusedError(415, "fields are read as UTF-8 alone", field="Content-Type")
     try:
-        form = await _InMemory(request.headers, request.stream(), max_files=1, max_fields=_MAX_FIELDS).parse()
+        parser = _InMemory(request.headers, request.stream(), max_files=1, max_fields=_MAX_FIELDS)
+        form = await parser.parse()
     except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
         raise RefusedError(400, f"the form cannot be read: {error}") from error
+    if not parser.complete:
+        await form.close()
+        raise RefusedError(400, "the form ends before its closing boundary: send all of it")
     twice = sorted({name for name, _ in form.multi_items() if len(form.getlist(name)) > 1})
     if twice:
         raise RefusedError(422, f"{twice[0][:80]} is given more than once", field=twice[0][:80])

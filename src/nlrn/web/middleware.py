@@ -78,9 +78,13 @@ class Guard:
             task.cancel()
 
     def _check(self, scope: Message) -> None:
-        """Raises RefusedError for a host that is not ours, a page of another origin, a body that is too large."""
+        """Raises RefusedError for a body whose length is said in two ways, a host that is not ours, a page of another
+        origin, a body that is too large."""
         given = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         headers = dict(given)
+        if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
+            # RFC 9112, 6.1: somebody between may take another length for the right one, and what follows for a request
+            raise RefusedError(400, "a body has a Content-Length or, in HTTP/1.1, a Transfer-Encoding, not both")
         for name in ("Host", "Origin"):
             if sum(key == name.lower() for key, _ in given) > 1:
                 raise RefusedError(400, f"more than one {name}", field=name)

@@ -21,6 +21,7 @@ from nlrn.web.metrics import CONNECTION, Metrics
 from nlrn.web.middleware import Guard
 from nlrn.web.queue import RETRY_AFTER, Jobs
 
+QUEUE = 512  # connections that the system holds until they are accepted
 _AHEAD = 64 << 10  # bytes of later requests that are kept until the one before them is answered
 
 
@@ -136,6 +137,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.jobs, self.guard = jobs, guard
 
+    async def startup(self, sockets: Any = None) -> None:
+        """asyncio takes one number for what it accepts in a turn and for what the system may queue: the latter is
+        ours."""
+        await super().startup(sockets)
+        for listening in sockets or []:
+            listening.listen(QUEUE)
+
     async def shutdown(self, sockets: Any = None) -> None:
         self.jobs.close()
         self.guard.close()
@@ -152,12 +160,12 @@ class Server(uvicorn.Server):
                 connection.drop()
 
 
-def server(app: Guard, jobs: Jobs, limits: Limits, host: str, port: int) -> Server:
-    """Ready to run on that address."""
+def server(app: Guard, jobs: Jobs, limits: Limits, host: str, port: int, at_once: int) -> Server:
+    """Ready to run on that address. at_once: connections that are accepted before one of them is looked at."""
     protocol = type("LimitedProtocol", (Protocol,), {"limits": limits, "metrics": app.metrics})
     config = uvicorn.Config(
         app, host=host, port=port, http=protocol, ws="none", loop="asyncio",
         log_level="error", access_log=False, server_header=False, proxy_headers=False,
-        timeout_graceful_shutdown=math.ceil(limits.stop_seconds) + 2, backlog=limits.connections,
+        timeout_graceful_shutdown=math.ceil(limits.stop_seconds) + 2, backlog=at_once,
     )  # fmt: skip
     return Server(config, jobs, app)

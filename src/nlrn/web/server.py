@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import errno
 import logging
 import socket
+import sys
+import time
 from collections.abc import Iterable
+from typing import Any
 
 from nlrn.errors import BackendError
 from nlrn.web.app import application
+from nlrn.web.limits import fitting_connections
 from nlrn.web.messages import House
-from nlrn.web.protocol import server
+from nlrn.web.protocol import QUEUE, server
 from nlrn.web.queue import Jobs
 from nlrn.web.worker import Worker
 
@@ -21,25 +27,51 @@ def serve(house: House, host: str, port: int, hosts: Iterable[str] = ()) -> int:
     port: 0 takes a free one. hosts: names beside the loopback's that clients may use. Raises ModelError for weights
     that cannot be offered, BackendError where the address cannot be had.
     """
+    connections, at_once = fitting_connections(house.limits.connections)
+    if connections < house.limits.connections:
+        said = f"{connections} connections at once, not {house.limits.connections}"
+        print(f"nlrn: {said}: the system allows this process no more open files (ulimit -n)", file=sys.stderr)
+        house = dataclasses.replace(house, limits=dataclasses.replace(house.limits, connections=connections))
     listening = _listening(host, port)
     worker = Worker(house)
     try:
         worker.start()
-        asyncio.run(_serve(worker, house, listening, hosts))
+        asyncio.run(_serve(worker, house, listening, hosts, at_once))
     finally:
         worker.kill()
         listening.close()
     return 0
 
 
-async def _serve(worker: Worker, house: House, listening: socket.socket, hosts: Iterable[str]) -> None:
+async def _serve(worker: Worker, house: House, listening: socket.socket, hosts: Iterable[str], at_once: int) -> None:
+    asyncio.get_running_loop().set_exception_handler(_OutOfFiles())
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a client's mistake is told to the client
     jobs = Jobs(worker, house.limits)
     host, port = listening.getsockname()[:2]
     app = application(jobs, house.limits, hosts)
-    ready = server(app, jobs, house.limits, host, port)
+    ready = server(app, jobs, house.limits, host, port, at_once)
     print(f"nlrn: serving on http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
     await ready.serve([listening])
+
+
+class _OutOfFiles:
+    """The loop's handler of errors: where the system has no file for a connection, one line now and then.
+
+    The loop itself would log a traceback for each.
+    """
+
+    EVERY = 60.0  # seconds
+
+    def __init__(self) -> None:
+        self._said = -self.EVERY
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._said >= self.EVERY:
+            self._said = time.monotonic()
+            logging.getLogger("nlrn").warning("a connection waits: %s", error.strerror)
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -47,7 +79,7 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
-        found.listen(512)
+        found.listen(QUEUE)
     except OSError as error:
         found.close()
         raise BackendError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
