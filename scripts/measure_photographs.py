@@ -44,7 +44,8 @@ Method = Callable[[np.ndarray], np.ndarray]
 def methods(restorer: Restorer, chosen: list[str]) -> dict[str, Method]:
     """By name, each from a noisy crop HW3 in [0, 1] to the restored one."""
     found: dict[str, Method] = {"noisy": lambda x: x}
-    found["auto"] = lambda x: restorer.denoise(x)
+    found["auto"] = lambda x: nlrn.denoise(x)
+    found["photo"] = lambda x: nlrn.denoise(x, noise="photo")
     found["gaussian"] = lambda x: restorer.denoise(x, noise="gaussian")
     for sigma in SIGMAS:
         found[f"sigma {sigma:g}"] = lambda x, sigma=sigma: restorer.denoise(x, sigma)  # type: ignore[misc]
@@ -77,7 +78,7 @@ def camera(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any
             shift = float(np.abs(restored.mean((0, 1)) - truth.mean((0, 1))).max() * 255)
             line[method] = [psnr(truth, restored), ssim(truth, restored), shift]
         if options.crops is not None:
-            _save(options.crops / f"{name}.png", noisy, restorer.denoise(noisy.astype(np.float32)), truth)
+            _save(options.crops / f"{name}.png", noisy, nlrn.denoise(noisy.astype(np.float32)), truth)
         print(name, line["found"], {m: round(line[m][0], 2) for m in tools}, flush=True)
         keep(options, "camera", lines)
 
@@ -116,7 +117,7 @@ def quiet(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any]
             continue
         clean = image / 255
         given = jpeg(clean, QUALITY) if what == "jpeg" else clean
-        restored = quantize8(restorer.denoise(given).astype(np.float64))
+        restored = quantize8(nlrn.denoise(given.astype(np.float32)).astype(np.float64))
         line: dict[str, Any] = {"found": [one.record() for one in restorer.found_noise(given)]}
         line["changed"] = min(psnr(given, restored), 100.0)
         if what == "jpeg":
@@ -124,6 +125,26 @@ def quiet(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any]
         lines[name] = line
         print(name, line, flush=True)
         keep(options, what, lines)
+
+
+def route(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any]) -> None:
+    """Simulated noise on centre crops of the images of SunHays80 that nothing is trained on, as they are and enlarged
+    twice: PSNR of the noisy image, by the model for white noise at what is found, and by the one for photographs."""
+    photo = nlrn.load("denoise-photo-small")
+    for i, (name, image) in enumerate(validation_images(options.data, "sunhays80", ("sunhays80",), channels=3)):
+        if i % options.every:
+            continue
+        top, left = (n // 2 - 112 for n in image.shape[:2])
+        sharp = image[top : top + 224, left : left + 224] / 255
+        soft = resize_bicubic(sharp[56:168, 56:168], 224, 224).clip(0, 1)
+        for kind, clean in (("sharp", sharp), ("soft", np.rint(soft * 255) / 255)):
+            for level in CAMERA_LEVELS:
+                noisy = noisy_at(clean, level).astype(np.float32)
+                outputs = {"noisy": noisy, "white": restorer.denoise(noisy), "photo": photo.denoise(noisy)}
+                line = {k: psnr(clean, quantize8(v.astype(np.float64))) for k, v in outputs.items()}
+                lines[f"{name} {kind} {level:g}"] = line | {"found": restorer.found_noise(noisy)[0].record()}
+        keep(options, "route", lines)
+        print(name, flush=True)
 
 
 def keep(options: argparse.Namespace, what: str, lines: dict[str, Any]) -> None:
@@ -135,7 +156,7 @@ def keep(options: argparse.Namespace, what: str, lines: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["camera", "white", "clean", "jpeg"], help="default: all")
+    parser.add_argument("what", nargs="*", default=["camera", "white", "clean", "jpeg", "route"], help="default: all")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     parser.add_argument("--every", type=int, default=1, help="of so many images one")
     parser.add_argument("--methods", nargs="*", default=["opencv"], help="of opencv, bm3d (default: opencv)")
@@ -152,6 +173,8 @@ def main() -> None:
             camera(options, restorer, lines)
         elif what == "white":
             white(options, restorer, lines)
+        elif what == "route":
+            route(options, restorer, lines)
         else:
             quiet(options, restorer, lines, what)
 

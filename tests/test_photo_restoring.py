@@ -125,7 +125,9 @@ def photographs() -> dict[str, np.ndarray]:
     smooth = resize_bicubic(random.random((6, 6, 3)), 160, 160).clip(0, 1)
     camera = add_camera_noise(smooth, at_level(draw_camera(random), 8.0), random)
     white = smooth + random.normal(0, 12 / 255, smooth.shape)
-    images = {name: np.rint(x.clip(0, 1) * 255).astype(np.uint8) for name, x in (("camera", camera), ("white", white))}
+    weak = add_camera_noise(smooth, at_level(draw_camera(random), 2.0), random)
+    named = ("camera", camera), ("white", white), ("weak", weak)
+    images = {name: np.rint(x.clip(0, 1) * 255).astype(np.uint8) for name, x in named}
     return images | {"grey": images["camera"][..., 1]}
 
 
@@ -158,6 +160,7 @@ def by_service(image: np.ndarray, **options: Any) -> tuple[np.ndarray, str]:
         ("camera", {"sigma": 9.0}, "color"),
         ("camera", {"model": "denoise-gray-small"}, "gray"),
         ("white", {}, "color"),
+        ("weak", {}, "color"),
         ("white", {"noise": "photo"}, "photo"),
         ("grey", {}, "gray"),
         ("grey", {"noise": "photo"}, "photo"),

@@ -32,6 +32,7 @@ Say = Callable[[str], None]
 Sigma = float | str | np.ndarray
 RestorerFor = Callable[[int, bool], Restorer]
 KINDS = (*NOISES, "photo")
+PHOTO_LEVEL = 4.0  # of a camera's noise, 0-255 units, from which the model for photographs is taken: docs/photographs.md
 
 
 def restorer_of(name: str, device: str, settings: Settings) -> Restorer:
@@ -130,7 +131,8 @@ def denoised_array(
     if isinstance(sigma, str) and config.sigma_input and not config.level_one:
         check_auto(sigma)
         found = restorer.found_noise(image, alpha, asked.noise, chosen)
-        if channels == 3 and not asked.named and ships_photo_model() and all(one.kind == "camera" for one in found):
+        strong = all(one.kind == "camera" and one.level >= PHOTO_LEVEL for one in found)
+        if channels == 3 and strong and not asked.named and ships_photo_model():
             restorer = restorer_for(channels, True)
             config = restorer.model.config
     if not config.sigma_input:
