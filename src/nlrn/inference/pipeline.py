@@ -32,7 +32,9 @@ Say = Callable[[str], None]
 Sigma = float | str | np.ndarray
 RestorerFor = Callable[[int, bool], Restorer]
 KINDS = (*NOISES, "photo")
-PHOTO_LEVEL = 4.0  # of a camera's noise, 0-255 units, from which the model for photographs is taken: docs/photographs.md
+PHOTO_LEVEL = (
+    4.0  # of a camera's noise, 0-255 units, from which the model for photographs is taken: docs/photographs.md
+)
 
 
 def restorer_of(name: str, device: str, settings: Settings) -> Restorer:

@@ -21,9 +21,10 @@ class NLRNDenoiser(nn.Module):
 
     model: an NLRN (used as it is, not copied), a shipped name, a weights file, or None for the default grey denoiser.
     y: [B, C, H, W], float, on the 0..1 scale up to noise; C is the model's, or any through a grey model, channel by
-    channel. sigma: standard deviation on that same scale, a number, a tensor of one number, [B], or [B, 1, 1, 1]. The
-    result has y's shape and dtype and is not clipped. An image that uses a small part of 0..1 is restored on its own
-    range (nlrn.functional.ranges), as nlrn.denoise does.
+    channel. sigma: standard deviation on that same scale, a number, a tensor of one number, [B], [B, 1, 1, 1], or a
+    map of it, [H, W], [1, 1, H, W] or [B, 1, H, W]; through a grey model also one for each channel, [B, C, 1, 1] or
+    [B, C, H, W]. The result has y's shape and dtype and is not clipped. An image that uses a small part of 0..1 is
+    restored on its own range (nlrn.functional.ranges), as nlrn.denoise does, unless sigma is a map.
 
     Raises ConfigError for a model that does not denoise with a noise level given, InputError for the shapes.
     """
@@ -39,11 +40,18 @@ class NLRNDenoiser(nn.Module):
         if y.dim() != 4:
             raise InputError(f"expected pictures [B, C, H, W], not {tuple(y.shape)}")
         weight = self.model.head.weight
-        batch = len(y)
-        level = torch.as_tensor(sigma, dtype=weight.dtype, device=weight.device).flatten()
-        if level.numel() not in (1, batch):
-            raise InputError(f"sigma must be one number or {batch}, one for each picture, not {level.numel()}")
-        return on_own_range(self._denoised, y.to(weight), level.expand(batch)).to(y)
+        batch, channels, height, width = y.shape
+        level = torch.as_tensor(sigma, dtype=weight.dtype, device=weight.device)
+        apart = self.model.config.in_channels == 1 and channels > 1
+        level = _planes(level, batch, channels if apart else 1, height, width)
+        if level.shape[1:] == (1, 1, 1):
+            return on_own_range(self._denoised, y.to(weight), level.reshape(-1).expand(batch)).to(y)
+        x = y.to(weight)
+        if apart:
+            x = x.reshape(batch * channels, 1, height, width)
+            level = level.expand(batch, channels, *level.shape[2:]).reshape(batch * channels, 1, *level.shape[2:])
+        out: Tensor = self.model(x, level)
+        return out.reshape(y.shape).to(y)
 
     def _denoised(self, x: Tensor, level: Tensor) -> Tensor:
         """x: [B, C, H, W]; level: [B]."""
@@ -52,3 +60,18 @@ class NLRNDenoiser(nn.Module):
             level = level.repeat_interleave(channels)
             return self.model(x.reshape(-1, 1, height, width), level).reshape(x.shape)
         return self.model(x, level)
+
+
+def _planes(level: Tensor, batch: int, channels: int, height: int, width: int) -> Tensor:
+    """sigma as [1 or B, 1 or channels, 1 or H, 1 or W]. Raises InputError for a shape that is none of those."""
+    given = tuple(level.shape)
+    if level.numel() == 1:
+        level = level.reshape(1, 1, 1, 1)
+    elif given == (batch,):
+        level = level.reshape(batch, 1, 1, 1)
+    elif given == (height, width):
+        level = level.reshape(1, 1, height, width)
+    shape, size = tuple(level.shape), (batch, channels, height, width)
+    if len(shape) != 4 or any(n not in (1, m) for n, m in zip(shape, size, strict=True)):
+        raise InputError(f"sigma must be a number, [B], [H, W] or [B, C, H, W] = {size}, each 1 or that; not {given}")
+    return level

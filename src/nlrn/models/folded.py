@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nlrn.errors import InputError
 from nlrn.models.nlrn import NLRN, with_sigma_plane
 from nlrn.ops import neighborhood_attention
+from nlrn.ops.forking import note_computation
 
 _Conv = tuple[Tensor, Tensor]  # weight, bias
 
@@ -81,6 +82,7 @@ class FoldedNLRN:
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """The restored picture [B, C, H, W], float32, as NLRN's forward defines it."""
+        note_computation()
         with torch.autocast(x.device.type, enabled=False):  # the dtype is this network's own, whatever is around it
             return self.restored(x, sigma)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nlrn.errors import ConfigError, InputError
 from nlrn.ops import convolve3, neighborhood_attention, select_backend, tiled
+from nlrn.ops.forking import note_computation
 
 TASKS = ("denoise", "sr")
 DISTANCES = (
@@ -278,6 +279,8 @@ class NLRN(nn.Module):
     def forward(self, x: Tensor, sigma: float | Tensor | None = None, observer: Observer | None = None) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.config.in_channels:
             raise InputError(f"this model takes [B, {self.config.in_channels}, H, W], not {tuple(x.shape)}")
+        if not torch.compiler.is_compiling():
+            note_computation()
         first = with_sigma_plane(self.config, self.head_norm(x), sigma)
         s = s0 = self.head(first).contiguous(memory_format=torch.channels_last)  # [B, C, H, W]
         correlation = None

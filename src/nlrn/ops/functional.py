@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nlrn.errors import BackendError, InputError
 from nlrn.ops import cpu, custom_ops, reference, tiled
+from nlrn.ops.forking import note_computation
 
 BACKENDS: dict[str, ModuleType] = {  # each: unsupported, rows, to_dense, of_pixel, state_bytes
     **custom_ops.KERNELS,
@@ -56,6 +57,8 @@ def neighborhood_attention(
     Source: paper, section 3 (embedded Gaussian, confined neighbourhood) and 4 (correlation propagation).
     """
     _check(q, k, v, window)
+    if not torch.compiler.is_compiling():
+        note_computation()
     name = select_backend(q, window, backend)
     if correlation is not None:
         batch, height, width, _ = q.shape
