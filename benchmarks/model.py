@@ -120,7 +120,7 @@ def _training_step(cell: Cell) -> Cell:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=cell["dtype"] == "bf16"):
             restored = model(noisy, 0.1)
-        loss_of(restored.float(), clean, recipe.loss).backward()  # type: ignore[no-untyped-call]
+        loss_of(restored.float(), clean, recipe.loss, recipe.loss_region).backward()  # type: ignore[no-untyped-call]
         clip_gradients(list(model.parameters()), recipe.optim)
         optimizer.step()
 

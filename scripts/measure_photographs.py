@@ -3,7 +3,9 @@
 `camera`: the crops of the PolyU set (Xu et al. 2018: five cameras, JPEG, the mean of many exposures as truth), no
 parameter given; beside them the noisy crops, the estimate for white noise, the colour model given the best single
 sigma for the whole set, and OpenCV's fastNlMeansDenoisingColored and BM3D with the best of a grid for the whole set.
-XX a JPEG of quality 70. PolyU, CBSD68 and BSD100 are scoring sets: nothing is fitted to them.
+`white`, `clean`, `jpeg`: CBSD68 under white noise, BSD100 as it is and through a JPEG of quality 70. `route`: when the
+model for photographs serves better than the one for white noise, by simulated noise on images of SunHays80 that nothing
+is trained on. PolyU, CBSD68 and BSD100 are scoring sets: nothing is fitted to them.
 
 OpenCV and BM3D (not free for commercial use) are only used here: pip install opencv-python-headless==5.0.0.93
 bm3d==4.0.3. Where one is missing its lines are left out. Results are added to results/photographs.json as they come.
@@ -23,11 +25,11 @@ from PIL import Image
 
 import nlrn
 from nlrn.evaluation.protocols import machine
-from nlrn.functional.camera import jpeg
-from nlrn.functional.degradations import add_gaussian_noise
+from nlrn.functional.camera import CAMERA_LEVELS, jpeg, noisy_at
+from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.functional.metrics import psnr, quantize8, ssim
 from nlrn.inference.restorer import Restorer
-from nlrn.io.datasets import data_root, read_folder, scoring_set
+from nlrn.io.datasets import data_root, read_folder, scoring_set, validation_images
 from nlrn.system.atomic import publish_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -63,7 +63,7 @@ def test_models_come_by_name_and_file_and_others_are_refused(tmp_path: Path) -> 
             NLRNDenoiser(random_model(**changes))
     with pytest.raises(InputError, match=r"\[B, C, H, W\]"):
         NLRNDenoiser()(y[0], 0.1)
-    with pytest.raises(InputError, match="one number or 1"):
+    with pytest.raises(InputError, match="sigma must be a number"):
         NLRNDenoiser()(y, torch.tensor([0.1, 0.2]))
 
 

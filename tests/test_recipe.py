@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy import recorded
@@ -240,11 +241,51 @@ def test_every_released_state_goes_on_under_the_recipe_of_its_name() -> None:
         assert meta["recipe"] == read_recipe(RECIPES / f"{folder.name}.toml").digest()
 
 
-def test_the_papers_recipe_is_the_paper_to_the_letter() -> None:
-    paper = read_recipe(RECIPES / "paper-sigma25.toml")
-    assert paper.model == dataclasses.replace(NLRNConfig(), window=None)
+COMMON = OptimConfig("tf-adam", 1e-3, weight_decay=0.0, clip=2.5, clip_per_variable=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "states", "region", "largest", "steps", "halve_at"),
+    [
+        ("paper-sigma25", 12, 0, 255, 400_000, [75_000 * i for i in range(1, 7)]),
+        ("paper-sigma25-later", 15, 5, 1, 500_000, [100_000, 200_000, 300_000, 400_000, 450_000]),
+    ],
+)
+def test_each_published_code_has_a_recipe(
+    name: str, states: int, region: int, largest: int, steps: int, halve_at: list[int]
+) -> None:
+    paper = read_recipe(RECIPES / f"{name}.toml")
+    first = name == "paper-sigma25"
+    assert paper.model == dataclasses.replace(NLRNConfig(), window=None, states=states, propagation=first)
     assert paper.stages == (Stage(0, 43, 16),)
-    assert paper.optim == OptimConfig("adam", 1e-3, weight_decay=0.0, clip=2.5, clip_per_variable=True)
-    assert paper.schedule == ScheduleConfig("halving", 400_000, warmup=0, halve_every=100_000)
-    assert (paper.loss, paper.ema, paper.noise) == ("mse", 0.0, NoiseConfig(25.0, 25.0))
+    assert paper.optim == COMMON
+    assert paper.schedule == ScheduleConfig("halving", steps, warmup=0, halve_at=tuple(halve_at))
+    assert (paper.loss, paper.loss_region, paper.image_range) == ("mse", region, largest)
+    assert (paper.ema, paper.noise) == (0.0, NoiseConfig(25.0, 25.0))
     assert set(paper.data.folders) == {"bsds500/train", "bsds500/test"}
+    for i, at in enumerate(halve_at):  # as tf.train.piecewise_constant has it
+        assert paper.lr(at, 0, 0) == 1e-3 * 0.5**i
+        assert paper.lr(at + 1, 0, 0) == 1e-3 * 0.5 ** (i + 1)
+    for line in (RECIPES / f"{name}.toml").read_text().splitlines():
+        assert "=" not in line.partition("#")[0] or " # " in line, f"{line}: without its source"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss_region": -1},
+        {"loss_region": 99},
+        {"image_range": 2},
+        {"image_range": 255, "compile": True},
+        {"image_range": 255, "noise": NoiseConfig(0.0, 50.0), "model": NLRNConfig(sigma_input=True)},
+    ],
+)
+def test_a_region_or_range_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    one_level = {"model": NLRNConfig(), "noise": NoiseConfig(25.0, 25.0), "stages": (Stage(0, 43, 16),)}
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        TrainConfig("x", **{**one_level, **changes})
+    for halve_at in ((0, 5), (7, 5), (5, 5)):
+        with pytest.raises(ConfigError, match="halve_at"):
+            ScheduleConfig("halving", halve_at=halve_at)
+    with pytest.raises(ConfigError, match="halve_at"):
+        ScheduleConfig(halve_at=(5,))

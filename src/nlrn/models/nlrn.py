@@ -316,6 +316,22 @@ class NLRN(nn.Module):
         return select_backend(like, self.config.window, self.block.non_local.backend)
 
 
+def on_unit_scale(model: NLRN, largest: int) -> NLRN:
+    """A network trained on images in 0..largest as one for 0..1: other(x) = model(largest * x) / largest in eval mode.
+
+    The first batch norm and the last convolution know the scale. The model itself where largest is 1, else a copy.
+    """
+    if largest == 1:
+        return model
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.head_norm.running_mean.div_(largest)  # type: ignore[union-attr]
+        other.head_norm.weight.mul_(largest)
+        for p in other.tail.parameters():
+            p.div_(largest)
+    return other
+
+
 def with_sigma_plane(config: NLRNConfig, x: Tensor, sigma: float | Tensor | None) -> Tensor:
     """What the first convolution sees: x [B, C, H, W], normalised, and beside it sigma, where the model takes one.
 

@@ -102,8 +102,8 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """optimizer: "muon" (nlrn.training.optim.Muon), "adamw" or "adam". clip: limit of the gradient norm, over all or
-    for each variable.
+    """optimizer: "muon" (nlrn.training.optim.Muon), "adamw", "adam", or "tf-adam", Adam as TensorFlow has it. clip:
+    limit of the gradient norm, over all or for each variable.
     """
 
     optimizer: str = "adamw"
@@ -115,8 +115,8 @@ class OptimConfig:
     clip_per_variable: bool = False
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("muon", "adamw", "adam"):
-            raise ConfigError(f"optimizer must be muon, adamw or adam, not {self.optimizer!r}")
+        if self.optimizer not in ("muon", "adamw", "adam", "tf-adam"):
+            raise ConfigError(f"optimizer must be muon, adamw, adam or tf-adam, not {self.optimizer!r}")
         if min(self.lr, self.clip, self.eps) <= 0 or self.weight_decay < 0:
             raise ConfigError("lr, clip and eps must be positive and weight_decay not negative")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -126,7 +126,7 @@ class OptimConfig:
 @dataclass(frozen=True)
 class ScheduleConfig:
     """kind "slices": warm-up, constant rate, then a decay branch over the last `decay` of the run, to zero.
-    kind "halving": the paper's; the rate is halved every `halve_every` steps.
+    kind "halving": the paper's; the rate is halved every `halve_every` steps, or after each of the steps `halve_at`.
     """
 
     kind: str = "slices"
@@ -134,12 +134,17 @@ class ScheduleConfig:
     warmup: int = 300
     decay: float = 0.2
     halve_every: int = 100_000
+    halve_at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in ("slices", "halving"):
             raise ConfigError(f"schedule kind must be slices or halving, not {self.kind!r}")
         if self.steps < 1 or self.warmup < 0 or not 0 <= self.decay < 1 or self.halve_every < 1:
             raise ConfigError("schedule wants steps >= 1, warmup >= 0, 0 <= decay < 1, halve_every >= 1")
+        if list(self.halve_at) != sorted(set(self.halve_at)) or min(self.halve_at, default=1) < 1:
+            raise ConfigError(f"schedule.halve_at must be steps that rise from 1 on, not {list(self.halve_at)}")
+        if self.halve_at and self.kind != "halving":
+            raise ConfigError('schedule.halve_at is for the kind "halving"')
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. loss: "rms", the root-mean-square error of each patch, or "mse".
+    """One training run. loss: "rms", the root-mean-square error of each patch, or "mse"; of all of it, or of the middle
+    loss_region x loss_region pixels. image_range: the largest value of the images that the network is trained on, 1 or
+    255, which decides what the clip of the gradients touches; the weights written are for 0..1 in any case.
 
     ema: decay of the averaged weights that are scored and shipped, their batch-norm statistics taken anew
     over norm_batches batches; 0 ships the weights and statistics as they are. embedding_gain: the factor on the
@@ -194,6 +201,8 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stages: tuple[Stage, ...] = (Stage(0, 48, 16),)
     loss: str = "rms"
+    loss_region: int = 0
+    image_range: int = 1
     embedding_gain: float = 1.0
     embedding_tied: bool = False
     embedding_lr: float = 1.0
@@ -213,6 +222,8 @@ class TrainConfig:
             raise ConfigError("a stage after a frozen one must be frozen too")
         if self.loss not in ("rms", "mse") or self.precision not in ("auto", "fp32", "bf16"):
             raise ConfigError("loss must be rms or mse, precision auto, fp32 or bf16")
+        if not 0 <= self.loss_region <= min(stage.patch for stage in self.stages) or self.image_range not in (1, 255):
+            raise ConfigError("loss_region must lie in a patch, or be 0 for all of it, and image_range be 1 or 255")
         if not 0 <= self.ema < 1 or self.norm_batches < 1 or self.validate_every < 1:
             raise ConfigError("ema must be in [0, 1), norm_batches and validate_every at least 1")
         if self.embedding_gain <= 0 or self.embedding_lr < 0:
@@ -226,6 +237,9 @@ class TrainConfig:
 
     def _check_task(self) -> None:
         """What the model is for must fit what it is and what it is shown."""
+        gaussian = self.model.task == "denoise" and self.noise.kind == "gaussian"
+        if self.image_range != 1 and (not gaussian or self.model.sigma_input or self.compile):
+            raise ConfigError("image_range = 255 is for Gaussian noise of one level, without compile")
         if self.noise.kind == "camera":
             if self.model.task != "denoise" or self.model.in_channels != 3:
                 raise ConfigError('camera noise is for models of the task "denoise" with in_channels = 3')
@@ -265,8 +279,10 @@ class TrainConfig:
         """The learning rate of a step: a pure function of the step and of where the decay branch lies."""
         s = self.schedule
         rate = self.optim.lr * self.stage(step).lr * min(1.0, (step + 1) / max(1, s.warmup))
-        if s.kind == "halving":
-            return rate * 0.5 ** (step // s.halve_every)
+        if (
+            s.kind == "halving"
+        ):  # halve_at as in TensorFlow's piecewise_constant: that step itself still has the old rate
+            return rate * 0.5 ** (sum(at < step for at in s.halve_at) if s.halve_at else step // s.halve_every)
         left = 1 - (step - decay_start) / decay_steps if decay_steps else 1.0
         return rate * min(1.0, max(0.0, left))
 
@@ -274,13 +290,11 @@ class TrainConfig:
         """Every field that means something; those younger than released states unless they have their defaults."""
         values = dataclasses.asdict(self)
         del values["noise" if self.model.task == "sr" else "resize"]
-        for key in ("distance", "level_one"):
-            if getattr(self.model, key) == getattr(NLRNConfig, key):
-                del values["model"][key]
-        if self.model.task != "sr" and self.noise.kind == NoiseConfig.kind:
-            del values["noise"]["kind"]
-        if self.model.task != "sr" and self.noise.enlarge == NoiseConfig.enlarge:
-            del values["noise"]["enlarge"]
+        younger = (("model", "distance"), ("model", "level_one"), ("noise", "kind"), ("noise", "enlarge"))
+        for part, key in (*younger, ("schedule", "halve_at"), (None, "loss_region"), (None, "image_range")):
+            owner, table = (getattr(self, part), values.get(part, {})) if part else (self, values)
+            if getattr(owner, key) == getattr(type(owner), key):
+                table.pop(key, None)
         start = values.pop("start")
         if start is not None:
             values["start"] = {"from": start["from_"]}

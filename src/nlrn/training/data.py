@@ -27,7 +27,8 @@ Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Batches:
-    """(degraded, clean, sigma / 255) by step, for one of several processes: put together, theirs are one's."""
+    """(degraded, clean, sigma / 255) by step, images in 0..config.image_range, for one of several processes: put
+    together, theirs are one's."""
 
     def __init__(self, config: TrainConfig, data: Path, processes: Processes) -> None:
         self.config, self.processes = config, processes
@@ -59,7 +60,12 @@ class Batches:
         if self.config.noise.kind == "camera":
             return self._photographed(step, first, clean, stage.patch)
         sigma, noise = self._noise(step, first, clean.shape)
-        return clean / 255 + noise, clean / 255, sigma if self.config.model.sigma_input else None
+        largest = self.config.image_range
+        return (
+            largest * (clean / 255 + noise),
+            largest * (clean / 255),
+            sigma if self.config.model.sigma_input else None,
+        )
 
     # -- noise ---------------------------------------------------------------------------------------------
 

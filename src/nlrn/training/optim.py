@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,15 @@ from nlrn.models.nlrn import NLRN, RecurrentBlock
 from nlrn.training.config import OptimConfig, TrainConfig
 
 
-def loss_of(restored: Tensor, clean: Tensor, kind: str) -> Tensor:
-    """ "mse", or "rms": the mean over patches of each patch's root-mean-square error."""
+def loss_of(restored: Tensor, clean: Tensor, kind: str, region: int = 0) -> Tensor:
+    """ "mse", or "rms": the mean over patches [B, C, H, W] of each patch's root-mean-square error.
+
+    region: of the middle region x region pixels alone; 0: of all.
+    """
+    if region:
+        top, left = (n // 2 - region // 2 for n in clean.shape[2:])
+        middle = (..., slice(top, top + region), slice(left, left + region))
+        restored, clean = restored[middle], clean[middle]
     error = (restored - clean).square().flatten(1).mean(1)  # [B]
     return error.mean() if kind == "mse" else (error + 1e-8).sqrt().mean()
 
@@ -53,6 +61,22 @@ class Muon(torch.optim.AdamW):
         p.add_(orthogonalized(ahead).view(p.shape), alpha=-lr * scale)
 
 
+class TensorFlowAdam(torch.optim.Adam):
+    """Adam as TensorFlow computes it: epsilon is added to a root whose bias is not corrected yet.
+
+    At step t this is torch's with an epsilon of eps / sqrt(1 - beta2^t), which at the first step is 32 times as large.
+    Source: Kingma and Ba, arXiv 1412.6980, end of section 2; tf.train.AdamOptimizer ("epsilon hat").
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            epsilon = group.setdefault("epsilon", group["eps"])
+            done = max((int(self.state[p]["step"]) for p in group["params"] if self.state.get(p)), default=0)
+            group["eps"] = epsilon / math.sqrt(1 - group["betas"][1] ** (done + 1))
+        super().step(closure)
+
+
 def orthogonalized(matrix: Tensor) -> Tensor:
     """The matrix with its singular values brought to about 1 (0.7 to 1.2) by five Newton-Schulz steps."""
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
@@ -75,7 +99,8 @@ def make_optimizer(config: TrainConfig, model: NLRN) -> torch.optim.Optimizer:
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for p in model.parameters():
         groups.setdefault((id(p) in embeddings, p.dim() > 1, id(p) in hidden), []).append(p)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}[o.optimizer]
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon, "tf-adam": TensorFlowAdam}
+    kind = kinds[o.optimizer]
     return kind(
         [
             {

@@ -20,7 +20,7 @@ from torch import Tensor
 from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from nlrn.io.datasets import data_root
 from nlrn.models.checkpoint import model_metadata, save_model, to_device
-from nlrn.models.nlrn import NLRN
+from nlrn.models.nlrn import NLRN, on_unit_scale
 from nlrn.ops.cpu import say_if_missing
 from nlrn.system.atomic import remove_leftovers
 from nlrn.system.hardware import hardware_bf16
@@ -337,7 +337,7 @@ class Trainer:
             noisy, clean, sigma = self.batches(self.step, part)
             with self._autocast():
                 restored = self.model(noisy, sigma)
-            mean = loss_of(restored.to(clean.dtype), clean, self.config.loss)
+            mean = loss_of(restored.to(clean.dtype), clean, self.config.loss, self.config.loss_region)
             share = mean * (len(clean) / stage.batch)  # shares may differ in size: their sum is the mean of all
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
@@ -371,7 +371,7 @@ class Trainer:
         self._validate(log, averaged, "averaged")
         if self.processes.leads:
             said = state.provenance(self.config, self.step, self.seconds, self.device, self.processes.world)
-            save_model(self.weights, averaged, said)
+            save_model(self.weights, on_unit_scale(averaged, self.config.image_range), said)
         self.processes.wait()
         return self.weights
 

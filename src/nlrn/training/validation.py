@@ -15,7 +15,7 @@ from nlrn.functional.camera import CAMERA_LEVELS, noisy_at
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.functional.metrics import luma8, psnr
 from nlrn.io.datasets import validation_images
-from nlrn.models.nlrn import NLRN
+from nlrn.models.nlrn import NLRN, on_unit_scale
 from nlrn.models.observers import AttentionMeter
 from nlrn.training.config import TrainConfig
 
@@ -32,7 +32,7 @@ class Validation:
             raise InputError(f"no picture of {config.data.validation} has {size} x {size} pixels to validate on")
         crops = [_centre(image, size) for image in large[: config.data.validation_pictures]]
         self.clean = [(luma8(crop) if enlarges else crop) / 255 for crop in crops]
-        self.device = device
+        self.device, self.image_range = device, config.image_range
         self.tasks: dict[str, tuple[float | None, Callable[[np.ndarray, int], np.ndarray]]] = {}
         if enlarges:
             self.tasks = {f"x{s}": (None, _enlarged(s)) for s in config.resize.scales}
@@ -53,6 +53,7 @@ class Validation:
         The PSNR is the mean over the pictures of the clipped, unrounded output; the attention is that of the
         first. Of the other distances there is the PSNR alone.
         """
+        model = on_unit_scale(model, self.image_range)
         training = model.training
         model.eval()
         result: dict[str, Any] = {}
