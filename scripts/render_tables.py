@@ -35,6 +35,8 @@ PAGES = (
     "docs/training.md",
     "docs/studies.md",
     "docs/sigma.md",
+    "docs/photographs.md",
+    "docs/speed.md",
     "docs/cluster.md",
 )
 MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
@@ -158,6 +160,7 @@ FITTED = "Canon5D2"  # the camera of PolyU whose noisy images the simulated nois
 METHODS = {
     "noisy": "as it is",
     "auto": "**nlrn, nothing given**",
+    "photo": "nlrn, `--noise photo`",
     "gaussian": "nlrn, `--noise gaussian`",
     "sigma": "nlrn, the best single sigma",
     "opencv": "OpenCV, fastNlMeansDenoisingColored, best",
@@ -188,6 +191,37 @@ def photographs() -> str:
         "smallest gain",
         "largest shift of a channel's mean",
     ]
+    return markdown(header, rows) + _measured(result)
+
+
+def camera() -> str:
+    """PSNR and SSIM on CBSD68 under the noise of simulated cameras, of the files that nlrn evaluate wrote."""
+    photo, white = load("denoise-photo-small"), load("camera-color-small")
+    found = photo["scores"]["cbsd68"]
+    rows = [["as it is", *(f"{one['psnr_noisy']:.2f}" for one in found.values())]]
+    for title, result in (("denoise-color-small, sigma estimated", white), ("**denoise-photo-small**", photo)):
+        scores = result["scores"]["cbsd68"].values()
+        rows.append([title, *(f"{one['psnr']:.2f} / {one['ssim']:.4f}" for one in scores)])
+    header = ["PSNR (dB) / SSIM, CBSD68, camera noise", *(f"level {level}" for level in found)]
+    return markdown(header, rows) + _measured(photo)
+
+
+def route() -> str:
+    """PSNR by level and content, of results/photographs.json."""
+    result = load("photographs")["route"]
+    lines: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for name, line in result["lines"].items():
+        _, kind, level = name.rsplit(" ", 2)
+        lines.setdefault((kind, level), []).append(line)
+    rows = [
+        [
+            f"{kind}, level {level}",
+            *(f"{np.mean([one[key] for one in found]):.2f}" for key in ("noisy", "white", "photo")),
+        ]
+        for (kind, level), found in lines.items()
+    ]
+    count = len(next(iter(lines.values())))
+    header = [f"PSNR (dB), {count} crops", "as it is", "denoise-color-small, sigma estimated", "denoise-photo-small"]
     return markdown(header, rows) + _measured(result)
 
 
@@ -368,6 +402,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "processes": processes,
     "tiles": tiles,
     "untouched": untouched,
+    "camera": camera,
+    "route": route,
     **{name: partial(scores, task) for name, task in TASKS.items()},
     **{f"study-{name}": partial(study, name) for name in STUDIES},
 }
