@@ -123,7 +123,7 @@ def photographs() -> dict[str, np.ndarray]:
     """Of 160 x 160: a colour one with noise as cameras make it and with white noise, uint8, and a grey one."""
     random = np.random.default_rng(5)
     smooth = resize_bicubic(random.random((6, 6, 3)), 160, 160).clip(0, 1)
-    camera = add_camera_noise(smooth, at_level(draw_camera(random), 8.0), random)
+    camera = add_camera_noise(smooth, at_level(draw_camera(random), 14.0), random)
     white = smooth + random.normal(0, 12 / 255, smooth.shape)
     weak = add_camera_noise(smooth, at_level(draw_camera(random), 2.0), random)
     named = ("camera", camera), ("white", white), ("weak", weak)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nlrn.ops import cpu
+from nlrn.ops.custom_ops import LIBRARY, operator
 
 
 def weight_gradient(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,18 +56,18 @@ def convolve3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return found
 
 
-@torch.library.custom_op("nlrn::convolution", mutates_args=())
+@operator()
 def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As convolve3, for any floating type."""
     return F.conv2d(x, weight, bias, padding=1)
 
 
-@convolution.register_fake
+@torch.library.register_fake("nlrn::convolution", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1)
 
 
-@torch.library.custom_op("nlrn::convolution_weights", mutates_args=())
+@operator()
 def convolution_weights(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """As weight_gradient; in float32 by the fused kernel where it is there."""
     if x.dtype != torch.float32 or cpu.instruction_set() == "none":
@@ -74,7 +75,7 @@ def convolution_weights(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return cpu.weight_gradient(x, gradient)
 
 
-@convolution_weights.register_fake
+@torch.library.register_fake("nlrn::convolution_weights", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     inputs, outputs = x.shape[1], gradient.shape[1]
     return x.new_empty(outputs, 3, 3, inputs).permute(0, 3, 1, 2), x.new_empty(outputs)
@@ -97,4 +98,4 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, T
     return before, weights, bias
 
 
-convolution.register_autograd(_differentiate, setup_context=_keep)
+torch.library.register_autograd("nlrn::convolution", _differentiate, setup_context=_keep, lib=LIBRARY)

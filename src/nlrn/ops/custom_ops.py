@@ -23,17 +23,17 @@ from nlrn.ops import cpu, triton
 
 NORMS = 2  # numbers a query that a backward pass needs: a maximum of the logits, and a sum relative to it
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "gpu": triton}
-_LIBRARY = torch.library.Library("nlrn", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY = torch.library.Library("nlrn", "DEF")  # type: ignore[no-untyped-call]
 
 
-def _operator(mutates: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def operator(mutates: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Define the operator nlrn::<name of the function>, its schema from the annotations, for every device."""
 
     def define(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__
         schema = torch.library.infer_schema(function, mutates_args=mutates)
-        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+        LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         return function
 
     return define
@@ -52,7 +52,7 @@ def _kept(kernel: str, q: Tensor, v: Tensor, window: int | None, carried: bool) 
     return exact, norms, q.new_empty(_state_size(kernel, q, window) if carried else 0, dtype=torch.float32)
 
 
-@_operator()
+@operator()
 def attention(
     q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -68,14 +68,14 @@ def attention(
     return out, exact, norms, after
 
 
-@torch.library.register_fake("nlrn::attention", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+@torch.library.register_fake("nlrn::attention", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _(
     q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return v.new_empty(v.shape), *_kept(kernel, q, v, window, carry or before is not None)
 
 
-@_operator()
+@operator()
 def attention_backward(
     q: Tensor,
     k: Tensor,
@@ -95,7 +95,7 @@ def attention_backward(
     return dq, dk, dv, q.new_empty(0, dtype=torch.float32) if before is None else before
 
 
-@torch.library.register_fake("nlrn::attention_backward", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+@torch.library.register_fake("nlrn::attention_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _(
     q: Tensor,
     k: Tensor,
@@ -132,10 +132,10 @@ def _differentiate(
     return dq, dk, dv, before if ctx.follows else None, None, None, None
 
 
-torch.library.register_autograd("nlrn::attention", _differentiate, setup_context=_keep, lib=_LIBRARY)
+torch.library.register_autograd("nlrn::attention", _differentiate, setup_context=_keep, lib=LIBRARY)
 
 
-@_operator(mutates=("state",))
+@operator(mutates=("state",))
 def attention_(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int | None, kernel: str
 ) -> Tensor:
@@ -145,7 +145,7 @@ def attention_(
     return out
 
 
-@torch.library.register_fake("nlrn::attention_", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+@torch.library.register_fake("nlrn::attention_", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int | None, kernel: str
 ) -> Tensor:
