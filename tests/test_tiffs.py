@@ -311,6 +311,19 @@ def test_few_bits(bits: int, inverted: bool) -> None:
     np.testing.assert_array_equal(read_back(data), 255 - expected if inverted else expected)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes(bits: int) -> None:
+    rgb = Image.fromarray(samples((13, 24, 3))).quantize(2**bits)
+    values, table = np.asarray(rgb), RNG.integers(0, 65535, (3, 2**bits), np.uint16)
+    packed = np.packbits(np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(13, -1), axis=1).tobytes()
+    colours = table.tobytes()
+    entries = [(256, 3, 1, 24), (257, 3, 1, 13), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 3), (273, 4, 1, 8)]
+    entries += [(277, 3, 1, 1), (278, 3, 1, 13), (279, 4, 1, len(packed)), (320, 3, table.size, 8 + len(packed))]
+    head = b"II*\0" + struct.pack("<I", 8 + len(packed) + len(colours)) + packed + colours
+    data = head + struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *e) for e in entries) + bytes(4)
+    np.testing.assert_array_equal(read_back(data), (table.T // 256)[values])
+
+
 def test_premultiplied_alpha_of_8_bits_is_taken_out() -> None:
     alpha = np.full((8, 8), 128, np.uint8)
     colour = np.full((8, 8, 3), 64, np.uint8)

@@ -146,7 +146,9 @@ def samples_of(
     if plain and kind.bits not in (2, 4) and int(page.predictor) in _PREDICTED:
         values = _by_tifffile(page, kind, parts)
     else:
-        if kind.bits > 8 or (page.planarconfig == 2 and kind.photometric in (BLACK_IS_ZERO, RGB) and kind.bits == 8):
+        if kind.bits > 8:
+            if page.is_tiled and page.planarconfig == 2 and page.samplesperpixel > 1:
+                raise InputError("compressed tiles of separate planes are read with 8 bits only; save it with deflate")
             values = wide.samples(_alone(page, data), (page.imagewidth, page.imagelength))
             if kind.photometric == WHITE_IS_ZERO and values.shape[2] != 1:
                 raise InputError("damaged: more samples than were declared")
@@ -220,7 +222,7 @@ def _coloured(page: Any, kind: Kind, values: np.ndarray) -> np.ndarray:
     if kind.bits > 8 or table.size != 3 * 2**kind.bits:
         raise InputError("damaged: its palette is missing or of another size")
     table = table.reshape(3, -1).T
-    return (table if table.max() < 256 else table // 256).astype(np.uint8)[values]  # some writers give 8 bits
+    return (table if table.max() < 256 else table // 256).astype(np.uint8)[values.astype(np.intp)]  # some give 8 bits
 
 
 def _by_pillow(page: Any, kind: Kind, data: bytes) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
