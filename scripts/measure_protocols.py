@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ def bicubic(image: np.ndarray, scale: int, *, theirs: bool) -> float:
     """PSNR of a uint8 image, reduced and enlarged."""
     height, width = (n // scale * scale for n in image.shape[:2])
     image = image[:height, :width]
-    high, border = luma8(image) / 255.0, Border.__args__[1 if theirs else 0]
+    high, border = luma8(image) / 255.0, get_args(Border)[1 if theirs else 0]
     seen = (studio_luma(image / 255.0) if image.ndim == 3 else high) if theirs else high
     low = resize_bicubic(seen, height // scale, width // scale, border=border)
     return psnr(high, quantize8(resize_bicubic(low, height, width, border=border)), border=scale)
