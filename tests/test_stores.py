@@ -174,8 +174,10 @@ def test_what_cannot_be_planned_is_said(store: Store, tmp_path: Path) -> None:
         plan(ObjectPath("nowhere", "in"), tmp_path / "out")
     store.put("twice/a.png", b"")
     store.put("twice/A.png", b"")
+    assert len(plan(ALBUM / "twice", ALBUM / "out")) == 2  # a store tells them apart
+    store.put("twice/a.gif", b"")
     with pytest.raises(ConfigError, match="would both become"):
-        plan(ALBUM / "twice", ALBUM / "out")
+        plan(ALBUM / "twice", ALBUM / "out", form=".png")
     store.put("out/in/x.png", b"")
     store.put("out/in/in/x.png", b"")
     with pytest.raises(ConfigError, match=r"out/in/x\.png is an input"):
