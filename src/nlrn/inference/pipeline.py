@@ -146,6 +146,8 @@ def denoised_array(
         _say_found(say, found, form)
     spread = restorer.scale(image, alpha=alpha, value_range=chosen).spread
     level = level_of(found, spread) if found and not config.level_one else sigma
+    if not isinstance(level, str | PoissonNoise):
+        level = restorer.noise_level(image, level, value_range=chosen)
     if channels == 3 and config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
     say_plan(restorer, say, *image.shape[:2])
