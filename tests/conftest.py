@@ -14,6 +14,8 @@ import selection
 import torch  # reads the variable when it is imported
 from hypothesis import HealthCheck, settings
 
+from nlrn.ops import cpu
+
 if TYPE_CHECKING:
     import httpx
     from webserver import Service
@@ -112,3 +114,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     skipped = reporter.stats.get("skipped", []) if reporter else []
     if _data().is_dir() and skipped:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(params=list(cpu.INSTRUCTION_SETS))
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of this processor in turn."""
+    before = cpu.instruction_set()
+    cpu.use_instruction_set(request.param)
+    yield request.param
+    cpu.use_instruction_set(before)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,15 +21,6 @@ SHAPES = [
     (5, 48, 48, 64, 64),
     (1, 150, 90, 40, 13),
 ]
-
-
-@pytest.fixture(params=list(cpu.INSTRUCTION_SETS))
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set of this processor in turn."""
-    before = cpu.instruction_set()
-    cpu.use_instruction_set(request.param)
-    yield request.param
-    cpu.use_instruction_set(before)
 
 
 def draw(shape: tuple[int, ...], *, last: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:

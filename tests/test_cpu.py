@@ -42,15 +42,6 @@ SHAPES = [
 TYPES = [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)]
 
 
-@pytest.fixture(params=list(cpu.INSTRUCTION_SETS))
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set of this processor in turn."""
-    before = cpu.instruction_set()
-    cpu.use_instruction_set(request.param)
-    yield request.param
-    cpu.use_instruction_set(before)
-
-
 @dataclass
 class Case:
     """Inputs of some states in sequence, values that bf16 holds, and the weights of the loss on their outputs."""

@@ -17,6 +17,9 @@ NLRNError
 
 from __future__ import annotations
 
+from numbers import Real
+from typing import Any
+
 
 class NLRNError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -72,3 +75,10 @@ class UnfinishedError(TrainingError):
 
 class ElsewhereError(TrainingError):
     """Another process of this training met an error, and says which."""
+
+
+def number(value: object, what: str, error: type[NLRNError] = InputError) -> Any:
+    """The value. Raises `error` where it is no real number, as "1", None and True are not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise error(f"{what} must be a number, not {value!r}"[:200])
+    return value

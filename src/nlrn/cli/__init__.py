@@ -81,7 +81,7 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
 
 def _as_file(argument: str) -> str:
     """./-dash.png for -dash.png, where there is such a file: argparse takes it for options."""
-    dashed = argument.startswith("-") and not argument.startswith("--") and "." in argument
+    dashed = argument.startswith("-") and "." in argument
     return f"./{argument}" if dashed and Path(argument).is_file() else argument
 
 
@@ -116,6 +116,8 @@ class Parser(argparse.ArgumentParser):
         rest = message.partition("unrecognized arguments: ")[2]
         if rest and not rest.startswith("-"):  # nlrn denoise *.png -o out
             message += " (there is one input at a time, a file or a folder)"
+        elif rest or "the following arguments are required: IN" in message or "expected one argument" in message:
+            message += " (a name that begins with - is given as ./-NAME)"
         self.exit(2, f"{self.prog}: {printable(message)}; see: {self.prog} --help\n")
 
 

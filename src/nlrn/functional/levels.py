@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from numbers import Real
+from typing import Any
 
 import numpy as np
+from torch import Tensor, bfloat16, float16
 
 from nlrn.errors import InputError
 from nlrn.functional.alpha import hidden
@@ -35,6 +37,28 @@ def check_auto(word: str) -> None:
         raise InputError(f"sigma must be a number, a map or 'auto', not {word!r}")
 
 
+def scale_hint(sigma: object) -> str | None:
+    """One line for a level that looks as if it were on the scale of the image, 0..1; None for others."""
+    try:
+        level = float(np.max(plain(sigma)))
+    except (TypeError, ValueError, RuntimeError):  # not a level at all, which others say
+        return None
+    if not 0 < level < 1:
+        return None
+    return f"sigma {level:g} removes nearly nothing: it is in 0-255 units, and {level:g} of 0..1 is {255 * level:.4g}"
+
+
+def plain(sigma: Any) -> np.ndarray:
+    """A level as a NumPy array of numbers, from a number, an array or a torch tensor. Raises TypeError for others."""
+    if isinstance(sigma, Tensor):
+        sigma = sigma.detach().cpu()
+        sigma = sigma.float() if sigma.dtype in (bfloat16, float16) else sigma
+    given = np.asarray(sigma)
+    if given.dtype.kind not in "fiu":
+        raise TypeError(f"not {sigma!r}")
+    return given
+
+
 def level_of(found: tuple[NoiseEstimate, ...], spread: float = 1.0) -> float | np.ndarray:
     """What a denoiser for white noise is given for it, a number, or one for each channel [C]: at most 75, or that many
     times the spread of a larger range."""
@@ -50,8 +74,9 @@ def checked_level(
     Raises InputError for another shape, and outside 0..75, or that many times the spread of a larger range.
     """
     try:
-        level: np.ndarray = np.asarray(sigma, dtype=np.float64 if np.ndim(sigma) < 2 else np.float32)
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that requires grad
+        level = plain(sigma)
+        level = level.astype(np.float64 if level.ndim < 2 else np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"sigma must be a number, a map or 'auto': {error}") from error
     single = image.ndim == 3 and image.shape[2] > in_channels == 1 and level.shape == image.shape[2:]
     if not single and (level.ndim not in (0, 2) or (level.ndim == 2 and level.shape != image.shape[:2])):

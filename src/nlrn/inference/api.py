@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,7 @@ from torch import Tensor
 from nlrn.errors import InputError
 from nlrn.functional.alpha import enlarged_alpha
 from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.levels import scale_hint
 from nlrn.functional.ranges import Range, checked_picture, on_unit_scale
 from nlrn.inference.pipeline import Denoising, denoised_array, restorer_of, upscaled_array
 from nlrn.inference.restorer import Restorer, Settings
@@ -25,6 +27,8 @@ from nlrn.models.nlrn import NLRN
 PictureT = TypeVar("PictureT", np.ndarray, Tensor, Image.Image)
 # float HW or HWC, its alpha, the range that was asked for on its scale -> the result
 Restore = Callable[[np.ndarray, np.ndarray | None, Range], np.ndarray]
+_LOG = logging.getLogger("nlrn")
+_TENSORS = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LEVELS = {"uint8": 255, "uint16": 65535}
 _PIL_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L")
 
@@ -81,6 +85,8 @@ def denoise(
     Raises InputError for a picture or sigma that is refused, ModelError for the model.
     """
 
+    if not isinstance(sigma, str | PoissonNoise) and (hint := scale_hint(sigma)) is not None:
+        _LOG.warning("%s", hint)
     settings = Settings(mode=mode, level=level)
 
     def restorer_for(channels: int, photo: bool) -> Restorer:
@@ -149,10 +155,14 @@ def _array(picture: np.ndarray, restore: Restore, value_range: Range, alpha: np.
 
 
 def _tensor(picture: Tensor, restore: Restore, value_range: Range) -> Tensor:
-    if 0 in picture.shape:
-        raise InputError(f"the tensor is empty: {tuple(picture.shape)}")
-    if picture.dim() not in (2, 3, 4) or (picture.dim() > 2 and picture.shape[-3] not in (1, 3)):
-        raise InputError(f"expected a tensor HW, CHW or BCHW with 1 or 3 channels; got shape {tuple(picture.shape)}")
+    shape = tuple(picture.shape)
+    if 0 in shape:
+        raise InputError(f"the tensor is empty: {shape}")
+    if len(shape) not in (2, 3, 4) or (len(shape) > 2 and shape[-3] not in (1, 3)):
+        hint = f"; this looks like {'HWC' if len(shape) == 3 else 'BHWC'}" if shape[-1:] in ((1,), (3,)) else ""
+        raise InputError(f"expected a tensor HW, CHW or BCHW with 1 or 3 channels; got shape {shape}{hint}")
+    if picture.dtype not in _TENSORS:
+        raise InputError(f"expected a tensor of floats on the 0..1 scale, uint8 or uint16; got {picture.dtype}")
     if picture.dim() == 4:
         return torch.stack([_tensor(p, restore, value_range) for p in picture])
     array = picture.detach().cpu()

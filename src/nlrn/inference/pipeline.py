@@ -18,7 +18,7 @@ import numpy as np
 from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 from nlrn.functional.alpha import enlarged_alpha, fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
-from nlrn.functional.levels import channels_of, check_auto, level_of
+from nlrn.functional.levels import channels_of, check_auto, level_of, scale_hint
 from nlrn.functional.noise import NOISES, NoiseEstimate, level_text
 from nlrn.functional.ranges import MAX_SIGMA, Range, Scale, on_unit_scale
 from nlrn.inference.restorer import Restorer, Settings
@@ -32,9 +32,8 @@ Say = Callable[[str], None]
 Sigma = float | str | np.ndarray
 RestorerFor = Callable[[int, bool], Restorer]
 KINDS = (*NOISES, "photo")
-PHOTO_LEVEL = (
-    4.0  # of a camera's noise, 0-255 units, from which the model for photographs is taken: docs/photographs.md
-)
+# Of a camera's noise, 0-255 units: from it on the model for photographs is taken (docs/photographs.md)
+PHOTO_LEVEL = 4.0
 
 
 def restorer_of(name: str, device: str, settings: Settings) -> Restorer:
@@ -137,13 +136,7 @@ def denoised_array(
         if channels == 3 and strong and not asked.named and ships_photo_model():
             restorer = restorer_for(channels, True)
             config = restorer.model.config
-    if not config.sigma_input:
-        say("this model was trained for one noise level and takes none")
-    elif config.level_one:
-        what = f"found {found[0]}: " if found else ""
-        say(f"{what}restored by a model that finds the noise itself, level {restorer.settings.level:g}")
-    elif found:
-        _say_found(say, found, form)
+    _say_how(say, restorer, asked, found, form)
     spread = restorer.scale(image, alpha=alpha, value_range=chosen).spread
     level = level_of(found, spread) if found and not config.level_one else sigma
     if not isinstance(level, str | PoissonNoise):
@@ -174,6 +167,20 @@ def say_range(say: Say, scale: Scale, levels: float, chosen: Range) -> None:
         low, high = _range(scale, levels)
         of = "of its values" if isinstance(chosen, str) else "given"
         say(f"restored on the range {low:g}..{high:g} {of} ({100 * scale.spread:.3g} % of the type's)")
+
+
+def _say_how(say: Say, restorer: Restorer, asked: Denoising, found: tuple[NoiseEstimate, ...], form: str) -> None:
+    """One line, or two: the noise that was found or is given, and what the model makes of it."""
+    config, sigma = restorer.model.config, asked.sigma
+    if not config.sigma_input:
+        say("this model was trained for one noise level and takes none")
+    elif config.level_one:
+        what = f"found {found[0]}: " if found else ""
+        say(f"{what}restored by a model that finds the noise itself, level {restorer.settings.level:g}")
+    elif found:
+        _say_found(say, found, form)
+    elif not isinstance(sigma, str | PoissonNoise) and (hint := scale_hint(sigma)) is not None:
+        say(hint)
 
 
 def _say_found(say: Say, found: tuple[NoiseEstimate, ...], form: str) -> None:

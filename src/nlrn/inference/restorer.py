@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlrn.errors import ConfigError, InputError, MemoryBudgetError, NotFiniteError
+from nlrn.errors import ConfigError, InputError, MemoryBudgetError, NotFiniteError, number
 from nlrn.functional.alpha import fill_hidden, hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of, check_auto, checked_level, checked_strength, found_noise, level_of
@@ -66,13 +66,13 @@ class Settings:
             raise ConfigError(f"mode must be {' or '.join(MODES)}, not {self.mode!r}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision must be {', '.join(PRECISIONS)}, not {self.precision!r}")
-        if self.tile is not None and self.tile < 0:
+        if self.tile is not None and (number(self.tile, "tile", ConfigError) < 0 or self.tile % 1):
             raise ConfigError(f"tile must be a number of pixels, or 0 for the whole picture, not {self.tile}")
-        if not 0 <= self.level <= MAX_LEVEL:
+        if not 0 <= number(self.level, "level", ConfigError) <= MAX_LEVEL:
             raise ConfigError(f"level must lie in 0..{MAX_LEVEL:g}, not be {self.level:g}")
-        if self.memory < 1:
+        if number(self.memory, "memory", ConfigError) < 1:
             raise ConfigError("memory must be at least one byte")
-        if self.overlap is not None and (self.overlap < 0 or (self.tile and self.overlap > self.tile // 2)):
+        if not 0 <= number(self.overlap or 0, "overlap", ConfigError) <= (self.tile or 1e9) // 2:
             raise ConfigError(f"overlap must lie between 0 and half of the tile, not be {self.overlap}")
 
     def overlap_of(self, side: int) -> int:

@@ -62,14 +62,14 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
     temporary, file = path, None
     try:
         temporary, file = _begun(path.parent)
+        if overwrite:
+            _keep_rights(file, path)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
         if os.name == "nt":  # where an open file is not renamed
             file.close()
         if overwrite:
-            with contextlib.suppress(OSError):  # who may read it stays as it was
-                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             temporary.replace(path)
         else:
             _appear(temporary, path)
@@ -168,6 +168,30 @@ def _begun(folder: Path) -> tuple[Path, IO[bytes]]:
         file.close()
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def _keep_rights(file: IO[bytes], path: Path) -> None:
+    """Give a new file, still empty, the owner, group and rights of the one that it will replace.
+
+    Where the group cannot be kept, another has no rights of that one. A link that is replaced has none to keep.
+    """
+    if os.name == "nt":
+        return
+    try:
+        old = path.lstat()
+    except OSError:
+        return
+    if not stat.S_ISREG(old.st_mode):
+        return
+    mode, new = stat.S_IMODE(old.st_mode) & 0o777, os.fstat(file.fileno())
+    for uid, gid in ((old.st_uid, -1), (-1, old.st_gid)):
+        with contextlib.suppress(OSError):
+            if (uid, gid) not in ((new.st_uid, -1), (-1, new.st_gid)):
+                os.fchown(file.fileno(), uid, gid)
+    if os.fstat(file.fileno()).st_gid != old.st_gid:
+        mode &= ~0o070
+    with contextlib.suppress(OSError):  # a file system without rights
+        os.fchmod(file.fileno(), mode)
 
 
 def _is_ours(file: IO[bytes]) -> bool:
