@@ -116,7 +116,7 @@ class Parser(argparse.ArgumentParser):
         rest = message.partition("unrecognized arguments: ")[2]
         if rest and not rest.startswith("-"):  # nlrn denoise *.png -o out
             message += " (there is one input at a time, a file or a folder)"
-        elif rest or "the following arguments are required: IN" in message or "expected one argument" in message:
+        elif "." in rest or "the following arguments are required: IN" in message or "expected one argument" in message:
             message += " (a name that begins with - is given as ./-NAME)"
         self.exit(2, f"{self.prog}: {printable(message)}; see: {self.prog} --help\n")
 
