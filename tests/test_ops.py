@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -302,11 +303,17 @@ for width in (128, 256):
 @pytest.mark.parametrize("what", ["attention", "average"])
 def test_tiled_memory_does_not_grow_with_the_window(what: str) -> None:
     """Forward and backward in a fresh process that has its masks: what larger pictures add to its peak."""
-    done = subprocess.run([sys.executable, "-c", MEMORY, what], check=True, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }  # what is freed goes back at once, as in test_inference
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, what], check=True, capture_output=True, text=True, env=environment
+    )
     first, doubled = (int(line) for line in done.stdout.split())
     logits = 128 * 128 * 45 * 45 * 4  # 133 MB were they kept, in forward or backward; inputs and outputs: 2 MB
-    assert first < logits // 4  # what the allocator hoards between tiles
-    assert doubled < logits // 6
+    assert first < logits // 32
+    assert doubled < logits // 32
 
 
 @pytest.mark.parametrize("backend", NAMES)
