@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from webserver import Service
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SLOW_IS_FINE = [HealthCheck.too_slow]  # nothing depends on how busy the machine is, so no deadline either
 settings.register_profile("fixed", derandomize=True, deadline=None, suppress_health_check=SLOW_IS_FINE)
 settings.register_profile("random", derandomize=False, deadline=None, suppress_health_check=SLOW_IS_FINE)

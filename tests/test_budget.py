@@ -178,6 +178,7 @@ def test_a_signal_leaves_a_validation_at_once(recipe: Path, where: str, monkeypa
     subject = trainer(recipe, recipe.parent / "run")
     state.prepare(recipe.parent / "run", create=True)
     subject.start(resume=False)
+    before = signal.getsignal(signal.SIGTERM)
 
     def interrupted(*_: object) -> None:
         signal.raise_signal(signal.SIGTERM)
@@ -193,7 +194,7 @@ def test_a_signal_leaves_a_validation_at_once(recipe: Path, where: str, monkeypa
             subject.run(log)
     assert subject.step == (20 if where == "validation" else 30)
     assert requests.number == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_requests_leave_the_handlers_as_they_were() -> None:
