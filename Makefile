@@ -36,6 +36,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell -D - -D words.txt
 	$(BIN)/lint-imports --no-logo
 
 # Lint and the laws of operator and network

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nlrn.cli import Parser, execute
-from nlrn.cli.shared import check_result, print_table, sayer
+from nlrn.cli.shared import check_result, print_table, reporter
 from nlrn.system.allocator import keep_freed_memory
 
 
@@ -43,7 +43,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     check_result(options.plot, ".png", overwrite=options.overwrite)
     if options.plot is not None:
         check_plot()
-    device, say = usable_device(options.device), sayer(options)
+    device, say = usable_device(options.device), reporter(options)
     run, rows = machine(device), list[dict[str, Any]]()
     result = {"benchmark": options.what, "run": run, "rows": rows}
     for row in suite.run(

@@ -57,7 +57,7 @@ def _unfold_bytes(cell: Cell) -> float:
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Attention over the whole picture by torch's scaled_dot_product_attention, masked to the window."""
+    """Attention over the whole image by torch's scaled_dot_product_attention, masked to the window."""
     _, height, width, channels = v.shape
     q, k = (F.pad(x, (0, channels - x.shape[-1])) for x in (q, k))  # its fast kernels want one number of channels
     mask = _dense_mask(height, width, window, q.device)

@@ -146,7 +146,7 @@ def _path() -> str:
 
 
 def clipped_pairs(height: int, width: int, window: int | None) -> int:
-    """(query, key) pairs inside the picture: the logits of one state."""
+    """(query, key) pairs inside the image: the logits of one state."""
     if window is None:
         return (height * width) ** 2
     return _pairs(height, window // 2) * _pairs(width, window // 2)

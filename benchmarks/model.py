@@ -1,4 +1,4 @@
-"""The whole network: pictures in window and patch mode, growth with the states, and a training step."""
+"""The whole network: images in window and patch mode, growth with the states, and a training step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 5
 
 
 def cells(device: str, threads: int, *, quick: bool) -> Iterator[Cell]:
-    """All measurements: "pictures" (window mode at rising sizes, patch mode at one), "backends", "states", "training".
+    """All measurements: "images" (window mode at rising sizes, patch mode at one), "backends", "states", "training".
     In bf16 where this machine multiplies it. quick: tiny ones."""
     dtype = "bf16" if hardware_bf16(torch.device(device)) else "fp32"
     common = {"kind": "network", "device": device, "threads": threads, "dtype": dtype, "backend": "auto"}
@@ -36,9 +36,9 @@ def cells(device: str, threads: int, *, quick: bool) -> Iterator[Cell]:
     for preset in PRESETS:
         model = common | {"preset": preset}
         for size in (24,) if quick else SIZES:
-            yield model | {"section": "pictures", "size": size} | ({"repeats": 1} if size > 512 else {})
+            yield model | {"section": "images", "size": size} | ({"repeats": 1} if size > 512 else {})
             if size in (24, 512):
-                yield model | {"section": "pictures", "size": size, "mode": "patch", "repeats": 1}
+                yield model | {"section": "images", "size": size, "mode": "patch", "repeats": 1}
         yield model | {"section": "backends", "size": 24 if quick else 256, "backend": "tiled", "repeats": 1}
         yield model | {"section": "backends", "size": 24 if quick else 256, "dtype": "fp32"}
         for states in () if quick else STATES:
@@ -60,7 +60,7 @@ def config_of(cell: Cell) -> NLRNConfig:
 
 
 def flop(config: NLRNConfig, height: int, width: int, *, training: bool = False) -> float:
-    """Useful operations of one picture: 2 a multiplication in a convolution, 2 (Cm + C) a pair inside the picture.
+    """Useful operations of one image: 2 a multiplication in a convolution, 2 (Cm + C) a pair inside the image.
     training: with the backward pass, twice the convolutions and what the operator's own counts a pair."""
     c, cm = config.channels, config.embed_channels
     back = FLOP["backward carried" if config.propagation and config.states > 1 else "backward"](cm, c)
@@ -73,10 +73,10 @@ def flop(config: NLRNConfig, height: int, width: int, *, training: bool = False)
 
 def measured(cell: Cell) -> Cell:
     """{"seconds", "fraction", ..., "peak_mib", "predicted_mib"}, or {"reason"}."""
-    return _training_step(cell) if cell["section"] == "training" else _picture(cell)
+    return _training_step(cell) if cell["section"] == "training" else _image(cell)
 
 
-def _picture(cell: Cell) -> Cell:
+def _image(cell: Cell) -> Cell:
     device, size, config = torch.device(cell["device"]), cell["size"], config_of(cell)
     model = NLRN(config, backend=cell["backend"])
     restorer = Restorer(
@@ -98,10 +98,10 @@ def _picture(cell: Cell) -> Cell:
         result["patches"] = count
     chance = np.random.RandomState(0)
     restorer.denoise(chance.rand(64, 64).astype(np.float32), 25)  # what is allocated once
-    picture = chance.rand(size, size).astype(np.float32)
+    image = chance.rand(size, size).astype(np.float32)
     idle = reset_peak(device)
     result |= limit.compare(
-        lambda: restorer.denoise(picture, 25), useful, cell["repeats"], warm=cell["mode"] == "window" and size < 512
+        lambda: restorer.denoise(image, 25), useful, cell["repeats"], warm=cell["mode"] == "window" and size < 512
     )
     return result | {"peak_mib": (peak_bytes(device) - idle) / 2**20}
 

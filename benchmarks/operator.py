@@ -22,7 +22,7 @@ from nlrn.ops import convolution, cpu, neighborhood_attention
 from nlrn.system.hardware import hardware_bf16
 
 SHAPES = {"base": (64, 128, 45), "small": (32, 64, 15)}  # channels of q and of v, window
-FLOP: dict[str, Callable[[int, int], int]] = {  # useful operations of a pair inside the picture, by channels of q and v
+FLOP: dict[str, Callable[[int, int], int]] = {  # useful operations of a pair inside the image, by channels of q and v
     "forward": lambda cm, c: 2 * (cm + c),
     "forward carried": lambda cm, c: 2 * (cm + c),
     "backward": lambda cm, c: 2 * (3 * cm + 2 * c),

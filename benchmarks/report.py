@@ -93,17 +93,17 @@ def growth_table(rows: list[Cell]) -> Table:
             lines.append([*place, seconds(r["seconds"]), f"{by_pair:.3f}"])
         else:
             lines.append([*place, r["reason"], ""])
-    header = ["shape", "along", "picture", "time", "ns a pair"]
+    header = ["shape", "along", "image", "time", "ns a pair"]
     return f"Growth of the kernel's time ({_types(_of(rows, 'growth'))}, forward)", header, lines
 
 
 # -- the network -------------------------------------------------------------------------------------------------
 
 
-def pictures_table(rows: list[Cell]) -> Table:
-    """One picture, window against patch mode."""
+def images_table(rows: list[Cell]) -> Table:
+    """One image, window against patch mode."""
     lines = []
-    for r in _of(rows, "pictures") + _of(rows, "backends"):
+    for r in _of(rows, "images") + _of(rows, "backends"):
         mode = r["mode"] + (f", {r['backend']}" if r["backend"] != "auto" else "")
         place = [r["preset"], mode, r["dtype"], f"{r['size']} x {r['size']}"]
         if "seconds" not in r:
@@ -114,15 +114,15 @@ def pictures_table(rows: list[Cell]) -> Table:
             [*place, seconds(r["seconds"]), f"{r['fraction']:.2f}", f"{r['peak_mib']:,.0f}", predicted]
         )  # fmt: skip
     header = ["model", "mode", "type", "pixels", "time", "fraction of the GEMM rate", "peak MiB", "predicted MiB"]
-    return "One picture", header, lines
+    return "One image", header, lines
 
 
 def ratio_table(rows: list[Cell]) -> Table:
     """What window mode saves, in time and in arithmetic."""
     lines = []
-    for patch in [r for r in _of(rows, "pictures") if r["mode"] == "patch" and "seconds" in r]:
+    for patch in [r for r in _of(rows, "images") if r["mode"] == "patch" and "seconds" in r]:
         key = (patch["preset"], patch["size"])
-        for r in _of(rows, "pictures"):
+        for r in _of(rows, "images"):
             if r["mode"] == "window" and (r["preset"], r["size"]) == key and "seconds" in r:
                 time, work = patch["seconds"] / r["seconds"], patch["useful_gflop"] / r["useful_gflop"]
                 place = f"{key[1]} x {key[1]}"
@@ -175,7 +175,7 @@ def _threads(counts: set[int]) -> str:
 
 
 _OPERATOR: tuple[Callable[[list[Cell]], Table], ...] = (limit_table, weights_table, beside_table, growth_table)
-_NETWORK: tuple[Callable[[list[Cell]], Table], ...] = (pictures_table, ratio_table, states_table, training_table)
+_NETWORK: tuple[Callable[[list[Cell]], Table], ...] = (images_table, ratio_table, states_table, training_table)
 
 
 # -- the plot ----------------------------------------------------------------------------------------------------
@@ -214,12 +214,12 @@ def _plot_operator(rows: list[Cell], left: Any, right: Any) -> None:
 def _plot_network(rows: list[Cell], left: Any, right: Any) -> None:
     for i, preset in enumerate(dict.fromkeys(r["preset"] for r in rows)):
         for mode, style in (("window", "-"), ("patch", ":")):
-            mine = [r for r in _of(rows, "pictures") if (r["preset"], r["mode"]) == (preset, mode)]
+            mine = [r for r in _of(rows, "images") if (r["preset"], r["mode"]) == (preset, mode)]
             _line(left, mine, lambda r: r["size"] ** 2, f"{preset}, {mode} mode", ls=style, color=f"C{i}")
         states = [r for r in _of(rows, "states") if r["preset"] == preset]
         _line(right, states, lambda r: r["states"], f"{preset}, 256 x 256", color=f"C{i}")
-    left.set(xlabel="pixels", ylabel="seconds a picture, bf16", title="A picture")
-    right.set(xlabel="recurrent states", ylabel="seconds a picture", title="By recurrent states")
+    left.set(xlabel="pixels", ylabel="seconds an image, bf16", title="An image")
+    right.set(xlabel="recurrent states", ylabel="seconds an image", title="By recurrent states")
     _finish(left, right)
 
 

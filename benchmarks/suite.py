@@ -28,7 +28,7 @@ def run(
     """All cells of "operator" or "model", one after the other as they are measured, each in a process of its own.
 
     device: "cpu" or a CUDA device. only: of the cells, those whose description holds these words. seconds: after
-    which a cell is given up; it then says so, as one does that cannot run here. Raises ConfigError for another device,
+    which a cell is given up and reported, like one that cannot run here. Raises ConfigError for another device,
     and when nothing is chosen.
     """
     if torch.device(device).type not in GEMM:

@@ -17,7 +17,7 @@ default_role = "py:obj"  # `denoise` in a docstring is a link where there is suc
 myst_heading_anchors = 3  # page.md#a-heading, as code hosts have it
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # those of torch.nn.Module are torch's
-autodoc_type_aliases = {"PictureT": "PictureT"}
+autodoc_type_aliases = {"ImageT": "ImageT"}
 
 html_theme = "furo"
 html_title = "nlrn"

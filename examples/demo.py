@@ -19,17 +19,17 @@ from nlrn.functional.metrics import psnr, quantize8
 CROP = (slice(70, 210), slice(190, 330))  # head and camera, shown enlarged
 
 
-def side_by_side(pictures: list[tuple[str, np.ndarray]], gap: int = 8, band: int = 24) -> Image.Image:
-    """Captioned pictures (HW, 0..1) in a row, a crop of each enlarged below it."""
-    height, width = pictures[0][1].shape
-    sheet = Image.new("L", (len(pictures) * (width + gap) - gap, band + 2 * height + gap), 255)
+def side_by_side(images: list[tuple[str, np.ndarray]], gap: int = 8, band: int = 24) -> Image.Image:
+    """Captioned images (HW, 0..1) in a row, a crop of each enlarged below it."""
+    height, width = images[0][1].shape
+    sheet = Image.new("L", (len(images) * (width + gap) - gap, band + 2 * height + gap), 255)
     draw = ImageDraw.Draw(sheet)
-    for i, (caption, picture) in enumerate(pictures):
+    for i, (caption, image) in enumerate(images):
         x = i * (width + gap)
         draw.text((x + 4, 4), caption, fill=0, font_size=15)
-        image = Image.fromarray((quantize8(picture) * 255).astype(np.uint8))
-        crop = Image.fromarray((quantize8(picture[CROP]) * 255).astype(np.uint8))
-        sheet.paste(image, (x, band))
+        whole = Image.fromarray((quantize8(image) * 255).astype(np.uint8))
+        crop = Image.fromarray((quantize8(image[CROP]) * 255).astype(np.uint8))
+        sheet.paste(whole, (x, band))
         sheet.paste(crop.resize((width, height), Image.Resampling.NEAREST), (x, band + height + gap))
     return sheet
 

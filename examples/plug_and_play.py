@@ -29,7 +29,7 @@ MIDDLE = (134, 254)  # row and column: the face and the camera
 
 @dataclass(frozen=True)
 class Deblurred:
-    """PSNR in dB against the truth, and the captioned pictures (HW, 0..1) from blurred to truth.
+    """PSNR in dB against the truth, and the captioned images (HW, 0..1) from blurred to truth.
 
     tv: in the solver that the network runs in; tv_converged: the best of total variation's own minima, by
     Douglas-Rachford; strength: what is best for `tv`, of `strengths`.
@@ -41,7 +41,7 @@ class Deblurred:
     ours: float
     strength: float
     strengths: tuple[float, ...]
-    pictures: list[tuple[str, np.ndarray]]
+    images: list[tuple[str, np.ndarray]]
 
 
 def photograph(size: int = 128) -> np.ndarray:
@@ -78,24 +78,24 @@ def deblurred(truth: np.ndarray, sigma: float) -> Deblurred:
     minima = [restore(DRS, tv, lambda_reg=2 * s, stepsize=100.0, max_iter=50) for s in STRENGTHS]
     ours = restore(HQS, PnP(NLRNDenoiser()), sigma_denoiser=levels.tolist(), **schedule)
 
-    pictures = [("blurred", np.asarray(y[0, 0].clamp(0, 1).double())), ("total variation", best), ("nlrn", ours)]
-    scores = [psnr(truth, picture) for _, picture in pictures]
-    captioned = [(f"{name}, {score:.2f} dB", picture) for (name, picture), score in zip(pictures, scores, strict=True)]
-    converged = max(psnr(truth, picture) for picture in minima)
+    images = [("blurred", np.asarray(y[0, 0].clamp(0, 1).double())), ("total variation", best), ("nlrn", ours)]
+    scores = [psnr(truth, image) for _, image in images]
+    captioned = [(f"{name}, {score:.2f} dB", image) for (name, image), score in zip(images, scores, strict=True)]
+    converged = max(psnr(truth, image) for image in minima)
     return Deblurred(
         scores[0], scores[1], converged, scores[2], strength, STRENGTHS, [*captioned, ("the photograph", truth)]
     )
 
 
-def strip(pictures: list[tuple[str, np.ndarray]], zoom: int = 3, gap: int = 8, band: int = 24) -> Image.Image:
-    """Captioned pictures (HW, 0..1) in a row, enlarged."""
-    height, width = (n * zoom for n in pictures[0][1].shape)
-    sheet = Image.new("L", (len(pictures) * (width + gap) - gap, band + height), 255)
+def strip(images: list[tuple[str, np.ndarray]], zoom: int = 3, gap: int = 8, band: int = 24) -> Image.Image:
+    """Captioned images (HW, 0..1) in a row, enlarged."""
+    height, width = (n * zoom for n in images[0][1].shape)
+    sheet = Image.new("L", (len(images) * (width + gap) - gap, band + height), 255)
     draw = ImageDraw.Draw(sheet)
-    for i, (caption, picture) in enumerate(pictures):
-        image = Image.fromarray((quantize8(picture) * 255).astype(np.uint8))
+    for i, (caption, image) in enumerate(images):
+        shown = Image.fromarray((quantize8(image) * 255).astype(np.uint8))
         draw.text((i * (width + gap) + 4, 4), caption, fill=0, font_size=15)
-        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (i * (width + gap), band))
+        sheet.paste(shown.resize((width, height), Image.Resampling.NEAREST), (i * (width + gap), band))
     return sheet
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     print(f"nlrn: {found.ours:.2f} dB ({found.ours - max(found.tv, found.tv_converged):+.2f})")
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "plug-and-play.png"
-    strip(found.pictures).save(path)
+    strip(found.images).save(path)
     print(f"wrote {path}")
 
 

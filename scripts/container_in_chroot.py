@@ -151,7 +151,7 @@ def serve(stage: Stage) -> None:
 def restored(port: int) -> bytes:
     """The example photograph through the service's form."""
     image, mark = (ROOT / "examples" / "camera.png").read_bytes(), "boundary-of-the-form"
-    form = f'--{mark}\r\nContent-Disposition: form-data; name="picture"; filename="a.png"\r\n\r\n'.encode()
+    form = f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'.encode()
     body = form + image + f"\r\n--{mark}--\r\n".encode()
     headers = {"Content-Type": f"multipart/form-data; boundary={mark}"}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/denoise", body, headers)

@@ -1,6 +1,6 @@
-"""Sheets of crops for docs/: what goes in, what comes out, what was there, on pictures of the scoring sets.
+"""Sheets of crops for docs/: what goes in, what comes out, what was there, on images of the scoring sets.
 
-`crops.py sr` enlarges Set5 (its 8-bit colour pictures, made smaller by MATLAB's bicubic); `crops.py denoise` restores
+`crops.py sr` enlarges Set5 (its 8-bit colour images, made smaller by MATLAB's bicubic); `crops.py denoise` restores
 CBSD68 under noise; `crops.py photograph` restores crops of the PolyU set, nothing given, beside OpenCV's non-local
 means and scikit-image's total variation and wavelets (pip install opencv-python-headless scikit-image PyWavelets). Of
 every image the square with the strongest edges is shown, enlarged without smoothing.
@@ -31,12 +31,12 @@ PHOTOGRAPHS = (  # of the PolyU set, one a camera
     "Canon600D_3-5_125_1600_waterhouse_12", "Canon80D_8_8_6400_comproom_12", "NikonD800_5_100_4000_flower_15",
     "Sony_3-5_200_1600_classroom_14", "Canon5D2_5_160_6400_circuit_8",
 )  # fmt: skip
-Column = tuple[str, np.ndarray]  # a caption and a picture HWC in 0..1
+Column = tuple[str, np.ndarray]  # a caption and an image HWC in 0..1
 
 
-def square_with_edges(picture: np.ndarray, side: int) -> tuple[slice, slice]:
+def square_with_edges(image: np.ndarray, side: int) -> tuple[slice, slice]:
     """Where the summed gradient of the luminance is largest, on a grid of an eighth of the side."""
-    luma = luma8(picture).astype(np.float64)
+    luma = luma8(image).astype(np.float64)
     steep = np.abs(np.gradient(luma)).sum(axis=0)
     total = np.pad(steep.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
@@ -46,32 +46,32 @@ def square_with_edges(picture: np.ndarray, side: int) -> tuple[slice, slice]:
 
 
 def sheet(rows: list[tuple[np.ndarray, list[Column]]], side: int, zoom: int) -> Image.Image:
-    """A row for every picture: the same square of all columns."""
+    """A row for every image: the same square of all columns."""
     cell = zoom * side
     columns = len(rows[0][1])
     page = Image.new("RGB", (columns * (cell + GAP) - GAP, len(rows) * (cell + BAND)), (255, 255, 255))
     draw = ImageDraw.Draw(page)
     for y, (truth, cells) in enumerate(rows):
         part = square_with_edges(truth, side)
-        for x, (caption, picture) in enumerate(cells):
+        for x, (caption, image) in enumerate(cells):
             at = x * (cell + GAP), y * (cell + BAND)
             draw.text((at[0] + 3, at[1] + 2), caption, fill=(0, 0, 0), font_size=12)
-            crop = Image.fromarray(np.rint(quantize8(picture[part]) * 255).astype(np.uint8))
+            crop = Image.fromarray(np.rint(quantize8(image[part]) * 255).astype(np.uint8))
             page.paste(crop.resize((cell, cell), Image.Resampling.NEAREST), (at[0], at[1] + BAND))
     return page
 
 
 def enlarged(image: np.ndarray, scale: int, restorer: nlrn.Restorer) -> tuple[np.ndarray, list[Column]]:
-    """The small picture, bicubic, ours and the truth, with the PSNR of Y."""
+    """The small image, bicubic, ours and the truth, with the PSNR of Y."""
     height, width = (n // scale * scale for n in image.shape[:2])
     image = image[:height, :width]
     low = resize_bicubic8(image, height // scale, width // scale)
     bicubic = resize_bicubic8(low, height, width) / 255
     ours = restorer.upscale(low / 255.0, height, width)
 
-    def caption(name: str, picture: np.ndarray) -> Column:
-        y = [luma8(np.rint(quantize8(p) * 255).astype(np.uint8)) / 255 for p in (image / 255, picture)]
-        return f"{name}, {psnr(*y, border=scale):.2f} dB", picture
+    def caption(name: str, column: np.ndarray) -> Column:
+        y = [luma8(np.rint(quantize8(p) * 255).astype(np.uint8)) / 255 for p in (image / 255, column)]
+        return f"{name}, {psnr(*y, border=scale):.2f} dB", column
 
     small = low.repeat(scale, axis=0).repeat(scale, axis=1) / 255
     return image, [(f"1/{scale}", small), caption("bicubic", bicubic), caption("nlrn", ours), ("truth", image / 255)]
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=3)
     parser.add_argument("--sigma", type=sigma_level, default=25.0)
-    parser.add_argument("--pictures", type=int, default=5, help="the first so many of the set (default: 5)")
+    parser.add_argument("--images", type=int, default=5, help="the first so many of the set (default: 5)")
     parser.add_argument("--side", type=int, default=72, help="of the square that is shown (default: 72)")
     parser.add_argument("--zoom", type=int, default=3, help="pixels on a side for one of the image (default: 3)")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
@@ -134,12 +134,12 @@ def draw(options: argparse.Namespace) -> None:
     if options.model is None:
         raise InputError("give --model")
     restorer = nlrn.load(options.model)
-    pictures = scoring_set(data_root(options.data), "set5" if options.task == "sr" else "cbsd68")
+    images = scoring_set(data_root(options.data), "set5" if options.task == "sr" else "cbsd68")
     row: Callable[[np.ndarray], tuple[np.ndarray, list[Column]]] = {
         "sr": lambda image: enlarged(image, options.scale, restorer),
         "denoise": lambda image: denoised(image, options.sigma, restorer),
     }[options.task]
-    _write(options, [row(image) for _, image in pictures[: options.pictures]])
+    _write(options, [row(image) for _, image in images[: options.images]])
 
 
 def _write(options: argparse.Namespace, rows: list[tuple[np.ndarray, list[Column]]]) -> None:

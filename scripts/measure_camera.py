@@ -52,8 +52,8 @@ def real(folder: Path) -> tuple[list[dict[str, float]], np.ndarray]:
     """The statistics of every photograph, and the colours of its flat blocks (0..255)."""
     found, colours = [], []
     for file in sorted(folder.glob("Canon5D2_*_real.JPG")):
-        with Image.open(file) as picture:
-            means, residual = blocks(np.asarray(picture.convert("RGB"), np.float64))
+        with Image.open(file) as image:
+            means, residual = blocks(np.asarray(image.convert("RGB"), np.float64))
         inside = (means.min(1) > 15) & (means.max(1) < 225)
         means, residual = means[inside], residual[inside]
         if len(means) < 100:

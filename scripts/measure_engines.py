@@ -1,4 +1,4 @@
-"""A folder by this machine's processes and by Ray, into results/engines.json: pictures a second, and memory.
+"""A folder by this machine's processes and by Ray, into results/engines.json: images a second, and memory.
 
 The same photographs of BSDS500, `nlrn denoise -j N` and `nlrn denoise -j N --engine ray` one after the other, from the
 command to its end; and what the command takes for a result that is handed to it, to record and publish it on this
@@ -60,7 +60,7 @@ def measured(words: list[str], count: int) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(f"nlrn {' '.join(words)} ended with {process.returncode}")
-    return {"pictures": count, "seconds": seconds, "rate": count / seconds, "mebibytes": most / 1024}
+    return {"images": count, "seconds": seconds, "rate": count / seconds, "mebibytes": most / 1024}
 
 
 def digests(folder: Path) -> set[str]:
@@ -94,20 +94,20 @@ def none() -> Restore:
 def parser() -> argparse.ArgumentParser:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
-    words.add_argument("--count", type=int, default=100, help="pictures (default: 100)")
+    words.add_argument("--count", type=int, default=100, help="images (default: 100)")
     words.add_argument("--workers", type=int, nargs="+", default=[2, 1], help="one run each (default: 2 1)")
     return words
 
 
 def main() -> None:
     options = parser().parse_args()
-    pictures = sorted((data_root(options.data) / "bsds500" / "test").glob("*.jpg"))[: options.count]
+    images = sorted((data_root(options.data) / "bsds500" / "test").glob("*.jpg"))[: options.count]
     lines = []
     with tempfile.TemporaryDirectory() as name:
         source = Path(name, "in")
         source.mkdir()
-        for picture in pictures:
-            shutil.copy(picture, source)
+        for image in images:
+            shutil.copy(image, source)
         words = ["denoise", str(source), "--sigma", "25", "--model", "denoise-gray-small", "--format", "png"]
         words += ["--memory", "2048"]
         for workers in options.workers:
@@ -115,12 +115,12 @@ def main() -> None:
             for engine in ("local", "ray"):
                 output = Path(name, f"{engine}-{workers}")
                 more = ["-o", str(output), "-j", str(workers), "--engine", engine]
-                line = {"engine": engine, "workers": workers, **measured([*words, *more], len(pictures))}
+                line = {"engine": engine, "workers": workers, **measured([*words, *more], len(images))}
                 made[engine] = digests(output)
                 lines.append(line)
                 print(line, flush=True)
             if workers > 1 and made["local"] != made["ray"]:  # one local worker has all threads
-                raise SystemExit("the engines give other pictures")
+                raise SystemExit("the engines give other images")
         published = publishing(output)
     publish_json(RESULT, {"lines": lines, "publishing": published, "run": machine(torch.device("cpu"))})
     print(json.dumps([line["rate"] for line in lines]))

@@ -1,4 +1,4 @@
-"""What ONNX costs beside this package: the file, its export, and seconds and memory of one picture.
+"""What ONNX costs beside this package: the file, its export, and seconds and memory of one image.
 
 Every line is a process of its own with one thread; seconds are the processor's. Memory is what the first call takes
 beside what was resident before it.
@@ -30,21 +30,21 @@ def measure(way: str, file: str, side: int) -> str:
     from benchmarks.measure import peak_bytes, reset_peak
 
     torch.set_num_threads(1)
-    picture = np.random.default_rng(0).random((1, 1, side, side), dtype=np.float32)
+    image = np.random.default_rng(0).random((1, 1, side, side), dtype=np.float32)
     if way == "onnxruntime":
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        inputs = {"picture": picture, "sigma": np.full_like(picture, 25 / 255)}
+        inputs = {"image": image, "sigma": np.full_like(image, 25 / 255)}
         call: Callable[[], Any] = partial(session.run, None, inputs)
     else:
         from nlrn import Restorer, Settings
 
         restorer = Restorer(MODEL, settings=Settings(precision=way, tile=0))
         restorer.denoise(np.zeros((16, 16), np.float32), 25)  # the kernel is loaded
-        call = partial(restorer.denoise, picture[0, 0], 25)
+        call = partial(restorer.denoise, image[0, 0], 25)
     cpu = torch.device("cpu")
     before = reset_peak(cpu)
     call()

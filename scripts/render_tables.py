@@ -144,9 +144,9 @@ def estimate() -> str:
     lines, notes = [], []
     for result in results:
         ((name, found),) = result["scores"].items()
-        pictures = {level: np.array(list(score["pictures"].values())) for level, score in found.items()}
-        errors = {level: np.abs(values[:, 2] - float(level)) for level, values in pictures.items()}
-        lost = {level: values[:, 3] - values[:, 0] for level, values in pictures.items()}
+        images = {level: np.array(list(score["images"].values())) for level, score in found.items()}
+        errors = {level: np.abs(values[:, 2] - float(level)) for level, values in images.items()}
+        lost = {level: values[:, 3] - values[:, 0] for level, values in images.items()}
         for what, values in (("error, mean", errors), ("PSNR lost (dB), mean", lost)):
             cells = [f"{values[x].mean():.2f} ({values[x].max():.2f})" if x in values else "" for x in levels]
             lines.append([f"{TITLES[name]}, {what} (largest)", *cells])
@@ -245,10 +245,10 @@ def untouched() -> str:
 
 
 def inference() -> str:
-    """Seconds and memory of one picture of 512 x 512."""
+    """Seconds and memory of one image of 512 x 512."""
     result = load("benchmark-model")
-    rows = [r for r in result["rows"] if r["section"] == "pictures" and r["size"] == 512]
-    _, header, lines = report.pictures_table(rows)
+    rows = [r for r in result["rows"] if r["section"] == "images" and r["size"] == 512]
+    _, header, lines = report.images_table(rows)
     return markdown(header, lines) + _measured(result)
 
 
@@ -264,8 +264,8 @@ def between() -> str:
 
 
 def tiles() -> str:
-    """Tiles against the whole picture, of results/pictures.json."""
-    rows = load("pictures")["price"]
+    """Tiles against the whole image, of results/images.json."""
+    rows = load("images")["price"]
     lines = [
         [r["model"], r["precision"], f"{r['side']}", f"{r['overlap']}",
          f"{r['nearness']:.1f} dB", f"{r['largest']:.2g}", f"{r['lost']:+.3f} dB", f"{r['time']:.2f}"]
@@ -285,8 +285,8 @@ def tiles() -> str:
 
 
 def commands() -> str:
-    """What whole commands took, of results/pictures.json."""
-    found = load("pictures")
+    """What whole commands took, of results/images.json."""
+    found = load("images")
     rows = [*found.get("enlarge", []), *found.get("large", [])]
     lines = [
         [r["model"], f"{r['width']} x {r['height']}" + (", colour" if r["colour"] else ""),
@@ -299,16 +299,16 @@ def commands() -> str:
 
 
 def engines() -> str:
-    """A folder by processes and by Ray, of results/engines.json; a million pictures by proportion."""
+    """A folder by processes and by Ray, of results/engines.json; a million images by proportion."""
     result = load("engines")
     lines = []
     for r in result["lines"]:
         alone = (r["engine"], r["workers"]) == ("local", 1)  # which has all threads
         cores = result["run"]["threads"] if alone else r["workers"]
         hours = 1e6 / r["rate"] / 3600 * cores
-        row = [r["engine"], f"{r['workers']}", f"{cores}", f"{r['pictures']} in {r['seconds']:.0f} s"]
+        row = [r["engine"], f"{r['workers']}", f"{cores}", f"{r['images']} in {r['seconds']:.0f} s"]
         lines.append([*row, f"{r['rate']:.2f}", f"{r['mebibytes']:,.0f}", f"{hours:,.0f}"])
-    header = ["engine", "workers", "cores", "pictures", "a second", "MiB, all processes", "core hours for a million"]
+    header = ["engine", "workers", "cores", "images", "a second", "MiB, all processes", "core hours for a million"]
     return markdown(header, lines) + _measured(result)
 
 

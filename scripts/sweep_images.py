@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from nlrn.errors import NLRNError
-from nlrn.io.image import Picture, encode_picture, read_picture
+from nlrn.io.image import ImageData, encode_image, read_image
 from nlrn.io.metadata import TURNS
 
 _TOLERANCE = {"JPEG": 6, "AVIF": 6, "WEBP": 3}  # of decoders of lossy formats, 0-255 units
@@ -43,11 +43,11 @@ def main() -> int:
 
 def _verdict(path: Path) -> str:
     try:
-        picture = read_picture(path, max_pixels=20_000_000)
+        image = read_image(path, max_pixels=20_000_000)
     except NLRNError as error:
         return f"refused: {error}"
-    values = _samples(picture)
-    written = tifffile.imread(io.BytesIO(encode_picture(picture, "TIFF")))
+    values = _samples(image)
+    written = tifffile.imread(io.BytesIO(encode_image(image, "TIFF")))
     if written.shape != values.shape or not np.array_equal(written, values):
         return "wrong: written"
     seen = _by_libvips(path)
@@ -62,20 +62,20 @@ def _verdict(path: Path) -> str:
             return "accepted, not judged"
     if seen.dtype != values.dtype:
         return "accepted, not judged"
-    lossy = _TOLERANCE.get(picture.format, 6 if picture.format == "TIFF" and _is_lossy(path) else 0)
+    lossy = _TOLERANCE.get(image.format, 6 if image.format == "TIFF" and _is_lossy(path) else 0)
     away = np.abs(seen.astype(np.float64) - values)
-    if picture.alpha is not None:
-        away[picture.alpha == 0, :-1] = 0
+    if image.alpha is not None:
+        away[image.alpha == 0, :-1] = 0
     off = float(away.max())
     return "accepted" if off <= lossy or np.isnan(off) else f"wrong: {off:g} off"
 
 
-def _samples(picture: Picture) -> Any:
-    if picture.depth == 32:
-        return picture.array
-    top = 2**picture.depth - 1
-    values = np.rint(picture.array.astype(np.float64) * top).astype(f"uint{picture.depth}")
-    return values if picture.alpha is None else np.dstack([values, picture.alpha])
+def _samples(image: ImageData) -> Any:
+    if image.depth == 32:
+        return image.array
+    top = 2**image.depth - 1
+    values = np.rint(image.array.astype(np.float64) * top).astype(f"uint{image.depth}")
+    return values if image.alpha is None else np.dstack([values, image.alpha])
 
 
 def _is_lossy(path: Path) -> bool:

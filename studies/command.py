@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nlrn.cli import Parser
-from nlrn.cli.shared import check_result, count, print_table, sayer, sigma_level
+from nlrn.cli.shared import check_result, count, print_table, reporter, sigma_level
 from studies import study
 
 
@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
     found = Parser(prog="python -m studies", description="Equal short trainings that differ in one thing.")
     found.add_argument("study", choices=tuple(study.STUDIES), help="what differs")
     found.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="such as recipes/study.toml")
-    found.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json", help="goes on if it exists")
+    found.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json", help="resumes if it exists")
     found.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     found.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="default: runs")
     found.add_argument("--steps", type=count, help="instead of the recipe's number")
@@ -48,7 +48,7 @@ def _study(options: argparse.Namespace) -> int:
         sigmas=options.sigma,
         jobs=max(1, options.jobs),
         quiet=options.quiet,
-        say=sayer(options),
+        say=reporter(options),
     )
     if not options.quiet:
         print_table(*study.table(result))

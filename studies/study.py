@@ -23,7 +23,7 @@ from nlrn.errors import ConfigError, ModelError, NotFiniteError, TrainingError
 from nlrn.evaluation.plotting import new_figure, write_figure
 from nlrn.evaluation.protocols import denoising, evaluate, provenance
 from nlrn.inference.restorer import Restorer, Settings
-from nlrn.io.datasets import SCORING_SETS, NamedPicture, read_folder, scoring_set
+from nlrn.io.datasets import SCORING_SETS, NamedImage, read_folder, scoring_set
 from nlrn.models.checkpoint import model_metadata, sha256
 from nlrn.models.nlrn import DISTANCES
 from nlrn.ops.cpu import warn_for_workers
@@ -33,7 +33,7 @@ from nlrn.training.config import TrainConfig
 from nlrn.training.state import holds_a_run
 from nlrn.training.trainer import train
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 Table = tuple[str, list[str], list[list[str]]]
 
 
@@ -154,12 +154,12 @@ class Run:
         }, origin
 
     def _scores(self, restorer: Restorer, name: str) -> dict[str, Any]:
-        """{sigma: what evaluate says}, None where the network ran away on a picture."""
+        """{sigma: what evaluate says}, None where the network ran away on an image."""
         found: dict[str, Any] = {}
         for condition in denoising(self.sigmas):
             try:
-                found |= evaluate(restorer, {name: _pictures(self.data, name)}, [condition])[name]
-                del found[condition.name]["pictures"]
+                found |= evaluate(restorer, {name: _images(self.data, name)}, [condition])[name]
+                del found[condition.name]["images"]
             except NotFiniteError:
                 found[condition.name] = {"psnr": None, "ssim": None}
         return found
@@ -171,7 +171,7 @@ Key = tuple[str, int]  # arm and seed
 def _all_made(runs: dict[Key, Run], jobs: int, quiet: bool) -> Generator[tuple[Key, Any]]:
     """What every run comes to, as they come; several at once are processes with a share of the threads each.
 
-    An error, or an interrupt, ends the others at once: they go on from their last states another time.
+    An error, or an interrupt, ends the others at once: they resume from their last states another time.
     """
     if jobs == 1:
         yield from ((key, run(quiet)) for key, run in runs.items())
@@ -182,7 +182,7 @@ def _all_made(runs: dict[Key, Run], jobs: int, quiet: bool) -> Generator[tuple[K
             for future in as_completed(ahead):
                 yield ahead[future], future.result()
         except BrokenProcessPool as error:
-            raise TrainingError("a training's process was killed (its memory?); the same command goes on") from error
+            raise TrainingError("a training's process was killed (its memory?); the same command resumes") from error
 
 
 def run(
@@ -198,11 +198,11 @@ def run(
     jobs: int = 1,
     quiet: bool = False,
     study: Study | None = None,
-    say: Say = lambda line: None,
+    say: Report = lambda line: None,
 ) -> dict[str, Any]:
     """Make every run that `output` does not know, score it in float32, and keep what is known there after each.
 
-    Runs lie in `runs`/<arm>-<seed> and go on from where they stand. jobs: how many are made at once, each on its
+    Runs lie in `runs`/<arm>-<seed> and resume from where they stand. jobs: how many are made at once, each on its
     share of the threads, on CPUs (there, one after the other leaves threads idle); quiet: a single one shows nothing.
     Raises ConfigError when `output` holds another study, or one of another recipe, TrainingError when the process of
     one was killed, and what training raises.
@@ -215,7 +215,7 @@ def run(
     result: dict[str, Any] = _known(output, head) or {**head, "runs": {}}
     known = result["runs"]
     for scored_on in study.scored_on:
-        _pictures(data, scored_on)  # before hours of training
+        _images(data, scored_on)  # before hours of training
 
     def config_of(arm: str, seed: int) -> TrainConfig:
         return arm_config(recipe, study.arms[arm], arm, seed, steps)
@@ -277,7 +277,7 @@ def _known(output: Path, head: dict[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _pictures(data: Path, name: str) -> list[NamedPicture]:
+def _images(data: Path, name: str) -> list[NamedImage]:
     return scoring_set(data, name) if name in SCORING_SETS else read_folder(data / name, channels=1)
 
 

@@ -13,13 +13,13 @@ from PIL import Image
 
 from nlrn.batch.manifest import LOCK, MANIFEST
 from nlrn.batch.run import Restore
-from nlrn.io.image import Picture
+from nlrn.io.image import ImageData
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def fill(folder: Path, count: int, bad: int = 0) -> None:
-    """Small pictures grey and colour, PNG and JPEG, in two folders; every so many-th is damaged."""
+    """Small images grey and colour, PNG and JPEG, in two folders; every so many-th is damaged."""
     chance = np.random.RandomState(0)
     (folder / "deep").mkdir(parents=True)
     for i in range(count):
@@ -39,15 +39,15 @@ def records(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / MANIFEST).read_text().splitlines() if line.endswith("}")]
 
 
-def same(picture: Picture, form: str) -> Picture:
-    return picture
+def same(image: ImageData, form: str) -> ImageData:
+    return image
 
 
-def deadly(picture: Picture, form: str) -> Picture:
-    """Kills its process for a picture that is white at a corner."""
-    if picture.array.flat[0] == 1:
+def deadly(image: ImageData, form: str) -> ImageData:
+    """Kills its process for an image that is white at a corner."""
+    if image.array.flat[0] == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return picture
+    return image
 
 
 def give(restore: Restore) -> Restore:

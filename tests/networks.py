@@ -23,5 +23,5 @@ def random_model(seed: int = 0, **changes: object) -> NLRN:
     return model
 
 
-def picture(*shape: int) -> np.ndarray:
+def random_image(*shape: int) -> np.ndarray:
     return np.random.RandomState(1).rand(*shape).astype(np.float32)

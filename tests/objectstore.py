@@ -37,7 +37,7 @@ class Store:
     def files(self, under: str) -> dict[str, bytes]:
         """Keys below a folder and what they hold."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="album", Prefix=f"{under}/")
-        keys = [told["Key"] for page in pages for told in page.get("Contents", [])]
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
         return {key.removeprefix(f"{under}/"): self.get(key)["Body"].read() for key in keys}
 
     def puts(self, under: str) -> dict[str, int]:
@@ -45,8 +45,8 @@ class Store:
         pages = self.client.get_paginator("list_object_versions").paginate(Bucket="album", Prefix=f"{under}/")
         count: dict[str, int] = {}
         for page in pages:
-            for told in page.get("Versions", []):
-                key = told["Key"].removeprefix(f"{under}/")
+            for entry in page.get("Versions", []):
+                key = entry["Key"].removeprefix(f"{under}/")
                 count[key] = count.get(key, 0) + 1
         return count
 

@@ -1,7 +1,7 @@
 """The paper in NumPy float64, written from its formulas alone: dense, slow, sharing nothing with the package.
 
 Every pair of pixels is formed and masked; no tiles, no gathers, no autograd. Arrays inside the attention are
-[B, H, W, C]; pictures and feature maps are [B, C, H, W]. "Dense S" is [B, N, N], N = H * W in row-major
+[B, H, W, C]; images and feature maps are [B, C, H, W]. "Dense S" is [B, N, N], N = H * W in row-major
 order.
 """
 
@@ -47,7 +47,7 @@ def attention(q: Array, k: Array, v: Array, window: int | None, carried: Array |
 
 
 def windowed(dense: Array, height: int, width: int, window: int | None) -> Array:
-    """Dense S -> [B,H,W,q,q] (None: [B,H,W,H,W]), 0 outside the picture, by an explicit loop over offsets."""
+    """Dense S -> [B,H,W,q,q] (None: [B,H,W,H,W]), 0 outside the image, by an explicit loop over offsets."""
     batch = dense.shape[0]
     pairs = dense.reshape(batch, height, width, height, width)
     if window is None:

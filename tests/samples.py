@@ -1,4 +1,4 @@
-"""The pictures, weights and folders that the documentation's pages speak of, small, under the names that they use."""
+"""The images, weights and folders that the documentation's pages speak of, small, under the names that they use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make(folder: Path) -> None:
     noisy = add_gaussian_noise(clean, 25)
     _save(clean, folder / "levels.png", 40 / 255 / clean.max())
     _save(noisy, folder / "noisy.png")
-    _save(camera[100:228, 180:308], folder / "picture.png")
+    _save(camera[100:228, 180:308], folder / "image.png")
     _save(add_gaussian_noise(camera[180:244, 30:480], 25), folder / "panorama.png")
     _save(PoissonNoise(8, 2).add(255 * clean) / 255, folder / "cells.png")
     colour = add_gaussian_noise(np.dstack([clean, clean**0.8, clean**1.2]), 25)
@@ -44,9 +44,9 @@ def make(folder: Path) -> None:
         shutil.copy(file, folder / file.name.replace("first", "model"))
 
 
-def _save(picture: np.ndarray, path: Path, factor: float = 1.0) -> None:
+def _save(image: np.ndarray, path: Path, factor: float = 1.0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.rint(np.clip(picture * factor, 0, 1) * 255).astype(np.uint8)).save(path)
+    Image.fromarray(np.rint(np.clip(image * factor, 0, 1) * 255).astype(np.uint8)).save(path)
 
 
 def _even_places(folder: Path) -> None:
@@ -57,7 +57,7 @@ def _even_places(folder: Path) -> None:
 
 
 def _folders(folder: Path, camera: np.ndarray) -> None:
-    """photos; album, where one picture is torn; two-pictures to score; my-pictures, toy and recipes to train on."""
+    """photos; album, where one image is torn; two-images to score; my-images, toy and recipes to train on."""
     crops = [camera[y : y + 48, x : x + 64] for y, x in ((100, 200), (260, 100), (300, 240), (20, 320))]
     for name in ("photos", "album"):
         for i, file in enumerate(("a.png", "b.jpg", "below/c.png")):
@@ -65,8 +65,8 @@ def _folders(folder: Path, camera: np.ndarray) -> None:
     whole = (folder / "album" / "a.png").read_bytes()
     (folder / "album" / "torn.png").write_bytes(whole[: len(whole) // 2])
     for i, crop in enumerate(crops):
-        _save(crop, folder / "my-pictures" / ("train" if i < 2 else "held-back") / f"{i}.png")
-        _save(crop, folder / ("two-pictures" if i < 2 else "toy/bsd68") / f"{i}.png")
+        _save(crop, folder / "my-images" / ("train" if i < 2 else "held-back") / f"{i}.png")
+        _save(crop, folder / ("two-images" if i < 2 else "toy/bsd68") / f"{i}.png")
         _save(crop, folder / "toy" / "set12" / f"{i}.png")
     toy.make(folder / "toy")
     shutil.copytree(ROOT / "recipes", folder / "recipes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from networks import FP32, picture, random_model
+from networks import FP32, random_image, random_model
 from PIL import Image
 
 import nlrn
@@ -15,7 +15,7 @@ from nlrn.inference.restorer import Restorer
 
 def test_visible_pixels_are_kept_and_holes_take_the_colour_around_them() -> None:
     for shape in ((17, 23), (17, 23, 3), (1, 9, 3), (64, 64)):
-        image, alpha = picture(*shape), np.random.RandomState(2).randint(0, 2, shape[:2])
+        image, alpha = random_image(*shape), np.random.RandomState(2).randint(0, 2, shape[:2])
         filled = fill_hidden(image, alpha)
         np.testing.assert_array_equal(filled[alpha > 0], image[alpha > 0])
         assert filled.min() >= image[alpha > 0].min() - 1e-6
@@ -24,8 +24,8 @@ def test_visible_pixels_are_kept_and_holes_take_the_colour_around_them() -> None
     np.testing.assert_allclose(fill_hidden(constant, constant == 0.25), 0.25, atol=1e-6)
 
 
-def test_a_picture_that_is_all_hidden_or_all_visible() -> None:
-    image = picture(9, 7, 3)
+def test_an_image_that_is_all_hidden_or_all_visible() -> None:
+    image = random_image(9, 7, 3)
     assert fill_hidden(image, np.full((9, 7), 255)) is image
     assert np.isfinite(fill_hidden(image, np.zeros((9, 7)))).all()
     with pytest.raises(InputError, match="alpha"):
@@ -34,7 +34,7 @@ def test_a_picture_that_is_all_hidden_or_all_visible() -> None:
 
 @pytest.mark.parametrize("sigma", [25, "auto"])
 def test_hidden_colour_changes_nothing_visible_and_comes_back(sigma: float | str) -> None:
-    image, alpha = picture(40, 48, 3), np.full((40, 48), 200, np.uint8)
+    image, alpha = random_image(40, 48, 3), np.full((40, 48), 200, np.uint8)
     alpha[10:30, 20:] = 0
     other = np.where((alpha == 0)[..., None], 1 - image, image)
     restorer = Restorer(random_model(), settings=FP32)

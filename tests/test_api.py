@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import FP32, picture, random_model
+from networks import FP32, random_image, random_model
 from PIL import Image
 
 import nlrn
@@ -24,7 +24,7 @@ SOURCE = Path(nlrn.__file__).parent
 
 
 def test_floats_come_back_as_floats_and_integers_as_integers() -> None:
-    model, image = random_model(), picture(20, 24, 3)
+    model, image = random_model(), random_image(20, 24, 3)
     expected = nlrn.Restorer(model, settings=nlrn.Settings()).denoise(image, 25)
     for dtype in (np.float32, np.float64):
         out = nlrn.denoise(image.astype(dtype), 25, model)
@@ -40,7 +40,7 @@ def test_floats_come_back_as_floats_and_integers_as_integers() -> None:
 
 
 def test_a_weights_file_that_was_written_again_is_read_again(tmp_path: Path) -> None:
-    image, file = picture(20, 24), tmp_path / "own.safetensors"
+    image, file = random_image(20, 24), tmp_path / "own.safetensors"
     for seed in (0, 1):
         model = random_model(seed=seed)
         save_model(file, model, {}, overwrite=True)
@@ -48,7 +48,7 @@ def test_a_weights_file_that_was_written_again_is_read_again(tmp_path: Path) -> 
 
 
 def test_hidden_colour_does_not_choose_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Grey wherever it is seen, a picture goes to the grey model, whatever lies under alpha = 0."""
+    """Grey wherever it is seen, an image goes to the grey model, whatever lies under alpha = 0."""
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)
     save_model(tmp_path / "denoise-gray.safetensors", random_model(), {})
     save_model(tmp_path / "denoise-color.safetensors", random_model(in_channels=3), {})
@@ -93,7 +93,7 @@ def test_tensors_come_back_as_tensors(shape: tuple[int, ...], dtype: torch.dtype
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
-def test_pil_pictures_keep_mode_size_and_alpha(mode: str) -> None:
+def test_pil_images_keep_mode_size_and_alpha(mode: str) -> None:
     random = np.random.RandomState(0)
     shape = (20, 24, len(mode)) if mode != "I;16" and len(mode) > 1 else (20, 24)
     top = 65536 if mode == "I;16" else 256
@@ -114,7 +114,7 @@ def sr_model() -> nlrn.NLRN:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
-def test_enlarged_pictures_keep_their_mode_and_enlarge_their_alpha(mode: str) -> None:
+def test_enlarged_images_keep_their_mode_and_enlarge_their_alpha(mode: str) -> None:
     random = np.random.RandomState(0)
     shape = (20, 24, len(mode)) if mode != "I;16" and len(mode) > 1 else (20, 24)
     top = 65536 if mode == "I;16" else 256
@@ -131,7 +131,7 @@ def test_enlarged_pictures_keep_their_mode_and_enlarge_their_alpha(mode: str) ->
 
 
 def test_arrays_and_tensors_are_enlarged_as_they_are_denoised() -> None:
-    image = picture(20, 24, 3)
+    image = random_image(20, 24, 3)
     expected = nlrn.Restorer(sr_model()).upscale(image, 60, 72)
     np.testing.assert_array_equal(nlrn.upscale(image, 3, sr_model()), expected)
     batch = torch.from_numpy(image).movedim(-1, 0)[None].repeat(2, 1, 1, 1)
@@ -147,7 +147,7 @@ def test_arrays_and_tensors_are_enlarged_as_they_are_denoised() -> None:
         nlrn.upscale(image, 2, random_model())
 
 
-def test_what_is_not_a_picture_is_refused() -> None:
+def test_what_is_not_an_image_is_refused() -> None:
     for thing in ("noisy.png", [[0.5]], None):
         with pytest.raises(InputError, match="expected a PIL image"):
             nlrn.denoise(thing, 25)  # type: ignore[type-var]
@@ -156,7 +156,7 @@ def test_what_is_not_a_picture_is_refused() -> None:
     with pytest.raises(InputError, match="mode P"):
         nlrn.denoise(Image.new("P", (20, 20)), 25)
     with pytest.raises(ModelNotFoundError, match="shipped models"):
-        nlrn.denoise(picture(8, 8), 25, "denoise-grey")
+        nlrn.denoise(random_image(8, 8), 25, "denoise-grey")
 
 
 def test_settings_reach_the_restorer() -> None:

@@ -1,4 +1,4 @@
-"""Folders of pictures: planned, restored once, gone on with after a kill, bad ones listed."""
+"""Folders of images: planned, restored once, gone on with after a kill, bad ones listed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nlrn.batch.run import run
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError, InputError
 from nlrn.inference.restorer import Restorer
-from nlrn.io.image import Picture, read_picture
+from nlrn.io.image import ImageData, read_image
 from nlrn.models.checkpoint import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +99,7 @@ def test_originals_are_out_of_reach(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_is_restored_and_bad_pictures_stop_nothing(
+def test_a_folder_is_restored_and_bad_images_stop_nothing(
     tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str], workers: int
 ) -> None:
     fill(tmp_path / "in", 24, bad=8)
@@ -107,21 +107,21 @@ def test_a_folder_is_restored_and_bad_pictures_stop_nothing(
     words = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out" / "new"), "-r", "--sigma", "20"]
     words += ["--model", str(weights), "--precision", "fp32", "--memory", "512"]
     assert command([*words, "--json", "-j", str(workers)]) == 1
-    told = capfd.readouterr()
-    outcome = json.loads(told.out)
+    shown = capfd.readouterr()
+    outcome = json.loads(shown.out)
     assert set(outcome["failed"]) == {"deep/000.jpg", "008.png", "016.png"}
     assert len(outcome["done"]) == 21
     assert outcome["skipped"] == []
-    assert told.err.count("nlrn: ") == 3
-    assert "008.png: " in told.err
+    assert shown.err.count("nlrn: ") == 3
+    assert "008.png: " in shown.err
     assert digests(tmp_path / "in") == before
     made = digests(tmp_path / "out" / "new")
     assert set(made) == set(before) - set(outcome["failed"])
     restorer = Restorer(weights, settings=FP32)
     for name in ("001.png", "002.png"):  # grey, colour
-        exact = restorer.denoise(read_picture(tmp_path / "in" / name).array, 20)
+        exact = restorer.denoise(read_image(tmp_path / "in" / name).array, 20)
         levels = np.rint(np.clip(exact, 0, 1) * 255)
-        made_of = read_picture(tmp_path / "out" / "new" / name).array * 255
+        made_of = read_image(tmp_path / "out" / "new" / name).array * 255
         np.testing.assert_allclose(made_of, levels, atol=1e-3)
 
     assert command([*words, "--json"]) == 1  # the same again: only the bad ones are tried
@@ -147,12 +147,12 @@ def test_results_that_are_there_are_refused_left_or_replaced(
     assert len(digests(tmp_path / "out")) == 4  # without the folder below
     assert command([*words, "--overwrite"]) == 0
     made = digests(tmp_path / "out")
-    assert read_picture(tmp_path / "out" / "001.png").array.shape == (16, 18)
+    assert read_image(tmp_path / "out" / "001.png").array.shape == (16, 18)
     assert command([*words, "--strength", "0.5"]) == 2
     assert "exist already" in capsys.readouterr().err
     assert digests(tmp_path / "out") == made  # other options are another work
 
-    Image.new("L", (18, 16), 90).save(tmp_path / "in" / "001.png")  # another picture under the old name
+    Image.new("L", (18, 16), 90).save(tmp_path / "in" / "001.png")  # another image under the old name
     for _ in range(2):  # a failure does not make our result somebody else's, which would stop the whole folder
         assert command(words) == 1
         assert "has changed since" in capsys.readouterr().err
@@ -166,12 +166,12 @@ def test_upscale_takes_folders_too(tmp_path: Path, capsys: pytest.CaptureFixture
     fill(tmp_path / "in", 5)
     words = ["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "sr.safetensors")]
     assert command([*words, "-s", "2", "--format", "png", "--suffix", "_x2"]) == 0
-    assert "3 pictures restored" in capsys.readouterr().out
-    assert read_picture(tmp_path / "out" / "001_x2.png").array.shape == (32, 36)
+    assert "3 images restored" in capsys.readouterr().out
+    assert read_image(tmp_path / "out" / "001_x2.png").array.shape == (32, 36)
     assert command([*words, "-s", "2", "--width", "9"]) == 2
 
 
-def test_what_is_for_folders_or_for_pictures_is_said(
+def test_what_is_for_folders_or_for_images_is_said(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(tmp_path / "in", 2)
@@ -182,7 +182,7 @@ def test_what_is_for_folders_or_for_pictures_is_said(
     (tmp_path / "empty").mkdir()
     folder = ["--model", str(weights), "-o", str(tmp_path / "out")]
     assert command(["denoise", str(tmp_path / "empty"), *folder]) == 3
-    assert "there is no picture" in capsys.readouterr().err
+    assert "there is no image" in capsys.readouterr().err
     assert command(["denoise", str(tmp_path / "in"), *folder, "-j", "999"]) == 2
     assert "fewer --jobs" in capsys.readouterr().err
     assert command(["denoise", str(tmp_path / "in"), *folder, "--sigma-map", one]) == 2
@@ -213,32 +213,32 @@ def test_what_a_format_cannot_hold_is_found_before_the_work(
     words = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(weights), "--format", "jpg"]
 
     def work(*_: object, **__: object) -> np.ndarray:
-        raise AssertionError("the picture was computed")
+        raise AssertionError("the image was computed")
 
     with monkeypatch.context() as patched:
         patched.setattr(Restorer, "denoise", work)
         assert command([*words, "--sigma", "25"]) == 1
-    assert "would cut the picture's 16 bits" in capsys.readouterr().err
+    assert "would cut the image's 16 bits" in capsys.readouterr().err
     assert command([*words, "--sigma", "25", "--depth", "8"]) == 0
 
 
-def _odd(picture: Picture, form: str) -> Picture:
-    """Fails for a picture that is white at a corner, in a way that nobody thought of."""
-    if picture.array.flat[0] == 1:
+def _odd(image: ImageData, form: str) -> ImageData:
+    """Fails for an image that is white at a corner, in a way that nobody thought of."""
+    if image.array.flat[0] == 1:
         raise ZeroDivisionError("oh")
-    if picture.array.flat[0] == 0:
+    if image.array.flat[0] == 0:
         raise ConfigError("of all of them")
-    return picture
+    return image
 
 
-def _tight(picture: Picture, form: str) -> Picture:
-    """Is refused the memory for a picture that is white at a corner, and says what nlrn.inference.restorer says."""
-    if picture.array.flat[0] == 1:
+def _tight(image: ImageData, form: str) -> ImageData:
+    """Is refused the memory for an image that is white at a corner, and says what nlrn.inference.restorer says."""
+    if image.array.flat[0] == 1:
         logging.getLogger("nlrn").warning("no memory", extra={"tile": 256})
-    return picture
+    return image
 
 
-def test_a_picture_that_kills_its_process_is_found_and_the_rest_is_done(tmp_path: Path) -> None:
+def test_an_image_that_kills_its_process_is_found_and_the_rest_is_done(tmp_path: Path) -> None:
     fill(tmp_path / "in", 12)
     Image.new("L", (9, 9), 255).save(tmp_path / "in" / "005b.png")
     jobs = plan(tmp_path / "in", tmp_path / "out")
@@ -258,7 +258,7 @@ def test_the_tiles_that_a_result_was_made_in_after_all_are_recorded(tmp_path: Pa
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_nobody_thought_of_is_the_pictures_and_one_of_the_settings_is_everybodys(
+def test_an_error_nobody_thought_of_is_the_images_and_one_of_the_settings_is_everybodys(
     tmp_path: Path, workers: int
 ) -> None:
     for name, grey in (("a", 90), ("b", 255), ("c", 90)):
@@ -299,7 +299,7 @@ def _made(folder: Path) -> Path:
 def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_done_twice(
     tmp_path: Path, weights: Path, count: Callable[[int], int], workers: str
 ) -> None:
-    """300 pictures, a tenth of them bad, SIGKILL at random times, repeated to the end."""
+    """300 images, a tenth of them bad, SIGKILL at random times, repeated to the end."""
     number = count(300)
     fill(tmp_path / "in", number, bad=10)
     before, chance = digests(tmp_path / "in"), random.Random(int(workers))

@@ -38,7 +38,7 @@ def test_every_contestant_computes_the_definition(name: str, size: tuple[int, in
 
 
 @pytest.mark.parametrize(("height", "width", "window"), [(5, 9, 3), (1, 7, 5), (6, 6, 13), (4, 3, None)])
-def test_pairs_are_those_inside_the_picture(height: int, width: int, window: int | None) -> None:
+def test_pairs_are_those_inside_the_image(height: int, width: int, window: int | None) -> None:
     if window is None:
         assert measure.clipped_pairs(height, width, None) == (height * width) ** 2
         return
@@ -49,7 +49,7 @@ def test_pairs_are_those_inside_the_picture(height: int, width: int, window: int
 
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_the_work_of_the_network_is_that_of_its_convolutions_and_its_attention(preset: str) -> None:
-    cell = next(c for c in NETWORK if c["preset"] == preset and c["section"] == "pictures")
+    cell = next(c for c in NETWORK if c["preset"] == preset and c["section"] == "images")
     config, counted = whole.config_of(cell), 0.0
 
     def count(module: nn.Conv2d, _: object, out: torch.Tensor) -> None:
@@ -179,7 +179,7 @@ def test_without_bf16_nothing_is_measured_in_it(monkeypatch: pytest.MonkeyPatch)
         assert {c["dtype"] for c in module.cells("cpu", 2, quick=True)} == {"fp32", "bf16"}
 
 
-@pytest.mark.parametrize("section", ["pictures", "backends", "training"])
+@pytest.mark.parametrize("section", ["images", "backends", "training"])
 def test_the_network_is_measured(section: str) -> None:
     for cell in [c for c in NETWORK if c["section"] == section and c["preset"] == "small"]:
         found = whole.measured(cell)

@@ -26,7 +26,7 @@ from nlrn.errors import InputError
 from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
 from nlrn.functional.degradations import add_gaussian_noise
 from nlrn.inference.restorer import Restorer, Settings
-from nlrn.io.image import Picture, read_picture, write_picture
+from nlrn.io.image import ImageData, read_image, write_image
 from nlrn.models.checkpoint import save_model
 
 
@@ -132,7 +132,7 @@ def test_colour_and_tiles_are_said(noisy: Path, weights: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize("command", [["denoise", "--sigma", "20"], ["explain", "--at", "25,20", "--sigma", "20"]])
 def test_hidden_colour_does_not_show(noisy: Path, weights: Path, command: list[str]) -> None:
-    """Two pictures that differ where they are transparent alone: what is seen of them comes out the same."""
+    """Two images that differ where they are transparent alone: what is seen of them comes out the same."""
     grey = np.asarray(Image.open(noisy))
     alpha = np.full_like(grey, 255)
     alpha[:, 30:] = 0
@@ -189,17 +189,15 @@ def test_a_format_too_small_for_the_result_is_refused_before_the_work(
 @pytest.mark.parametrize(
     ("name", "depth", "out"), [("a.png", 16, "b.tif"), ("a.tif", 16, "b.png"), ("a.tif", 32, "b.tif")]
 )
-def test_deep_pictures_stay_deep(
-    weights: Path, enlarger: Path, tmp_path: Path, name: str, depth: int, out: str
-) -> None:
+def test_deep_images_stay_deep(weights: Path, enlarger: Path, tmp_path: Path, name: str, depth: int, out: str) -> None:
     """Colour of 16 bits with alpha, and floats: what is written is what the restorer gives, to their last bit."""
     random = np.random.RandomState(0)
     alpha = None if depth == 32 else random.randint(0, 65536, (20, 24)).astype(np.uint16)
-    picture = Picture(random.random((20, 24, 3)).astype(np.float32), alpha, depth)
-    write_picture(tmp_path / name, picture)
-    given, model = read_picture(tmp_path / name), str(weights)
+    image = ImageData(random.random((20, 24, 3)).astype(np.float32), alpha, depth)
+    write_image(tmp_path / name, image)
+    given, model = read_image(tmp_path / name), str(weights)
     assert run(["denoise", str(tmp_path / name), "-o", str(tmp_path / out), "--sigma", "9", "--model", model]) == 0
-    found = read_picture(tmp_path / out)
+    found = read_image(tmp_path / out)
     assert found.depth == depth
     np.testing.assert_equal(found.alpha, alpha)
     exact = Restorer(model).denoise(given.array, 9, alpha=given.alpha)
@@ -207,8 +205,8 @@ def test_deep_pictures_stay_deep(
     np.testing.assert_allclose(found.array, expected, atol=0 if depth == 32 else 0.51 / 65535)
     larger = tmp_path / f"larger-{out}"
     assert run(["upscale", str(tmp_path / name), "-o", str(larger), "--model", str(enlarger)]) == 0
-    assert read_picture(larger).array.shape == (40, 48, 3)
-    assert read_picture(larger).depth == depth
+    assert read_image(larger).array.shape == (40, 48, 3)
+    assert read_image(larger).depth == depth
 
 
 def test_a_map_of_noise_levels_and_the_strength_reach_the_restorer(
@@ -217,18 +215,18 @@ def test_a_map_of_noise_levels_and_the_strength_reach_the_restorer(
     image = np.asarray(Image.open(noisy)) / np.float32(255)
     levels = np.linspace(0, 75, image.size).reshape(image.shape).astype(np.float32)
     Image.fromarray(np.rint(levels).astype(np.uint8)).save(tmp_path / "map.png")
-    write_picture(tmp_path / "map.tif", Picture(levels, depth=32))
+    write_image(tmp_path / "map.tif", ImageData(levels, depth=32))
     command = ["denoise", str(noisy), "--model", str(weights), "-o", str(tmp_path / "out.tif"), "--depth", "32"]
-    for name, told in (("map.png", np.rint(levels)), ("map.tif", levels)):
+    for name, shown in (("map.png", np.rint(levels)), ("map.tif", levels)):
         words = ["--overwrite", "--strength", "0.25", "--sigma-map", str(tmp_path / name)]
         assert run([*command, *words]) == 0
-        whole = Restorer(weights).denoise(image, told)
-        np.testing.assert_allclose(read_picture(tmp_path / "out.tif").array, image + 0.25 * (whole - image), atol=1e-5)
+        whole = Restorer(weights).denoise(image, shown)
+        np.testing.assert_allclose(read_image(tmp_path / "out.tif").array, image + 0.25 * (whole - image), atol=1e-5)
     Image.new("L", (9, 9)).save(tmp_path / "small.png")
     Image.new("RGB", (50, 40), (1, 2, 3)).save(tmp_path / "colour.png")
     for words, code, message in (
         (["--sigma-map", str(tmp_path / "small.png")], 1, "a map of"),
-        (["--sigma-map", str(tmp_path / "colour.png")], 1, "grey picture"),
+        (["--sigma-map", str(tmp_path / "colour.png")], 1, "grey image"),
         (["--sigma-map", str(tmp_path / "map.png"), "--sigma", "3"], 2, "not both"),
         (["--strength", "1.5"], 2, "0..1"),
     ):
@@ -250,9 +248,9 @@ def test_another_depth_is_written_when_asked_for(
     command = ["denoise", str(noisy), "--model", str(weights), "--sigma", "9", "-o"]
     for depth, name in ((16, "a.png"), (16, "a.tif"), (32, "b.tif")):
         assert run([*command, str(tmp_path / name), "--depth", str(depth)]) == 0
-        assert read_picture(tmp_path / name).depth == depth
+        assert read_image(tmp_path / name).depth == depth
     assert run([*command, str(tmp_path / "c.jpg"), "--depth", "16"]) == 1
-    assert "would cut the picture's 16 bits" in capsys.readouterr().err
+    assert "would cut the image's 16 bits" in capsys.readouterr().err
 
 
 def test_a_model_for_enlarging_neither_denoises_nor_explains(
@@ -260,9 +258,9 @@ def test_a_model_for_enlarging_neither_denoises_nor_explains(
 ) -> None:
     for words in (["denoise", str(noisy)], ["explain", str(noisy), "--at", "3,3"]):
         assert run([*words, "-o", str(tmp_path / "out.png"), "--model", str(enlarger)]) == 2
-        told = capsys.readouterr()
-        assert "is for sr, not for denoise" in told.err
-        assert told.out == ""
+        shown = capsys.readouterr()
+        assert "is for sr, not for denoise" in shown.err
+        assert shown.out == ""
 
 
 def test_upscale_brings_exif_up_to_date(enlarger: Path, tmp_path: Path) -> None:
@@ -290,7 +288,7 @@ def test_a_result_beyond_the_limit_is_refused(
     assert "20800 x 20800 pixels is beyond the limit of 400,000,000" in capsys.readouterr().err
 
 
-def test_upscale_keeps_the_kind_of_the_picture(noisy: Path, enlarger: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_upscale_keeps_the_kind_of_the_image(noisy: Path, enlarger: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grey = np.asarray(Image.open(noisy))
     alpha = np.full_like(grey, 255)
     alpha[:20] = 0
@@ -333,7 +331,7 @@ def test_upscale_keeps_the_kind_of_the_picture(noisy: Path, enlarger: Path, caps
         (["denoise", "{noisy}", "-o", "{out}", "--tile", "31"], 2, "at least 32 pixels"),
         (["denoise", "", "-o", "{out}"], 2, "IN is empty"),
         (["denoise", "{folder}", "-o", "{noisy}"], 2, "is a file"),
-        (["denoise", "{folder}", "-o", "{out}"], 2, "is the name of a picture"),
+        (["denoise", "{folder}", "-o", "{out}"], 2, "is the name of an image"),
         (["denoise", "{noisy}", "-o", "{out}", "--max-pixels", "99"], 1, "the limit is 99, raised by --max-pixels"),
         (["denoise", "{noisy}", "-o", "{out}", "--model", "denoise-grey"], 3, "denoise-grey"),
         (["denoise", "{noisy}", "-o", "{out}", "--model", "{noisy}"], 3, "safetensors"),
@@ -399,7 +397,7 @@ def test_evaluate_scores_a_folder_with_a_table_and_json(
     assert own.read_bytes() == weights.read_bytes()
     shutil.copy(tmp_path / "0.png", tmp_path / "1.bmp")
     assert run([*command, "--model", str(weights)]) == 1
-    assert "two pictures called 1" in capsys.readouterr().err
+    assert "two images called 1" in capsys.readouterr().err
 
 
 def test_numbers_are_whole_on_a_narrow_terminal(

@@ -59,8 +59,8 @@ def test_the_results_are_those_of_the_local_engine(
     words = [*words_of(tmp_path / "in", tmp_path / "there", weights), "--engine", "ray", "--json"]
     capfd.readouterr()
     assert command(words) == 1
-    told = capfd.readouterr()
-    outcome = json.loads(told.out)
+    shown = capfd.readouterr()
+    outcome = json.loads(shown.out)
     assert set(outcome["failed"]) == {"deep/000.jpg", "008.png", "016.png"}
     assert outcome["failed"]["008.png"] == "truncated"
     assert len(outcome["done"]) == 21
@@ -76,7 +76,7 @@ def test_the_results_are_those_of_the_local_engine(
     assert f"is held by process {os.getpid()} on " in capfd.readouterr().err
 
 
-def test_a_picture_that_ends_its_worker_twice_is_left_and_the_rest_is_done(ray: Any, tmp_path: Path) -> None:
+def test_an_image_that_ends_its_worker_twice_is_left_and_the_rest_is_done(ray: Any, tmp_path: Path) -> None:
     fill(tmp_path / "in", 12)
     Image.new("L", (9, 9), 255).save(tmp_path / "in" / "005b.png")
     jobs = plan(tmp_path / "in", tmp_path / "out")
@@ -166,7 +166,7 @@ def workers_of(session: int) -> list[int]:
 def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_done_twice(
     tmp_path: Path, weights: Path, count: Callable[[int], int]
 ) -> None:
-    """300 pictures, a tenth of them bad; workers and runs are killed at random times, the run is repeated."""
+    """300 images, a tenth of them bad; workers and runs are killed at random times, the run is repeated."""
     number = count(300)
     fill(tmp_path / "in", number, bad=10)
     before, chance = digests(tmp_path / "in"), random.Random(0)

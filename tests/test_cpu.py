@@ -27,7 +27,7 @@ from nlrn.ops import (
     state_bytes,
 )
 
-# batch, height, width, Cm, C, window: one pixel, single rows and columns, primes, a window wider than the picture,
+# batch, height, width, Cm, C, window: one pixel, single rows and columns, primes, a window wider than the image,
 # more rows than a tile, more columns than a vector; channels with and without a remainder
 SHAPES = [
     (1, 1, 1, 4, 8, 3),
@@ -143,7 +143,7 @@ def test_three_carried_states_and_their_gradients(
     assert bool(found.correlation.isfinite().all())
     carried = dense(found.correlation, shape)
     assert error(carried, exact.correlation) <= 1e-5
-    assert bool((carried[exact.correlation == 0] == 0).all())  # outside the picture
+    assert bool((carried[exact.correlation == 0] == 0).all())  # outside the image
 
 
 @pytest.mark.parametrize("shape", SHAPES[3:6])
@@ -253,7 +253,7 @@ def test_slices_of_one_convolution_are_taken_as_they_lie() -> None:
         assert torch.equal(neighborhood_attention(*arranged, window=7, backend="cpu"), expected)
 
 
-def test_the_statistics_of_a_whole_picture_are_those_of_the_definition() -> None:
+def test_the_statistics_of_a_whole_image_are_those_of_the_definition() -> None:
     q, k, v = (x.float() for x in Case.draw((2, 9, 21, 8, 16, None), 1).states[0])
     found = []
     for backend in ("cpu", "reference"):
@@ -317,7 +317,7 @@ def test_a_gradient_of_the_correlation_goes_in_and_comes_out(
 
 
 def dense_mask(shape: tuple[int | None, ...], state: Tensor) -> Tensor:
-    """1 at the entries of a correlation of that shape that lie in the picture."""
+    """1 at the entries of a correlation of that shape that lie in the image."""
     batch, height, width, *_, window = shape
     q = torch.ones(batch, height, width, 1)
     ones = torch.empty_like(state)
@@ -459,7 +459,7 @@ def test_what_it_cannot_run_it_says() -> None:
     for x, window, reason in [
         (q.double(), 3, "takes float32 and bfloat16, not float64"),
         (q.half(), 3, "not float16"),
-        (torch.rand(1, 2, 65, 3), None, "needs a window for pictures of more than 64 x 64"),
+        (torch.rand(1, 2, 65, 3), None, "needs a window for images of more than 64 x 64"),
         (q.to("meta"), 3, "on meta, not on the CPU"),
     ]:
         assert select_backend(x, window) == "tiled"

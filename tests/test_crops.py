@@ -13,15 +13,15 @@ import crops
 
 
 def test_the_square_lies_where_the_edges_are() -> None:
-    picture = np.full((60, 80, 3), 90, np.uint8)
-    picture[33:45, 50:62] = np.random.RandomState(0).randint(0, 256, (12, 12, 1))
-    down, right = crops.square_with_edges(picture, 16)
+    image = np.full((60, 80, 3), 90, np.uint8)
+    image[33:45, 50:62] = np.random.RandomState(0).randint(0, 256, (12, 12, 1))
+    down, right = crops.square_with_edges(image, 16)
     assert down.start <= 32 < 46 <= down.stop
     assert right.start <= 49 < 63 <= right.stop
 
 
 class Pale:
-    """Gives a picture back as it is, or enlarged to an even grey."""
+    """Gives an image back as it is, or enlarged to an even grey."""
 
     def upscale(self, low: np.ndarray, height: int, width: int) -> np.ndarray:
         return np.full((height, width, 3), low.mean())
@@ -36,7 +36,7 @@ def test_a_sheet_shows_the_same_square_of_every_column(task: str) -> None:
     truth, cells = crops.enlarged(image, 3, Pale()) if task == "sr" else crops.denoised(image, 25, Pale())  # type: ignore[arg-type]
     assert truth.shape == ((60, 48, 3) if task == "sr" else image.shape)
     assert len(cells) == (4 if task == "sr" else 3)
-    assert all(picture.shape == truth.shape for _, picture in cells)
+    assert all(column.shape == truth.shape for _, column in cells)
     page = np.asarray(crops.sheet([(truth, cells)] * 2, 24, 3))
     cell = 3 * 24
     assert page.shape == (2 * (cell + crops.BAND), len(cells) * (cell + crops.GAP) - crops.GAP, 3)

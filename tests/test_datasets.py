@@ -17,8 +17,8 @@ SIZES = [(5, 6), (4, 4), (2, 9), (3, 3)]  # the third holds no 3 x 3 patch
 POSITIONS = 3 * 4 + 2 * 2 + 0 + 1
 
 
-def numbered_pictures(channels: int) -> list[np.ndarray]:
-    """Pictures whose every pixel has a value of its own; channel c is the first one plus 80 c."""
+def numbered_images(channels: int) -> list[np.ndarray]:
+    """Images whose every pixel has a value of its own; channel c is the first one plus 80 c."""
     ends = np.cumsum([h * w for h, w in SIZES])
     grey = [np.arange(e - h * w, e).reshape(h, w) for e, (h, w) in zip(ends, SIZES, strict=True)]
     if channels == 1:
@@ -26,13 +26,13 @@ def numbered_pictures(channels: int) -> list[np.ndarray]:
     return [np.stack([g + 80 * c for c in range(channels)], axis=-1).astype(np.uint8) for g in grey]
 
 
-def all_patches(pictures: list[np.ndarray]) -> dict[bytes, tuple[int, int]]:
+def all_patches(images: list[np.ndarray]) -> dict[bytes, tuple[int, int]]:
     """Every patch in every orientation, cut out by plain slicing: bytes [C, p, p] -> (place, orientation)."""
     places = [
-        picture[top : top + PATCH, left : left + PATCH].reshape(PATCH, PATCH, -1)
-        for picture in pictures
-        for top in range(picture.shape[0] - PATCH + 1)
-        for left in range(picture.shape[1] - PATCH + 1)
+        image[top : top + PATCH, left : left + PATCH].reshape(PATCH, PATCH, -1)
+        for image in images
+        for top in range(image.shape[0] - PATCH + 1)
+        for left in range(image.shape[1] - PATCH + 1)
     ]
     return {
         np.ascontiguousarray(np.moveaxis(np.rot90(patch[::flip], turn), 2, 0)).tobytes(): (place, k)
@@ -43,10 +43,10 @@ def all_patches(pictures: list[np.ndarray]) -> dict[bytes, tuple[int, int]]:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_patches_are_uniform_over_places_and_orientations_and_lie_inside(channels: int) -> None:
-    pictures = numbered_pictures(channels)
-    known = all_patches(pictures)
+    images = numbered_images(channels)
+    known = all_patches(images)
     assert len(known) == POSITIONS * 8
-    patches = PatchSet(pictures, PATCH)
+    patches = PatchSet(images, PATCH)
     assert patches.positions == POSITIONS
     counts = np.zeros((POSITIONS, 8))
     for step in range(8):
@@ -60,32 +60,32 @@ def test_patches_are_uniform_over_places_and_orientations_and_lie_inside(channel
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
-    patches = PatchSet(numbered_pictures(1), PATCH)
+    patches = PatchSet(numbered_images(1), PATCH)
     first = patches.batch(7, 11, 64)
     patches.batch(8, 3, 5)
     assert torch.equal(first, patches.batch(7, 11, 64))
-    assert torch.equal(first, PatchSet(numbered_pictures(1), PATCH).batch(7, 11, 64))
+    assert torch.equal(first, PatchSet(numbered_images(1), PATCH).batch(7, 11, 64))
     others = [patches.batch(7, 12, 64), patches.batch(8, 11, 64), patches.batch(11, 7, 64)]
     assert all(not torch.equal(first, other) for other in others)
 
 
 @pytest.mark.parametrize("world", [2, 4, 16])
 def test_several_processes_see_the_batch_of_one(world: int) -> None:
-    patches = PatchSet(numbered_pictures(3), PATCH)
+    patches = PatchSet(numbered_images(3), PATCH)
     share = 16 // world
     parts = [patches.batch(2, 5, share, sample=rank * share) for rank in range(world)]
     assert torch.equal(torch.cat(parts), patches.batch(2, 5, 16))
 
 
 def test_steps_do_not_overlap() -> None:
-    pictures = [np.random.RandomState(0).randint(0, 256, (64, 64)).astype(np.uint8)]
-    patches = PatchSet(pictures, 8)
+    images = [np.random.RandomState(0).randint(0, 256, (64, 64)).astype(np.uint8)]
+    patches = PatchSet(images, 8)
     seen = {patch.numpy().tobytes() for step in range(50) for patch in patches.batch(0, step, 16)}
     assert len(seen) > 0.95 * 50 * 16  # of 25,992 possible patches few are drawn twice
 
 
 def test_another_patch_size_shares_the_memory() -> None:
-    patches = PatchSet(numbered_pictures(1), PATCH)
+    patches = PatchSet(numbered_images(1), PATCH)
     larger = patches.with_patch(4)
     assert (larger.patch, larger.positions, patches.patch, patches.positions) == (4, 7, PATCH, POSITIONS)
     assert larger._pixels.data_ptr() == patches._pixels.data_ptr()
@@ -94,7 +94,7 @@ def test_another_patch_size_shares_the_memory() -> None:
 
 
 def test_extreme_seeds_and_steps_work_and_bad_ones_are_refused() -> None:
-    patches = PatchSet(numbered_pictures(1), PATCH)
+    patches = PatchSet(numbered_images(1), PATCH)
     assert patches.batch(2**64 - 1, 2**64 - 1, 1).dtype == torch.uint8
     for arguments in [(-1, 0, 1), (0, -1, 1), (0, 2**64, 1), (0, 0, 0), (0, 0, 1, -1)]:
         with pytest.raises(InputError, match="out of range"):
@@ -102,7 +102,7 @@ def test_extreme_seeds_and_steps_work_and_bad_ones_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "patch"),
+    ("images", "patch"),
     [
         ([], 3),
         ([np.zeros((8, 8), np.float32)], 3),
@@ -113,9 +113,9 @@ def test_extreme_seeds_and_steps_work_and_bad_ones_are_refused() -> None:
         ([np.zeros((8, 8), np.uint8)], 0),
     ],
 )
-def test_pictures_that_make_no_set_are_refused(pictures: list[np.ndarray], patch: int) -> None:
+def test_images_that_make_no_set_are_refused(images: list[np.ndarray], patch: int) -> None:
     with pytest.raises(InputError):
-        PatchSet(pictures, patch)
+        PatchSet(images, patch)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def folder(tmp_path: Path) -> Path:
     colour = random.randint(0, 256, (4, 5, 3)).astype(np.uint8)
     Image.fromarray(colour).save(tmp_path / "b.png")
     Image.fromarray(colour[..., 0]).save(tmp_path / "a.bmp")
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     return tmp_path
 
 
@@ -135,9 +135,9 @@ def test_a_folder_is_read_in_order_with_the_channels_asked_for(folder: Path) -> 
         3: [("a", (4, 5, 3)), ("b", (4, 5, 3))],
     }
     for channels, expected in shapes.items():
-        pictures = read_folder(folder, channels=channels)
-        assert [(name, picture.shape) for name, picture in pictures] == expected
-        assert all(picture.dtype == np.uint8 for _, picture in pictures)
+        images = read_folder(folder, channels=channels)
+        assert [(name, image.shape) for name, image in images] == expected
+        assert all(image.dtype == np.uint8 for _, image in images)
 
 
 def test_grey_of_colour_is_full_range_luma_rounded(folder: Path) -> None:
@@ -146,7 +146,7 @@ def test_grey_of_colour_is_full_range_luma_rounded(folder: Path) -> None:
     assert np.abs(grey - colour @ [0.299, 0.587, 0.114]).max() <= 0.5 + 1e-3
 
 
-def test_unreadable_pictures_are_refused_by_name(folder: Path) -> None:
+def test_unreadable_images_are_refused_by_name(folder: Path) -> None:
     (folder / "c.png").write_bytes((folder / "b.png").read_bytes()[:40])
     with pytest.raises(InputError, match=r"c\.png"):
         read_folder(folder)
@@ -184,8 +184,8 @@ def test_the_data_folder_is_found_in_the_documented_order(tmp_path: Path, monkey
 )
 def test_scoring_sets_are_whole(data_root: Path, name: str, count: int) -> None:
     assert name in SCORING_SETS
-    pictures = scoring_set(data_root, name)
-    assert len(pictures) == count
-    grey = [n for n, picture in pictures if picture.ndim == 2]
-    expected = {"set12": 12, "bsd68": 68, "set14": 1}.get(name, 0)  # Set14's bridge is a grey picture
+    images = scoring_set(data_root, name)
+    assert len(images) == count
+    grey = [n for n, image in images if image.ndim == 2]
+    expected = {"set12": 12, "bsd68": 68, "set14": 1}.get(name, 0)  # Set14's bridge is a grey image
     assert len(grey) == expected

@@ -46,7 +46,7 @@ def test_psnr_of_the_noisy_input_meets_the_check_values(data_root: Path, name: s
         assert np.mean(scores) == pytest.approx(expected, abs=1e-3)
 
 
-def test_noise_is_the_legacy_generator_restarted_for_every_picture() -> None:
+def test_noise_is_the_legacy_generator_restarted_for_every_image() -> None:
     image = sample((7, 9, 3))
     np.random.seed(5)
     expected = image + np.random.normal(0, 30 / 255, image.shape)
@@ -79,20 +79,20 @@ def test_bicubic_meets_the_published_scores_under_float_lr(data_root: Path, name
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("name", ["set5", "set14", "bsd100"])
-def test_low_resolution_pictures_made_by_matlab_are_reproduced_exactly(
+def test_low_resolution_images_made_by_matlab_are_reproduced_exactly(
     data_root: Path, name: str, scale: int, count: Callable[[int], int]
 ) -> None:
-    pictures = scoring_set(data_root, name)
-    for stem, image in pictures[: count(100) if name == "bsd100" else None]:
+    images = scoring_set(data_root, name)
+    for stem, image in images[: count(100) if name == "bsd100" else None]:
         expected = np.array(Image.open(data_root / name / f"lr_x{scale}" / f"{stem}.png"))
         made = resize_bicubic8(crop(image, scale), *expected.shape[:2])
         np.testing.assert_array_equal(made, expected)
 
 
-def bicubic_psnr(pictures: list[np.ndarray], plane: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Of a plane, or of all channels, of pictures made two times smaller and larger again, float in between."""
+def bicubic_psnr(images: list[np.ndarray], plane: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Of a plane, or of all channels, of images made two times smaller and larger again, float in between."""
     scores = []
-    for image in pictures:
+    for image in images:
         high = plane(crop(image, 2) / 255)
         height, width = high.shape[:2]
         low = resize_bicubic(high, height // 2, width // 2)
@@ -102,12 +102,12 @@ def bicubic_psnr(pictures: list[np.ndarray], plane: Callable[[np.ndarray], np.nd
 
 def test_traps_of_the_protocol_cost_what_they_are_known_to_cost(data_root: Path) -> None:
     """Another luminance, colour, or Pillow's bicubic: numbers that look like the field's and are not."""
-    pictures = [image for _, image in scoring_set(data_root, "set5")]
-    right = bicubic_psnr(pictures, studio_luma)
-    assert right - bicubic_psnr(pictures, lambda x: x @ [0.299, 0.587, 0.114]) == pytest.approx(1.32, abs=0.01)
-    assert 1.3 < right - bicubic_psnr(pictures, lambda x: x) < 1.9
+    images = [image for _, image in scoring_set(data_root, "set5")]
+    right = bicubic_psnr(images, studio_luma)
+    assert right - bicubic_psnr(images, lambda x: x @ [0.299, 0.587, 0.114]) == pytest.approx(1.32, abs=0.01)
+    assert 1.3 < right - bicubic_psnr(images, lambda x: x) < 1.9
     pillow = []
-    for image in pictures:
+    for image in images:
         high = crop(quantize8(studio_luma(image / 255)), 2)
         height, width = high.shape
         small = Image.fromarray(np.rint(high * 255).astype(np.uint8)).resize(
@@ -115,13 +115,13 @@ def test_traps_of_the_protocol_cost_what_they_are_known_to_cost(data_root: Path)
         )
         large = np.asarray(small.resize((width, height), BICUBIC_OF_PILLOW)) / 255
         pillow.append(psnr(high, large, border=2))
-    assert 33.66 - np.mean(pillow) > 0.02  # of a picture, up to 0.05
+    assert 33.66 - np.mean(pillow) > 0.02  # of an image, up to 0.05
     assert dict(scoring_set(data_root, "set14"))["bridge"].ndim == 2  # grey, and stays so
 
 
 @pytest.mark.parametrize("factor", [1 / 4, 1 / 3, 1 / 2, 2, 3, 4])
 @pytest.mark.parametrize(("border", "mode"), [("replicate", "edge"), ("symmetric", "symmetric")])
-def test_resizing_agrees_with_torch_on_a_padded_picture(factor: float, border: Border, mode: str) -> None:
+def test_resizing_agrees_with_torch_on_a_padded_image(factor: float, border: Border, mode: str) -> None:
     image = sample((24, 36))
     pad = 12  # a multiple of every divisor, beyond the reach of the kernel
     padded = torch.from_numpy(np.pad(image, pad, mode=mode))[None, None]
@@ -156,7 +156,7 @@ def test_without_antialiasing_every_other_pixel_is_a_plain_cubic() -> None:
     assert thin[1, 1] == pytest.approx(weights @ image[1:5, 1:5] @ weights)
 
 
-def test_pictures_that_cannot_be_resized_are_refused() -> None:
+def test_images_that_cannot_be_resized_are_refused() -> None:
     image = sample((8, 8))
     with pytest.raises(InputError, match="border"):
         resize_bicubic(image, 4, 4, border="wrap")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The same picture and the same plan give the same bytes, and another plan nearly the same (docs/seams.md)."""
+"""The same image and the same plan give the same bytes, and another plan nearly the same (docs/seams.md)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from imagefiles import file_of, samples
 from networks import random_model
-from picturefiles import file_of, samples
 from PIL import Image
 
 import nlrn
@@ -35,7 +35,7 @@ def agree(found: np.ndarray, whole: np.ndarray) -> None:
     assert (steps > 0).mean() <= 1e-3
 
 
-def test_tiles_batches_and_threads_agree_with_the_whole_picture(count: Count, threads: Callable[[int], None]) -> None:
+def test_tiles_batches_and_threads_agree_with_the_whole_image(count: Count, threads: Callable[[int], None]) -> None:
     random = np.random.default_rng(0)
     for case in range(count(150)):
         states, window = int(random.integers(1, 4)), int(random.choice([3, 5]))
@@ -68,13 +68,13 @@ def test_the_command_the_call_and_a_folder_give_the_same_bytes(tmp_path: Path, c
         file = folder / f"a{suffix}"
         options = {"lossless": True} if form == "WEBP" else {}
         file.write_bytes(file_of(Image.fromarray(samples(shape, case)), form, **options))
-        told = float(random.uniform(1, 75))
-        words = ["--sigma", f"{told}", "-q"]
+        shown = float(random.uniform(1, 75))
+        words = ["--sigma", f"{shown}", "-q"]
         assert cli.run(["denoise", str(file), "-o", str(tmp_path / f"one-{case}{suffix}"), *words]) == 0
         assert cli.run(["denoise", str(folder), "-o", str(tmp_path / f"many-{case}"), *words]) == 0
         one = (tmp_path / f"one-{case}{suffix}").read_bytes()
         assert one == (tmp_path / f"many-{case}" / file.name).read_bytes()
-        with Image.open(file) as picture:
-            restored = nlrn.denoise(picture.copy(), told)
+        with Image.open(file) as image:
+            restored = nlrn.denoise(image.copy(), shown)
         with Image.open(tmp_path / f"one-{case}{suffix}") as written:
             np.testing.assert_array_equal(np.asarray(written), np.asarray(restored))

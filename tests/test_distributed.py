@@ -216,14 +216,14 @@ def test_data_that_one_process_alone_cannot_read_end_all_before_anything_is_writ
 ) -> None:
     data = tmp_path / "damaged"
     shutil.copytree(recipe.parent / "held", data / "held")
-    shutil.copytree(recipe.parent / "pictures", data / "pictures")
-    (data / "pictures" / "1.png").write_bytes(b"not a picture")
+    shutil.copytree(recipe.parent / "images", data / "images")
+    (data / "images" / "1.png").write_bytes(b"not an image")
     words = ("train", recipe, "--data", recipe.parent, "-o", tmp_path / "run", "-q")
     ended = launch(2, launches.command, *words, rank_1={str(recipe.parent): str(data)})
     assert ended.code != 0
     assert ended.seconds < SECONDS
     said = [line for line in ended.output.splitlines() if line.startswith("nlrn: ")]
-    assert said == [line for line in said if f"cannot read the picture {data / 'pictures' / '1.png'}" in line]
+    assert said == [line for line in said if f"cannot read the image {data / 'images' / '1.png'}" in line]
     assert len(said) == 1, ended.output
     assert not list(tmp_path.glob("run/*"))
 

@@ -54,8 +54,8 @@ def test_a_damaged_model_and_a_missing_kernel_are_found(
         if damage is not None:
             file.write_bytes(damage)
         assert run(["doctor"]) == 3
-        assert "denoise-gray-small: " in (told := capsys.readouterr().out)
-        assert "not the file that was released" in told if damage is not None else "cannot be read" in told
+        assert "denoise-gray-small: " in (shown := capsys.readouterr().out)
+        assert "not the file that was released" in shown if damage is not None else "cannot be read" in shown
     (tmp_path / "weights" / "SHA256SUMS").write_text("a\n\n\xff")
     assert run(["doctor"]) == 3
     assert "SHA256SUMS: cannot be read" in capsys.readouterr().out

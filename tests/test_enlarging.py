@@ -1,4 +1,4 @@
-"""Training of super-resolution: batches against MATLAB's bicubic of whole pictures, validation, a run that learns."""
+"""Training of super-resolution: batches against MATLAB's bicubic of whole images, validation, a run that learns."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 def sr_recipe(root: Path, **changes: object) -> TrainConfig:
     """The toy recipe for super-resolution, on colour textures."""
     recipe = read_recipe(make(root))
-    for path in (root / "pictures").iterdir():
+    for path in (root / "images").iterdir():
         pixels = np.random.RandomState(int(path.stem)).randint(0, 256, (100, 104, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(path)
     model = dataclasses.replace(recipe.model, task="sr", sigma_input=False)
     return dataclasses.replace(recipe, model=model, stages=(Stage(0, 12, 8),), **changes)  # type: ignore[arg-type]
 
 
-def around(picture: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """The picture turned so that `part` lies in it, and where."""
+def around(image: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """The image turned so that `part` lies in it, and where."""
     for turns, mirrored in product(range(4), (False, True)):
-        turned = np.rot90(picture[:, ::-1] if mirrored else picture, turns)
+        turned = np.rot90(image[:, ::-1] if mirrored else image, turns)
         windows = np.lib.stride_tricks.sliding_window_view(turned, part.shape)
         found = np.argwhere((windows == part).all((2, 3)))
         if len(found):
             return turned, int(found[0][0]), int(found[0][1])
-    raise AssertionError("the patch is not of this picture")
+    raise AssertionError("the patch is not of this image")
 
 
-def enlarged(picture: np.ndarray, scale: int, phase: tuple[int, int], rounded: bool) -> np.ndarray:
-    """The uint8 picture from `phase` on, cut to a multiple of the scale, smaller and larger again, float64 0..255."""
-    cut = picture[phase[0] :, phase[1] :]
+def enlarged(image: np.ndarray, scale: int, phase: tuple[int, int], rounded: bool) -> np.ndarray:
+    """The uint8 image from `phase` on, cut to a multiple of the scale, smaller and larger again, float64 0..255."""
+    cut = image[phase[0] :, phase[1] :]
     height, width = (n // scale * scale for n in cut.shape)
     cut = cut[:height, :width]
     if rounded:
@@ -63,11 +63,11 @@ def enlarged(picture: np.ndarray, scale: int, phase: tuple[int, int], rounded: b
     return resize_bicubic(small, height, width)
 
 
-def test_a_patch_is_that_of_the_whole_picture_made_smaller_and_larger(tmp_path: Path) -> None:
+def test_a_patch_is_that_of_the_whole_image_made_smaller_and_larger(tmp_path: Path) -> None:
     """For every sample the one scale, grid and rounding that made it is found; all of them occur."""
     config = dataclasses.replace(sr_recipe(tmp_path), stages=(Stage(0, 16, 8),))
     batches = Batches(config, tmp_path, Processes(CPU))
-    lumas = [luma8(image) for _, image in read_folder(tmp_path / "pictures")]
+    lumas = [luma8(image) for _, image in read_folder(tmp_path / "images")]
     seen, grids = set(), set()
     for step in range(8):
         degraded, clean, sigma = batches(step)
@@ -142,7 +142,7 @@ def test_a_short_training_beats_bicubic(tmp_path: Path) -> None:
     """On discs, whose edges bicubic blurs."""
     config = sr_recipe(tmp_path, norm_batches=8)
     y, x = np.mgrid[:120, :120]
-    for folder, number in (("pictures", 6), ("held", 2)):
+    for folder, number in (("images", 6), ("held", 2)):
         for path in (tmp_path / folder).iterdir():
             path.unlink()
         for i in range(number):
@@ -176,7 +176,7 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 
 def test_noise_and_scales_each_belong_to_their_task() -> None:
-    """A section that the task does not use changes no digest, so that released states go on."""
+    """A section that the task does not use changes no digest, so that released states can be resumed."""
     denoise, sr = (
         TrainConfig("x", NLRNConfig(sigma_input=True)),
         TrainConfig("x", NLRNConfig(task="sr"), data=DataConfig(validation_size=120)),

@@ -35,13 +35,13 @@ from nlrn.io.datasets import scoring_set
 from nlrn.models.checkpoint import save_model
 
 
-def pictures(*shapes: tuple[int, ...]) -> list[tuple[str, np.ndarray]]:
+def images(*shapes: tuple[int, ...]) -> list[tuple[str, np.ndarray]]:
     random = np.random.RandomState(0)
     return [(f"p{i}", random.randint(0, 256, shape).astype(np.uint8)) for i, shape in enumerate(shapes)]
 
 
 def test_scores_follow_the_protocol() -> None:
-    restorer, made = Restorer(random_model(), settings=FP32), pictures((20, 24), (16, 31))
+    restorer, made = Restorer(random_model(), settings=FP32), images((20, 24), (16, 31))
     scores = evaluate(restorer, {"made": made}, denoising([15.0, 50.0]))
     expected = []
     for _, image in made:
@@ -56,44 +56,44 @@ def test_scores_follow_the_protocol() -> None:
     assert list(scores["made"]) == ["15", "50"]
     assert scores["made"]["50"]["psnr"] == pytest.approx(np.mean([p for p, _ in expected]), abs=1e-6)
     assert scores["made"]["50"]["ssim"] == pytest.approx(np.mean([s for _, s in expected]), abs=1e-4)
-    assert scores["made"]["50"]["pictures"]["p1"][0] == pytest.approx(expected[1][0], abs=1e-6)
+    assert scores["made"]["50"]["images"]["p1"][0] == pytest.approx(expected[1][0], abs=1e-6)
     assert scores["made"]["15"]["psnr"] != scores["made"]["50"]["psnr"]
 
 
 def test_an_estimated_level_is_what_the_model_is_told() -> None:
-    restorer, made = Restorer(random_model(), settings=FP32), pictures((40, 44))
+    restorer, made = Restorer(random_model(), settings=FP32), images((40, 44))
     scores = evaluate(restorer, {"made": made}, denoising([25.0], auto=True))["made"]["25"]
     noisy = made[0][1] / 255 + np.random.RandomState(0).normal(0, 25 / 255, (40, 44))
     level = estimate_sigma(noisy)
-    assert abs(level - 25) > 5  # the picture itself is noise
+    assert abs(level - 25) > 5  # the image itself is noise
     output = np.rint(np.clip(restorer.denoise(noisy, min(level, 75.0)), 0, 1) * 255) / 255
     expected = peak_signal_noise_ratio(made[0][1] / 255, output, data_range=1)
     known = evaluate(restorer, {"made": made}, denoising([25.0]))["made"]["25"]["psnr"]
-    assert scores["pictures"]["p0"][::2] == pytest.approx([expected, min(level, 75.0)], abs=1e-6)
-    assert scores["pictures"]["p0"][3] == known
+    assert scores["images"]["p0"][::2] == pytest.approx([expected, min(level, 75.0)], abs=1e-6)
+    assert scores["images"]["p0"][3] == known
     assert abs(known - scores["psnr"]) > 1e-3
 
 
-@pytest.mark.parametrize("told", [9.0, "auto"])
-def test_camera_noise_is_scored_by_its_protocol(told: float | str) -> None:
+@pytest.mark.parametrize("given", [9.0, "auto"])
+def test_camera_noise_is_scored_by_its_protocol(given: float | str) -> None:
     """Camera and noise from the CRC-32 of the 8-bit values, the output rounded, the input scored as it is."""
-    restorer, made = Restorer(random_model(in_channels=3), settings=FP32), pictures((40, 44, 3), (36, 51, 3))
-    scores = evaluate(restorer, {"made": made}, photographs([4.0, 9.0], told))["made"]
+    restorer, made = Restorer(random_model(in_channels=3), settings=FP32), images((40, 44, 3), (36, 51, 3))
+    scores = evaluate(restorer, {"made": made}, photographs([4.0, 9.0], given))["made"]
     expected = []
     for _, image in made:
         random = np.random.default_rng(zlib.crc32(image.tobytes()))
         noisy = add_camera_noise(image / 255, at_level(draw_camera(random), 9), random)
-        sigma = min(estimate_sigma(noisy), 75.0) if isinstance(told, str) else told
+        sigma = min(estimate_sigma(noisy), 75.0) if isinstance(given, str) else given
         output = np.rint(np.clip(restorer.denoise(noisy, sigma), 0, 1) * 255) / 255
         pair = [peak_signal_noise_ratio(image / 255, x, data_range=1) for x in (output, noisy)]
         expected.append([*pair, sigma])
     assert list(scores) == ["4", "9"]
     mean = np.mean(expected, axis=0)
-    assert [scores["9"][key] for key in ("psnr", "psnr_noisy", "told")] == pytest.approx(mean, abs=1e-5)
+    assert [scores["9"][key] for key in ("psnr", "psnr_noisy", "given_sigma")] == pytest.approx(mean, abs=1e-5)
     assert scores["4"]["psnr_noisy"] > scores["9"]["psnr_noisy"]
 
 
-def test_psnr_of_pictures_under_camera_noise_meets_the_check_value(data_root: Path) -> None:
+def test_psnr_of_images_under_camera_noise_meets_the_check_value(data_root: Path) -> None:
     """docs/reproduce.md; another release of the JPEG library may round otherwise."""
     found = [peak_signal_noise_ratio(x / 255, noisy_at(x / 255, 6)) for _, x in scoring_set(data_root, "cbsd68")]
     assert np.mean(found) == pytest.approx(31.39, abs=0.03)
@@ -101,7 +101,7 @@ def test_psnr_of_pictures_under_camera_noise_meets_the_check_value(data_root: Pa
 
 def test_a_model_for_photographs_is_scored_at_its_level_one(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    for name, image in pictures((40, 44, 3)):
+    for name, image in images((40, 44, 3)):
         Image.fromarray(image).save(tmp_path / "set" / f"{name}.png")
     weights, result = tmp_path / "photo.safetensors", tmp_path / "result.json"
     save_model(weights, random_model(in_channels=3, level_one=12.0), {})
@@ -110,16 +110,16 @@ def test_a_model_for_photographs_is_scored_at_its_level_one(tmp_path: Path) -> N
     found = json.loads(result.read_text())
     assert found["protocol"].startswith("camera: ")
     assert set(found["attention"]) == set(found["scores"]["set"]) == {"3", "6", "12"}
-    assert all(score["told"] == 12 for score in found["scores"]["set"].values())
+    assert all(score["given_sigma"] == 12 for score in found["scores"]["set"].values())
 
 
 @pytest.mark.parametrize(
     ("words", "level_one", "message"),
     [
-        (["--noise", "camera", "--tell", "3"], 12.0, "--tell is for models that are told"),
-        (["--tell", "3"], 0.0, "--tell is for models that are told"),
+        (["--noise", "camera", "--given-sigma", "3"], 12.0, "--given-sigma is for models that receive"),
+        (["--given-sigma", "3"], 0.0, "--given-sigma is for models that receive"),
         (["--auto", "--noise", "camera"], 0.0, "--auto is for"),
-        (["--attention", "--noise", "camera"], 0.0, "requires --tell"),
+        (["--attention", "--noise", "camera"], 0.0, "requires --given-sigma"),
         ([], 12.0, "say --noise camera"),
     ],
 )
@@ -134,7 +134,7 @@ def test_words_that_do_not_fit_camera_noise_are_refused(
 
 def test_the_attention_study_says_what_its_words_mean() -> None:
     """Neighbours and |S|max against the NumPy network; each variant against a model built that way."""
-    model, made = random_model(states=3, window=7), pictures((12, 13), (11, 16))
+    model, made = random_model(states=3, window=7), images((12, 13), (11, 16))
     study = attention_study(Restorer(model, settings=FP32), made, denoising([25.0]))["25"]
     params = {k: v.numpy().astype(np.float64) for k, v in model.state_dict().items()}
     neighbours: list[list[np.ndarray]] = [[], [], []]
@@ -180,7 +180,7 @@ def test_sets_are_found_by_name_or_the_folder_is_one(tmp_path: Path, data_root: 
 
 def test_a_model_without_a_window_has_no_attention_study() -> None:
     with pytest.raises(ConfigError, match="window"):
-        attention_study(Restorer(random_model(window=None), settings=FP32), pictures((12, 13)), denoising([25.0]))
+        attention_study(Restorer(random_model(window=None), settings=FP32), images((12, 13)), denoising([25.0]))
 
 
 def test_results_say_where_they_come_from() -> None:
@@ -231,7 +231,7 @@ def test_scores_of_super_resolution_follow_their_protocols(data_root: Path) -> N
 
 def test_a_scale_between_two_whole_ones_is_its_fraction() -> None:
     """2.5 is 5 / 2: cropped to a multiple of 5, a border of 3; a network that adds nothing leaves bicubic."""
-    ((_, image),) = pictures((53, 64))
+    ((_, image),) = images((53, 64))
     model = random_model(task="sr", sigma_input=False)
     with torch.no_grad():
         model.tail.weight.zero_()
@@ -244,9 +244,9 @@ def test_a_scale_between_two_whole_ones_is_its_fraction() -> None:
 
 
 @pytest.mark.parametrize(("scale", "step", "small"), [(2, 2, 1), (1.5, 3, 2)])
-def test_the_attention_of_super_resolution_is_that_of_the_picture_it_sees(scale: float, step: int, small: int) -> None:
+def test_the_attention_of_super_resolution_is_that_of_the_image_it_sees(scale: float, step: int, small: int) -> None:
     """Enlarged by bicubic, twice at least. step: of the sides, which become `small` at this scale."""
-    restorer, made = sr_restorer(), pictures((36, 40), (25, 30))
+    restorer, made = sr_restorer(), images((36, 40), (25, 30))
     conditions = super_resolution([scale])
     study = attention_study(restorer, made, conditions)[f"x{scale:g}"]
     assert study["psnr"]["as is"] == pytest.approx(
@@ -265,14 +265,14 @@ def test_the_attention_of_super_resolution_is_that_of_the_picture_it_sees(scale:
 
 
 def test_the_attention_of_a_grey_model_is_studied_on_colour_channel_by_channel() -> None:
-    restorer, made = Restorer(random_model(), settings=FP32), pictures((36, 40, 3), (25, 30, 3))
+    restorer, made = Restorer(random_model(), settings=FP32), images((36, 40, 3), (25, 30, 3))
     grey = [(f"{stem}{c}", image[..., c]) for stem, image in made for c in range(3)]
     found = attention_study(restorer, made, denoising([0]))["0"]
     assert found["psnr"]["self only"] != found["psnr"]["as is"]
     assert found["neighbours"] == pytest.approx(attention_study(restorer, grey, denoising([0]))["0"]["neighbours"])
 
 
-def test_a_picture_too_small_at_one_of_the_scales_is_named_before_any_is_scored(tmp_path: Path) -> None:
+def test_an_image_too_small_at_one_of_the_scales_is_named_before_any_is_scored(tmp_path: Path) -> None:
     for name, side in (("fine", 24), ("tight", 19), ("small", 18)):
         Image.new("L", (40, side)).save(tmp_path / f"{name}.png")
     assert len(find_sets(tmp_path, task="sr", scales=[2, 3])) == 1

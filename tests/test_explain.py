@@ -1,4 +1,4 @@
-"""The maps of one pixel: the definition's own numbers, the part that is run is enough, and a picture of them."""
+"""The maps of one pixel: the definition's own numbers, the part that is run is enough, and an image of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import FP32, picture, random_model
+from networks import FP32, random_image, random_model
 from PIL import Image
 
 from nlrn.cli import run
@@ -20,7 +20,7 @@ from nlrn.ops.reference import valid_offsets
 
 
 def whole(restorer: Restorer, image: np.ndarray, sigma: float) -> list[np.ndarray]:
-    """The softmax of every state of the whole picture, [H, W, q, q], by the dense correlations."""
+    """The softmax of every state of the whole image, [H, W, q, q], by the dense correlations."""
     model, found = restorer.model, []
     height, width, window = *image.shape, model.config.window
 
@@ -36,8 +36,8 @@ def whole(restorer: Restorer, image: np.ndarray, sigma: float) -> list[np.ndarra
 
 
 @pytest.mark.parametrize("at", [(0, 0), (59, 2), (31, 40), (5, 79)])
-def test_the_maps_are_those_of_the_whole_picture(at: tuple[int, int]) -> None:
-    restorer, image = Restorer(random_model(), settings=FP32), picture(80, 60)
+def test_the_maps_are_those_of_the_whole_image(at: tuple[int, int]) -> None:
+    restorer, image = Restorer(random_model(), settings=FP32), random_image(80, 60)
     assert restorer.model.receptive_radius < 30  # so that a part is run indeed
     maps = correlation_maps(restorer, image, at, 25)
     x, y = at
@@ -46,41 +46,41 @@ def test_the_maps_are_those_of_the_whole_picture(at: tuple[int, int]) -> None:
     for found, expected in zip(maps.states, whole(restorer, image, 25), strict=True):
         np.testing.assert_allclose(found, expected[y, x], rtol=1e-4, atol=1e-7)
         assert found.sum() == pytest.approx(1, abs=1e-5)
-    assert maps.picture.shape == (q, q)
-    assert maps.picture[maps.centre] == image[y, x]
+    assert maps.image.shape == (q, q)
+    assert maps.image[maps.centre] == image[y, x]
     entropy = -(maps.states * np.log(np.where(maps.states > 0, maps.states, 1))).sum((1, 2))
     np.testing.assert_allclose(maps.neighbours, np.exp(entropy), rtol=1e-4)
 
 
 def test_a_model_without_window_is_shown_on_the_authors_patch() -> None:
     restorer = Restorer(random_model(window=None), settings=FP32)
-    maps = correlation_maps(restorer, picture(80, 60), (50, 40), 25)
-    assert maps.states.shape[1:] == maps.picture.shape == (45, 32)  # cut off at the right border
+    maps = correlation_maps(restorer, random_image(80, 60), (50, 40), 25)
+    assert maps.states.shape[1:] == maps.image.shape == (45, 32)  # cut off at the right border
     np.testing.assert_allclose(maps.states.sum((1, 2)), 1, atol=1e-5)
 
 
 def test_the_noisy_row_holds_the_noise_and_the_clean_one_none() -> None:
-    restorer, image = Restorer(random_model(), settings=FP32), picture(30, 40)
+    restorer, image = Restorer(random_model(), settings=FP32), random_image(30, 40)
     clean, noisy = explain(restorer, image, (20, 15), 50, seed=3)
     assert (clean.sigma, noisy.sigma) == (0, 50)
     r = clean.centre[0]
     expected = add_gaussian_noise(image, 50, 3).astype(np.float32)
     for maps, seen in ((clean, image), (noisy, expected)):
-        np.testing.assert_array_equal(maps.picture, seen[15 - r : 16 + r, 20 - r : 21 + r])
+        np.testing.assert_array_equal(maps.image, seen[15 - r : 16 + r, 20 - r : 21 + r])
     assert not np.array_equal(clean.states, noisy.states)
 
 
-def test_a_colour_picture_is_seen_by_a_grey_model_as_its_luma() -> None:
-    restorer, image = Restorer(random_model(), settings=FP32), picture(30, 40, 3)
+def test_a_colour_image_is_seen_by_a_grey_model_as_its_luma() -> None:
+    restorer, image = Restorer(random_model(), settings=FP32), random_image(30, 40, 3)
     luma = (image @ np.array([0.299, 0.587, 0.114])).astype(np.float32)
     found, expected = (correlation_maps(restorer, x, (9, 8), 15) for x in (image, luma))
     np.testing.assert_allclose(found.states, expected.states, atol=1e-6)
 
 
 def test_a_pixel_outside_and_a_noise_of_nothing_are_refused() -> None:
-    restorer, image = Restorer(random_model(), settings=FP32), picture(30, 40)
+    restorer, image = Restorer(random_model(), settings=FP32), random_image(30, 40)
     for at in ((40, 0), (0, 30), (-1, 0)):
-        with pytest.raises(InputError, match="outside the picture of 40 x 30"):
+        with pytest.raises(InputError, match="outside the image of 40 x 30"):
             correlation_maps(restorer, image, at, 25)
     for sigma in (0, 76):
         with pytest.raises(InputError, match="sigma"):
@@ -104,7 +104,7 @@ def test_the_drawing_is_brightest_where_the_correlation_is_largest(tmp_path: Pat
 
 
 def test_the_command_draws_and_tells_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.fromarray((picture(40, 50) * 255).clip(0, 255).astype(np.uint8)).save(tmp_path / "in.png")
+    Image.fromarray((random_image(40, 50) * 255).clip(0, 255).astype(np.uint8)).save(tmp_path / "in.png")
     source, out = str(tmp_path / "in.png"), str(tmp_path / "map.png")
     assert run(["explain", source, "--at", "20,10", "-o", out]) == 0
     said = capsys.readouterr().out

@@ -40,7 +40,7 @@ except nlrn.MemoryBudgetError as error:
 
 
 def restored(tile: int, room: int, file: Path) -> subprocess.CompletedProcess[str]:
-    """Restore a picture in tiles of a side, 0 for the whole, -1 for what fits, with so many MiB left to allocate."""
+    """Restore an image in tiles of a side, 0 for the whole, -1 for what fits, with so many MiB left to allocate."""
     environment = {**os.environ, "PYTHONPATH": str(Path(nlrn.__file__).parents[1]), "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-c", SCRIPT, str(tile), str(room), str(file)]
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=300)
@@ -51,7 +51,7 @@ def test_where_memory_is_refused_the_work_goes_on_in_smaller_tiles_and_says_so(t
     """The result is that of the smaller tiles; a tile that was asked for by name is not replaced."""
     backed_off = restored(-1, 230, tmp_path / "a.npy")
     lines = [line for line in backed_off.stderr.splitlines() if "no memory" in line]
-    assert lines[0] == "no memory for the whole picture; going on with tiles of 256"
+    assert lines[0] == "no memory for the whole image; going on with tiles of 256"
     side = int(lines[-1].split()[-1])
     restored(side, 0, tmp_path / "b.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
@@ -87,7 +87,7 @@ def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
     assert _group_memory(tmp_path / "groups", own) == {"total": 600, "available": 550}
 
 
-def test_a_picture_that_does_not_fit_what_is_free_is_refused_before_any_work(
+def test_an_image_that_does_not_fit_what_is_free_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(np.zeros((300, 330), np.uint8)).save(tmp_path / "in.png")

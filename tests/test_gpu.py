@@ -330,7 +330,7 @@ def test_rows_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch, block
         part.copy_(logits.view(part.shape))
         blocks += 1
     assert torch.equal(found, expected)
-    assert blocks == {1 << 24: 2, 80: 6, 1: 10}[block]  # pictures; rows of 4 * 9 logits, two together; each
+    assert blocks == {1 << 24: 2, 80: 6, 1: 10}[block]  # images; rows of 4 * 9 logits, two together; each
     assert kernel.state_bytes(*sizes, window, 2) == chain.new_state(F16).nbytes
 
 
@@ -402,7 +402,7 @@ def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.zeros(1, 4, 5, 8, device=DEVICE)
     wide = torch.zeros(1, device=DEVICE).expand(1, 1, 40_000, 8)
     assert (kernel.unsupported(q, 45) is None) == (DEVICE == "cuda")
-    assert "whole picture" in str(kernel.unsupported(q, None))
+    assert "whole image" in str(kernel.unsupported(q, None))
     assert "float64" in str(kernel.unsupported(q.double(), 3))
     assert "512 channels, not 513" in str(kernel.unsupported(q[..., :1].expand(1, 4, 5, 513), 3))
     assert "32000 columns" in str(kernel.unsupported(wide, 40_001))

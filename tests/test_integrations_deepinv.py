@@ -42,7 +42,7 @@ def test_colour_goes_channel_by_channel_through_a_grey_model() -> None:
         assert torch.equal(NLRNDenoiser(colour)(y, sigma), colour(y, sigma))
 
 
-def test_gradients_reach_the_picture_the_level_and_the_weights() -> None:
+def test_gradients_reach_the_image_the_level_and_the_weights() -> None:
     """In float64, against finite differences, as an unfolded network needs them."""
     denoiser = NLRNDenoiser(random_model().eval().double())
     y, sigma = torch.rand(1, 2, 5, 4, dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_models_come_by_name_and_file_and_others_are_refused(tmp_path: Path) -> 
         assert torch.equal(found, load_model(tmp_path / "w.safetensors")(y, 0.1))
         assert torch.equal(NLRNDenoiser()(y, 0.1), load_model("denoise-gray-small")(y, 0.1))
     for changes in ({"sigma_input": False}, {"sigma_input": False, "task": "sr"}):
-        with pytest.raises(ConfigError, match="told the noise level"):
+        with pytest.raises(ConfigError, match="receives the noise level"):
             NLRNDenoiser(random_model(**changes))
     with pytest.raises(InputError, match=r"\[B, C, H, W\]"):
         NLRNDenoiser()(y[0], 0.1)
@@ -81,7 +81,7 @@ def test_deblurring_beats_total_variation_tuned_on_the_answer() -> None:
     assert found.tv >= found.tv_converged - 0.5  # TV's solver is not what holds it back
     assert found.ours >= max(found.tv, found.tv_converged) + 0.5
     assert found.tv >= found.blurred + 2
-    assert np.isfinite(found.pictures[2][1]).all()
+    assert np.isfinite(found.images[2][1]).all()
 
 
 def test_a_narrow_image_is_restored_on_its_own_range() -> None:

@@ -51,8 +51,8 @@ def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path: Path, changes: di
         torch.testing.assert_close(loaded(x, sigma), expected, rtol=0, atol=ROUNDING * float(expected.abs().max()))
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "repository" / WEIGHTS).read_bytes()
-    picture = torch.rand(model.config.in_channels, 16, 16)
-    assert torch.equal(nlrn.denoise(picture, 25, loaded), nlrn.denoise(picture, 25, model))
+    image = torch.rand(model.config.in_channels, 16, 16)
+    assert torch.equal(nlrn.denoise(image, 25, loaded), nlrn.denoise(image, 25, model))
 
 
 def test_the_parameters_are_shared_with_the_model_given() -> None:
@@ -68,9 +68,9 @@ def test_the_card_says_what_it_is_and_its_snippet_runs(tmp_path: Path) -> None:
     for text in ("pipeline_tag: image-to-image", "denoising", "86,403 parameters", "15 x 15", "grey"):
         assert text in card
     snippet = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]
-    names = {"picture": torch.rand(1, 1, 12, 13)}
+    names = {"image": torch.rand(1, 1, 12, 13)}
     exec(snippet.replace("this repository or folder", str(tmp_path)), names)
-    assert torch.equal(names["restored"], model(names["picture"], 25 / 255))
+    assert torch.equal(names["restored"], model(names["image"], 25 / 255))
     (tmp_path / "README.md").write_text("mine")
     model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"

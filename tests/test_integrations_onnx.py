@@ -40,7 +40,7 @@ def held(exported: Any, model: NLRN, shapes: list[tuple[int, int]], batch: int =
         x = torch.rand(batch, model.config.in_channels, height, width, generator=random)
         ramp = torch.rand(batch, 1, height, width, generator=random) * 75 / 255
         for sigma in (torch.full_like(ramp, 25 / 255), ramp) if model.config.sigma_input else (None,):
-            inputs = {"picture": x.numpy()} | ({} if sigma is None else {"sigma": sigma.numpy()})
+            inputs = {"image": x.numpy()} | ({} if sigma is None else {"sigma": sigma.numpy()})
             with torch.no_grad():
                 expected = reference(x, sigma).numpy()
             found = exported.run(None, inputs)[0]
@@ -66,7 +66,7 @@ def test_the_shipped_denoiser_is_itself_at_every_size(small: Path) -> None:
 def test_the_file_says_what_it_is(small: Path) -> None:
     exported = session(small)
     inputs = {i.name: i.shape for i in exported.get_inputs()}
-    assert inputs == {"picture": ["batch", 1, "height", "width"], "sigma": ["batch", 1, "height", "width"]}
+    assert inputs == {"image": ["batch", 1, "height", "width"], "sigma": ["batch", 1, "height", "width"]}
     assert [(o.name, o.shape[1]) for o in exported.get_outputs()] == [("restored", 1)]
     assert json.loads(exported.get_modelmeta().custom_metadata_map["nlrn"])["window"] == 15
     text = onnx.load(small).SerializeToString()
@@ -90,7 +90,7 @@ def test_other_networks_too(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 def test_logits_far_below_zero_leave_neighbours_their_weights(tmp_path: Path) -> None:
-    """At the border, where keys outside the picture would have a logit of 0: the maximum is not theirs."""
+    """At the border, where keys outside the image would have a logit of 0: the maximum is not theirs."""
     model = random_model(states=1).eval()
     with torch.no_grad():
         model.block.non_local.theta.bias.fill_(6)

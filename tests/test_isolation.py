@@ -1,4 +1,4 @@
-"""Decoding in a process of its own: the same picture, whatever the format, and an end to what takes too much."""
+"""Decoding in a process of its own: the same image, whatever the format, and an end to what takes too much."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picturefiles import FORMATS, WITH_ALPHA, chunk, file_of, picture_of, png, samples
+from imagefiles import FORMATS, WITH_ALPHA, chunk, file_of, image_of, png, samples
 from PIL import Image
 
 from nlrn.errors import InputError
 from nlrn.io.decode import decode
-from nlrn.io.image import Picture, encode_picture, read_picture
+from nlrn.io.image import ImageData, encode_image, read_image
 
 
 def _files() -> dict[str, bytes]:
-    found = {form: encode_picture(picture_of(samples((21, 17, 3))), form) for form in FORMATS}
-    found |= {f"{f}-alpha": encode_picture(picture_of(samples((9, 8, 3)), samples((9, 8))), f) for f in WITH_ALPHA}
-    wide = picture_of(samples((300, 400, 3), top=65535), samples((300, 400), top=65535))
-    found |= {f"{form}-16": encode_picture(wide, form) for form in ("PNG", "TIFF")}
-    floats = Picture(np.random.default_rng(0).random((300, 400, 3), np.float32), depth=32)
-    return found | {"TIFF-32": encode_picture(floats, "TIFF"), "GIF": file_of(Image.new("P", (9, 8), 3), "GIF")}
+    found = {form: encode_image(image_of(samples((21, 17, 3))), form) for form in FORMATS}
+    found |= {f"{f}-alpha": encode_image(image_of(samples((9, 8, 3)), samples((9, 8))), f) for f in WITH_ALPHA}
+    wide = image_of(samples((300, 400, 3), top=65535), samples((300, 400), top=65535))
+    found |= {f"{form}-16": encode_image(wide, form) for form in ("PNG", "TIFF")}
+    floats = ImageData(np.random.default_rng(0).random((300, 400, 3), np.float32), depth=32)
+    return found | {"TIFF-32": encode_image(floats, "TIFF"), "GIF": file_of(Image.new("P", (9, 8), 3), "GIF")}
 
 
 FILES = _files()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_picture_is_the_same_decoded_apart(name: str) -> None:
-    here, apart = read_picture(FILES[name]), read_picture(FILES[name], apart=True)
+def test_an_image_is_the_same_decoded_apart(name: str) -> None:
+    here, apart = read_image(FILES[name]), read_image(FILES[name], apart=True)
     np.testing.assert_array_equal(apart.array, here.array)
     assert (apart.alpha is None) == (here.alpha is None)
     if here.alpha is not None:
@@ -42,15 +42,15 @@ def test_a_picture_is_the_same_decoded_apart(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_the_size_is_told_once_and_before_the_pixels(name: str) -> None:
     """What the limit of memory is set by, in every format. A refusal of it leaves the pixels alone."""
-    told = []
+    shown = []
 
     def before(width: int, height: int) -> None:
-        told.append((height, width))
+        shown.append((height, width))
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
         decode(FILES[name], 10**6, before_pixels=before)
-    assert told == [read_picture(FILES[name]).array.shape[:2]]
+    assert shown == [read_image(FILES[name]).array.shape[:2]]
 
 
 @pytest.mark.parametrize("name", ["PNG", "PNG-16", "TIFF-16", "TIFF-32", "JPEG", "WEBP", "AVIF"])
@@ -59,29 +59,29 @@ def test_refusals_are_the_same_too(name: str) -> None:
         said = []
         for apart in (False, True):
             with pytest.raises(InputError) as error:
-                read_picture(data, apart=apart, **limits)
+                read_image(data, apart=apart, **limits)
             said.append((str(error.value), error.value.limit))
         assert said[0] == said[1]
 
 
-def test_a_large_picture_fits_what_its_size_may_take() -> None:
-    """4 Mpx in every way that is read: the limit is set, and no honest picture runs into it."""
+def test_a_large_image_fits_what_its_size_may_take() -> None:
+    """4 Mpx in every way that is read: the limit is set, and no honest image runs into it."""
     grey = samples((2000, 2000))
     for data in (
         file_of(Image.fromarray(grey), "PNG"),
         file_of(Image.fromarray(grey), "JPEG", progressive=True),
-        encode_picture(picture_of(samples((2000, 2000, 3), top=65535), samples((2000, 2000), top=65535)), "PNG"),
-        encode_picture(picture_of(samples((2000, 2000, 3), top=65535)), "TIFF"),
+        encode_image(image_of(samples((2000, 2000, 3), top=65535), samples((2000, 2000), top=65535)), "PNG"),
+        encode_image(image_of(samples((2000, 2000, 3), top=65535)), "TIFF"),
     ):
-        assert read_picture(data, apart=True).array.shape[:2] == (2000, 2000)
+        assert read_image(data, apart=True).array.shape[:2] == (2000, 2000)
 
 
 DECODED = """
 import contextlib, pathlib, resource, sys
 from nlrn.errors import InputError
-from nlrn.io.image import read_picture
+from nlrn.io.image import read_image
 with contextlib.suppress(InputError):
-    assert read_picture(pathlib.Path(sys.argv[1]), apart=True).array.shape == (4, 4)
+    assert read_image(pathlib.Path(sys.argv[1]), apart=True).array.shape == (4, 4)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 

@@ -14,8 +14,8 @@ from nlrn.errors import InputError
 from nlrn.functional.metrics import psnr, quantize8, ssim, studio_luma
 
 
-def picture_pair(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth picture in [0, 1] and the same with noise."""
+def image_pair(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth image in [0, 1] and the same with noise."""
     random = np.random.RandomState(seed)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     smooth = 0.5 + 0.4 * np.sin(rows / 5 + seed) * np.cos(columns / 7)
@@ -27,7 +27,7 @@ def picture_pair(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
 @pytest.mark.parametrize("shape", [(11 + 6, 40), (33, 28), (30, 31, 3)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_both_metrics_agree_with_scikit_image(seed: int, shape: tuple[int, ...], border: int) -> None:
-    a, b = picture_pair(seed, shape)
+    a, b = image_pair(seed, shape)
     inside = (slice(border, shape[0] - border), slice(border, shape[1] - border))
     expected = structural_similarity(
         a[inside], b[inside], gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
@@ -39,28 +39,28 @@ def test_both_metrics_agree_with_scikit_image(seed: int, shape: tuple[int, ...],
 
 
 def test_ssim_on_the_0_255_scale_is_the_same_number() -> None:
-    a, b = (quantize8(x) for x in picture_pair(4, (40, 50)))
+    a, b = (quantize8(x) for x in image_pair(4, (40, 50)))
     expected = structural_similarity(
         a * 255, b * 255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
     )
     assert ssim(a, b) == pytest.approx(expected, abs=1e-9)
 
 
-def test_equal_pictures() -> None:
-    a, _ = picture_pair(0, (20, 20))
+def test_equal_images() -> None:
+    a, _ = image_pair(0, (20, 20))
     assert psnr(a, a) == math.inf
     assert ssim(a, a) == pytest.approx(1)
 
 
 def test_a_known_psnr_and_symmetry() -> None:
-    a, b = picture_pair(1, (20, 20))
+    a, b = image_pair(1, (20, 20))
     assert psnr(np.zeros((4, 4)), np.full((4, 4), 0.1)) == pytest.approx(20)
     assert psnr(a, b) == psnr(b, a)
     assert ssim(a, b) == pytest.approx(ssim(b, a))
 
 
 def test_float32_is_scored_in_float64() -> None:
-    a, b = (x.astype(np.float32) for x in picture_pair(2, (64, 64)))
+    a, b = (x.astype(np.float32) for x in image_pair(2, (64, 64)))
     assert psnr(a, b) == psnr(a.astype(np.float64), b.astype(np.float64))
 
 
@@ -77,12 +77,12 @@ def test_quantize8_gives_the_nearest_of_256_levels(value: float) -> None:
 def test_studio_luma_spans_16_to_235_and_costs_1_32_db_less() -> None:
     corners = np.array([[[0, 0, 0], [1, 1, 1], [1, 0, 0]]], dtype=np.float64)
     np.testing.assert_allclose(studio_luma(corners) * 255, [[16, 235, 16 + 65.481]])
-    a, b = (np.repeat(x[..., None], 3, axis=2) for x in picture_pair(3, (20, 20)))
+    a, b = (np.repeat(x[..., None], 3, axis=2) for x in image_pair(3, (20, 20)))
     gain = psnr(studio_luma(a), studio_luma(b)) - psnr(a, b)
     assert gain == pytest.approx(20 * math.log10(255 / 219), abs=1e-9)
 
 
-def test_pictures_that_cannot_be_compared_are_refused() -> None:
+def test_images_that_cannot_be_compared_are_refused() -> None:
     good = np.zeros((20, 20))
     for metric in (psnr, ssim):
         for other in (np.zeros((20, 21)), np.zeros((20, 20, 1)), good.astype(np.uint8)):

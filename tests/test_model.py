@@ -30,7 +30,7 @@ def random_model(
     return model, params
 
 
-def picture(*shape: int, seed: int = 1) -> Tensor:
+def random_image(*shape: int, seed: int = 1) -> Tensor:
     """Noise around 0.5, exact in float32, as float64."""
     return (0.5 + 0.3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).double()
 
@@ -154,7 +154,7 @@ def test_the_network_is_the_papers_with_every_parameter_random(
     config = NLRNConfig(
         channels, states=states, window=window, propagation=propagation, sigma_input=sigma != "none", **NARROW
     )
-    check_against_the_oracle(config, picture(2, channels, 9, 14), SIGMAS[sigma], training)
+    check_against_the_oracle(config, random_image(2, channels, 9, 14), SIGMAS[sigma], training)
 
 
 @pytest.mark.parametrize("window", [5, None])
@@ -162,7 +162,7 @@ def test_the_network_is_the_papers_with_every_parameter_random(
 def test_the_network_with_each_of_the_six_distances(distance: str, window: int | None) -> None:
     config = NLRNConfig(states=3, window=window, propagation=False, distance=distance, **NARROW)
     model, params = random_model(config)
-    x = picture(2, 1, 9, 14)
+    x = random_image(2, 1, 9, 14)
     expected, _ = oracle.nlrn(x.numpy(), params, states=3, window=window, propagation=False, distance=distance)
     assert difference(model(x), expected) <= 1e-10
     narrowed, _ = oracle.nlrn(x.numpy(), params, states=3, window=3, propagation=False, distance=distance)
@@ -174,12 +174,12 @@ def test_the_network_with_each_of_the_six_distances(distance: str, window: int |
 @pytest.mark.parametrize("size", [(20, 24), (9, 50)])
 def test_the_base_network_at_its_full_width_and_window(size: tuple[int, int]) -> None:
     with torch.no_grad():
-        check_against_the_oracle(PRESETS["base"], picture(1, 1, *size), None, training=False)
+        check_against_the_oracle(PRESETS["base"], random_image(1, 1, *size), None, training=False)
 
 
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
 def test_a_named_backend_is_used_and_gives_the_same(backend: str) -> None:
-    config, x = NLRNConfig(states=3, window=5, **NARROW), picture(1, 1, 11, 13)
+    config, x = NLRNConfig(states=3, window=5, **NARROW), random_image(1, 1, 11, 13)
     model, params = random_model(config, backend=backend)
     assert model.backend(11, 13) == backend
     assert difference(model(x), oracle.nlrn(x.numpy(), params, states=3, window=5)[0]) <= 1e-12
@@ -193,7 +193,7 @@ def test_convolutions_are_shared_and_batch_norms_are_not() -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
             layer.register_forward_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1}))
-    model(picture(1, 1, 7, 8))
+    model(random_image(1, 1, 7, 8))
     assert calls.pop("block.conv_a") == calls.pop("block.conv_b") == 4
     assert set(calls.values()) == {1}
     assert len([name for name in calls if "norm" in name]) == 3 * 4 + 2
@@ -204,7 +204,7 @@ def test_convolutions_are_shared_and_batch_norms_are_not() -> None:
 def test_every_parameter_matters_and_gets_a_gradient() -> None:
     """All but the bias of phi: it adds one constant to all logits of a query."""
     model, _ = random_model(NLRNConfig(states=3, window=5, sigma_input=True, **NARROW))
-    model(picture(2, 1, 9, 8), 0.1).square().sum().backward()
+    model(random_image(2, 1, 9, 8), 0.1).square().sum().backward()
     for name, p in model.named_parameters():
         assert p.grad is not None, name
         largest = float(p.grad.abs().max())
@@ -212,7 +212,7 @@ def test_every_parameter_matters_and_gets_a_gradient() -> None:
 
 
 def test_propagation_changes_the_second_state_not_the_first() -> None:
-    x = picture(1, 1, 9, 8)
+    x = random_image(1, 1, 9, 8)
     for states, same in ((1, True), (2, False)):
         model, _ = random_model(NLRNConfig(states=states, window=5, **NARROW))
         off = model.reconfigured(propagation=False)
@@ -224,7 +224,7 @@ def test_propagation_changes_the_second_state_not_the_first() -> None:
 def test_the_observer_sees_the_correlations_of_all_states(window: int | None, propagation: bool) -> None:
     config = NLRNConfig(states=4, window=window, propagation=propagation, **NARROW)
     model, params = random_model(config, 1.5)
-    x, seen = picture(2, 1, 9, 11), []
+    x, seen = random_image(2, 1, 9, 11), []
     with torch.no_grad():
         out = model(x, observer=lambda t, s: seen.append((t, s.clone())))
         torch.testing.assert_close(out, model(x), rtol=0, atol=1e-13)
@@ -245,7 +245,7 @@ def test_an_output_pixel_sees_exactly_the_receptive_radius(
     model, _ = random_model(config)
     assert model.receptive_radius == radius
     centre = radius + 3
-    x = picture(1, 1, 2 * centre + 1, 2 * centre + 1).requires_grad_()
+    x = random_image(1, 1, 2 * centre + 1, 2 * centre + 1).requires_grad_()
     (gradient,) = torch.autograd.grad(model(x)[0, 0, centre, centre], x)
     rows, columns = gradient[0, 0].nonzero(as_tuple=True)
     reach = torch.maximum((rows - centre).abs(), (columns - centre).abs())
@@ -263,7 +263,7 @@ def test_the_receptive_radius_of_the_presets() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 13), (17, 1), (2, 2), (13, 17), (8, 16)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_output_has_the_shape_of_the_input(channels: int, size: tuple[int, int]) -> None:
-    x = picture(2, channels, *size)
+    x = random_image(2, channels, *size)
     for window in (5, 45, None):
         model, params = random_model(NLRNConfig(channels, states=2, window=window, **NARROW))
         out = model(x)
@@ -271,16 +271,16 @@ def test_the_output_has_the_shape_of_the_input(channels: int, size: tuple[int, i
         assert difference(out, oracle.nlrn(x.numpy(), params, states=2, window=window)[0]) <= 1e-12
 
 
-def test_pictures_of_a_batch_do_not_see_each_other() -> None:
+def test_images_of_a_batch_do_not_see_each_other() -> None:
     model, _ = random_model(NLRNConfig(states=3, window=5, **NARROW))
-    x = picture(3, 1, 10, 9)
+    x = random_image(3, 1, 10, 9)
     alone = torch.cat([model(one[None]) for one in x])
     torch.testing.assert_close(model(x), alone, rtol=0, atol=1e-13)
 
 
 def test_channels_last_input_gives_the_same() -> None:
     model, _ = random_model(NLRNConfig(3, states=3, window=5, **NARROW))
-    x = picture(2, 3, 10, 9)
+    x = random_image(2, 3, 10, 9)
     torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), model(x), rtol=0, atol=1e-13)
 
 
@@ -296,7 +296,7 @@ def test_sigma_passes_by_the_first_batch_norm() -> None:
     """A constant plane under a batch's own statistics would be erased."""
     model, _ = random_model(NLRNConfig(states=2, window=5, sigma_input=True, **NARROW))
     assert model.head_norm.num_features == 1
-    x = picture(2, 1, 9, 8)
+    x = random_image(2, 1, 9, 8)
     for training in (False, True):
         low, high = (model.train(training)(x, sigma) for sigma in (5 / 255, 50 / 255))
         assert difference(low, high) > 1e-3
@@ -304,7 +304,7 @@ def test_sigma_passes_by_the_first_batch_norm() -> None:
 
 def test_a_number_a_batch_and_a_map_of_one_sigma_are_the_same() -> None:
     model, _ = random_model(NLRNConfig(states=2, window=5, sigma_input=True, **NARROW))
-    x = picture(2, 1, 9, 8)
+    x = random_image(2, 1, 9, 8)
     shapes: list[tuple[int, ...]] = [(), (1,), (2,), (2, 1, 9, 8), (1, 1, 1, 1), (2, 1, 1, 1)]
     for sigma in (*(torch.full(shape, 0.1) for shape in shapes), np.full(2, 0.1, np.float32)):
         assert torch.equal(model(x, sigma), model(x, float(np.float32(0.1))))
@@ -314,7 +314,7 @@ def test_a_number_a_batch_and_a_map_of_one_sigma_are_the_same() -> None:
 # ---------------------------------------------------------------------------------------- reconfiguration
 def test_a_reconfigured_network_shares_its_parameters() -> None:
     model, params = random_model(NLRNConfig(states=3, window=5, **NARROW))
-    x = picture(1, 1, 11, 12)
+    x = random_image(1, 1, 11, 12)
     before = model(x)
     for window, propagation in product((3, None), (True, False)):
         other = model.reconfigured(window=window, propagation=propagation)
@@ -342,7 +342,7 @@ def test_what_would_change_the_parameters_cannot_be_reconfigured(changes: dict[s
 # ---------------------------------------------------------------------------------------------- precision
 def test_training_under_autocast_follows_float32() -> None:
     config = NLRNConfig(states=4, window=5, sigma_input=True, **NARROW)
-    x, found = picture(2, 1, 16, 16).float(), []
+    x, found = random_image(2, 1, 16, 16).float(), []
     for autocast in (False, True):
         model = random_model(config, 0.5)[0].float().train()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -375,8 +375,8 @@ def test_configurations_that_make_no_sense_are_refused_by_value(setting: dict[st
 
 def test_inputs_that_do_not_fit_are_refused_by_value() -> None:
     plain = NLRN(NLRNConfig(states=1, window=3, **NARROW)).eval()
-    told = NLRN(NLRNConfig(states=1, window=3, sigma_input=True, **NARROW)).eval()
-    x = picture(2, 1, 5, 6).float()
+    shown = NLRN(NLRNConfig(states=1, window=3, sigma_input=True, **NARROW)).eval()
+    x = random_image(2, 1, 5, 6).float()
     with pytest.raises(InputError, match=r"\[B, 1, H, W\], not \(2, 3, 5, 6\)"):
         plain(x.expand(2, 3, 5, 6))
     with pytest.raises(InputError, match=r"not \(2, 5, 6\)"):
@@ -384,10 +384,10 @@ def test_inputs_that_do_not_fit_are_refused_by_value() -> None:
     with pytest.raises(InputError, match="takes no noise level"):
         plain(x, 0.1)
     with pytest.raises(InputError, match="needs the noise level"):
-        told(x)
+        shown(x)
     for shape in ((3,), (2, 1), (2, 5, 6), (2, 1, 6, 5), (2, 2, 5, 6), (1, 2, 1, 5, 6)):
         with pytest.raises(InputError, match=f"not {shape}".replace("(", r"\(").replace(")", r"\)")):
-            told(x, torch.full(shape, 0.1))
+            shown(x, torch.full(shape, 0.1))
 
 
 def test_a_backend_that_does_not_exist_is_refused() -> None:
@@ -395,4 +395,4 @@ def test_a_backend_that_does_not_exist_is_refused() -> None:
     with pytest.raises(BackendError, match="'fast'"):
         model.backend(5, 6)
     with pytest.raises(BackendError, match="'fast'"):
-        model(picture(1, 1, 5, 6).float())
+        model(random_image(1, 1, 5, 6).float())

@@ -19,7 +19,7 @@ from nlrn.io.datasets import scoring_set
 
 Count = Callable[[int], int]
 
-# Mean and worst absolute error, one noise seed a picture. Measured on Set12 0.28/0.54, 0.20/0.34, 0.19/0.38, 0.16/0.38,
+# Mean and worst absolute error, one noise seed an image. Measured on Set12 0.28/0.54, 0.20/0.34, 0.19/0.38, 0.16/0.38,
 # 0.14/0.26, 0.17/0.50; on CBSD68 0.17/0.91, 0.28/1.69, 0.36/1.76, 0.43/2.13, 0.46/1.82, 0.42/1.90.
 BOUNDS = {
     "set12": {
@@ -47,14 +47,14 @@ BOUNDS = {
 def test_photographs_are_estimated_within_the_measured_bounds(
     data_root: Path, count: Count, name: str, sigma: int
 ) -> None:
-    pictures = scoring_set(data_root, name)[: count(68) if name == "cbsd68" else None]
+    images = scoring_set(data_root, name)[: count(68) if name == "cbsd68" else None]
     errors = [
         abs(estimate_sigma(add_gaussian_noise(image / 255, sigma, seed)) - sigma)
-        for seed, (_, image) in enumerate(pictures)
+        for seed, (_, image) in enumerate(images)
     ]
     mean, worst = BOUNDS[name][sigma]
     assert max(errors) <= worst
-    if len(pictures) > 6:
+    if len(images) > 6:
         assert np.mean(errors) <= mean
 
 
@@ -67,7 +67,7 @@ def test_the_limit_of_texture_is_that_of_noise() -> None:
 
 @pytest.mark.parametrize("shape", [(256, 256), (100, 300, 3), (1500, 1400)])
 @pytest.mark.parametrize("sigma", [2, 25])
-def test_noise_on_a_smooth_picture_is_estimated_within_3_percent(shape: tuple[int, ...], sigma: float) -> None:
+def test_noise_on_a_smooth_image_is_estimated_within_3_percent(shape: tuple[int, ...], sigma: float) -> None:
     rows, columns = np.mgrid[: shape[0], : shape[1]] / 100
     smooth = (0.5 + 0.2 * np.sin(rows + columns)).reshape(*shape[:2], *(1,) * (len(shape) - 2))
     noisy = add_gaussian_noise(np.broadcast_to(smooth, shape).copy(), sigma)
@@ -75,7 +75,7 @@ def test_noise_on_a_smooth_picture_is_estimated_within_3_percent(shape: tuple[in
 
 
 @pytest.mark.parametrize("side", [16, 20, 32, 48])
-def test_small_pictures_of_noise_are_estimated_within_30_percent(side: int) -> None:
+def test_small_images_of_noise_are_estimated_within_30_percent(side: int) -> None:
     for seed in range(10):
         noise = np.random.RandomState(seed).normal(0.5, 25 / 255, (side, side))
         assert estimate_sigma(noise) == pytest.approx(25, rel=0.3)
@@ -96,7 +96,7 @@ def test_estimate_ignores_offset_and_follows_the_scale() -> None:
     assert estimate_sigma(noisy.astype(np.float32)) == pytest.approx(estimate, rel=1e-4)
 
 
-def test_a_flat_picture_has_no_noise() -> None:
+def test_a_flat_image_has_no_noise() -> None:
     assert estimate_sigma(np.full((32, 32), 0.3)) == pytest.approx(0, abs=1e-4)
 
 
@@ -108,7 +108,7 @@ def test_time_does_not_grow_with_the_square_of_the_pixels() -> None:
     assert time.process_time() - start <= 5
 
 
-def test_pictures_that_cannot_be_estimated_are_refused() -> None:
+def test_images_that_cannot_be_estimated_are_refused() -> None:
     good = np.random.RandomState(0).rand(32, 32)
     for bad in (
         good[:15],

@@ -184,7 +184,7 @@ def test_a_16_bit_module_keeps_its_sums_and_squares_wide(distance: str) -> None:
 def test_the_dot_products_of_a_map_are_made_of_tiles(
     distance: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From one tile of one picture at a time to whole strips of the batch: the same sums, no more held than that."""
+    """From one tile of one image at a time to whole strips of the batch: the same sums, no more held than that."""
     x = features((2, CHANNELS, 13, 61))
     held: list[int] = []
     module = random_module(distance, 5)
@@ -205,7 +205,7 @@ def test_the_dot_products_of_a_map_are_made_of_tiles(
     monkeypatch.setattr(tiled, "_products", seen)
     monkeypatch.setattr(tiled, "BLOCK", block)
     parts = made()
-    tile = (8 * 8) * (12 * 12)  # queries x keys of one tile inside the picture
+    tile = (8 * 8) * (12 * 12)  # queries x keys of one tile inside the image
     assert len(held) > 3
     assert max(held) <= max(block, tile)
     torch.testing.assert_close(parts[0], exact, rtol=0, atol=1e-12)

@@ -95,7 +95,7 @@ def test_three_carried_states_are_the_dense_masked_softmax(
         found = dense(state, inputs[0][0], window, backend)
         assert found.shape == state_expected.shape
         assert distance(found, state_expected) <= tolerance
-        assert bool((found[torch.as_tensor(state_expected == 0)] == 0).all())  # outside the picture
+        assert bool((found[torch.as_tensor(state_expected == 0)] == 0).all())  # outside the image
 
 
 @pytest.mark.parametrize("backend", NAMES)
@@ -130,7 +130,7 @@ def test_keeping_the_correlation_does_not_change_the_output(backend: str, shape:
 
 
 @pytest.mark.parametrize("backend", NAMES)
-def test_a_window_that_covers_the_picture_is_global_attention(backend: str) -> None:
+def test_a_window_that_covers_the_image_is_global_attention(backend: str) -> None:
     q, k, v = draw((2, 11, 6), 3, 4)
     covering, everything = (neighborhood_attention(q, k, v, window=window, backend=backend) for window in (21, None))
     flat = [x.flatten(1, 2) for x in (q, k, v)]
@@ -302,7 +302,7 @@ for width in (128, 256):
 
 @pytest.mark.parametrize("what", ["attention", "average"])
 def test_tiled_memory_does_not_grow_with_the_window(what: str) -> None:
-    """Forward and backward in a fresh process that has its masks: what larger pictures add to its peak."""
+    """Forward and backward in a fresh process that has its masks: what larger images add to its peak."""
     environment = {
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -451,7 +451,7 @@ def test_a_correlation_of_another_backend_is_refused() -> None:
 
 @pytest.mark.parametrize("block", [1, 3000, 7000, 1 << 20])
 def test_how_many_tiles_are_worked_on_together_changes_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    """From one tile of one picture at a time to whole strips of the batch."""
+    """From one tile of one image at a time to whole strips of the batch."""
     shape, inputs = (3, 11, 61), [draw((3, 11, 61), 3, 4, step) for step in range(STEPS)]
     monkeypatch.setattr("nlrn.ops.tiled.BLOCK", block)
     assert max(strip.count for strip in strips(*shape[1:], 5)) >= 5

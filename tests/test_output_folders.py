@@ -13,7 +13,7 @@ from nlrn.batch.manifest import LOCK, MANIFEST, Manifest
 from nlrn.batch.plan import plan
 from nlrn.batch.run import Restore, run
 from nlrn.errors import ConfigError
-from nlrn.io.image import Picture
+from nlrn.io.image import ImageData
 from nlrn.system.atomic import open_record
 from nlrn.training.logging import LOG, TrainingLog
 
@@ -21,7 +21,7 @@ TEXT = b"an original\nwhich nobody may touch"
 
 
 def _same() -> Restore:
-    def restore(image: Picture, form: str) -> Picture:
+    def restore(image: ImageData, form: str) -> ImageData:
         return image
 
     return restore

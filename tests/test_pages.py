@@ -76,7 +76,7 @@ def test_every_page_is_found_from_the_first() -> None:
 
 
 def test_the_demo_restores_the_photograph(tmp_path: Path) -> None:
-    """The real thing on the real weights: at least 8 dB better, and a sheet of the three pictures."""
+    """The real thing on the real weights: at least 8 dB better, and a sheet of the three images."""
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--output", str(tmp_path)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     before, after = (float(v) for v in re.findall(r"(\d+\.\d+) dB", printed)[:2])

@@ -167,7 +167,7 @@ def test_a_start_that_does_not_fit_is_one_error(recipe: Path, tmp_path: Path) ->
 
 
 def test_a_run_that_is_frozen_from_the_start_keeps_the_statistics_of_its_start(recipe: Path, tmp_path: Path) -> None:
-    """And it goes on where it was ended, without the file that it started from."""
+    """And it resumes where it was ended, without the file that it started from."""
     file, stages = tmp_path / "source.safetensors", (Stage(0, 12, 4, frozen=True),)
     save_model(file, trained(MODEL))
     config = dataclasses.replace(

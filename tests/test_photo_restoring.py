@@ -27,8 +27,8 @@ from nlrn.models.folded import FoldedNLRN
 from nlrn.models.nlrn import NLRN, NLRNConfig
 from nlrn.web import handlers as work
 from nlrn.web.fields import Denoising
-from nlrn.web.handlers import Workshop
-from nlrn.web.messages import House, Task
+from nlrn.web.handlers import Handlers
+from nlrn.web.messages import ServiceConfig, Task
 
 ONE = 12.0
 
@@ -146,8 +146,8 @@ def by_command(image: np.ndarray, folder: Path, **options: Any) -> np.ndarray:
 def by_service(image: np.ndarray, **options: Any) -> tuple[np.ndarray, str]:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
-    fields = {name: field.default for name, field in Denoising.model_fields.items() if name != "picture"}
-    answer = Workshop(House()).perform(Task("denoise", file.getvalue(), fields | options))
+    fields = {name: field.default for name, field in Denoising.model_fields.items() if name != "image"}
+    answer = Handlers(ServiceConfig()).perform(Task("denoise", file.getvalue(), fields | options))
     return np.asarray(Image.open(io.BytesIO(answer.content))), answer.headers.get("nlrn-said", "")
 
 

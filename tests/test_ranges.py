@@ -22,7 +22,7 @@ from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.degradations import resize_bicubic
 from nlrn.functional.ranges import LARGE, SMALL, Scale, parsed, robust_range, scale_of
 from nlrn.inference.restorer import Restorer, Settings
-from nlrn.io.image import Picture, read_picture, write_picture
+from nlrn.io.image import ImageData, read_image, write_image
 
 CAMERA = np.asarray(Image.open(Path(__file__).parents[1] / "examples/camera.png")).astype(np.float64) / 255
 CLEAN = CAMERA[160:224, 128:192]
@@ -199,7 +199,7 @@ def test_photons_on_a_dark_background(denoiser: Restorer) -> None:
 # -- the option -------------------------------------------------------------------------------------------------------
 
 
-def test_given_numbers_are_those_of_the_picture() -> None:
+def test_given_numbers_are_those_of_the_image() -> None:
     x = np.clip(np.rint((CLEAN + 10 / 255 * NOISE) * 4095), 0, 4095).astype(np.uint16)
     by_hand = nlrn.denoise((x / 4095).astype(np.float64), 10) * 4095
     given = nlrn.denoise(x, 10 * 4095 / 65535, value_range=(0, 4095))
@@ -229,7 +229,7 @@ def test_ranges_as_words() -> None:
 def test_the_command_line_says_and_records_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = np.clip(np.rint((CLEAN + 10 / 255 * NOISE) * 4095), 0, 65535).astype(np.uint16)
     (tmp_path / "in").mkdir()
-    write_picture(tmp_path / "in/a.png", Picture((x / 65535).astype(np.float32), depth=16))
+    write_image(tmp_path / "in/a.png", ImageData((x / 65535).astype(np.float32), depth=16))
     expected = {choice: nlrn.denoise(x, 0.6, value_range=choice) for choice in ("auto", "type", "image")} | {
         "0,4095": nlrn.denoise(x, 0.6, value_range=(0, 4095))
     }
@@ -249,10 +249,10 @@ def test_the_command_line_says_and_records_it(tmp_path: Path, capsys: pytest.Cap
 
 def test_the_depth_of_the_result_does_not_move_the_range(tmp_path: Path) -> None:
     x = np.clip(np.rint((CLEAN + 10 / 255 * NOISE) * 4095), 0, 65535).astype(np.uint16)
-    write_picture(tmp_path / "a.png", Picture((x / 65535).astype(np.float32), depth=16))
+    write_image(tmp_path / "a.png", ImageData((x / 65535).astype(np.float32), depth=16))
     arguments = ["denoise", str(tmp_path / "a.png"), "--sigma", "0.6", "--range", "0,4095", "-o"]
     assert run([*arguments, str(tmp_path / "b.tif"), "--depth", "32"]) == 0
-    floats = read_picture(tmp_path / "b.tif").array
+    floats = read_image(tmp_path / "b.tif").array
     expected = nlrn.denoise(x, 0.6, value_range=(0, 4095))
     assert np.abs(np.rint(floats * 65535) - expected).max() <= 1
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from picturefiles import chunk, file_of, png, samples, tiff
+from imagefiles import chunk, file_of, png, samples, tiff
 from PIL import Image
 
 import nlrn
@@ -22,7 +22,7 @@ from nlrn.batch.plan import left_out, plan
 from nlrn.cli import run
 from nlrn.errors import InputError
 from nlrn.io.formats import inflated_size
-from nlrn.io.image import SUFFIXES, read_picture
+from nlrn.io.image import SUFFIXES, read_image
 
 ROWS = b"".join(b"\0" + bytes(range(12)) for _ in range(4))  # 4 x 4 RGB
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -54,17 +54,17 @@ PLTE = chunk(b"PLTE", bytes(range(12)))
 )
 def test_pngs_that_the_specification_forbids_are_refused(chunks: list[bytes]) -> None:
     with pytest.raises(InputError):
-        read_picture(SIGNATURE + b"".join(chunks))
+        read_image(SIGNATURE + b"".join(chunks))
 
 
 def test_pngs_that_it_allows_are_read() -> None:
-    whole = read_picture(SIGNATURE + IHDR + IDAT + IEND)
+    whole = read_image(SIGNATURE + IHDR + IDAT + IEND)
     half = zlib.compress(ROWS)
     pieces = [chunk(b"IDAT", half[:5]), chunk(b"IDAT"), chunk(b"IDAT", half[5:])]
     for extra in ([chunk(b"PLTE", bytes(9))], [chunk(b"prVt", b"x")], [chunk(b"tRNS", bytes(6))]):
-        again = read_picture(SIGNATURE + IHDR + b"".join(extra + pieces) + IEND)
+        again = read_image(SIGNATURE + IHDR + b"".join(extra + pieces) + IEND)
         np.testing.assert_array_equal(again.array, whole.array)
-    colours = read_picture(SIGNATURE + PALETTE + PLTE + INDICES + IEND)
+    colours = read_image(SIGNATURE + PALETTE + PLTE + INDICES + IEND)
     np.testing.assert_array_equal(np.rint(colours.array[0] * 255), np.arange(12).reshape(4, 3))
 
 
@@ -89,14 +89,14 @@ def _bmp(bits: int, compression: int, body: bytes) -> bytes:
 def test_runs_in_bmp() -> None:
     for body in (b"\x08\x11\0\0\x08\x22\0\1", b"\0\x03\x12\x30\x05\x44\0\0\x08\x22\0\1", b"\0\1"):
         with pytest.raises(InputError, match="RLE4"):
-            read_picture(_bmp(4, 2, body))
-    eight = read_picture(_bmp(8, 1, b"\x08\x11\0\0\0\x03\x01\x02\x03\0\x05\x07\0\1"))
+            read_image(_bmp(4, 2, body))
+    eight = read_image(_bmp(8, 1, b"\x08\x11\0\0\0\x03\x01\x02\x03\0\x05\x07\0\1"))
     assert np.rint(eight.array.reshape(2, 8, -1)[0, :, 0] * 255).tolist() == [1, 2, 3, 7, 7, 7, 7, 7]
 
 
 def test_a_clean_aperture_is_refused() -> None:
     data = file_of(Image.fromarray(samples((16, 24, 3))), "AVIF")
-    assert read_picture(data).array.shape == (16, 24, 3)
+    assert read_image(data).array.shape == (16, 24, 3)
     place = data.index(b"ispe") - 4
     clap = struct.pack(">I4s8I", 40, b"clap", 8, 1, 8, 1, 0, 1, 0, 1)
     grown = bytearray(data[:place] + clap + data[place:])
@@ -104,7 +104,7 @@ def test_a_clean_aperture_is_refused() -> None:
         at = grown.index(name) - 4
         struct.pack_into(">I", grown, at, struct.unpack_from(">I", grown, at)[0] + 40)
     with pytest.raises(InputError, match="clap"):
-        read_picture(bytes(grown))
+        read_image(bytes(grown))
 
 
 # -- every type that is read here is read by the service's process ----------
@@ -143,7 +143,7 @@ def test_what_is_read_here_is_read_apart(name: str) -> None:
         photometric = "rgb" if bands in "34" else "minisblack"
         tifffile.imwrite(file, values.astype(bits), byteorder=order, photometric=photometric, metadata=None, **extra)
         data = file.getvalue()
-    here, apart = read_picture(data, apart=False), read_picture(data, apart=True)
+    here, apart = read_image(data, apart=False), read_image(data, apart=True)
     np.testing.assert_array_equal(apart.array, here.array)
     assert (apart.depth, apart.format, apart.notes, apart.exif) == (here.depth, here.format, here.notes, here.exif)
     assert (apart.alpha is None) == (here.alpha is None)
@@ -156,7 +156,7 @@ def test_a_file_that_keeps_its_decoder_busy_is_given_up(monkeypatch: pytest.Monk
     data = b"P3\n1 1 255\n" + b"#a\n" * 3_000_000 + b"1 2 3"
     started = time.monotonic()
     with pytest.raises(InputError, match="time"):
-        read_picture(data)
+        read_image(data)
     assert time.monotonic() - started < 30
 
 
@@ -187,16 +187,16 @@ def test_texts_are_kept_byte_for_byte(tmp_path: Path, order: str, text: str, suf
 def test_what_is_left_out_is_named() -> None:
     image = Image.fromarray(samples((16, 16, 3)))
     jpeg = file_of(image, "JPEG", comment=b"hello", xmp=b"<x:xmpmeta/>")
-    assert read_picture(jpeg).notes == ("left out of the metadata: XMP, a comment",)
+    assert read_image(jpeg).notes == ("left out of the metadata: XMP, a comment",)
     from PIL.PngImagePlugin import PngInfo
 
     texts = PngInfo()
     texts.add_text("Author", "me")
     texts.add_itxt("Title", "Ærø")
-    assert read_picture(file_of(image, "PNG", pnginfo=texts)).notes == ("left out of the metadata: 2 texts",)
-    assert read_picture(file_of(image, "WEBP", xmp=b"<x:xmpmeta/>", lossless=True)).notes[0].endswith("XMP")
-    assert read_picture(file_of(image.convert("CMYK"), "JPEG")).notes == ("CMYK was converted to RGB",)
-    assert read_picture(file_of(image, "PNG")).notes == ()
+    assert read_image(file_of(image, "PNG", pnginfo=texts)).notes == ("left out of the metadata: 2 texts",)
+    assert read_image(file_of(image, "WEBP", xmp=b"<x:xmpmeta/>", lossless=True)).notes[0].endswith("XMP")
+    assert read_image(file_of(image.convert("CMYK"), "JPEG")).notes == ("CMYK was converted to RGB",)
+    assert read_image(file_of(image, "PNG")).notes == ()
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16"])

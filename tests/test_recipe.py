@@ -83,7 +83,7 @@ def test_an_unknown_or_missing_key_is_named_with_its_nearest(tmp_path: Path, tex
         "[[stages]]\nstart = 5\npatch = 8\nbatch = 1",
         "[[stages]]\nstart = 0\npatch = 8\nbatch = 4\naccumulate = 5",
         "[[stages]]\nstart = 0\npatch = 8\nbatch = 4\naccumulate = 0",
-        "[noise]\nlow = 0.0\nhigh = 50.0",  # a range of levels, and a model that is not told the level
+        "[noise]\nlow = 0.0\nhigh = 50.0",  # a range of levels, and a model that does not receive the level
         "not toml",
     ],
 )

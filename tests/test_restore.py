@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from networks import FP32, picture, random_model
+from networks import FP32, random_image, random_model
 
 from nlrn.errors import BackendError, ConfigError, InputError, MemoryBudgetError
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
@@ -20,22 +20,22 @@ from nlrn.models.nlrn import DISTANCES, NLRN
 
 
 def direct(model: NLRN, image: np.ndarray, sigma: float) -> np.ndarray:
-    """The network itself on an HW picture."""
+    """The network itself on an HW image."""
     with torch.no_grad():
         out: np.ndarray = model.eval()(torch.from_numpy(image)[None, None], sigma / 255)[0, 0].numpy()
     return out
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 50), (37, 41)])
-def test_a_whole_picture_is_the_network_itself(shape: tuple[int, int]) -> None:
-    model, image = random_model(), picture(*shape)
+def test_a_whole_image_is_the_network_itself(shape: tuple[int, int]) -> None:
+    model, image = random_model(), random_image(*shape)
     restored = Restorer(model, settings=FP32).denoise(image, 25, value_range="type")
     assert restored.dtype == np.float32
     np.testing.assert_allclose(restored, direct(model, image, 25), atol=1e-6)
 
 
-def test_tiles_with_a_wide_overlap_equal_the_whole_picture_and_narrow_ones_come_near() -> None:
-    model, image = random_model(), picture(40, 160)
+def test_tiles_with_a_wide_overlap_equal_the_whole_image_and_narrow_ones_come_near() -> None:
+    model, image = random_model(), random_image(40, 160)
     assert model.receptive_radius == 10
     whole = Restorer(model, settings=FP32).denoise(image, 25)
 
@@ -48,7 +48,7 @@ def test_tiles_with_a_wide_overlap_equal_the_whole_picture_and_narrow_ones_come_
 
 
 def test_a_map_of_one_level_is_that_level_and_halves_keep_to_themselves() -> None:
-    model, image = random_model(), picture(40, 64)
+    model, image = random_model(), random_image(40, 64)
     restorer = Restorer(model, settings=FP32)
     np.testing.assert_allclose(restorer.denoise(image, np.full((40, 64), 30.0)), restorer.denoise(image, 30), atol=1e-6)
     halves = np.repeat([[15.0, 50.0]], 40, axis=0).repeat(32, axis=1)
@@ -60,8 +60,8 @@ def test_a_map_of_one_level_is_that_level_and_halves_keep_to_themselves() -> Non
     assert np.abs(tiled - restored).mean() < 0.05 * restored.std()
 
 
-def test_a_grey_picture_in_three_channels_is_run_once_and_stays_grey() -> None:
-    image, ticks = picture(40, 30), []
+def test_a_grey_image_in_three_channels_is_run_once_and_stays_grey() -> None:
+    image, ticks = random_image(40, 30), []
     restorer = Restorer(random_model(), settings=Settings(precision="fp32", tile=20))
     colour = np.repeat(image[..., None], 3, axis=2)
     found = restorer.denoise(colour, 25, progress=lambda done, total: ticks.append(total))
@@ -78,7 +78,7 @@ def test_a_grey_picture_in_three_channels_is_run_once_and_stays_grey() -> None:
 @pytest.mark.parametrize("distance", DISTANCES[:-1])
 @pytest.mark.parametrize("window", [5, 45])
 def test_the_other_distances_run_as_the_network_defines_them(distance: str, window: int) -> None:
-    model, image = random_model(distance=distance, propagation=False, window=window), picture(37, 41)
+    model, image = random_model(distance=distance, propagation=False, window=window), random_image(37, 41)
     restored = Restorer(model, settings=Settings(precision="bf16")).denoise(image, 25)  # there is no bf16 of these
     np.testing.assert_allclose(restored, direct(model, image, 25), atol=1e-5)
     patchwise = Restorer(model, settings=Settings(mode="patch", precision="fp32")).denoise(image[:20, :20], 25)
@@ -89,8 +89,8 @@ def test_the_other_distances_run_as_the_network_defines_them(distance: str, wind
 @pytest.mark.parametrize("mode", ["window", "patch"])
 @pytest.mark.parametrize("shape", [(20, 33), (20, 33, 3)])
 def test_views_are_the_mean_over_the_eight_symmetries_of_the_square(mode: str, shape: tuple[int, ...]) -> None:
-    """Each written out; so the result turns and mirrors with the picture and its map of levels."""
-    model, image = random_model(), picture(*shape)
+    """Each written out; so the result turns and mirrors with the image and its map of levels."""
+    model, image = random_model(), random_image(*shape)
     level = np.linspace(5, 70, 20 * 33).reshape(20, 33)
     plain = Restorer(model, settings=Settings(mode=mode, precision="fp32"))
     views = Restorer(model, settings=Settings(mode=mode, precision="fp32", tta=True))
@@ -114,7 +114,7 @@ def test_views_are_the_mean_over_the_eight_symmetries_of_the_square(mode: str, s
 @pytest.mark.parametrize("sigma", [25.0, "map"])
 def test_patch_mode_is_the_average_of_overlapping_patches(window: int | None, sigma: object) -> None:
     """Written again with plain loops; a window of 45 or more becomes the whole patch (authors' protocol)."""
-    model, image = random_model(window=window), picture(50, 57)
+    model, image = random_model(window=window), random_image(50, 57)
     level = np.linspace(5, 70, image.size).reshape(image.shape) if sigma == "map" else np.full(image.shape, 25.0)
     total, count = np.zeros(image.shape), np.zeros(image.shape)
     rows, columns = patch_size(50, 57)
@@ -134,7 +134,7 @@ def test_patch_mode_is_the_average_of_overlapping_patches(window: int | None, si
 
 
 def test_colour_through_a_grey_model_is_every_channel_by_itself() -> None:
-    image = picture(20, 24, 3)
+    image = random_image(20, 24, 3)
     for settings in (FP32, Settings(mode="patch", precision="fp32")):
         restorer = Restorer(random_model(), settings=settings)
         restored = restorer.denoise(image, 25)
@@ -144,7 +144,7 @@ def test_colour_through_a_grey_model_is_every_channel_by_itself() -> None:
 
 def test_a_colour_model_takes_colour_and_refuses_grey() -> None:
     model = random_model(in_channels=3).eval()
-    restorer, image = Restorer(model, settings=FP32), picture(20, 24, 3)
+    restorer, image = Restorer(model, settings=FP32), random_image(20, 24, 3)
     with torch.no_grad():
         expected = model(torch.from_numpy(image).permute(2, 0, 1)[None], 25 / 255)[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(restorer.denoise(image, 25), expected, atol=1e-6)
@@ -153,7 +153,7 @@ def test_a_colour_model_takes_colour_and_refuses_grey() -> None:
 
 
 def test_bf16_stays_near_float32_and_what_is_not_finite_is_tried_again_in_float32() -> None:
-    model, image = random_model(), picture(32, 32)
+    model, image = random_model(), random_image(32, 32)
     near = Restorer(model, settings=Settings(precision="bf16")).denoise(image, 25)
     exact = Restorer(model, settings=FP32).denoise(image, 25)
     assert 0 < np.abs(near - exact).max() < 0.05 * np.abs(exact).max()
@@ -170,7 +170,7 @@ def test_bf16_stays_near_float32_and_what_is_not_finite_is_tried_again_in_float3
 
 
 def test_the_callers_model_stays_as_it_is() -> None:
-    model, image = random_model().double().train(), picture(16, 16)
+    model, image = random_model().double().train(), random_image(16, 16)
     restored = Restorer(model, settings=FP32).denoise(image, 25)
     assert model.training
     assert model.head.weight.dtype == torch.float64
@@ -178,8 +178,8 @@ def test_the_callers_model_stays_as_it_is() -> None:
 
 
 def test_a_model_of_one_noise_level_takes_none() -> None:
-    restorer, image = Restorer(random_model(sigma_input=False), settings=FP32), picture(12, 12)
-    assert restorer.noise_level(image, "auto") == 0  # too small a picture to estimate: it is not tried
+    restorer, image = Restorer(random_model(sigma_input=False), settings=FP32), random_image(12, 12)
+    assert restorer.noise_level(image, "auto") == 0  # too small an image to estimate: it is not tried
     np.testing.assert_array_equal(restorer.denoise(image, "auto"), restorer.denoise(image, 25))
 
 
@@ -192,16 +192,18 @@ def test_the_tile_follows_from_the_memory_allowed_and_nothing_else() -> None:
         if side is not None:
             assert side * side * restorer.memory_per_pixel(side, side) <= memory
     with pytest.raises(MemoryBudgetError, match="MiB"):
-        Restorer(model, settings=Settings(memory=1 << 20)).denoise(picture(200, 200), 25)
+        Restorer(model, settings=Settings(memory=1 << 20)).denoise(random_image(200, 200), 25)
     tiny = Restorer(model, settings=Settings(precision="fp32", memory=1 << 20))
-    np.testing.assert_allclose(tiny.denoise(picture(16, 16), 25), direct(model, picture(16, 16), 25), atol=1e-6)
+    np.testing.assert_allclose(
+        tiny.denoise(random_image(16, 16), 25), direct(model, random_image(16, 16), 25), atol=1e-6
+    )
 
 
 def test_progress_counts_to_its_end() -> None:
     for settings in (Settings(tile=32, overlap=8), Settings(mode="patch")):
         seen: list[tuple[int, int]] = []
         Restorer(random_model(), settings=settings).denoise(
-            picture(60, 60, 3),
+            random_image(60, 60, 3),
             25,
             progress=lambda done, total: seen.append((done, total)),  # noqa: B023
         )
@@ -215,14 +217,14 @@ def test_auto_is_the_estimate_held_to_the_models_range() -> None:
     assert restorer.noise_level(noise * 0.1 + 0.45, "auto") == pytest.approx(25.5, rel=0.1)
     assert restorer.noise_level(noise, "auto") == MAX_SIGMA
     model = random_model()
-    level = restorer.noise_level(picture(32, 32), "auto")
+    level = restorer.noise_level(random_image(32, 32), "auto")
     np.testing.assert_array_equal(
-        Restorer(model).denoise(picture(32, 32), "auto"), Restorer(model).denoise(picture(32, 32), level)
+        Restorer(model).denoise(random_image(32, 32), "auto"), Restorer(model).denoise(random_image(32, 32), level)
     )
 
 
 def test_each_channel_that_goes_by_itself_has_its_own_estimate() -> None:
-    """A sensor's blue is noisier; a colour model is told one level for all."""
+    """A sensor's blue is noisier; a colour model receives one level for all."""
     random = np.random.RandomState(0)
     image = (0.5 + random.normal(0, 1, (64, 70, 3)) * np.array([8, 20, 50]) / 255).astype(np.float32)
     grey = Restorer(random_model(), settings=FP32)
@@ -239,7 +241,7 @@ def test_each_channel_that_goes_by_itself_has_its_own_estimate() -> None:
 
 
 def test_what_is_hidden_is_not_estimated_from() -> None:
-    """Most of the picture is; neither its colour nor what it is filled with counts."""
+    """Most of the image is; neither its colour nor what it is filled with counts."""
     noisy = 0.5 + np.random.RandomState(0).normal(0, 25 / 255, (64, 70, 3)).astype(np.float32)
     alpha = np.full((64, 70), 255, np.uint8)
     alpha[:, :40] = 0
@@ -247,8 +249,8 @@ def test_what_is_hidden_is_not_estimated_from() -> None:
     for value in (0.0, 1.0, np.random.RandomState(1).rand(64, 40, 3)):
         noisy[:, :40] = value
         assert restorer.noise_level(noisy, "auto", alpha) == pytest.approx(25, rel=0.08)
-        told = restorer.denoise(noisy, restorer.noise_level(noisy, "auto", alpha), alpha=alpha)
-        np.testing.assert_array_equal(restorer.denoise(noisy, alpha=alpha), told)
+        shown = restorer.denoise(noisy, restorer.noise_level(noisy, "auto", alpha), alpha=alpha)
+        np.testing.assert_array_equal(restorer.denoise(noisy, alpha=alpha), shown)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,7 @@ def ycbcr(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(40, 52), (45, 60), (80, 104)])
 def test_enlarging_restores_the_luminance_and_leaves_the_colour_to_bicubic(size: tuple[int, int]) -> None:
-    model, image = sr_model(), picture(20, 26, 3)
+    model, image = sr_model(), random_image(20, 26, 3)
     restorer = Restorer(model, settings=FP32)
     found = restorer.upscale(image, *size)
     assert found.dtype == np.float32
@@ -325,14 +327,14 @@ def test_enlarging_restores_the_luminance_and_leaves_the_colour_to_bicubic(size:
 @pytest.mark.parametrize("size", [(30, 39), (31, 78), (60, 45)])
 def test_factors_below_two_run_at_two_and_are_made_smaller(size: tuple[int, int]) -> None:
     """The network has not seen them: on Set5 at 1.5 it was 2 dB below bicubic, and so it is 3 dB above."""
-    restorer, image = Restorer(sr_model(), settings=FP32), picture(20, 26, 3)
+    restorer, image = Restorer(sr_model(), settings=FP32), random_image(20, 26, 3)
     at_two = restorer.upscale(image, max(40, size[0]), max(52, size[1]))
     expected = resize_bicubic(at_two.astype(np.float64), *size)
     np.testing.assert_allclose(restorer.upscale(image, *size), expected, atol=1e-6)
 
 
 def test_large_factors_take_two_equal_steps() -> None:
-    restorer, image = Restorer(sr_model(), settings=FP32), picture(10, 12)
+    restorer, image = Restorer(sr_model(), settings=FP32), random_image(10, 12)
     ticks: list[tuple[int, int]] = []
     found = restorer.upscale(image, 90, 60, progress=lambda done, total: ticks.append((done, total)))
     assert passes_of((10, 12), (90, 60)) == 2
@@ -342,9 +344,9 @@ def test_large_factors_take_two_equal_steps() -> None:
 
 
 def test_values_beyond_0_to_1_are_restored_on_their_own_scale() -> None:
-    """A float picture may span -1..4; noise alone, however far it goes, changes no scale."""
+    """A float image may span -1..4; noise alone, however far it goes, changes no scale."""
     restorer = Restorer(random_model(), settings=FP32)
-    image = picture(20, 24)
+    image = random_image(20, 24)
     for low, spread in ((0.0, 4.0), (-1.0, 3.5)):
         wide = low + spread * image
         scale = scale_beyond(wide, 20)
@@ -354,8 +356,8 @@ def test_values_beyond_0_to_1_are_restored_on_their_own_scale() -> None:
         np.testing.assert_allclose(restorer.denoise(wide, 20), expected, atol=1e-5)
     noisy = add_gaussian_noise(np.round(image.astype(np.float64)), 50).astype(np.float32)
     assert noisy.max() > 1.4
-    x, told = torch.from_numpy(noisy)[None, None], 50 / 255
-    np.testing.assert_allclose(restorer.denoise(noisy, 50), network_of(restorer, x, told), atol=2e-5)
+    x, shown = torch.from_numpy(noisy)[None, None], 50 / 255
+    np.testing.assert_allclose(restorer.denoise(noisy, 50), network_of(restorer, x, shown), atol=2e-5)
 
 
 def network_of(restorer: Restorer, x: torch.Tensor, sigma: float) -> np.ndarray:
@@ -384,11 +386,11 @@ def test_a_large_result_takes_little_beside_the_network() -> None:
 @pytest.mark.parametrize("size", [(14, 40), (161, 100), (10, 12), (0, 0), (-20, 24)])
 def test_factors_that_are_not_offered_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=r"grow by 1\.5 to 16"):
-        Restorer(sr_model(), settings=FP32).upscale(picture(10, 12), *size)
+        Restorer(sr_model(), settings=FP32).upscale(random_image(10, 12), *size)
 
 
 def test_a_model_of_another_task_is_refused() -> None:
     with pytest.raises(ConfigError, match="is for denoise, not for sr"):
-        Restorer(random_model(), settings=FP32).upscale(picture(10, 12), 20, 24)
+        Restorer(random_model(), settings=FP32).upscale(random_image(10, 12), 20, 24)
     with pytest.raises(ConfigError, match="is for sr, not for denoise"):
-        Restorer(sr_model(), settings=FP32).denoise(picture(10, 12), 25)
+        Restorer(sr_model(), settings=FP32).denoise(random_image(10, 12), 25)

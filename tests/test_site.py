@@ -66,7 +66,7 @@ def test_a_link_that_leads_nowhere_fails(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "docs" / "_static", tmp_path / "_static")
     for name in ("conf.py", "extension.py"):
         shutil.copy(ROOT / "docs" / name, tmp_path)
-    (tmp_path / "index.md").write_text("# A page\n\n[a picture](_static/site.css), [a heading](#a-page)\n")
+    (tmp_path / "index.md").write_text("# A page\n\n[an image](_static/site.css), [a heading](#a-page)\n")
     assert build(tmp_path, tmp_path / "good").returncode == 0
     (tmp_path / "index.md").write_text("# A page\n\n[gone](gone.md), [no such heading](#nothing)\n")
     done = build(tmp_path, tmp_path / "bad")

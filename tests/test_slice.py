@@ -53,7 +53,7 @@ def entries(root: Path) -> list[ledger.Entry]:
 
 
 def lay_out(root: Path, *sets: str) -> None:
-    """The places of a release, and scoring sets that are the pictures held back."""
+    """The places of a release, and scoring sets that are the images held back."""
     for name in sets:
         place = root / SCORING_SETS[name]
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -22,28 +22,28 @@ from nlrn.web.fields import Denoising, Upscaling
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import measure_engines  # noqa: E402
-import measure_pictures  # noqa: E402
+import measure_images  # noqa: E402
 import measure_processes  # noqa: E402
 import slice as slice_script  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-HOURS, SETS = "takes hours", "the data sets are not in the repository; two pictures stand in"
+HOURS, SETS = "takes hours", "the data sets are not in the repository; two images stand in"
 
 REDUCED = {
     "nlrn evaluate --data ../shared/data --sigma 15 25 50 --attention": (
-        "nlrn evaluate --data two-pictures --sigma 15 25 50 --attention",
+        "nlrn evaluate --data two-images --sigma 15 25 50 --attention",
         SETS,
     ),
     "nlrn evaluate --data DATA --sigma 15 25 50 --json results/x.json": (
-        "nlrn evaluate --data two-pictures --sigma 15 25 50 --json x.json",
+        "nlrn evaluate --data two-images --sigma 15 25 50 --json x.json",
         SETS,
     ),
     "nlrn evaluate --task sr --model sr-small --scale 2 3 4 --protocol float-lr": (
-        "nlrn evaluate --task sr --model sr-small --scale 2 --protocol float-lr --data two-pictures",
+        "nlrn evaluate --task sr --model sr-small --scale 2 --protocol float-lr --data two-images",
         SETS,
     ),
-    "nlrn evaluate --noise camera --set cbsd68 --model denoise-color-small --tell 12 --sigma 3 6 12": (
-        "nlrn evaluate --noise camera --data two-pictures --model denoise-color-small --tell 12 --sigma 12",
+    "nlrn evaluate --noise camera --set cbsd68 --model denoise-color-small --given-sigma 12 --sigma 3 6 12": (
+        "nlrn evaluate --noise camera --data two-images --model denoise-color-small --given-sigma 12 --sigma 12",
         SETS,
     ),
     "nlrn train recipes/denoise-gray-small.toml --minutes 60": (
@@ -58,12 +58,12 @@ REDUCED = {
         "nlrn train toy/tiny.toml --data toy --resume --steps 4",
         HOURS,
     ),
-    "nlrn train own.toml --data my-pictures --minutes 60": (
-        "nlrn train own.toml --data my-pictures --steps 2",
+    "nlrn train own.toml --data my-images --minutes 60": (
+        "nlrn train own.toml --data my-images --steps 2",
         HOURS,
     ),
-    "nlrn train own.toml --data my-pictures --minutes 60 --resume": (
-        "nlrn train own.toml --data my-pictures --steps 4 --resume",
+    "nlrn train own.toml --data my-images --minutes 60 --resume": (
+        "nlrn train own.toml --data my-images --steps 4 --resume",
         HOURS,
     ),
     "python -m studies attention recipes/study.toml -o attention.json -j 2": (
@@ -75,15 +75,15 @@ REDUCED = {
         "one state of a 3 x 3 window instead of six of 15 x 15",
     ),
     "nlrn explain examples/camera.png --at 205,150 --sigma 25 -o map.png": (
-        "nlrn explain picture.png --at 25,50 --sigma 25 -o map.png",
+        "nlrn explain image.png --at 25,50 --sigma 25 -o map.png",
         "a sixteenth of the pixels",
     ),
     'python -m benchmarks.operator --only "limit small"': (
         'python -m benchmarks.operator --quick --only "beside small tiled forward 16px"',
-        "an hour for every line; tiny pictures",
+        "an hour for every line; tiny images",
     ),
 }
-SMALLER = {  # numbers of the recipe in docs/own-pictures.md
+SMALLER = {  # numbers of the recipe in docs/own-images.md
     "channels = 64": "channels = 8",
     "embed_channels = 32": "embed_channels = 4",
     "states = 6": "states = 2",
@@ -127,8 +127,8 @@ def _slice(words: list[str]) -> None:
 
 
 def _measures(words: list[str]) -> None:
-    assert words[:2] == ["python", "scripts/measure_pictures.py"]
-    measure_pictures.parser().parse_args(words[2:])
+    assert words[:2] == ["python", "scripts/measure_images.py"]
+    measure_images.parser().parse_args(words[2:])
 
 
 def _curl(words: list[str]) -> None:
@@ -136,9 +136,9 @@ def _curl(words: list[str]) -> None:
     route, host = words[-3].rpartition("/v1/")[2], words[-3].partition("/v1/")[0]
     fields = dict(word.split("=", 1) for word, before in zip(words[1:], words, strict=False) if before == "-F")
     assert host == "http://127.0.0.1:8000"
-    assert Path(fields.pop("picture").removeprefix("@")).is_file()
+    assert Path(fields.pop("image").removeprefix("@")).is_file()
     form = {"denoise": Denoising, "upscale": Upscaling}[route]
-    form(picture=UploadFile(io.BytesIO()), **fields)  # type: ignore[arg-type]
+    form(image=UploadFile(io.BytesIO()), **fields)  # type: ignore[arg-type]
 
 
 def _torchrun(words: list[str]) -> None:
@@ -205,9 +205,9 @@ SERVES = "does not end by itself; test_web_api.py and its neighbours ask a real 
 STORE = "wants an object store; test_stores.py runs the command on one"
 LOOKED_AT = {
     "pip install 'nlrn[s3]'": (_extra, "installs"),
-    "nlrn denoise s3://pictures/album -o s3://pictures/clean -r": (parse, STORE),
-    "nlrn denoise s3://pictures/album -o clean -r -j 2": (parse, STORE),
-    "nlrn upscale album -o s3://pictures/large --scale 2": (parse, STORE),
+    "nlrn denoise s3://images/album -o s3://images/clean -r": (parse, STORE),
+    "nlrn denoise s3://images/album -o clean -r -j 2": (parse, STORE),
+    "nlrn upscale album -o s3://images/large --scale 2": (parse, STORE),
     "make demo": (_make, "installs; test_pages.py runs the demo"),
     f"PIP_EXTRA_INDEX_URL={CPU_BUILDS} make demo": (_make, "installs"),
     "make kernel-aarch64": (_make, "wants a cross compiler and an emulator: test_kernel_builds.py, where they are"),
@@ -220,10 +220,10 @@ LOOKED_AT = {
     "pip install 'nlrn[web]'": (_extra, "installs"),
     "nlrn serve": (parse, SERVES),
     "nlrn serve --model your-sr.safetensors --port 8080": (parse, SERVES),
-    "nlrn serve --allow-host pictures.example.org": (parse, SERVES),
-    "curl -F picture=@noisy.png -F sigma=25 http://127.0.0.1:8000/v1/denoise -o clean.png": (_curl, SERVES),
-    "curl -F picture=@scan.tif -F depth=16 -F format=png http://127.0.0.1:8000/v1/denoise -o scan.png": (_curl, SERVES),
-    "curl -F picture=@picture.png -F scale=3 http://127.0.0.1:8000/v1/upscale -o large.png": (_curl, SERVES),
+    "nlrn serve --allow-host images.example.org": (parse, SERVES),
+    "curl -F image=@noisy.png -F sigma=25 http://127.0.0.1:8000/v1/denoise -o clean.png": (_curl, SERVES),
+    "curl -F image=@scan.tif -F depth=16 -F format=png http://127.0.0.1:8000/v1/denoise -o scan.png": (_curl, SERVES),
+    "curl -F image=@image.png -F scale=3 http://127.0.0.1:8000/v1/upscale -o large.png": (_curl, SERVES),
     "docker build -t nlrn .": (_docker, CONTAINER),
     "docker run --rm --init --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 nlrn": (_docker, CONTAINER),
     "docker run --rm --init -p 127.0.0.1:8000:8000 -v ./weights:/weights:ro nlrn"
@@ -235,7 +235,7 @@ LOOKED_AT = {
     "python -m benchmarks.operator": (parse, BENCHMARK),
     "python -m benchmarks.operator --json operator.json --plot operator.png": (parse, BENCHMARK),
     "python -m benchmarks.model --json model.json --plot model.png": (parse, BENCHMARK),
-    'python -m benchmarks.model --only "pictures small window bf16 256px"': (parse, BENCHMARK),
+    'python -m benchmarks.model --only "images small window bf16 256px"': (parse, BENCHMARK),
     "torchrun --nproc-per-node 4 -m nlrn train recipes/denoise-gray.toml": (_torchrun, "four devices"),
     "torchrun --nproc-per-node 2 -m nlrn train recipes/denoise-gray-small.toml --data ../shared/data -o runs/two": (
         _torchrun,
@@ -266,7 +266,7 @@ LOOKED_AT = {
 }
 MEASURED = "minutes to half an hour: its figures stand in the page"
 LOOKED_AT |= {
-    f"python scripts/measure_pictures.py {words}": (_measures, MEASURED)
+    f"python scripts/measure_images.py {words}": (_measures, MEASURED)
     for words in ("price --data ../shared/data", "enlarge --model base", "large --model base")
 }
 RULES = Rules(REDUCED, LOOKED_AT, SMALLER)

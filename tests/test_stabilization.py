@@ -91,22 +91,22 @@ def test_small_bright_things_on_the_dark_survive(gain: float) -> None:
 def test_colour_alpha_and_dtypes() -> None:
     model, random = random_model(), np.random.RandomState(0)
     noise = PoissonNoise(8.0, 2.0)
-    picture = random.randint(0, 256, (20, 24, 3)).astype(np.uint8)
-    out = nlrn.denoise(picture, noise, model)
-    assert (out.dtype, out.shape) == (picture.dtype, picture.shape)
+    image = random.randint(0, 256, (20, 24, 3)).astype(np.uint8)
+    out = nlrn.denoise(image, noise, model)
+    assert (out.dtype, out.shape) == (image.dtype, image.shape)
     alpha = np.ones((20, 24))
     alpha[:5] = 0
-    image = picture / 255
-    restored = Restorer(model).denoise(image, noise, alpha=alpha)
-    assert np.array_equal(restored[:5], image[:5])
-    image[:5] = 0.5  # what nobody sees does not reach the rest
-    assert np.array_equal(Restorer(model).denoise(image, noise, alpha=alpha)[5:], restored[5:])
+    scaled = image / 255
+    restored = Restorer(model).denoise(scaled, noise, alpha=alpha)
+    assert np.array_equal(restored[:5], scaled[:5])
+    scaled[:5] = 0.5  # what nobody sees does not reach the rest
+    assert np.array_equal(Restorer(model).denoise(scaled, noise, alpha=alpha)[5:], restored[5:])
 
 
 def test_strong_noise_stays_within_what_the_model_knows() -> None:
-    told = []
-    PoissonNoise(200.0).removed(np.random.RandomState(0).random((20, 20)), lambda x, sigma: told.append(sigma) or x)  # type: ignore[func-returns-value]
-    assert told == [75.0]
+    shown = []
+    PoissonNoise(200.0).removed(np.random.RandomState(0).random((20, 20)), lambda x, sigma: shown.append(sigma) or x)  # type: ignore[func-returns-value]
+    assert shown == [75.0]
 
 
 def test_bad_noise_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

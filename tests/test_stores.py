@@ -30,7 +30,7 @@ from nlrn.batch.run import run
 from nlrn.batch.s3 import ObjectPath, place
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError, InputError, StoreError
-from nlrn.io.image import Picture
+from nlrn.io.image import ImageData
 
 ALBUM = ObjectPath("album")
 
@@ -78,13 +78,17 @@ def test_places_are_paths_or_folders_of_a_store() -> None:
 
 def test_what_is_put_is_put_once_and_says_what_it_is(store: Store) -> None:
     target = ALBUM / "out/a.png"
-    assert target.told() == {}
+    assert target.metadata() == {}
     first = target.put(b"one", {"nlrn-work": "w"})
     assert first is not None
     assert target.put(b"two", {"nlrn-work": "x"}) is None
-    assert (target.told(), target.content()) == ({"nlrn-work": "w"}, (b"one", first))
-    told = store.get("out/a.png")
-    assert (told["Body"].read(), told["Metadata"], told["ContentType"]) == (b"one", {"nlrn-work": "w"}, "image/png")
+    assert (target.metadata(), target.content()) == ({"nlrn-work": "w"}, (b"one", first))
+    metadata = store.get("out/a.png")
+    assert (metadata["Body"].read(), metadata["Metadata"], metadata["ContentType"]) == (
+        b"one",
+        {"nlrn-work": "w"},
+        "image/png",
+    )
     assert target.put(b"three", over="0123") is None
     second = target.put(b"three", over=first)
     assert second is not None
@@ -212,8 +216,8 @@ def test_results_are_those_of_a_folder_on_a_disk_wherever_they_come_from_and_go(
 
     def outcome_of(source: str | Path, output: str | Path, *more: str) -> dict[str, Any]:
         assert command(words_of(source, output, weights, "--json", *more)) == 1
-        told = capfd.readouterr()
-        found: dict[str, Any] = json.loads(told.out)
+        metadata = capfd.readouterr()
+        found: dict[str, Any] = json.loads(metadata.out)
         assert found["failed"]["008.png"] == "truncated"
         assert found["failed"].keys() == {"008.png", "deep/000.jpg"}
         return found
@@ -234,9 +238,9 @@ def test_results_are_those_of_a_folder_on_a_disk_wherever_they_come_from_and_go(
     assert puts == {f"workers/{name}": 1 for name in expected}
     assert digests_in(store, "in") == before
     assert not list((tmp_path / "down").rglob(".nlrn-*.part"))
-    told = store.get("out/001.png")["Metadata"]
-    assert told["nlrn-output"] == expected["001.png"]
-    assert told["nlrn-input"] == before["001.png"]
+    metadata = store.get("out/001.png")["Metadata"]
+    assert metadata["nlrn-output"] == expected["001.png"]
+    assert metadata["nlrn-input"] == before["001.png"]
 
 
 def test_results_that_are_there_are_refused_left_or_replaced(
@@ -250,9 +254,9 @@ def test_results_that_are_there_are_refused_left_or_replaced(
     assert "s3://album/out/001.png exists already: see --skip-existing" in capfd.readouterr().err
     assert store.files("out") == {"001.png": b"mine"}
     assert command([*words, "--skip-existing"]) == 0
-    told = capfd.readouterr().out
-    assert "3 pictures restored" in told
-    assert told.endswith("1 there already, 0 refused; metadata in s3://album/out says of what\n")
+    metadata = capfd.readouterr().out
+    assert "3 images restored" in metadata
+    assert metadata.endswith("1 there already, 0 refused; metadata in s3://album/out says of what\n")
     assert store.files("out")["001.png"] == b"mine"
     assert command([*words, "--overwrite"]) == 0
     assert store.files("out")["001.png"] != b"mine"
@@ -300,17 +304,17 @@ def test_an_answer_that_is_lost_does_not_make_a_result_somebody_elses(
     once = ObjectPath.put
     monkeypatch.setattr(ObjectPath, "put", lambda self, *a, **k: (once(self, *a, **k), once(self, *a, **k))[1])
 
-    def slow(picture: Picture, form: str) -> Picture:
+    def slow(image: ImageData, form: str) -> ImageData:
         deadline = time.monotonic() + 60
         while store.puts("out")[".nlrn-lock"] <= 4:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        return picture
+        return image
 
     assert len(run(jobs, partial(give, slow), ALBUM / "out", "work").done) == len(jobs)
     assert ".nlrn-lock" not in store.files("out")
-    with_more = ObjectPath.told
-    monkeypatch.setattr(ObjectPath, "told", lambda self: with_more(self) | {"of-the-store": "x"})
+    with_more = ObjectPath.metadata
+    monkeypatch.setattr(ObjectPath, "metadata", lambda self: with_more(self) | {"of-the-store": "x"})
     fill(tmp_path / "more", 2)
     assert len(run(plan(tmp_path / "more", ALBUM / "2"), partial(give, same), ALBUM / "2", "work").done) == 1
 
@@ -323,10 +327,10 @@ def test_what_a_store_does_not_take_ends_the_run_after_some(
     jobs = plan(tmp_path / "in", ALBUM / "out")
     put = ObjectPath.put
 
-    def fails(self: ObjectPath, data: bytes, told: Any = (), *, over: str = "") -> str | None:
+    def fails(self: ObjectPath, data: bytes, metadata: Any = (), *, over: str = "") -> str | None:
         if self.name in refused:
             raise InputError(f"{self}: slow down")
-        return put(self, data, told, over=over)
+        return put(self, data, metadata, over=over)
 
     monkeypatch.setattr(ObjectPath, "put", fails)
     refused = {jobs[1].name, jobs[2].name, jobs[4].name}
@@ -338,7 +342,7 @@ def test_what_a_store_does_not_take_ends_the_run_after_some(
         run(jobs, partial(give, same), ALBUM / "out", "work")
 
 
-def test_who_made_a_result_is_told_by_the_pictures_name_too(store: Store, tmp_path: Path) -> None:
+def test_who_made_a_result_is_told_by_the_images_name_too(store: Store, tmp_path: Path) -> None:
     for name in ("a.gif", "a.png"):
         (tmp_path / name).mkdir()
         Image.new("L", (8, 8)).save(tmp_path / name / name)
@@ -375,23 +379,23 @@ def test_what_is_for_folders_and_a_store_that_does_not_answer_are_said_at_once(
 
     def says(words: list[str], code: int, text: str) -> None:
         assert command(words) == code
-        told = capfd.readouterr().err
-        assert told.startswith("nlrn")
-        assert told.count("\n") == 1
-        assert text in told, told
-        assert "Traceback" not in told
+        metadata = capfd.readouterr().err
+        assert metadata.startswith("nlrn")
+        assert metadata.count("\n") == 1
+        assert text in metadata, metadata
+        assert "Traceback" not in metadata
 
     says(words_of("s3://album/in/001.png", tmp_path / "x", weights), 1, "there is no folder s3://album/in/001.png")
     says(words_of(tmp_path / "in" / "001.png", "s3://album/x.png", weights)[:4], 2, "takes the results of a folder")
-    says(words_of("s3://album/in", "s3://album/out/x.png", weights), 2, "is the name of a picture")
+    says(words_of("s3://album/in", "s3://album/out/x.png", weights), 2, "is the name of an image")
     says(words_of("s3://album/in", "s3://nowhere/out", weights), 1, "there is no bucket nowhere")
     says(words_of("gs://album/in", tmp_path / "x", weights), 2, "is known, not gs://")
     words = [sys.executable, "-m", "nlrn", *words_of("s3://album/in", tmp_path / "x", weights)]
     for name, value, code, said in (
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:1", 1, "Could not connect"),
-        ("AWS_ENDPOINT_URL", "garbage", 2, "AWS_ENDPOINT_URL or FSSPEC_S3 makes no sense: Invalid endpoint: garbage"),
-        ("FSSPEC_S3", '{"ano": true}', 2, "AWS_ENDPOINT_URL or FSSPEC_S3 makes no sense: AioSession"),
-        ("FSSPEC_S3", '{"key": "a", "username": "b"}', 2, "AWS_ENDPOINT_URL or FSSPEC_S3 makes no sense"),
+        ("AWS_ENDPOINT_URL", "garbage", 2, "AWS_ENDPOINT_URL or FSSPEC_S3 is invalid: Invalid endpoint: garbage"),
+        ("FSSPEC_S3", '{"ano": true}', 2, "AWS_ENDPOINT_URL or FSSPEC_S3 is invalid: AioSession"),
+        ("FSSPEC_S3", '{"key": "a", "username": "b"}', 2, "AWS_ENDPOINT_URL or FSSPEC_S3 is invalid"),
     ):
         elsewhere = {**os.environ, "AWS_MAX_ATTEMPTS": "1", name: value}
         found = subprocess.run(words, env=elsewhere, capture_output=True, text=True, timeout=120, check=False)
@@ -428,11 +432,11 @@ def test_a_store_that_replaces_what_it_should_not_is_found_out(
     jobs, put = plan(tmp_path / "in", ALBUM / "out"), ObjectPath.put
 
     def passes_over(condition: str) -> Callable[..., str | None]:
-        def puts(self: ObjectPath, data: bytes, told: Any = (), *, over: str = "") -> str | None:
+        def puts(self: ObjectPath, data: bytes, metadata: Any = (), *, over: str = "") -> str | None:
             if condition == ("If-Match" if over else "If-None-Match"):
                 store.put(self.key, data)
                 return (self.content() or (b"", ""))[1]
-            return put(self, data, told, over=over)
+            return put(self, data, metadata, over=over)
 
         return puts
 
@@ -446,14 +450,14 @@ def test_a_store_that_replaces_what_it_should_not_is_found_out(
 
 
 def change_lock(store: Store, **what: Any) -> None:
-    told = json.loads(store.files("out")[".nlrn-lock"])
-    store.put("out/.nlrn-lock", json.dumps({**told, **what}).encode())
+    metadata = json.loads(store.files("out")[".nlrn-lock"])
+    store.put("out/.nlrn-lock", json.dumps({**metadata, **what}).encode())
 
 
 def put_lock(store: Store, **what: Any) -> None:
     with Lease(ALBUM / "out"):
-        told = store.files("out")[".nlrn-lock"]
-    store.put("out/.nlrn-lock", told)
+        metadata = store.files("out")[".nlrn-lock"]
+    store.put("out/.nlrn-lock", metadata)
     change_lock(store, **what)
 
 
@@ -547,7 +551,7 @@ def test_a_holder_shows_that_it_lives(store: Store, monkeypatch: pytest.MonkeyPa
 def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_put_twice(
     store: Store, tmp_path: Path, weights: Path, count: Callable[[int], int], workers: str
 ) -> None:
-    """300 pictures of a store, a tenth of them bad, SIGKILL at random times, repeated to the end."""
+    """300 images of a store, a tenth of them bad, SIGKILL at random times, repeated to the end."""
     number, kills = count(300), 0
     fill(tmp_path / "in", number, bad=10)
     store.fill(tmp_path / "in", "in")
@@ -635,11 +639,11 @@ def test_a_renewal_that_fails_is_tried_again(
     monkeypatch.setattr(leases, "RENEWED", 0.1)
     put, times = ObjectPath.put, []
 
-    def fails(self: ObjectPath, data: bytes, told: Any = (), *, over: str = "") -> str | None:
+    def fails(self: ObjectPath, data: bytes, metadata: Any = (), *, over: str = "") -> str | None:
         times.append(over)
         if len(times) in (5, 6):
             raise RuntimeError("oh")
-        return put(self, data, told, over=over)
+        return put(self, data, metadata, over=over)
 
     monkeypatch.setattr(ObjectPath, "put", fails)
     with Lease(ALBUM / "out") as lease:
@@ -673,7 +677,7 @@ def test_a_lock_that_is_refused_without_end_and_a_store_that_hangs_end_a_run(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(ObjectPath, "put", lambda self, data, told={}, over="": None)
+        broken.setattr(ObjectPath, "put", lambda self, data, metadata={}, over="": None)
         with pytest.raises(StoreError, match=r"refuses s3://album/out/\.nlrn-lock"), Lease(ALBUM / "out"):
             pass
     monkeypatch.setattr(leases, "PATIENCE", 0.5)
@@ -692,7 +696,7 @@ import sys, threading, time
 from nlrn.batch import s3 as objects
 from nlrn.errors import InputError
 objects.LIMIT = 1.0
-for ask in (lambda p: p.put(b"1"), lambda p: p.told(), lambda p: p.is_dir(), lambda p: p.content()):
+for ask in (lambda p: p.put(b"1"), lambda p: p.metadata(), lambda p: p.is_dir(), lambda p: p.content()):
     try:
         ask(objects.ObjectPath("album", "x"))
     except InputError as error:

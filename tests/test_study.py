@@ -148,7 +148,7 @@ def test_an_interrupt_or_a_killed_training_ends_a_study_with_one_sentence(tmp_pa
         time.sleep(2)  # its processes have to notice
     states = sorted(runs.glob("*/state-*"))
     time.sleep(1)
-    assert sorted(runs.glob("*/state-*")) == states  # neither goes on
+    assert sorted(runs.glob("*/state-*")) == states  # neither resumes
     assert len(list(runs.iterdir())) == 2  # and no other was begun
 
 

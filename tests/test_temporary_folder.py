@@ -76,13 +76,13 @@ def test_who_takes_the_compilers_folder_stops_nobody(tmp_path: Path, how: str) -
     Image.effect_noise((32, 32), 60).save(tmp_path / "data" / "a" / "p.png")
     (tmp_path / "r.toml").write_text(
         "[model]\nchannels=8\nembed_channels=4\nstates=1\nwindow=3\n[noise]\nlow=25.0\nhigh=25.0\n[data]\nfolders=['a']\n"
-        "validation='a'\nvalidation_size=8\nvalidation_pictures=1\n[schedule]\nsteps=2\nwarmup=1\n"
+        "validation='a'\nvalidation_size=8\nvalidation_images=1\n[schedule]\nsteps=2\nwarmup=1\n"
         "[[stages]]\nstart=0\npatch=8\nbatch=2\n"
     )
-    picture = str(tmp_path / "data" / "a" / "p.png")
+    image = str(tmp_path / "data" / "a" / "p.png")
     for words in (
-        ["denoise", picture, "-o", "q.png", "--sigma", "25", "-q"],
-        ["upscale", picture, "-o", "r.png", "-q"],
+        ["denoise", image, "-o", "q.png", "--sigma", "25", "-q"],
+        ["upscale", image, "-o", "r.png", "-q"],
         ["train", "r.toml", "--data", "data", "-o", "run", "-q"],
     ):
         command = [sys.executable, "-m", "nlrn", *words]
@@ -100,7 +100,7 @@ def test_the_service_answers_without_a_temporary_folder(tmp_path: Path, monkeypa
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{before}")
     with service(tmp_path) as running, running.client() as client:
         for kind, fields in (("denoise", {"sigma": "25"}), ("upscale", {"scale": "2"}), ("preview", {})):
-            files = {"picture": (tmp_path / "p.png").read_bytes()}
+            files = {"image": (tmp_path / "p.png").read_bytes()}
             answer: httpx.Response = client.post(f"/v1/{kind}", files=files, data=fields)
             assert answer.status_code == 200, answer.text
 

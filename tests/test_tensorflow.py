@@ -2,7 +2,7 @@
 
 `tests/authors` was made by running the authors' two published networks (their code with 8 and 4 channels and 3 states
 instead of 128, 64 and 12) in TensorFlow 2.20 on random variables: the checkpoints of `tf.train.Saver`, the input and
-the two outputs. NLRN has no propagation; NLRN_v0 has it, lies in a scope "model", takes pictures in 0..255 and gives
+the two outputs. NLRN has no propagation; NLRN_v0 has it, lies in a scope "model", takes images in 0..255 and gives
 minus the noise.
 """
 
@@ -285,7 +285,7 @@ def test_a_super_resolver_is_one_and_enlarges(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_the_scale_that_a_network_was_trained_on_is_told_or_said(outputs: dict[str, np.ndarray]) -> None:
-    """Variables of the first code under other scales: what does not fit 0..255 says so, and 0..1 is offered."""
+    """Variables of the first code under other scales: what does not fit 0..255 is reported, and 0..1 is offered."""
     found = read_checkpoint(AUTHORS / "first.ckpt")
     x = torch.from_numpy(outputs["x"]).permute(0, 3, 1, 2)
     name = "model/batch_normalization/moving_variance"
@@ -296,8 +296,8 @@ def test_the_scale_that_a_network_was_trained_on_is_told_or_said(outputs: dict[s
         model = convert(changed, propagation=True, trained_on=1)
         assert float(model.head_norm.running_var) == pytest.approx(variance)
         assert bool(model(x).isfinite().all())
-    as_usual, told = convert(found, propagation=True), convert(found, propagation=True, trained_on=255)
-    assert all(torch.equal(a, b) for a, b in zip(as_usual.parameters(), told.parameters(), strict=True))
+    as_usual, shown = convert(found, propagation=True), convert(found, propagation=True, trained_on=255)
+    assert all(torch.equal(a, b) for a, b in zip(as_usual.parameters(), shown.parameters(), strict=True))
     later = read_checkpoint(AUTHORS / "later.ckpt")
     with pytest.raises(CheckpointError, match="as was said"):
         convert(later, propagation=False, trained_on=255)

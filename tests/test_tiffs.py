@@ -14,12 +14,12 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picturefiles import file_of, samples
+from imagefiles import file_of, samples
 from PIL import Image
 
 from nlrn.cli import run
 from nlrn.errors import InputError
-from nlrn.io.image import Picture, encode_picture, read_picture
+from nlrn.io.image import ImageData, encode_image, read_image
 
 RNG = np.random.default_rng(0)
 
@@ -38,11 +38,11 @@ def of_type(shape: tuple[int, ...], kind: str) -> np.ndarray:
 
 def read_back(data: bytes) -> np.ndarray:
     """Samples as tifffile gives them: contiguous, alpha last."""
-    picture = read_picture(data)
-    top = 1 if picture.depth == 32 else 2**picture.depth - 1
-    values = picture.array.astype(np.float64) * top
-    values = values if picture.depth == 32 else np.rint(values)
-    return values if picture.alpha is None else np.dstack([values, picture.alpha])
+    image = read_image(data)
+    top = 1 if image.depth == 32 else 2**image.depth - 1
+    values = image.array.astype(np.float64) * top
+    values = values if image.depth == 32 else np.rint(values)
+    return values if image.alpha is None else np.dstack([values, image.alpha])
 
 
 # -- the grid of tifffile's options: right, or refused ----------------------------------------------------------------
@@ -167,12 +167,12 @@ def test_all_the_samples_or_none(planes: int, bands: int, kind: str, chosen: st.
         return
     declared = tifffile.TiffFile(io.BytesIO(data)).series[0].size
     try:
-        picture = read_picture(data)
+        image = read_image(data)
     except InputError as error:
         if "damaged" in str(error):
             raise
         return
-    assert picture.array.size + (0 if picture.alpha is None else picture.alpha.size) == declared
+    assert image.array.size + (0 if image.alpha is None else image.alpha.size) == declared
 
 
 # -- kinds of files ---------------------------------------------------------------------------------------------------
@@ -199,9 +199,9 @@ def test_reduced_copies_are_left_out_with_a_note() -> None:
         series(levels[0], (MAIN, GREY), levels[1]),  # a preview first
         series(({"a": MAIN[::4, ::4].copy()}["a"], {**GREY, "subifds": 1, "subfiletype": 1}), (MAIN, GREY)),
     ):
-        picture = read_picture(data)
-        np.testing.assert_array_equal(np.rint(picture.array * 65535), MAIN)
-        assert any("reduced cop" in note for note in picture.notes)
+        image = read_image(data)
+        np.testing.assert_array_equal(np.rint(image.array * 65535), MAIN)
+        assert any("reduced cop" in note for note in image.notes)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_reduced_copies_are_left_out_with_a_note() -> None:
 )
 def test_what_is_refused_is_named(data: bytes, words: str) -> None:
     with pytest.raises(InputError, match=words) as error:
-        read_picture(data)
+        read_image(data)
     assert "damaged" not in str(error.value)
 
 
@@ -234,14 +234,14 @@ def test_raw_files_by_their_maker(make: str, name: str) -> None:
     preview = of_type((16, 24, 3), "uint8")
     head = {"photometric": "rgb", "subfiletype": 1, "subifds": 1, "extratags": [(271, 2, len(make) + 1, make, True)]}
     with pytest.raises(InputError, match=rf"raw file \({name}\)"):
-        read_picture(series((preview, head), (MAIN, {"photometric": "cfa", "subfiletype": 0})))
+        read_image(series((preview, head), (MAIN, {"photometric": "cfa", "subfiletype": 0})))
 
 
 def test_a_canon_raw_by_its_header() -> None:
     data = bytearray(series((MAIN, GREY)))
     moved = data[:8] + b"CR\2\0" + bytes(4) + data[8:]
     with pytest.raises(InputError, match=r"CR2|truncated"):
-        read_picture(bytes(moved))
+        read_image(bytes(moved))
     start = struct.unpack("<I", data[4:8])[0]
     data += bytes(len(data) % 2)
     place = len(data)
@@ -250,7 +250,7 @@ def test_a_canon_raw_by_its_header() -> None:
     struct.pack_into("<I", data, 4, place)
     data[8:12] = b"CR\2\0"
     with pytest.raises(InputError, match="CR2"):
-        read_picture(bytes(data))
+        read_image(bytes(data))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -283,7 +283,7 @@ def test_missing_strips_and_tiles_are_refused(parts: dict[str, Any], compression
         tag, value = {"offset 0": (offsets, 0), "no bytes": (counts, 1), "beyond": (offsets, 2**24)}[what]
         tag.overwrite((*tag.value[:-1], value))
     with pytest.raises(InputError):
-        read_picture(file.getvalue())
+        read_image(file.getvalue())
 
 
 def test_colours_against_pillow() -> None:
@@ -294,7 +294,7 @@ def test_colours_against_pillow() -> None:
             data = file_of(image, "TIFF", **({"compression": compression} if compression else {}))
             expected = np.asarray(image.convert("RGB")).astype(int)
             assert np.abs(read_back(data) - expected).max() <= (2 if mode == "YCbCr" else 0), (mode, compression)
-            assert ("CMYK was converted to RGB" in read_picture(data).notes) == (mode == "CMYK")
+            assert ("CMYK was converted to RGB" in read_image(data).notes) == (mode == "CMYK")
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -328,9 +328,9 @@ def test_premultiplied_alpha_of_8_bits_is_taken_out() -> None:
     alpha = np.full((8, 8), 128, np.uint8)
     colour = np.full((8, 8, 3), 64, np.uint8)
     data = written(np.dstack([colour, alpha]), photometric="rgb", extrasamples=["assocalpha"], metadata=None)
-    picture = read_picture(data)
-    assert np.abs(picture.array * 255 - 127.5).max() < 1
-    assert np.array_equal(picture.alpha, alpha)
+    image = read_image(data)
+    assert np.abs(image.array * 255 - 127.5).max() < 1
+    assert np.array_equal(image.alpha, alpha)
 
 
 def test_a_bomb_in_a_strip_is_refused() -> None:
@@ -346,7 +346,7 @@ def test_a_bomb_in_a_strip_is_refused() -> None:
         tif.pages.first.tags[279].overwrite(len(bomb))
     assert place != len(data) and size != len(bomb)  # noqa: PT018
     with pytest.raises(InputError, match="too many pixels"):
-        read_picture(file.getvalue())
+        read_image(file.getvalue())
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_others_read_what_is_written(tmp_path: Path, depth: int, bands: int, alp
     exif = Image.Exif()
     exif[271], exif[270], exif[34665] = "a maker", "Größe 5 µm".encode(), {33437: 2.5, 36867: "2020:01:01 00:00:00"}
     exif[34853] = {1: "N"}
-    data = encode_picture(Picture(array, plane, depth, dpi=(300.0, 150.0), exif=exif.tobytes()), "TIFF")
+    data = encode_image(ImageData(array, plane, depth, dpi=(300.0, 150.0), exif=exif.tobytes()), "TIFF")
     (tmp_path / "a.tif").write_bytes(data)
     expected = array if depth == 32 else np.rint(array.astype(np.float64) * (2**depth - 1)).astype(f"uint{depth}")
     expected = expected if plane is None else np.dstack([expected, plane])
@@ -392,8 +392,8 @@ def test_a_tiff_goes_through_the_command_line_as_it_is(tmp_path: Path, capsys: p
 def test_no_line_of_tifffile_reaches_the_terminal(tmp_path: Path) -> None:
     data = bytearray(series((MAIN, GREY)))
     (tmp_path / "a.tif").write_bytes(data[:-3])
-    read = f"try: read_picture({str(tmp_path / 'a.tif')!r})\nexcept ValueError: pass"
-    code = f"from nlrn.io.image import read_picture\n{read}"
+    read = f"try: read_image({str(tmp_path / 'a.tif')!r})\nexcept ValueError: pass"
+    code = f"from nlrn.io.image import read_image\n{read}"
     import sys
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ Count = Callable[[int], int]
 
 @st.composite
 def plans(draw: st.DrawFn, largest: int = 120) -> tuple[Size, int, int, tuple[Tile, ...]]:
-    """A picture size, a tile size, an overlap, and the plan with a ramp of any allowed width."""
+    """An image size, a tile size, an overlap, and the plan with a ramp of any allowed width."""
     height, width = draw(st.integers(1, largest)), draw(st.integers(1, largest))
     tile = draw(st.integers(8, 60))
     overlap = draw(st.integers(0, tile - 3))
@@ -27,7 +27,7 @@ def plans(draw: st.DrawFn, largest: int = 120) -> tuple[Size, int, int, tuple[Ti
     return (height, width), tile, overlap, plan(height, width, tile, overlap, ramp=ramp)
 
 
-def picture_of(size: Size, channels: int = 2) -> np.ndarray:
+def image_of(size: Size, channels: int = 2) -> np.ndarray:
     return np.random.default_rng(size[0] * 1000 + size[1]).random((*size, channels))
 
 
@@ -57,7 +57,7 @@ def test_the_laws_of_a_plan(count: Count) -> None:
     law()
 
 
-def test_the_cores_partition_the_picture_with_half_the_overlap_around_them(count: Count) -> None:
+def test_the_cores_partition_the_image_with_half_the_overlap_around_them(count: Count) -> None:
     @settings(max_examples=count(1000))
     @given(plans())
     def law(case: tuple[Size, int, int, tuple[Tile, ...]]) -> None:
@@ -91,19 +91,19 @@ def test_the_weights_of_every_pixel_sum_to_one(count: Count) -> None:
     law()
 
 
-def test_blending_what_was_cut_gives_the_picture_back_in_any_order(count: Count) -> None:
+def test_blending_what_was_cut_gives_the_image_back_in_any_order(count: Count) -> None:
     @settings(max_examples=count(300))
     @given(plans(largest=80), st.sampled_from([(np.float64, 1e-12), (np.float32, 1e-6)]), st.randoms())
     def law(case: tuple, kind: tuple[type, float], random: object) -> None:
         size, _, _, tiles = case
-        picture = picture_of(size)
-        picture[..., 1] = 0.7
+        image = image_of(size)
+        image[..., 1] = 0.7
         blend = Blend(*size, 2, dtype=kind[0])
         for tile in random.sample(tiles, len(tiles)):
-            blend.add(tile, picture[tile.region])
+            blend.add(tile, image[tile.region])
         result = blend.result()
         assert result.dtype == kind[0]
-        np.testing.assert_allclose(result, picture, rtol=0, atol=kind[1])
+        np.testing.assert_allclose(result, image, rtol=0, atol=kind[1])
 
     law()
 
@@ -115,16 +115,16 @@ def test_with_an_overlap_of_two_halos_and_the_ramp_tiles_are_exact(count: Count)
     @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 6), st.integers(0, 7), st.integers(1, 20))
     def law(height: int, width: int, halo: int, ramp: int, more: int) -> None:
         overlap = 2 * halo + ramp
-        picture = picture_of((height, width), 1)
+        image = image_of((height, width), 1)
         blend = Blend(height, width, 1, dtype=np.float64)
         for tile in plan(height, width, overlap + more, overlap, ramp=ramp):
             part = np.full((tile.height, tile.width, 1), 1e9)
             top, left = (halo if start > 0 else 0 for start in (tile.y0, tile.x0))
             bottom = tile.height - (halo if tile.y1 < height else 0)
             right = tile.width - (halo if tile.x1 < width else 0)
-            part[top:bottom, left:right] = picture[tile.region][top:bottom, left:right]
+            part[top:bottom, left:right] = image[tile.region][top:bottom, left:right]
             blend.add(tile, part)
-        np.testing.assert_allclose(blend.result(), picture, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(blend.result(), image, rtol=0, atol=1e-12)
 
     law()
 
@@ -138,7 +138,7 @@ def test_a_ramp_fades_and_none_cuts() -> None:
     np.testing.assert_array_equal(weight(right)[0], [0] * 2 + [1] * 8)
 
 
-def test_a_picture_that_fits_is_one_tile() -> None:
+def test_an_image_that_fits_is_one_tile() -> None:
     assert plan(30, 40, 40, 8) == (Tile(0, 30, 0, 40, 0, 30, 0, 40, 8),)
     assert (weight(plan(30, 40, 40, 8)[0]) == 1).all()
 
@@ -197,16 +197,16 @@ def test_the_laws_of_patches(count: Count) -> None:
     law()
 
 
-def test_averaged_patches_give_the_picture_back(count: Count) -> None:
+def test_averaged_patches_give_the_image_back(count: Count) -> None:
     @settings(max_examples=count(200))
     @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())
     def law(height: int, width: int, patch: int, data: st.DataObject) -> None:
-        picture = picture_of((height, width))
+        image = image_of((height, width))
         average = Average(height, width, 2, dtype=np.float64)
         rows, columns = patch_size(height, width, patch)
         for y, x in patches(height, width, patch, data.draw(st.integers(1, patch))):
-            average.add(y, x, picture[y : y + rows, x : x + columns])
-        np.testing.assert_allclose(average.result(), picture, rtol=0, atol=1e-12)
+            average.add(y, x, image[y : y + rows, x : x + columns])
+        np.testing.assert_allclose(average.result(), image, rtol=0, atol=1e-12)
 
     law()
 

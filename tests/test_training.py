@@ -39,8 +39,8 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(recipe: Path, tmp_path: Pat
         assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))  # type: ignore[arg-type]
 
 
-def test_a_later_stages_patch_that_no_picture_holds_is_refused_at_once(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no picture holds a patch of 41 x 41"):
+def test_a_later_stages_patch_that_no_image_holds_is_refused_at_once(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no image holds a patch of 41 x 41"):
         trainer(recipe, tmp_path, stages=(Stage(0, 12, 4), Stage(30, 41, 4)))
 
 

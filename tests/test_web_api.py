@@ -11,14 +11,14 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from webserver import Service, picture
+from webserver import Service, image_file
 
 from nlrn import __version__
 from nlrn.cli import run
 from nlrn.evaluation.explain import correlation_maps
 from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
 from nlrn.inference.restorer import Restorer
-from nlrn.io.image import Picture, encode_picture, read_picture, write_picture
+from nlrn.io.image import ImageData, encode_image, read_image, write_image
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,16 @@ def files(folder: Path) -> dict[str, Path]:
     """By name, one of every kind that is kept: depths, alpha, a profile, floats."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     random = np.random.RandomState(5)
-    wide = Picture(random.rand(20, 24, 3).astype(np.float32), random.randint(0, 65536, (20, 24)).astype(np.uint16), 16)
-    floats = Picture(random.rand(20, 24).astype(np.float32), depth=32)
+    wide = ImageData(
+        random.rand(20, 24, 3).astype(np.float32), random.randint(0, 65536, (20, 24)).astype(np.uint16), 16
+    )
+    floats = ImageData(random.rand(20, 24).astype(np.float32), depth=32)
     plain = {"grey.png": "L", "colour.jpg": "RGB", "colour.bmp": "RGB", "deep.png": "I;16", "deep.tif": "I;16"}
     plain |= {"alpha.png": "RGBA", "alpha.webp": "RGBA", "colour.ppm": "RGB", "some.gif": "L", "some.avif": "RGB"}
-    found = {name: picture(folder / name, mode, seed=i) for i, (name, mode) in enumerate(plain.items())}
-    found["wide.png"] = write_picture(folder / "wide.png", wide)
-    found["wide.tif"] = write_picture(folder / "wide.tif", wide)
-    found["floats.tif"] = write_picture(folder / "floats.tif", floats)
+    found = {name: image_file(folder / name, mode, seed=i) for i, (name, mode) in enumerate(plain.items())}
+    found["wide.png"] = write_image(folder / "wide.png", wide)
+    found["wide.tif"] = write_image(folder / "wide.tif", wide)
+    found["floats.tif"] = write_image(folder / "floats.tif", floats)
     with Image.open(found["alpha.png"]) as image:
         image.save(folder / "profile.png", icc_profile=srgb)
     return found | {"profile.png": folder / "profile.png"}
@@ -72,7 +74,18 @@ def by_command_line(command: str, source: Path, model: Path, options: dict[str, 
 
 
 def ask(client: httpx.Client, path: str, source: Path, **fields: str) -> httpx.Response:
-    return client.post(path, files={"picture": (source.name, source.read_bytes())}, data=fields)
+    return client.post(path, files={"image": (source.name, source.read_bytes())}, data=fields)
+
+
+def test_the_former_name_of_the_field_is_accepted(client: httpx.Client, files: dict[str, Path]) -> None:
+    """Requests to 0.2 sent the file as `picture`."""  # codespell:ignore
+    data, options = files["grey.png"].read_bytes(), {"model": "toy", "sigma": "25"}
+    former = client.post("/v1/denoise", files={"picture": ("grey.png", data)}, data=options)  # codespell:ignore
+    assert former.status_code == 200, former.text
+    assert former.content == ask(client, "/v1/denoise", files["grey.png"], **options).content
+    twice = [("picture", ("a.png", data)), ("image", ("b.png", data))]  # codespell:ignore
+    both = client.post("/v1/denoise", files=twice, data=options)
+    assert both.status_code == 400
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -84,7 +97,7 @@ def test_every_format_comes_back_as_the_command_line_writes_it(
     assert answer.status_code == 200, answer.text
     expected = by_command_line("denoise", files[name], folder / "toy.safetensors", options, tmp_path / "out")
     assert answer.content == expected
-    kept, before = read_picture(answer.content), read_picture(files[name])
+    kept, before = read_image(answer.content), read_image(files[name])
     assert (kept.depth, kept.icc, kept.alpha is None) == (before.depth, before.icc, before.alpha is None)
     suffix = ENDINGS.get(files[name].suffix, files[name].suffix)
     kind = {".jpg": "jpeg", ".tif": "tiff", ".ppm": "x-portable-anymap"}.get(suffix, suffix[1:])
@@ -145,15 +158,15 @@ def test_camera_noise_is_found_there_too(client: httpx.Client, folder: Path, tmp
     assert "camera-like noise" in answer.headers["nlrn-said"]
 
 
-def test_a_preview_is_the_picture_itself_in_8_bits(client: httpx.Client, files: dict[str, Path]) -> None:
+def test_a_preview_is_the_image_itself_in_8_bits(client: httpx.Client, files: dict[str, Path]) -> None:
     for name in ("deep.tif", "wide.tif", "alpha.png", "floats.tif"):
         answer = ask(client, "/v1/preview", files[name])
-        assert answer.content == encode_picture(read_picture(files[name]).with_depth(8), "PNG"), name
+        assert answer.content == encode_image(read_image(files[name]).with_depth(8), "PNG"), name
 
 
 def test_a_map_is_the_one_that_nlrn_explain_draws(client: httpx.Client, files: dict[str, Path], folder: Path) -> None:
     found = ask(client, "/v1/explain", files["grey.png"], x="7", y="11", sigma="20", model="toy").json()
-    image = read_picture(files["grey.png"]).array
+    image = read_image(files["grey.png"]).array
     expected = correlation_maps(Restorer(folder / "toy.safetensors"), image, (7, 11), 20.0)
     np.testing.assert_allclose(found["states"], expected.states, rtol=1e-3)
     np.testing.assert_allclose(found["neighbours"], expected.neighbours, atol=0.01)
@@ -171,15 +184,15 @@ def test_it_tells_its_models_and_not_where_they_lie(client: httpx.Client, folder
 
 
 def test_it_counts_by_route_and_status(client: httpx.Client, files: dict[str, Path]) -> None:
-    def told(name: str) -> float:
+    def shown(name: str) -> float:
         found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
     counted = 'nlrn_requests_total{route="/v1/denoise",status="200"}', 'nlrn_job_seconds_count{kind="denoise"}'
-    before = [told(name) for name in counted]
+    before = [shown(name) for name in counted]
     assert ask(client, "/v1/denoise", files["grey.png"], model="toy", sigma="5").status_code == 200
     client.get("/no-such-route")
-    assert [told(name) for name in counted] == [n + 1 for n in before]
+    assert [shown(name) for name in counted] == [n + 1 for n in before]
     assert "no-such-route" not in client.get("/metrics").text
 
 

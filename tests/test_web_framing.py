@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from webserver import Service, picture, service
+from webserver import Service, image_file, service
 
 from nlrn.errors import BackendError
 from nlrn.web import limits
@@ -35,9 +35,9 @@ def part(name: str, content: bytes, file: str = "") -> bytes:
 
 @pytest.fixture(scope="module")
 def form(folder: Path) -> bytes:
-    """A picture, then options: what is cut off at the end would be one of these."""
-    data = picture(folder / "cut.png", size=(12, 9)).read_bytes()
-    return part("picture", data, "a.png") + part("sigma", b"5") + part("model", b"toy") + b"--edge--\r\n"
+    """An image, then options: what is cut off at the end would be one of these."""
+    data = image_file(folder / "cut.png", size=(12, 9)).read_bytes()
+    return part("image", data, "a.png") + part("sigma", b"5") + part("model", b"toy") + b"--edge--\r\n"
 
 
 def sent(client: httpx.Client, body: bytes, *, chunked: bool = False) -> httpx.Response:
@@ -103,14 +103,14 @@ def test_one_length_is_no_trouble(running: Service) -> None:
 @pytest.mark.parametrize(("count", "size"), [(7, 20), (4, 31), (14, 10)])
 def test_what_waits_is_held_once(folder: Path, count: int, size: int) -> None:
     """Bodies whose jobs wait behind another: what the service grows by is what it counts."""
-    large = picture(folder / "large.png", size=(1500, 1500)).read_bytes()
+    large = image_file(folder / "large.png", size=(1500, 1500)).read_bytes()
     with service(folder, *SERVE) as running:
 
         def resident() -> float:
             return int(Path(f"/proc/{running.process.pid}/statm").read_text().split()[1]) * 4096 / MIB
 
         def post(data: bytes, *fields: bytes) -> socket.socket:
-            body = part("picture", data, "a") + b"".join(fields) + b"--edge--\r\n"
+            body = part("image", data, "a") + b"".join(fields) + b"--edge--\r\n"
             kind = b"Content-Type: multipart/form-data; boundary=edge\r\n"
             connection = socket.create_connection(("127.0.0.1", running.port), timeout=60)
             head = b"POST /v1/denoise HTTP/1.1\r\n" + HOST + kind + b"Content-Length: %d\r\n\r\n" % len(body)
@@ -140,7 +140,7 @@ def test_what_waits_is_held_once(folder: Path, count: int, size: int) -> None:
 @pytest.mark.parametrize("begun", [b"", b"GET / HT", b"POST /v1/denoise HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le"])
 @pytest.mark.parametrize("files", [56, 128])
 def test_clients_do_not_take_the_last_file(folder: Path, files: int, begun: bytes) -> None:
-    """More connections than the system allows files: the ones beyond are told so, and the service goes on."""
+    """More connections than the system allows files: the ones beyond receive an error, and the service continues."""
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(service(folder, "--header-seconds", "6", open_files=files))
         held = []
@@ -153,16 +153,16 @@ def test_clients_do_not_take_the_last_file(folder: Path, files: int, begun: byte
         time.sleep(1)
         closed = [c for c in held if select.select([c], [], [], 0)[0]]
         assert len(closed) >= files
-        told = [data for c in closed if (data := _received(c))]
-        assert told
-        said = [json.loads(data.partition(b"\r\n\r\n")[2])["limit"] for data in told]
+        shown = [data for c in closed if (data := _received(c))]
+        assert shown
+        said = [json.loads(data.partition(b"\r\n\r\n")[2])["limit"] for data in shown]
         assert said.count("connections") >= len(said) - files  # of those that were let in, some were too slow by now
         assert "connections" in said
         time.sleep(7)  # those that hold a place have said nothing for too long
         with running.client() as client:
             name = folder / "after.png"
             answer = client.post(
-                "/v1/denoise", files={"picture": picture(name).read_bytes()}, data={"sigma": "5", "model": "toy"}
+                "/v1/denoise", files={"image": image_file(name).read_bytes()}, data={"sigma": "5", "model": "toy"}
             )
             assert answer.status_code == 200, answer.text
 

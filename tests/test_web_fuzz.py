@@ -15,7 +15,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from webserver import picture
+from webserver import image_file
 
 HOSTILE = st.one_of(
     st.text(max_size=40),
@@ -86,21 +86,21 @@ def operations(document: dict[str, Any]) -> list[Operation]:
     """All that the document has; whatever it says in a way that is not known here fails."""
     found = []
     for path, item in document["paths"].items():
-        for method, told in item.items():
-            assert set(told) <= {"summary", "operationId", "parameters", "requestBody", "responses"}
-            assert all(one["in"] == "path" for one in told.get("parameters", []))
+        for method, shown in item.items():
+            assert set(shown) <= {"summary", "operationId", "parameters", "requestBody", "responses"}
+            assert all(one["in"] == "path" for one in shown.get("parameters", []))
             form = {}
-            if "requestBody" in told:
-                ((kind, body),) = told["requestBody"]["content"].items()
+            if "requestBody" in shown:
+                ((kind, body),) = shown["requestBody"]["content"].items()
                 assert kind == "multipart/form-data"
                 form = document["components"]["schemas"][body["schema"]["$ref"].rpartition("/")[2]]["properties"]
-            parameters = {one["name"]: one["schema"] for one in told.get("parameters", [])}
-            answers = {int(status): one.get("content", {}) for status, one in told["responses"].items()}
+            parameters = {one["name"]: one["schema"] for one in shown.get("parameters", [])}
+            answers = {int(status): one.get("content", {}) for status, one in shown["responses"].items()}
             found.append(Operation(path, method, dict(form), parameters, answers))
     return found
 
 
-PIXEL = {"x": "3", "y": "4"}  # what /v1/explain must be told
+PIXEL = {"x": "3", "y": "4"}  # what /v1/explain requires
 
 
 def test_requests_made_from_the_document(
@@ -109,8 +109,8 @@ def test_requests_made_from_the_document(
     tmp_path_factory: pytest.TempPathFactory,
     count: Callable[[int], int],
 ) -> None:
-    """Every operation of the document: the plainest request is right, and no other ends in what is not told there."""
-    data = picture(tmp_path_factory.mktemp("pictures") / "p.png", size=(20, 18)).read_bytes()
+    """Every operation of the document: the plainest request is right, and no other has an undocumented result."""
+    data = image_file(tmp_path_factory.mktemp("images") / "p.png", size=(20, 18)).read_bytes()
     known = operations(document)
     assert {one.method for one in known} == {"get", "post"}
     sent, right = Counter[tuple[str, str]](), 0
@@ -124,14 +124,14 @@ def test_requests_made_from_the_document(
             values = {
                 name: draw.draw(HOSTILE if wrong else value(schema)) for name, schema in operation.parameters.items()
             }
-            names = sorted(set(operation.fields) - {"picture"})
+            names = sorted(set(operation.fields) - {"image"})
             chosen = draw.draw(st.sets(st.sampled_from(names), max_size=5)) if names else set()
             form = {name: draw.draw(HOSTILE if wrong else value(operation.fields[name])) for name in sorted(chosen)}
             more: dict[str, Any] = {"params": draw.draw(st.dictionaries(HOSTILE, HOSTILE, max_size=2))}
             if operation.fields:
                 form |= PIXEL if "x" in operation.fields and not wrong else {}
                 body = data if draw.draw(st.integers(0, 5)) else draw.draw(st.binary(max_size=200))
-                more["files"] = {"picture": ("p.png", body)}
+                more["files"] = {"image": ("p.png", body)}
             answer = operation.request(client, values, form, **more)
             assert answer.status_code != 503 or answer.json()["limit"] == "deadline", answer.text
             sent[operation.path, operation.method] += 1
@@ -140,7 +140,7 @@ def test_requests_made_from_the_document(
         one()
 
     for operation in known:
-        files = {"files": {"picture": ("p.png", data)}} if operation.fields else {}
+        files = {"files": {"image": ("p.png", data)}} if operation.fields else {}
         values = dict.fromkeys(operation.parameters, "0123456789abcdef")
         plain = operation.request(client, values, PIXEL if "x" in operation.fields else {}, **files)
         assert plain.status_code == 200, plain.text

@@ -13,18 +13,18 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from picturefiles import png
+from imagefiles import png
 from PIL import Image
-from webserver import Service, picture
+from webserver import Service, image_file
 
 ROUTES = ("/v1/denoise", "/v1/upscale", "/v1/preview", "/v1/explain")
 MIB = 1 << 20
-SERVE = ("--allow-host", "Pictures.example", "--max-result-pixels", "20000")
+SERVE = ("--allow-host", "Images.example", "--max-result-pixels", "20000")
 
 
 @pytest.fixture(scope="module")
 def small(folder: Path) -> bytes:
-    return picture(folder / "small.png", size=(16, 12)).read_bytes()
+    return image_file(folder / "small.png", size=(16, 12)).read_bytes()
 
 
 def refused(answer: httpx.Response, status: int, **said: str) -> str:
@@ -40,15 +40,15 @@ def refused(answer: httpx.Response, status: int, **said: str) -> str:
 
 def post(client: httpx.Client, data: bytes, path: str = "/v1/denoise", **fields: str) -> httpx.Response:
     extra = {"x": "1", "y": "1"} if path == "/v1/explain" else {}
-    return client.post(path, files={"picture": ("p.png", data)}, data=extra | fields)
+    return client.post(path, files={"image": ("p.png", data)}, data=extra | fields)
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_what_is_no_picture_is_415_and_what_is_damaged_422(client: httpx.Client, small: bytes, path: str) -> None:
-    refused(post(client, b"no picture", path), 415)
+def test_what_is_no_image_is_415_and_what_is_damaged_422(client: httpx.Client, small: bytes, path: str) -> None:
+    refused(post(client, b"no image", path), 415)
     refused(post(client, b"", path), 415)
     assert "truncated" in refused(post(client, small[:-20], path), 422)
-    refused(client.post(path, json={"picture": "http://example.org/a.png"}), 415, field="Content-Type")
+    refused(client.post(path, json={"image": "http://example.org/a.png"}), 415, field="Content-Type")
     refused(client.post(path, content=small, headers={"content-type": "image/png"}), 415)
 
 
@@ -97,7 +97,7 @@ def test_fields_are_read_as_utf_8_alone(client: httpx.Client, small: bytes, char
     twice = 'Content-Disposition: form-data; name="\\ud800"\r\n\r\n1'
     body = f"--BB\r\n{twice}\r\n--BB\r\n{twice}\r\n--BB--\r\n"
     refused(client.post("/v1/denoise", content=body, headers={"content-type": head}), 415)
-    whole = client.build_request("POST", "/v1/denoise", files={"picture": ("p.png", small)}, data={"sigma": "25"})
+    whole = client.build_request("POST", "/v1/denoise", files={"image": ("p.png", small)}, data={"sigma": "25"})
     assert client.post(
         "/v1/denoise",
         content=whole.read(),
@@ -118,13 +118,13 @@ def test_other_things_that_cannot_be_are_422(client: httpx.Client, small: bytes)
     refused(client.post("/v1/denoise", data={"sigma": "5"}, files={"other": b"x"}), 422)
 
 
-def test_a_picture_is_a_file_once(client: httpx.Client, small: bytes) -> None:
+def test_an_image_is_a_file_once(client: httpx.Client, small: bytes) -> None:
     """Neither an address, nor two files."""
-    address = client.post("/v1/denoise", files={"picture": (None, "http://example.org/a.png")})
-    refused(address, 422, field="picture")
-    refused(client.post("/v1/denoise", files=[("picture", ("a.png", small))] * 2), 400)
+    address = client.post("/v1/denoise", files={"image": (None, "http://example.org/a.png")})
+    refused(address, 422, field="image")
+    refused(client.post("/v1/denoise", files=[("image", ("a.png", small))] * 2), 400)
     refused(post(client, small, **{f"f{i}": "1" for i in range(40)}), 400)
-    parts = [("picture", ("a.png", small)), ("sigma", (None, "1")), ("sigma", (None, "2"))]
+    parts = [("image", ("a.png", small)), ("sigma", (None, "1")), ("sigma", (None, "2"))]
     twice = client.post("/v1/denoise", files=parts)
     refused(twice, 422, field="sigma")
 
@@ -143,7 +143,7 @@ def test_a_form_that_is_broken_is_400(client: httpx.Client) -> None:
     ["../../../../tmp/nlrn-was-here.png", "/tmp/nlrn-was-here.png", "..\\nlrn-was-here.png", "a\0b.png", "x" * 5000],
 )
 def test_a_name_that_looks_like_a_path_is_nothing(client: httpx.Client, small: bytes, name: str) -> None:
-    files = {"picture": (name, small)}
+    files = {"image": (name, small)}
     answer = client.post("/v1/denoise", files=files, data={"model": "toy", "sigma": "5"})
     plain = post(client, small, model="toy", sigma="5")
     if len(name) > 4096:  # a header of the form has a limit
@@ -174,7 +174,7 @@ def test_a_body_is_counted_on_the_stream(client: httpx.Client, running: Service)
     refused(declared, 413, limit="bytes")
 
     def pieces() -> Iterator[bytes]:  # no Content-Length: sent in chunks
-        yield b'--x\r\ncontent-disposition: form-data; name="picture"; filename="a"\r\n\r\n'
+        yield b'--x\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n'
         for _ in range(36):
             yield b"x" * MIB
 
@@ -185,7 +185,7 @@ def test_a_body_is_counted_on_the_stream(client: httpx.Client, running: Service)
 
 def test_a_client_that_never_ends_is_told_and_cut_off(running: Service) -> None:
     """400 MiB in chunks: 413 while it is still sending, and soon after that the connection is closed."""
-    begun = b'--x\r\ncontent-disposition: form-data; name="picture"; filename="a"\r\n\r\n'
+    begun = b'--x\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n'
     chunk, sent, heard = b"x" * MIB, 0, b""
     with socket.create_connection(("127.0.0.1", running.port)) as connection, contextlib.suppress(OSError):
         connection.settimeout(20)
@@ -201,7 +201,7 @@ def test_a_client_that_never_ends_is_told_and_cut_off(running: Service) -> None:
     assert 32 * MIB <= sent < 120 * MIB
 
 
-BEGUN = b'--x\r\ncontent-disposition: form-data; name="picture"; filename="'
+BEGUN = b'--x\r\ncontent-disposition: form-data; name="image"; filename="'
 
 
 @pytest.mark.parametrize(
@@ -230,21 +230,21 @@ def test_another_host_is_refused_everywhere(client: httpx.Client, host: str) -> 
 
 
 def test_the_hosts_that_are_allowed(client: httpx.Client, running: Service) -> None:
-    for host in ("localhost", f"127.0.0.1:{running.port}", "pictures.example", "PICTURES.example:443", "[::1]:80"):
+    for host in ("localhost", f"127.0.0.1:{running.port}", "images.example", "IMAGES.example:443", "[::1]:80"):
         assert client.get("/healthz", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:1", "file://", "https://pictures"])
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:1", "file://", "https://images"])
 def test_a_page_of_another_origin_is_refused(client: httpx.Client, small: bytes, origin: str) -> None:
-    answer = client.post("/v1/preview", files={"picture": small}, headers={"origin": origin})
+    answer = client.post("/v1/preview", files={"image": small}, headers={"origin": origin})
     refused(answer, 400, field="Origin")
     assert "access-control-allow-origin" not in answer.headers
 
 
 def test_our_own_origin_is_not(client: httpx.Client, running: Service, small: bytes) -> None:
-    for host, origin in ((f"localhost:{running.port}", None), ("pictures.example", "https://pictures.example")):
+    for host, origin in ((f"localhost:{running.port}", None), ("images.example", "https://images.example")):
         headers = {"host": host, "origin": origin or f"http://{host}"}
-        assert client.post("/v1/preview", files={"picture": small}, headers=headers).status_code == 200
+        assert client.post("/v1/preview", files={"image": small}, headers=headers).status_code == 200
 
 
 def test_every_answer_tells_the_browser_to_be_careful(client: httpx.Client, small: bytes) -> None:
@@ -285,7 +285,7 @@ def test_a_path_tells_which_methods_it_is_for(client: httpx.Client, path: str) -
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_what_takes_a_picture_is_for_post(client: httpx.Client, path: str) -> None:
+def test_what_takes_an_image_is_for_post(client: httpx.Client, path: str) -> None:
     for method in ("GET", "PUT", "DELETE", "OPTIONS"):
         answer = client.request(method, path)
         refused(answer, 405)
@@ -316,7 +316,7 @@ def test_head_is_get_without_the_body(client: httpx.Client, running: Service, pa
     ("target", "host", "status"),
     [
         ("http://127.0.0.1:PORT/healthz", "127.0.0.1:PORT", 200),
-        ("HTTP://Pictures.example/healthz?a", "localhost", 200),
+        ("HTTP://Images.example/healthz?a", "localhost", 200),
         ("https://[::1]/%68ealthz", "localhost", 200),
         ("http://localhost/none", "localhost", 404),
         ("http://localhost", "localhost", 200),
@@ -338,8 +338,8 @@ def test_the_authority_of_a_target_counts_as_the_host(running: Service, target: 
 
 
 def test_an_origin_is_held_against_the_targets_authority(running: Service) -> None:
-    lines = "GET http://pictures.example/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nOrigin: "
-    assert raw(running, f"{lines}http://pictures.example\r\n\r\n".encode())[0] == 200
+    lines = "GET http://images.example/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nOrigin: "
+    assert raw(running, f"{lines}http://images.example\r\n\r\n".encode())[0] == 200
     assert raw(running, f"{lines}http://localhost\r\n\r\n".encode())[0] == 400
 
 

@@ -18,14 +18,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from webserver import Service, picture, service
+from webserver import Service, image_file, service
 
 CLIENTS, QUEUE = 32, 16
 DEADLINES = ("--header-seconds", "1", "--body-seconds", "2")
 
 
 def denoise(client: httpx.Client, data: bytes, **fields: str) -> httpx.Response:
-    return client.post("/v1/denoise", files={"picture": ("p.png", data)}, data={"model": "toy", "sigma": "25"} | fields)
+    return client.post("/v1/denoise", files={"image": ("p.png", data)}, data={"model": "toy", "sigma": "25"} | fields)
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -38,8 +38,8 @@ def seconds(call: Callable[[], object]) -> float:
 def test_32_at_once_are_answered_rightly_or_told_to_come_again(tmp_path: Path, requests: int) -> None:
     """Good and bad requests mixed: no wrong answer, 503 alone of the 5xx, with Retry-After; those taken wait their turn
     and no longer."""
-    good = [picture(tmp_path / f"{i}.png", size=(24, 20), seed=i).read_bytes() for i in range(4)]
-    bad = [(b"no picture", 415), (good[0][:-9], 422)]
+    good = [image_file(tmp_path / f"{i}.png", size=(24, 20), seed=i).read_bytes() for i in range(4)]
+    bad = [(b"no image", 415), (good[0][:-9], 422)]
     with service(tmp_path) as running, running.client() as alone:
         expected = [denoise(alone, data).content for data in good]
         single = float(np.median([seconds(lambda: denoise(alone, good[0])) for _ in range(5)]))
@@ -104,7 +104,7 @@ def closed_after(running: Service, send: Callable[[socket.socket], None]) -> tup
 
 @pytest.mark.parametrize(("number", "times"), [(12, 5), pytest.param(64, 15, marks=pytest.mark.slow)])
 def test_slow_clients_are_closed_and_hold_nobody_up(tmp_path: Path, number: int, times: int) -> None:
-    data = picture(tmp_path / "p.png", size=(24, 20)).read_bytes()
+    data = image_file(tmp_path / "p.png", size=(24, 20)).read_bytes()
     with service(tmp_path, *DEADLINES) as running, running.client() as client:
         unloaded = float(np.median([seconds(lambda: denoise(client, data)) for _ in range(times)]))
         kinds = (slow_lines, slow_body, dripping, lambda connection: None)
@@ -149,7 +149,7 @@ def test_a_second_request_has_the_same_deadline_and_connections_are_counted(tmp_
 
 
 def test_a_deadline_ends_a_job_and_the_next_one_is_done(tmp_path: Path) -> None:
-    small, large = picture(tmp_path / "s.png"), picture(tmp_path / "l.png", size=(1500, 1500))
+    small, large = image_file(tmp_path / "s.png"), image_file(tmp_path / "l.png", size=(1500, 1500))
     with service(tmp_path, "--job-seconds", "4") as running, running.client() as client:
         assert denoise(client, small.read_bytes()).status_code == 200
         # ended between tiles, or with its process
@@ -163,7 +163,7 @@ def test_a_deadline_ends_a_job_and_the_next_one_is_done(tmp_path: Path) -> None:
 
 
 def test_the_work_for_a_client_that_goes_away_ends(tmp_path: Path) -> None:
-    large = picture(tmp_path / "l.png", size=(1500, 1500)).read_bytes()
+    large = image_file(tmp_path / "l.png", size=(1500, 1500)).read_bytes()
     word = "0123456789abcdef"
     with service(tmp_path) as running, running.client() as client:
         with pytest.raises(httpx.TimeoutException), httpx.Client(base_url=running.url, timeout=3) as impatient:
@@ -175,22 +175,22 @@ def test_the_work_for_a_client_that_goes_away_ends(tmp_path: Path) -> None:
 def whole_request(client: httpx.Client, data: bytes, **fields: str) -> bytes:
     """The bytes of POST /v1/denoise."""
     fields = {"model": "toy", "sigma": "25"} | fields
-    request = client.build_request("POST", "/v1/denoise", files={"picture": ("p.png", data)}, data=fields)
+    request = client.build_request("POST", "/v1/denoise", files={"image": ("p.png", data)}, data=fields)
     lines = [b"%s: %s" % (name, value) for name, value in request.headers.raw]
     return b"\r\n".join([b"POST /v1/denoise HTTP/1.1", *lines, b"", request.read()])
 
 
 def test_a_client_that_sent_ahead_is_seen_to_go_away(tmp_path: Path) -> None:
     """Bytes of a next request behind the one that is worked on, and behind one that waits; then both clients leave."""
-    large = picture(tmp_path / "l.png", size=(1500, 1500)).read_bytes()
+    large = image_file(tmp_path / "l.png", size=(1500, 1500)).read_bytes()
     next_one = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3
     with service(tmp_path) as running, running.client() as client:
         request = whole_request(client, large, tile="32", overlap="16")
         worked, waits = (socket.create_connection(("127.0.0.1", running.port)) for _ in range(2))
         with worked, waits:
-            for connection, told in ((worked, "nlrn_worker_busy 1.0"), (waits, "nlrn_jobs_waiting 1.0")):
+            for connection, shown in ((worked, "nlrn_worker_busy 1.0"), (waits, "nlrn_jobs_waiting 1.0")):
                 connection.sendall(request + next_one)
-                assert _in_the_end(lambda told=told: told in client.get("/metrics").text)  # type: ignore[misc]
+                assert _in_the_end(lambda shown=shown: shown in client.get("/metrics").text)  # type: ignore[misc]
                 connection.sendall(next_one)
             time.sleep(0.3)
             waits.close()
@@ -201,8 +201,8 @@ def test_a_client_that_sent_ahead_is_seen_to_go_away(tmp_path: Path) -> None:
 
 
 def test_what_is_sent_ahead_is_answered_in_order_up_to_a_limit(tmp_path: Path) -> None:
-    small = picture(tmp_path / "s.png").read_bytes()
-    large = picture(tmp_path / "l.png", size=(1500, 1500)).read_bytes()
+    small = image_file(tmp_path / "s.png").read_bytes()
+    large = image_file(tmp_path / "l.png", size=(1500, 1500)).read_bytes()
     get = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with service(tmp_path) as running, running.client() as client:
         expected = denoise(client, small).content, client.get("/v1/models").content
@@ -229,7 +229,7 @@ def test_what_is_sent_ahead_is_answered_in_order_up_to_a_limit(tmp_path: Path) -
 
 def test_those_who_go_away_in_the_middle_leave_nothing_behind(tmp_path: Path, count: Callable[[int], int]) -> None:
     """At every place of a request; more of them than may wait."""
-    data = picture(tmp_path / "p.png").read_bytes()
+    data = image_file(tmp_path / "p.png").read_bytes()
     with service(tmp_path) as running, running.client() as client:
         expected = denoise(client, data).content
         whole = whole_request(client, data)
@@ -244,7 +244,7 @@ def test_those_who_go_away_in_the_middle_leave_nothing_behind(tmp_path: Path, co
 
 
 def test_progress_is_told_while_it_is_made(tmp_path: Path) -> None:
-    large = picture(tmp_path / "l.png", size=(600, 600)).read_bytes()
+    large = image_file(tmp_path / "l.png", size=(600, 600)).read_bytes()
     word, seen = "0123456789abcdef", []
     with service(tmp_path) as running, running.client() as client, ThreadPoolExecutor(1) as other:
         answer = other.submit(denoise, client, large, tile="48", overlap="16", watch=word)
@@ -253,20 +253,20 @@ def test_progress_is_told_while_it_is_made(tmp_path: Path) -> None:
                 seen.append(watcher.get(f"/v1/progress/{word}").json())
                 time.sleep(0.05)
         assert answer.result().status_code == 200
-    done = [told["done"] for told in seen if "done" in told]
+    done = [shown["done"] for shown in seen if "done" in shown]
     assert done == sorted(done)
     assert len(set(done)) > 2
-    assert len({told["total"] for told in seen if "total" in told}) == 1
+    assert len({shown["total"] for shown in seen if "total" in shown}) == 1
 
 
 def test_memory_does_not_grow(tmp_path: Path, count: Callable[[int], int]) -> None:
     """After all of the requests, good and bad, at most 5 % above what it was after a tenth of them."""
-    pictures = [picture(tmp_path / f"{i}.png", size=(40 + 8 * i, 30), seed=i).read_bytes() for i in range(4)]
+    images = [image_file(tmp_path / f"{i}.png", size=(40 + 8 * i, 30), seed=i).read_bytes() for i in range(4)]
     total = count(2000)
     with service(tmp_path) as running, running.client() as client:
         resident = []
         for i in range(total):
-            data = b"no picture" if i % 10 == 9 else pictures[i % 4]
+            data = b"no image" if i % 10 == 9 else images[i % 4]
             assert denoise(client, data).status_code in (200, 415)
             if i + 1 in (total // 10, total):
                 resident.append(running.resident())
@@ -276,7 +276,7 @@ def test_memory_does_not_grow(tmp_path: Path, count: Callable[[int], int]) -> No
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_within_20_seconds_whatever_is_under_way(tmp_path: Path, sent: signal.Signals) -> None:
-    large = picture(tmp_path / "l.png", size=(1500, 1500)).read_bytes()
+    large = image_file(tmp_path / "l.png", size=(1500, 1500)).read_bytes()
     with service(tmp_path, "--stop-seconds", "2") as running:
         answers: list[int | str] = []
 
@@ -312,7 +312,7 @@ def test_it_ends_within_20_seconds_whatever_is_under_way(tmp_path: Path, sent: s
 
 
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
-    data = picture(tmp_path / "p.png").read_bytes()
+    data = image_file(tmp_path / "p.png").read_bytes()
     with service(tmp_path) as running, running.client() as client:
         first = denoise(client, data)
         for pid in running.children():
@@ -329,7 +329,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_begin_again_is_503_until_it_can(tmp_path: Path) -> None:
-    data, weights = picture(tmp_path / "p.png").read_bytes(), tmp_path / "toy.safetensors"
+    data, weights = image_file(tmp_path / "p.png").read_bytes(), tmp_path / "toy.safetensors"
     with service(tmp_path) as running, running.client() as client:
         first = denoise(client, data)
         weights.rename(tmp_path / "away")

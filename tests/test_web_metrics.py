@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from webserver import Service, picture
+from webserver import Service, image_file
 
 SERVE = ("--header-seconds", "1", "--body-seconds", "1", "--connections", "6", "--max-bytes", "100000", "--queue", "1")
 GET, POST = "GET /healthz HTTP/1.1\r\n", "POST /v1/denoise HTTP/1.1\r\n"
@@ -25,7 +25,7 @@ def counted(client: httpx.Client) -> Counter[tuple[str, int]]:
     return Counter({(route, int(status)): int(float(n)) for route, status, n in lines})
 
 
-def told(running: Service, request: str) -> bytes:
+def shown(running: Service, request: str) -> bytes:
     """All that is said to these bytes."""
     with socket.create_connection(("127.0.0.1", running.port)) as connection:
         connection.settimeout(20)
@@ -56,7 +56,7 @@ def test_a_refusal_is_counted_once(
     running: Service, client: httpx.Client, request_: str, route: str, status: int
 ) -> None:
     before = counted(client)
-    assert told(running, request_).split()[1] == b"%d" % status
+    assert shown(running, request_).split()[1] == b"%d" % status
     after = counted(client)
     after.subtract(before)
     assert +after == {(route, status): 1, ("/metrics", 200): 1}
@@ -69,7 +69,7 @@ def test_a_connection_too_many_is_told_and_counted(running: Service, client: htt
             for _ in range(5):
                 stack.enter_context(socket.create_connection(("127.0.0.1", running.port)))
             assert client.get("/healthz").status_code == 200  # by the connection that is there
-            head, _, body = told(running, "").partition(b"\r\n\r\n")
+            head, _, body = shown(running, "").partition(b"\r\n\r\n")
         if head.startswith(b"HTTP/1.1 503 "):
             break
     assert head.startswith(b"HTTP/1.1 503 ")
@@ -90,17 +90,17 @@ def test_who_goes_away_is_counted_as_such(running: Service, client: httpx.Client
 
 def test_no_client_makes_up_a_label(running: Service, client: httpx.Client, tmp_path: Path) -> None:
     """Whatever is made up: methods, paths, hosts, fields, protocols."""
-    data = picture(tmp_path / "p.png").read_bytes()
+    data = image_file(tmp_path / "p.png").read_bytes()
     client.get("/healthz"), client.get("/no-such-path")  # what is known before
-    client.post("/v1/denoise", files={"picture": data}, data={"wrong": "1"})
-    told(running, f"{GET}Host: evil.example\r\nConnection: close\r\n\r\n"), told(running, "nonsense\r\n\r\n")
+    client.post("/v1/denoise", files={"image": data}, data={"wrong": "1"})
+    shown(running, f"{GET}Host: evil.example\r\nConnection: close\r\n\r\n"), shown(running, "nonsense\r\n\r\n")
     before = client.get("/metrics").text
     for i in range(5):
         client.request(f"MADE{i}UP", f"/made-{i}-up", headers={"host": "localhost"})
         client.get("/healthz", headers={"host": f"made-{i}-up.example"})
         client.get("/healthz", headers={"origin": f"http://made-{i}-up.example"})
-        client.post("/v1/denoise", files={"picture": data}, data={f"made-{i}-up": "1", "model": f"made-{i}-up"})
-        told(running, f"GET /made-{i}-up MADE/{i}\r\n\r\n")
+        client.post("/v1/denoise", files={"image": data}, data={f"made-{i}-up": "1", "model": f"made-{i}-up"})
+        shown(running, f"GET /made-{i}-up MADE/{i}\r\n\r\n")
     after = client.get("/metrics").text
     assert "made-" not in after.lower()
     names = [re.sub(r" \S+$", "", text, flags=re.M) for text in (before, after)]

@@ -13,13 +13,13 @@ import pytest
 from conftest import CHROMIUM
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, Route, expect, sync_playwright
-from webserver import Service, picture
+from webserver import Service, image_file
 
 from nlrn.cli import run
-from nlrn.io.image import Picture, write_picture
+from nlrn.io.image import ImageData, write_image
 
 SIZES = {"wide": (1280, 800), "phone": (390, 844)}
-PICTURES = os.environ.get("NLRN_SCREENSHOTS")  # a folder to look at them in
+IMAGES = os.environ.get("NLRN_SCREENSHOTS")  # a folder to look at them in
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def page(request: pytest.FixtureRequest, browser: Browser, running: Service) -> 
     found.goto(running.url)
     expect(found.locator("#model option").first).to_be_attached()
     yield found
-    if PICTURES:
-        found.screenshot(path=f"{PICTURES}/{request.node.name}.png", full_page=True)
+    if IMAGES:
+        found.screenshot(path=f"{IMAGES}/{request.node.name}.png", full_page=True)
     wide = found.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     context.close()
     assert asked
@@ -69,8 +69,8 @@ def restored(page: Page) -> bytes:
     return Path(download.value.path()).read_bytes()
 
 
-def test_a_picture_goes_in_and_the_command_lines_bytes_come_out(page: Page, folder: Path, tmp_path: Path) -> None:
-    source, out = picture(tmp_path / "p.png", "RGBA", (300, 200)), tmp_path / "out.png"
+def test_an_image_goes_in_and_the_command_lines_bytes_come_out(page: Page, folder: Path, tmp_path: Path) -> None:
+    source, out = image_file(tmp_path / "p.png", "RGBA", (300, 200)), tmp_path / "out.png"
     choose(page, source)
     page.click("#go")
     expect(page.locator("#status")).to_contain_text("estimated noise", ignore_case=True, timeout=60_000)
@@ -85,8 +85,8 @@ def test_what_a_browser_cannot_show_is_shown_and_kept_whole(page: Page, folder: 
     """16 bits, colour and alpha, in a TIFF."""
     random = np.random.RandomState(0)
     alpha = random.randint(0, 65536, (80, 120)).astype(np.uint16)
-    deep = Picture(random.rand(80, 120, 3).astype(np.float32), alpha, 16, "TIFF")
-    source, out = write_picture(tmp_path / "deep.tif", deep), tmp_path / "out.tif"
+    deep = ImageData(random.rand(80, 120, 3).astype(np.float32), alpha, 16, "TIFF")
+    source, out = write_image(tmp_path / "deep.tif", deep), tmp_path / "out.tif"
     choose(page, source)
     assert page.evaluate("document.getElementById('before').naturalWidth") == 120
     page.select_option("#noise", "given")
@@ -130,8 +130,8 @@ def test_the_keyboard_alone_is_enough(page: Page, tmp_path: Path) -> None:
     assert page.evaluate("document.getElementById('upper').style.clipPath") != shape
 
 
-def test_the_line_shows_one_picture_on_each_side(page: Page, tmp_path: Path) -> None:
-    """The screen itself: left of the line the picture's own colours, right of it the result's; at 100 %, pixel by
+def test_the_line_shows_one_image_on_each_side(page: Page, tmp_path: Path) -> None:
+    """The screen itself: left of the line the image's own colours, right of it the result's; at 100 %, pixel by
     pixel."""
     values = np.full((900, 1400), 40, np.uint8)
     Image.fromarray(values).save(tmp_path / "dark.png")
@@ -152,7 +152,7 @@ def test_the_line_shows_one_picture_on_each_side(page: Page, tmp_path: Path) -> 
 
 
 def test_enlarging_and_an_error_that_is_said(page: Page, tmp_path: Path) -> None:
-    source, out = picture(tmp_path / "p.png", size=(60, 40)), tmp_path / "out.png"
+    source, out = image_file(tmp_path / "p.png", size=(60, 40)), tmp_path / "out.png"
     page.set_input_files("#file", source)
     expect(page.locator("#status")).to_contain_text("60")
     page.check("input[value=upscale]")
@@ -160,9 +160,9 @@ def test_enlarging_and_an_error_that_is_said(page: Page, tmp_path: Path) -> None
     page.click("#go")
     assert run(["upscale", str(source), "-o", str(out), "-q", "-s", "3"]) == 0  # the shipped model, in both
     assert restored(page) == out.read_bytes()
-    (tmp_path / "no.png").write_bytes(b"no picture")
+    (tmp_path / "no.png").write_bytes(b"no image")
     page.set_input_files("#file", tmp_path / "no.png")
-    expect(page.locator("#status")).to_contain_text("not a picture of a known format")
+    expect(page.locator("#status")).to_contain_text("not an image of a known format")
     expect(page.locator("#go")).to_be_disabled()
     (tmp_path / "large.tif").write_bytes(b"II*\0" + bytes(40 << 20))
     page.set_input_files("#file", tmp_path / "large.tif")
@@ -170,17 +170,17 @@ def test_enlarging_and_an_error_that_is_said(page: Page, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("then", ["another", "stop"])
-def test_what_comes_late_is_shown_for_no_other_picture(page: Page, tmp_path: Path, then: str) -> None:
-    """A TIFF is shown by way of a preview; while that is made, another picture is chosen, or the work stopped."""
+def test_what_comes_late_is_shown_for_no_other_image(page: Page, tmp_path: Path, then: str) -> None:
+    """A TIFF is shown by way of a preview; while that is made, another image is chosen, or the work stopped."""
     held: list[Route] = []
     page.route("**/v1/preview", lambda route: held.append(route))
-    choose(page, picture(tmp_path / "a.png", size=(60, 40)))
+    choose(page, image_file(tmp_path / "a.png", size=(60, 40)))
     page.select_option("#format", "tif")
     page.click("#go")
     expect(page.locator("#save")).to_be_visible(timeout=20_000)  # it can be saved before it can be seen
     page.wait_for_function("document.getElementById('stop').hidden === false")
     if then == "another":
-        page.set_input_files("#file", picture(tmp_path / "b.png", size=(80, 40)))
+        page.set_input_files("#file", image_file(tmp_path / "b.png", size=(80, 40)))
         expect(page.locator("#status")).to_contain_text("80 \u00d7 40")
     else:
         page.click("#stop")
@@ -210,8 +210,8 @@ def test_a_click_shows_where_a_pixel_finds_its_look_alikes(page: Page, tmp_path:
 
 
 def test_work_can_be_stopped_and_progress_is_seen(page: Page, tmp_path: Path) -> None:
-    """Several tiles would take 4 GiB: the shipped model in a picture large enough to see it work."""
-    choose(page, picture(tmp_path / "l.png", size=(1200, 1000)), "denoise-gray-small")
+    """Several tiles would take 4 GiB: the shipped model in an image large enough to see it work."""
+    choose(page, image_file(tmp_path / "l.png", size=(1200, 1000)), "denoise-gray-small")
     page.click("#go")
     expect(page.locator("#progress")).to_be_visible()
     expect(page.locator("#status")).to_contain_text("Working", timeout=30_000)

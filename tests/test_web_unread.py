@@ -35,10 +35,10 @@ def noise() -> bytes:
 
 
 def preview(client: httpx.Client, data: bytes) -> httpx.Response:
-    return client.post("/v1/preview", files={"picture": ("p.jpg", data)})
+    return client.post("/v1/preview", files={"image": ("p.jpg", data)})
 
 
-def told(client: httpx.Client, name: str) -> int:
+def shown(client: httpx.Client, name: str) -> int:
     found = re.search(rf"^{name} (\S+)$", client.get("/metrics").text, re.MULTILINE)
     assert found
     return int(float(found[1]))
@@ -46,13 +46,13 @@ def told(client: httpx.Client, name: str) -> int:
 
 @contextlib.contextmanager
 def asking(running: Service, data: bytes, room: int = 4096) -> Iterator[socket.socket]:
-    """A client that asked for a preview, has begun to hear of it, and reads no more."""
+    """A client that asked for a preview, has begun to receive it, and reads no more."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
         connection.settimeout(60)
         connection.connect(("127.0.0.1", running.port))
         with running.client() as client:
-            request = client.build_request("POST", "/v1/preview", files={"picture": ("p.jpg", data)})
+            request = client.build_request("POST", "/v1/preview", files={"image": ("p.jpg", data)})
             lines = [b"%s: %s" % (name, value) for name, value in request.headers.raw]
             connection.sendall(b"\r\n".join([b"POST /v1/preview HTTP/1.1", *lines, b"", request.read()]))
         assert connection.recv(12) == b"HTTP/1.1 200"
@@ -62,7 +62,7 @@ def asking(running: Service, data: bytes, room: int = 4096) -> Iterator[socket.s
 def test_unread_answers_are_counted_and_there_is_no_room_for_more_of_them(tmp_path: Path, noise: bytes) -> None:
     with service(tmp_path) as running, running.client() as client:
         expected = preview(client, noise).content
-        assert told(client, "nlrn_held_bytes") == 0
+        assert shown(client, "nlrn_held_bytes") == 0
     both = len(noise) + len(expected)
     assert len(expected) > 7 * MIB
     most = 3 * both - len(expected) // 2  # two unread, one more asked, half of its answer
@@ -70,20 +70,20 @@ def test_unread_answers_are_counted_and_there_is_no_room_for_more_of_them(tmp_pa
     with service(tmp_path, *limits) as running, running.client() as client:
         with asking(running, noise):
             with asking(running, noise) as second:
-                held = told(client, "nlrn_held_bytes")
+                held = shown(client, "nlrn_held_bytes")
                 assert 2 * both < held < 2 * both + 2000
                 late = preview(client, noise)
                 assert late.status_code == 503
                 assert late.json()["limit"] == "held_bytes"
                 assert int(late.headers["retry-after"]) > 0
                 assert client.get("/healthz").status_code == 200  # what is small is answered
-                assert told(client, "nlrn_held_bytes") == held  # nothing is left of what was refused
+                assert shown(client, "nlrn_held_bytes") == held  # nothing is left of what was refused
                 answer = http.client.HTTPResponse(second)
                 answer.fp = io.BufferedReader(_After(b"HTTP/1.1 200", second))
                 answer.begin()
                 assert answer.read() == expected  # in its pieces, and in their order
             assert preview(client, noise).content == expected
-        assert _in_the_end(lambda: told(client, "nlrn_held_bytes") == 0)
+        assert _in_the_end(lambda: shown(client, "nlrn_held_bytes") == 0)
 
 
 class _After(io.RawIOBase):
@@ -111,11 +111,11 @@ def test_an_answer_that_is_not_taken_in_time_is_given_up(tmp_path: Path, noise: 
         size = len(preview(client, data).content)
         with asking(running, data, room) as connection:
             began, got = time.monotonic(), 0
-            while told(client, "nlrn_answers_dropped_total") == 0:
+            while shown(client, "nlrn_answers_dropped_total") == 0:
                 assert time.monotonic() - began < 10
                 time.sleep(0.05)
                 got += len(connection.recv(100_000)) if dripping else 0
-        assert told(client, "nlrn_held_bytes") == 0
+        assert shown(client, "nlrn_held_bytes") == 0
         assert got < size - MIB
 
 
@@ -131,7 +131,7 @@ def test_a_result_that_could_not_be_held_is_refused_before_the_work(tmp_path: Pa
     """A small file, minutes of work, 100 MB: by its samples, and by the limit of pixels."""
     small = io.BytesIO()
     Image.new("RGB", (1000, 1000)).save(small, "PNG")
-    files = {"picture": ("p.png", small.getvalue())}
+    files = {"image": ("p.png", small.getvalue())}
     with service(tmp_path, "--held-bytes", "90000000", "--max-bytes", "1000000") as running, running.client() as client:
         for scale, more, limit, value in (
             ("5.5", {}, "held_bytes", "90,750,000"),

@@ -51,14 +51,14 @@ def test_a_file_changed_after_its_release_is_refused(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", ["02", "05"])
 def test_the_scores_come_out_again(data_root: Path, name: str) -> None:
-    """Two pictures of Set12 at every level: to 0.001 dB in float32, to 0.01 dB in bf16."""
-    pictures = [(stem, image) for stem, image in scoring_set(data_root, "set12") if stem == name]
+    """Two images of Set12 at every level: to 0.001 dB in float32, to 0.01 dB in bf16."""
+    images = [(stem, image) for stem, image in scoring_set(data_root, "set12") if stem == name]
     published = result("denoise-gray-small")["scores"]["set12"]  # type: ignore[index]
     for settings, tolerance in ((EXACT, 0.001), (Settings(precision="bf16", tile=0), 0.01)):
         restorer = Restorer("denoise-gray-small", device="cpu", settings=settings)
-        found = evaluate(restorer, {"set12": pictures}, denoising([15.0, 25.0, 50.0]))["set12"]
+        found = evaluate(restorer, {"set12": images}, denoising([15.0, 25.0, 50.0]))["set12"]
         for sigma in ("15", "25", "50"):
-            again, then = (scores[sigma]["pictures"][name] for scores in (found, published))
+            again, then = (scores[sigma]["images"][name] for scores in (found, published))
             assert again[0] == pytest.approx(then[0], abs=tolerance)
             assert again[1] == pytest.approx(then[1], abs=tolerance / 10)
 
@@ -68,16 +68,16 @@ def test_the_scores_of_colour_and_of_super_resolution_come_out_again(data_root: 
     ways = [("denoise-color-small", "cbsd68", name, image, denoising([25.0]))]
     name, image = scoring_set(data_root, "set5")[1]
     ways.append(("sr-small", "set5", name, image, super_resolution([2, 3, 4])))
-    for model, set_name, stem, picture, conditions in ways:
+    for model, set_name, stem, chosen, conditions in ways:
         published = result(model)["scores"][set_name]  # type: ignore[index]
         restorer = Restorer(model, device="cpu", settings=EXACT)
-        found = evaluate(restorer, {set_name: [(stem, picture)]}, conditions)[set_name]
+        found = evaluate(restorer, {set_name: [(stem, chosen)]}, conditions)[set_name]
         for condition in conditions:
-            again, then = (scores[condition.name]["pictures"][stem] for scores in (found, published))
+            again, then = (scores[condition.name]["images"][stem] for scores in (found, published))
             assert again == pytest.approx(then, abs=0.001)
 
 
-def test_a_clean_picture_stays_as_it_is_and_half_maps_are_their_halves(data_root: Path) -> None:
+def test_a_clean_image_stays_as_it_is_and_half_maps_are_their_halves(data_root: Path) -> None:
     """sigma = 0 keeps at least 45 dB; a map that is half 15, half 50 is within 0.1 dB of each half alone."""
     clean = dict(scoring_set(data_root, "set12"))["02"] / 255.0
     restorer = Restorer("denoise-gray-small", device="cpu", settings=EXACT)
@@ -94,7 +94,7 @@ def test_a_clean_picture_stays_as_it_is_and_half_maps_are_their_halves(data_root
 
 @pytest.mark.parametrize("model", [info.name for info in list_models()])
 @pytest.mark.parametrize("sigma", [25, 50, 75])
-def test_flat_pictures_come_back_flat(model: str, sigma: int) -> None:
+def test_flat_images_come_back_flat(model: str, sigma: int) -> None:
     """Within 5 of 255 of every grey, the mean within 3: states that feed themselves once turned bright to white."""
     restorer = Restorer(model, device="cpu", settings=EXACT)
     config = restorer.model.config

@@ -49,9 +49,9 @@ window = 5
 sigma_input = true
 
 [data]
-folders = ["pictures"]
+folders = ["images"]
 validation = "held"
-validation_pictures = 2
+validation_images = 2
 validation_size = 24
 
 [noise]
@@ -87,7 +87,7 @@ frozen = true
 def make(root: Path) -> Path:
     """Fill a folder with textures to train on, others held back, and the recipe, whose path is returned."""
     chance = np.random.RandomState(0)
-    for name, number in (("pictures", 4), ("held", 2)):
+    for name, number in (("images", 4), ("held", 2)):
         (root / name).mkdir()
         for i in range(number):
             blocks = chance.randint(0, 256, (12, 10)).astype(np.uint8)

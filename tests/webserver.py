@@ -1,4 +1,4 @@
-"""The real service in a process of its own, on a free port of the loopback, and pictures to send to it."""
+"""The real service in a process of its own, on a free port of the loopback, and images to send to it."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def service(folder: Path, *arguments: str, open_files: int | None = None) -> Ite
     assert not wrong, wrong  # it says nothing after its first line unless something went wrong
 
 
-def picture(path: Path, mode: str = "L", size: tuple[int, int] = (40, 30), seed: int = 0) -> Path:
-    """A picture of noise, saved in the format of the path's suffix."""
+def image_file(path: Path, mode: str = "L", size: tuple[int, int] = (40, 30), seed: int = 0) -> Path:
+    """An image of noise, saved in the format of the path's suffix."""
     channels = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "I;16": ()}[mode]
     top, kind = (65536, np.uint16) if mode == "I;16" else (256, np.uint8)
     samples = np.random.RandomState(seed).randint(0, top, (size[1], size[0], *channels)).astype(kind)

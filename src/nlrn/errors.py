@@ -1,8 +1,8 @@
 """Every error this package raises on purpose, as one tree.
 
 NLRNError
-├── ConfigError        (ValueError)    a setting, recipe key or argument that makes no sense
-├── InputError         (ValueError)    a picture, array or file that is refused; says what was expected
+├── ConfigError        (ValueError)    a setting, recipe key or argument that is invalid
+├── InputError         (ValueError)    an image, array or file that is refused; says what was expected
 │   └── NotFiniteError                 a model's result for it is not finite: the model ran away
 ├── ModelError         (ValueError)
 │   ├── ModelNotFoundError             no weights of that name; lists the names there are
@@ -10,7 +10,7 @@ NLRNError
 ├── BackendError       (RuntimeError)  a compute backend asked for by name cannot run; says why
 │   └── StoreError                     an object store takes no results, or gave the folder to another run
 ├── MemoryBudgetError  (MemoryError)   the work does not fit the memory it was given
-└── TrainingError      (RuntimeError)  training cannot go on (a loss that is not finite)
+└── TrainingError      (RuntimeError)  training cannot continue (a loss that is not finite)
     ├── UnfinishedError                it ended before it came to anything; its state is kept
     └── ElsewhereError                 another process of the training met an error, and says which
 """
@@ -26,11 +26,11 @@ class NLRNError(Exception):
 
 
 class ConfigError(NLRNError, ValueError):
-    """A setting, recipe key or argument that makes no sense."""
+    """A setting, recipe key or argument that is invalid."""
 
 
 class InputError(NLRNError, ValueError):
-    """A picture, array or file that is refused. limit: "pixels" or "frames" where it is larger than what is taken."""
+    """An image, array or file that is refused. limit: "pixels" or "frames" where it is larger than what is taken."""
 
     def __init__(self, message: object = "", *, limit: str | None = None) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class InputError(NLRNError, ValueError):
 
 
 class NotFiniteError(InputError):
-    """What a model makes of a picture is not finite."""
+    """What a model makes of an image is not finite."""
 
 
 class ModelError(NLRNError, ValueError):
@@ -66,7 +66,7 @@ class MemoryBudgetError(NLRNError, MemoryError):
 
 
 class TrainingError(NLRNError, RuntimeError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class UnfinishedError(TrainingError):

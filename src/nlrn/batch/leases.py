@@ -34,14 +34,18 @@ class Lease:
 
     def __init__(self, folder: ObjectPath) -> None:
         self.folder, self.object = folder, folder / ".nlrn-lock"
-        self._told: dict[str, Any] = {"process": os.getpid(), "host": socket.gethostname(), "run": secrets.token_hex(8)}
-        self._told |= {"where": _here(), "begun": _stat(os.getpid())[1], "renewed": 0}
+        self._claim: dict[str, Any] = {
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "run": secrets.token_hex(8),
+        }
+        self._claim |= {"where": _here(), "begun": _stat(os.getpid())[1], "renewed": 0}
         self._etag, self._lost, self._when = "", "", 0.0
         self._end, self._one = threading.Event(), threading.Lock()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> Lease:
-        _open.add(self._told["run"])
+        _open.add(self._claim["run"])
         try:
             self._take()
             self._check_store()
@@ -77,8 +81,8 @@ class Lease:
     def _check_store(self) -> None:
         """Raises ConfigError for one that passes over conditions."""
         for name, over in (("If-None-Match", ""), ("If-Match", "0" * 32)):
-            if self.object.put(json.dumps(self._told).encode(), over=over) is not None:
-                raise ConfigError(f"the store of {self.folder} replaces what is there although told not to ({name})")
+            if self.object.put(json.dumps(self._claim).encode(), over=over) is not None:
+                raise ConfigError(f"the store of {self.folder} replaces what is there although asked not to ({name})")
 
     def _sign(self) -> None:
         """Give a sign of life, or learn that it came too late."""
@@ -102,12 +106,12 @@ class Lease:
             level = logging.WARNING if self._when else logging.DEBUG  # it never held anything
             _log.log(level, "the next run elsewhere will wait for this one: %s", error)
         finally:
-            _open.discard(self._told["run"])
+            _open.discard(self._claim["run"])
 
     def _put(self, over: str) -> bool:
-        self._told["renewed"] += 1
+        self._claim["renewed"] += 1
         now = time.time()
-        etag = self.object.put(json.dumps(self._told).encode(), over=over)
+        etag = self.object.put(json.dumps(self._claim).encode(), over=over)
         if etag is None:  # unless it was this run, whose first try went unanswered
             etag = self._ours()
         if etag is not None:
@@ -117,7 +121,7 @@ class Lease:
     def _ours(self) -> str | None:
         """The etag of the object where this run put it."""
         holder, etag = self._holder()
-        return etag if holder.get("run") == self._told["run"] else None
+        return etag if holder.get("run") == self._claim["run"] else None
 
     def _holder(self) -> tuple[dict[str, Any], str]:
         """Who put the object, and its etag, which is empty where there is none."""
@@ -129,7 +133,7 @@ class Lease:
 
     def _free_of(self) -> str:
         """The etag of what a dead holder left; nothing where there is none. Raises ConfigError for one that lives."""
-        began, told = time.monotonic(), False
+        began, warned = time.monotonic(), False
         first = found = self._holder()
         while found[1]:
             holder, etag = found
@@ -140,9 +144,9 @@ class Lease:
                 return etag
             if found != first or alive:
                 raise ConfigError(f"{self.folder} is held by {who}")
-            if not told:
+            if not warned:
                 _log.warning("%s was held by %s; waiting %.0f s for a sign of life", self.folder, who, SILENT)
-            told = True
+            warned = True
             time.sleep(min(RENEWED / 5, 2.0))
             found = self._holder()
         return ""
@@ -166,7 +170,7 @@ def _stat(process: int) -> tuple[str, str]:
 
 
 def _alive(holder: dict[str, Any]) -> bool | None:
-    """Whether the run of a holder goes on; None where that cannot be seen from here."""
+    """Whether the run of a holder continues; None where that cannot be seen from here."""
     process = holder.get("process")
     if not _here() or holder.get("where") != _here() or not isinstance(process, int) or not 0 < process < 1 << 31:
         return None

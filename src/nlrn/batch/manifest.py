@@ -103,12 +103,12 @@ class Manifest:
         return os.path.lexists(_path(job))
 
     def knows(self, job: Job) -> bool:
-        """Whether a run with the same options published the picture's result, or was about to."""
+        """Whether a run with the same options published the image's result, or was about to."""
         record = self.records.get(job.name, {})
         return (record.get("out"), record.get("work")) == (self._out(job), self.work)
 
     def holds(self, job: Job) -> bool:
-        """Whether what it knows is what lies there: the same picture, the same result."""
+        """Whether what it knows is what lies there: the same image, the same result."""
         return self._lies_there(job) and _is_of(self.records[job.name], job)
 
     def complete(self, job: Job) -> None:
@@ -129,7 +129,7 @@ class Manifest:
         self._write(job, {**record, "published": True})
 
     def refuse(self, job: Job, reason: str) -> None:
-        """List a picture that has no result."""
+        """List an image that has no result."""
         self._write(job, {"failed": reason})
 
     def _write(self, job: Job, what: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ class Manifest:
         self._note(record)
 
     def _note(self, record: dict[str, Any]) -> None:
-        """Remember the last result of a picture; a failure since then does not make it somebody else's."""
+        """Remember the last result of an image; a failure since then does not make it somebody else's."""
         if "output" in record:
             self.records[record["in"]] = record
 
@@ -162,7 +162,7 @@ class StoreManifest:
     """Of a folder of an object store; a context, with the methods of Manifest.
 
     Nothing can be appended to there. But an object appears together with its metadata, so each result says for itself
-    what it was made of; jobs: those whose results are looked at for it. Pictures that were refused are not recorded.
+    what it was made of; jobs: those whose results are looked at for it. Images that were refused are not recorded.
     """
 
     def __init__(self, folder: ObjectPath, work: str, jobs: Sequence[Job]) -> None:
@@ -180,7 +180,7 @@ class StoreManifest:
             there = [found for job in self.jobs if (found := _object(job)).key in present]
             self._etags = {found.key: present[found.key] for found in there}
             with ThreadPoolExecutor(_AT_ONCE) as several:
-                self.records = dict(zip(self._etags, several.map(ObjectPath.told, there), strict=True))
+                self.records = dict(zip(self._etags, several.map(ObjectPath.metadata, there), strict=True))
         except BaseException:
             self.__exit__()
             raise
@@ -207,25 +207,25 @@ class StoreManifest:
         """Raises InputError for what is there already, and StoreError where the store takes nothing any more."""
         if self.knows(job) and not overwrite:
             raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
-        told = {f"nlrn-{name}": _as_text(value) for name, value in _said_of(job, encoded).items()}
-        told |= {"nlrn-in": _plain(job.name), "nlrn-work": self.work}
+        metadata = {f"nlrn-{name}": _as_text(value) for name, value in _said_of(job, encoded).items()}
+        metadata |= {"nlrn-in": _plain(job.name), "nlrn-work": self.work}
         target = _object(job)
         try:
             self._lease.check()
-            etag = target.put(encoded[1], told, over=self._etags.get(target.key, "") if overwrite else "")
-            found = {} if etag else target.told()
+            etag = target.put(encoded[1], metadata, over=self._etags.get(target.key, "") if overwrite else "")
+            found = {} if etag else target.metadata()
         except InputError as error:
             self._refused += 1
             if self._refused < _REFUSALS:
                 raise
             raise StoreError(f"{_REFUSALS} results one after the other were not taken; the last: {error}") from error
         self._refused = 0
-        if etag is None and found | told != found:  # the answer to the first try may have been lost
+        if etag is None and found | metadata != found:  # the answer to the first try may have been lost
             changed = (
                 "has changed since this run began" if overwrite else "exists already; give another name, or --overwrite"
             )
             raise InputError(f"{target} {changed}")
-        self.records[target.key] = told
+        self.records[target.key] = metadata
 
     def refuse(self, job: Job, reason: str) -> None:
         """The outcome lists it."""
@@ -244,7 +244,7 @@ def _said_of(job: Job, encoded: Encoded) -> dict[str, Any]:
 
 
 def _is_of(record: dict[str, Any], job: Job) -> bool:
-    """Whether a result was made of the picture as it is now: of the same object, or of a file of the same content."""
+    """Whether a result was made of the image as it is now: of the same object, or of a file of the same content."""
     if isinstance(job.source, ObjectPath):
         return bool(record.get("etag") == job.source.etag)
     return bool(record.get("input") == sha256(job.source))

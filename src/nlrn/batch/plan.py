@@ -1,4 +1,4 @@
-"""What is to be done in a folder of pictures: every picture and where its result goes, planned before any work."""
+"""What is to be done in a folder of images: every image and where its result goes, planned before any work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ READ_ONLY = {".gif": ".png"}  # formats that are not written, and what is writte
 
 @dataclass(frozen=True)
 class Job:
-    """One picture: its name below the input folder, as the manifest says it, and the files or objects."""
+    """One image: its name below the input folder, as the manifest says it, and the files or objects."""
 
     name: str
     source: Place
@@ -39,7 +39,7 @@ class Job:
         return SUFFIXES[self.target.suffix.lower()]
 
 
-# sha256 of the picture's file, the file of its result, and what is recorded besides: "tile", the side of the tiles it
+# sha256 of the image's file, the file of its result, and what is recorded besides: "tile", the side of the tiles it
 # was made in where others were refused memory, "noise", what was found, and "range", the sample values restored as 0..1
 Encoded = tuple[str, bytes, dict[str, Any]]
 
@@ -47,11 +47,11 @@ Encoded = tuple[str, bytes, dict[str, Any]]
 def plan(
     root: Place, output: Place, *, recursive: bool = False, ending: str = "", form: str | None = None
 ) -> list[Job]:
-    """Every picture of a folder, by name, and where its result goes; nothing is read or made.
+    """Every image of a folder, by name, and where its result goes; nothing is read or made.
 
-    Files with the suffix of a picture count, hidden ones do not. recursive: those of the folders below too, links to
+    Files with the suffix of an image count, hidden ones do not. recursive: those of the folders below too, links to
     folders left out; the results lie in the same order of folders. ending: put at the end of names. form: the suffix
-    of all results, such as ".png"; None keeps each picture's own. Raises ConfigError for an output folder inside the
+    of all results, such as ".png"; None keeps each image's own. Raises ConfigError for an output folder inside the
     input folder, for two results of one name (also where names differ in how an accent is written, or in case where the
     disk does not tell it apart), for a result that would lie on an input or behind a linked folder of the output, and
     for an object whose key is no way through folders; InputError for a folder that is not there.
@@ -63,7 +63,7 @@ def plan(
     if "/" in ending or "\0" in ending or os.sep in ending:
         raise ConfigError(f"{ending!r} cannot be the end of a file's name")
     if _inside(output, root):
-        raise ConfigError(f"{output} lies inside {root}: its results would be the next run's pictures")
+        raise ConfigError(f"{output} lies inside {root}: its results would be the next run's images")
     jobs = []
     found = _objects(root, recursive) if isinstance(root, ObjectPath) else _files(root, recursive)
     for way, source in sorted(found, key=lambda pair: pair[0].parts):
@@ -98,7 +98,7 @@ def _check(jobs: list[Job]) -> None:
     for job in jobs:
         if _one(job.target) in sources:
             raise ConfigError(f"{job.target} is an input; an original is never overwritten")
-        if isinstance(job.target, ObjectPath) and (odd := job.target.oddity()):
+        if isinstance(job.target, ObjectPath) and (odd := job.target.name_error()):
             raise ConfigError(f"{job.name}: with {odd!r} in its name its result cannot lie in a store")
 
 
@@ -125,7 +125,7 @@ def _inside(output: Place, root: Place) -> bool:
     return inside == root.resolve() or root.resolve() in inside.parents
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES.keys() | READ_ONLY.keys()
 
 
@@ -134,9 +134,9 @@ def _is_other(name: str) -> bool:
 
 
 def _files(
-    root: Path, recursive: bool, wanted: Callable[[str], bool] = _is_picture
+    root: Path, recursive: bool, wanted: Callable[[str], bool] = _is_image
 ) -> Iterator[tuple[PurePosixPath, Place]]:
-    """The way from the folder to a picture, and the picture."""
+    """The way from the folder to an image, and the image."""
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")] if recursive else []
         for source in (Path(folder, name) for name in files if wanted(name)):
@@ -144,13 +144,13 @@ def _files(
 
 
 def _objects(
-    root: ObjectPath, recursive: bool, wanted: Callable[[str], bool] = _is_picture
+    root: ObjectPath, recursive: bool, wanted: Callable[[str], bool] = _is_image
 ) -> Iterator[tuple[PurePosixPath, Place]]:
     """The same, of a store."""
     for source in root.below(recursive=recursive):
         *folders, name = source.parts[len(root.parts) :]
         hidden = any(folder.startswith(".") and folder not in (".", "..") for folder in folders)
         if wanted(name) and not hidden:
-            if odd := source.oddity():
+            if odd := source.name_error():
                 raise ConfigError(f"{source}: {odd!r} in its key is no name of a folder or file")
             yield PurePosixPath(*folders, name), source

@@ -1,6 +1,6 @@
-"""Pictures restored by a Ray cluster: Ray schedules; the plan, the manifest and publishing stay with nlrn.
+"""Images restored by a Ray cluster: Ray schedules; the plan, the manifest and publishing stay with nlrn.
 
-Every worker is an actor with a model of its own: it reads a picture, restores and encodes it, and hands the bytes to
+Every worker is an actor with a model of its own: it reads an image, restores and encodes it, and hands the bytes to
 the process that runs the folder, the only one that writes. So a worker that was given up and comes late after all has
 nothing to replace a result with.
 """
@@ -31,11 +31,11 @@ from nlrn.errors import BackendError, ConfigError, InputError, NLRNError
 from nlrn.system.allocator import keep_freed_memory
 
 _log = logging.getLogger("nlrn")
-AHEAD = 2  # pictures that a worker has or waits with: while one's bytes are fetched it is at the next
-TRIES = 2  # of a picture at which its worker ended
+AHEAD = 2  # images that a worker has or waits with: while one's bytes are fetched it is at the next
+TRIES = 2  # of an image at which its worker ended
 BEGINNINGS = 3  # workers that may end before they began, one after the other
-PATIENCE = 30.0  # seconds without anything from a worker, then a line says so
-_SLOW = 30.0  # seconds for Ray to start, or to be found, then a line says so
+PATIENCE = 30.0  # seconds without anything from a worker, then a line reports it
+_SLOW = 30.0  # seconds for Ray to start, or to be found, then a line reports it
 _OBJECTS = 1 << 30  # bytes for results on their way, where Ray is started here; more of them go to the disk
 
 
@@ -68,8 +68,8 @@ class RayEngine:
             count = min(fit, self.workers or fit, len(waiting))
             needs = {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory}
             worker = ray.remote(_Worker).options(max_restarts=0, max_task_retries=0, **needs)
-            told = (ray.put(pickle.dumps((make, read, self.check))), self.expected, self.cpus)
-            yield from _Crew(ray, worker, told, waiting).results(count)
+            settings = (ray.put(pickle.dumps((make, read, self.check))), self.expected, self.cpus)
+            yield from _Crew(ray, worker, settings, waiting).results(count)
 
     def _fit(self, nodes: list[dict[str, Any]]) -> int:
         """How many workers the machines hold."""
@@ -147,14 +147,14 @@ def _own_token() -> Iterator[None]:
 
 
 class _Worker:
-    """What an actor is: one model, one picture after the other."""
+    """What an actor is: one model, one image after the other."""
 
-    def begin(self, told: bytes, expected: str, threads: int) -> Exception | None:
+    def begin(self, settings: bytes, expected: str, threads: int) -> Exception | None:
         """None when it is ready, or why it cannot be."""
         try:
             keep_freed_memory()
             torch.set_num_threads(threads)
-            make, self.read, check = pickle.loads(told)
+            make, self.read, check = pickle.loads(settings)
             if (found := check()) != expected:
                 raise ConfigError(f"its version, options or weights are others ({found}, not {expected})")
             self.restore = make()
@@ -174,12 +174,12 @@ class _Worker:
 class _Crew:
     """The workers, what each is at, and what comes of it.
 
-    A worker takes its pictures in their order. When it ends, what it was at is tried again on another, once, and the
+    A worker takes its images in their order. When it ends, what it was at is tried again on another, once, and the
     rest of what it had is given to others.
     """
 
-    def __init__(self, ray: Any, worker: Any, told: tuple[Any, ...], waiting: deque[Job]) -> None:
-        self.ray, self.worker, self.told, self.waiting = ray, worker, told, waiting
+    def __init__(self, ray: Any, worker: Any, settings: tuple[Any, ...], waiting: deque[Job]) -> None:
+        self.ray, self.worker, self.settings, self.waiting = ray, worker, settings, waiting
         self.busy: dict[
             Any, deque[tuple[Job | None, Any]]
         ] = {}  # jobs, or None for its beginning, and their references
@@ -202,10 +202,10 @@ class _Crew:
 
     def _hire(self) -> None:
         actor = self.worker.remote()
-        self.busy[actor] = deque([(None, actor.begin.remote(*self.told))])
+        self.busy[actor] = deque([(None, actor.begin.remote(*self.settings))])
 
     def _give(self) -> None:
-        """Pictures to those that are ready; the one with the fewest first."""
+        """Images to those that are ready; the one with the fewest first."""
         for _ in range(AHEAD):
             for actor, queue in sorted(self.busy.items(), key=lambda item: len(item[1])):
                 begun = not queue or queue[0][0] is not None

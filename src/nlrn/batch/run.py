@@ -1,4 +1,4 @@
-"""A folder of pictures: planned before any work, every result published once, and gone on with after a kill."""
+"""A folder of images: planned before any work, every result published once, and gone on with after a kill."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from nlrn.batch.manifest import manifest_of
 from nlrn.batch.plan import Encoded, Job
 from nlrn.batch.s3 import ObjectPath, Place
 from nlrn.errors import ConfigError, InputError, NLRNError, StoreError
-from nlrn.io.image import MAX_BYTES, Picture, encode_picture, file_bytes, read_picture
+from nlrn.io.image import MAX_BYTES, ImageData, encode_image, file_bytes, read_image
 from nlrn.ops.cpu import warn_for_workers
 from nlrn.system.workers import pool
 
-Restore = Callable[[Picture, str], Picture]  # a picture and the format of its result, which it refuses before the work
-Read = Callable[[Job], tuple[str, Picture]]
+Restore = Callable[
+    [ImageData, str], ImageData
+]  # an image and the format of its result, which it refuses before the work
+Read = Callable[[Job], tuple[str, ImageData]]
 Make = Callable[[], Restore]  # can be pickled: each process makes its own
 Results = Generator[tuple[Job, Future[Encoded]]]  # in any order
 Engine = Callable[[Sequence[Job], Make, Read], Results]
@@ -31,7 +33,7 @@ Engine = Callable[[Sequence[Job], Make, Read], Results]
 
 @dataclass
 class Outcome:
-    """Names of pictures: restored now, restored by an earlier run or left as they were, and refused with the reason."""
+    """Names of images: restored now, restored by an earlier run or left as they were, and refused with the reason."""
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -54,22 +56,22 @@ def run(
     reading: Mapping[str, Any] = {},
     tick: Callable[[int], None] = lambda count: None,
 ) -> Outcome:
-    """Restore every picture; one that fails is listed with the reason and stops no other.
+    """Restore every image; one that fails is listed with the reason and stops no other.
 
-    make: gives the function from picture to picture; pickled and called in every process when there are several
-    workers, each with its share of the threads. One worker reads the next picture and writes the last one while it
+    make: gives the function from image to image; pickled and called in every process when there are several
+    workers, each with its share of the threads. One worker reads the next image and writes the last one while it
     computes. engine: what restores them in the place of these, such as nlrn.batch.ray.RayEngine. work: see Manifest.
-    reading: what read_picture is told besides. tick(count) is called after each picture, skipped ones too. Existing
+    reading: further arguments of read_image. tick(count) is called after each image, skipped ones too. Existing
     results that the manifest does not know are left (skip_existing), replaced (overwrite), or refused before any work:
     ConfigError.
     """
     with manifest_of(output, work, jobs) as manifest:
         outcome, open_jobs = Outcome(), []
-        strangers = [job for job in jobs if manifest.exists(job) and not manifest.knows(job)]
-        if strangers and not (overwrite or skip_existing):
-            more = f" and {len(strangers) - 1} more exist" if len(strangers) > 1 else " exists"
-            raise ConfigError(f"{strangers[0].target}{more} already: see --skip-existing and --overwrite")
-        left = {job.name for job in strangers} if skip_existing else set()
+        unknown = [job for job in jobs if manifest.exists(job) and not manifest.knows(job)]
+        if unknown and not (overwrite or skip_existing):
+            more = f" and {len(unknown) - 1} more exist" if len(unknown) > 1 else " exists"
+            raise ConfigError(f"{unknown[0].target}{more} already: see --skip-existing and --overwrite")
+        left = {job.name for job in unknown} if skip_existing else set()
         for job in jobs:
             if job.name in left or manifest.holds(job):
                 manifest.complete(job)
@@ -83,9 +85,9 @@ def run(
                 try:
                     manifest.publish(job, future.result(), overwrite=overwrite)
                     outcome.done.append(job.name)
-                except (ConfigError, StoreError):  # not of the picture: the next would say the same
+                except (ConfigError, StoreError):  # not of the image: the next would say the same
                     raise
-                except Exception as error:  # whatever it is, it is this picture's
+                except Exception as error:  # whatever it is, it is this image's
                     known = isinstance(error, NLRNError | OSError)
                     outcome.failed[job.name] = reason = str(error) if known else f"{type(error).__name__}: {error}"
                     manifest.refuse(job, reason)
@@ -93,28 +95,28 @@ def run(
         return outcome
 
 
-def _read(reading: Mapping[str, Any], job: Job) -> tuple[str, Picture]:
+def _read(reading: Mapping[str, Any], job: Job) -> tuple[str, ImageData]:
     source = job.source
     data = source.read(MAX_BYTES) if isinstance(source, ObjectPath) else file_bytes(source, MAX_BYTES)
     try:
-        return hashlib.sha256(data).hexdigest(), read_picture(data, **reading)
+        return hashlib.sha256(data).hexdigest(), read_image(data, **reading)
     except InputError as error:
-        raise InputError(str(error).removeprefix("the picture: ")) from error
+        raise InputError(str(error).removeprefix("the image: ")) from error
 
 
-def _encode(job: Job, source: str, picture: Picture, tile: int | None) -> Encoded:
+def _encode(job: Job, source: str, image: ImageData, tile: int | None) -> Encoded:
     made: dict[str, Any] = {} if tile is None else {"tile": tile}
-    if picture.notes:
-        made["notes"] = list(picture.notes)
-    if picture.value_range is not None:
-        made["range"] = list(picture.value_range)
-    if picture.noise:
-        made["noise"] = list(picture.noise)
-    return source, encode_picture(picture, job.form), made
+    if image.notes:
+        made["notes"] = list(image.notes)
+    if image.value_range is not None:
+        made["range"] = list(image.value_range)
+    if image.noise:
+        made["noise"] = list(image.noise)
+    return source, encode_image(image, job.form), made
 
 
 class _Tiles(logging.Handler):
-    """Hears of the tiles that a picture is restored in after all; a context."""
+    """Receives the tiles that an image is restored in after all; a context."""
 
     side: int | None = None
 
@@ -129,13 +131,13 @@ class _Tiles(logging.Handler):
         logging.getLogger("nlrn").removeHandler(self)
 
 
-def _restored(job: Job, restore: Restore, picture: Picture) -> tuple[Picture, int | None]:
+def _restored(job: Job, restore: Restore, image: ImageData) -> tuple[ImageData, int | None]:
     with _Tiles() as tiles:
-        return restore(picture, job.form), tiles.side
+        return restore(image, job.form), tiles.side
 
 
 def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
-    """One picture is computed, the next is read and the last one encoded."""
+    """One image is computed, the next is read and the last one encoded."""
     waiting = deque(jobs)
     if not waiting:
         return
@@ -148,8 +150,8 @@ def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
             if waiting:
                 ahead = reader.submit(read, waiting[0])
             try:
-                source, picture = reading.result()
-                future = writer.submit(_encode, job, source, *_restored(job, restore, picture))
+                source, image = reading.result()
+                future = writer.submit(_encode, job, source, *_restored(job, restore, image))
             except Exception as error:
                 future = failed(error)
             if before is not None:
@@ -160,14 +162,14 @@ def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
 
 
 def failed(error: Exception) -> Future[Encoded]:
-    """What comes of a picture that is refused."""
+    """What comes of an image that is refused."""
     future: Future[Encoded] = Future()
     future.set_exception(error)
     return future
 
 
 def _by_processes(workers: int, jobs: Iterable[Job], make: Make, read: Read) -> Results:
-    """Several pictures at once, in their order; those under way when a process was killed are tried again, alone."""
+    """Several images at once, in their order; those under way when a process was killed are tried again, alone."""
     waiting, made, first = deque(jobs), pickle.dumps(make), warn_for_workers()
     while waiting:
         running: deque[tuple[Job, Future[Encoded]]] = deque()
@@ -196,13 +198,13 @@ def _work(job: Job, make: bytes, read: Read) -> Encoded:
 
 
 def restored_file(job: Job, restore: Restore, read: Read) -> Encoded:
-    """What one picture comes to, by the process that calls this; nothing is written."""
-    source, picture = read(job)
-    return _encode(job, source, *_restored(job, restore, picture))
+    """What one image comes to, by the process that calls this; nothing is written."""
+    source, image = read(job)
+    return _encode(job, source, *_restored(job, restore, image))
 
 
 @lru_cache(maxsize=1)
 def _made(make: bytes) -> Restore:
-    """The function from picture to picture, once a process."""
+    """The function from image to image, once a process."""
     ready: Make = pickle.loads(make)
     return ready()

@@ -25,9 +25,9 @@ _CONFLICTS = 3  # times that a store may say that somebody puts the same at the 
 class ObjectPath:
     """s3://bucket/key: an object, or what a folder is in a store, the beginning of keys.
 
-    etag, size: of the object, bytes, where it comes from a listing. Of pathlib it has what a plan of pictures needs.
-    Every call that asks the store raises InputError with the reason, ConfigError for settings that make no sense,
-    BackendError without s3fs. Where it is and who asks is told by the variables and files of AWS's own tools
+    etag, size: of the object, bytes, where it comes from a listing. Of pathlib it has what a plan of images needs.
+    Every call that asks the store raises InputError with the reason, ConfigError for settings that are invalid,
+    BackendError without s3fs. Where it is and who asks is set by the variables and files of AWS's own tools
     (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE ...), once for a process.
     """
 
@@ -41,11 +41,11 @@ class ObjectPath:
         """Of a place as it is typed. Raises ConfigError."""
         bucket, _, key = url.removeprefix(SCHEME).partition("/")
         found = ObjectPath(bucket, key.rstrip("/"))
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", bucket) or found.oddity():
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", bucket) or found.name_error():
             raise ConfigError(f"{url!r} names no folder of a store: expected {SCHEME}BUCKET/FOLDER")
         return found
 
-    def oddity(self) -> str:
+    def name_error(self) -> str:
         """What of the key is no way through folders, or would name another object; empty where nothing is."""
         for part in self.parts:
             if part in ("", "..") or Path(part).parts != (part,):
@@ -87,19 +87,19 @@ class ObjectPath:
     def is_dir(self) -> bool:
         with _asked(self) as store:
             start = f"{self.key}/" if self.key else ""
-            told = store.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=start, MaxKeys=1, timeout=LIMIT)
-        return not self.key or bool(told.get("Contents"))
+            metadata = store.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=start, MaxKeys=1, timeout=LIMIT)
+        return not self.key or bool(metadata.get("Contents"))
 
     def below(self, *, recursive: bool = True) -> Iterator[ObjectPath]:
         """Every object of the folder, without those of the folders below it unless they are asked for."""
         with _asked(self) as store:
             listed = store.find if recursive else store.ls
             found = listed(self._path, detail=True)
-        for told in found.values() if recursive else found:
-            path = told["name"]
-            if path.startswith(self._path + "/") and not path.endswith("/") and told["type"] == "file":
+        for metadata in found.values() if recursive else found:
+            path = metadata["name"]
+            if path.startswith(self._path + "/") and not path.endswith("/") and metadata["type"] == "file":
                 key = path.removeprefix(f"{self.bucket}/")
-                yield ObjectPath(self.bucket, key, told["ETag"].strip('"'), told["size"])
+                yield ObjectPath(self.bucket, key, metadata["ETag"].strip('"'), metadata["size"])
 
     def read(self, most: int) -> bytes:
         """At most one byte more than the limit. The object must be the one that was listed: InputError."""
@@ -111,7 +111,7 @@ class ObjectPath:
             raise InputError("it has changed since this run began")
         return data
 
-    def told(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """What was said of the object where it was put; nothing where there is none."""
         with _asked(self) as store:
             try:
@@ -136,13 +136,13 @@ class ObjectPath:
             raise FileNotFoundError(self._path)
         return found["ETag"].strip('"'), int(found["size"])
 
-    def put(self, data: bytes, told: Mapping[str, str] = {}, *, over: str = "") -> str | None:
+    def put(self, data: bytes, metadata: Mapping[str, str] = {}, *, over: str = "") -> str | None:
         """Put an object and what is to be said of it, in one request; gives its etag, None if something else is there.
 
         over: the etag of what it replaces; without, nothing may be there. The store decides (If-None-Match, If-Match),
         so of several that do this at a time one succeeds.
         """
-        options: dict[str, Any] = {"mode": "overwrite" if over else "create", "Metadata": dict(told)}
+        options: dict[str, Any] = {"mode": "overwrite" if over else "create", "Metadata": dict(metadata)}
         options |= {"chunksize": _ONE_REQUEST, "timeout": LIMIT + len(data) / SPEED}
         if over:
             options["IfMatch"] = f'"{over}"'
@@ -206,7 +206,7 @@ def _connected(s3fs: Any, what: ObjectPath) -> Any:
         store = s3fs.S3FileSystem(use_listings_cache=False)
         store.connect()
     except (TypeError, AttributeError, KeyError, ValueError) as error:  # so it says that it does not know a setting
-        reason = f"AWS_ENDPOINT_URL or FSSPEC_S3 makes no sense: {_line(error)}"
+        reason = f"AWS_ENDPOINT_URL or FSSPEC_S3 is invalid: {_line(error)}"
         raise ConfigError(f"{what}: {reason}") from error
     return store
 

@@ -76,7 +76,7 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 3
     except Exception as error:
-        return _told(error)
+        return _file_metadata(error)
 
 
 def _as_file(argument: str) -> str:
@@ -85,7 +85,7 @@ def _as_file(argument: str) -> str:
     return f"./{argument}" if dashed and Path(argument).is_file() else argument
 
 
-def _told(error: Exception) -> int:
+def _file_metadata(error: Exception) -> int:
     """Print one sentence, and give the exit code."""
     code, text = 3, str(error)
     if isinstance(error, NLRNError):
@@ -124,7 +124,7 @@ class Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="nlrn",
-        description="Restore pictures with the Non-Local Recurrent Network (NeurIPS 2018).",
+        description="Restore images with the Non-Local Recurrent Network (NeurIPS 2018).",
         epilog="Start with: nlrn denoise noisy.png -o clean.png",
     )
     parser.add_argument("--version", action="version", version=f"nlrn {__version__}")

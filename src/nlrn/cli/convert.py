@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import count, sayer
+from nlrn.cli.shared import count, reporter
 
 
 def add(commands: Any) -> None:
@@ -56,7 +56,7 @@ def _convert(options: argparse.Namespace) -> int:
     }
     save_model(options.output, model, metadata, overwrite=options.overwrite)
     c = model.config
-    say = sayer(options)
+    say = reporter(options)
     say(f"{c.states} states, {c.channels} channels, {'with' if c.propagation else 'without'} propagation")
     use = "upscale enlarges with it" if c.task == "sr" else "it was trained for one noise level"
     patch = " and on patches of 45 x 45: --mode patch" if c.window is None else ""

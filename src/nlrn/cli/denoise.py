@@ -8,28 +8,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.images import add_picture_options, restore_input
+from nlrn.cli.images import add_image_options, restore_input
 from nlrn.cli.shared import make_restorer, number, sigma_level, sigma_or_auto
 from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from nlrn.cli.shared import Say
+    from nlrn.cli.shared import Report
     from nlrn.functional.anscombe import PoissonNoise
     from nlrn.inference.pipeline import Denoising
     from nlrn.inference.self_ensemble import Progress
-    from nlrn.io.image import Picture
+    from nlrn.io.image import ImageData
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("denoise", help="remove noise from a picture")
+    parser = commands.add_parser("denoise", help="remove noise from an image")
     parser.add_argument("--sigma", type=sigma_or_auto, help="noise level in 0-255 units, 0..75, or auto (default)")
     parser.add_argument(
         "--sigma-map",
         type=Path,
         metavar="FILE",
-        help="a noise level for each pixel: the levels, 0-255, of a grey picture, or the numbers of a float TIFF",
+        help="a noise level for each pixel: the levels, 0-255, of a grey image, or the numbers of a float TIFF",
     )
     parser.add_argument("--strength", type=_strength, default=1.0, help="how much of the noise goes, 0..1 (default: 1)")
     parser.add_argument(
@@ -47,24 +47,24 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
     parser.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
-    add_picture_options(parser)
+    add_image_options(parser)
     parser.set_defaults(run=_denoise)
 
 
 def _denoise(options: argparse.Namespace) -> int:
     _asked(options)  # before any work
     if options.sigma_map is not None and options.input.is_dir():
-        raise ConfigError("a map of noise levels fits one picture, not a folder")
+        raise ConfigError("a map of noise levels fits one image, not a folder")
     return restore_input(options, _restored, "denoising")
 
 
-def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Progress | None) -> Picture:
+def _restored(options: argparse.Namespace, image: ImageData, say: Report, tick: Progress | None) -> ImageData:
     from nlrn.inference.pipeline import denoised
 
     asked = _asked(options)
     if options.sigma_map is not None:
         asked = dataclasses.replace(asked, sigma=_map(options.sigma_map))
-    return denoised(picture, partial(make_restorer, options), asked, say=say, progress=tick)
+    return denoised(image, partial(make_restorer, options), asked, say=say, progress=tick)
 
 
 def _asked(options: argparse.Namespace) -> Denoising:
@@ -96,13 +96,13 @@ def _noise(options: argparse.Namespace) -> PoissonNoise | None:
 def _map(path: Path) -> np.ndarray:
     """Noise levels in 0-255 units, float32 HW."""
     from nlrn.functional.levels import channels_of
-    from nlrn.io.image import read_picture
+    from nlrn.io.image import read_image
 
-    picture = read_picture(path)
-    if channels_of(picture.array) == 3 or picture.alpha is not None:
-        raise InputError(f"{path}: a map of noise levels is a grey picture without alpha")
-    levels = picture.array if picture.array.ndim == 2 else picture.array[..., 0]
-    return levels if picture.depth == 32 else levels * 255
+    image = read_image(path)
+    if channels_of(image.array) == 3 or image.alpha is not None:
+        raise InputError(f"{path}: a map of noise levels is a grey image without alpha")
+    levels = image.array if image.array.ndim == 2 else image.array[..., 0]
+    return levels if image.depth == 32 else levels * 255
 
 
 def _gain(text: str) -> float:

@@ -49,7 +49,7 @@ def examine() -> dict[str, Any]:
             "multiplies bf16": hardware_bf16(device),
             "GPU": _gpus(),
             "memory, MiB": memory(),
-            "a picture may take, MiB": MEMORY >> 20,
+            "an image may take, MiB": MEMORY >> 20,
         },
         "backends": {name: unsupported(name, q, base.window) or "runs" for name in BACKENDS},
         "backend in use": _in_use(q, base.window),

@@ -13,7 +13,7 @@ from nlrn.cli.shared import (
     model_name,
     number,
     print_table,
-    sayer,
+    reporter,
     sigma_level,
 )
 from nlrn.errors import ConfigError
@@ -25,21 +25,28 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help="score a model on the field's data sets")
-    parser.add_argument("--data", type=Path, help="folder of the data sets, or of pictures (default: $NLRN_DATA)")
+    parser.add_argument("--data", type=Path, help="folder of the data sets, or of images (default: $NLRN_DATA)")
     parser.add_argument("--set", dest="sets", nargs="+", default=[], metavar="NAME", help="set12, bsd68, cbsd68 ...")
     parser.add_argument("--task", choices=("denoise", "sr"), default="denoise", help="sr: super-resolution")
     parser.add_argument(
         "--noise", choices=("gaussian", "camera"), default="gaussian", help="camera: as cameras make it"
     )
     parser.add_argument("--sigma", type=sigma_level, nargs="+", help="default: 15 25 50, of camera noise 3 6 12")
-    parser.add_argument("--tell", type=sigma_level, metavar="SIGMA", help="under camera noise (default: the estimate)")
-    parser.add_argument("--auto", action="store_true", help="tell the model the estimated noise level instead")
+    parser.add_argument(
+        "--given-sigma",
+        "--tell",
+        dest="given_sigma",
+        type=sigma_level,
+        metavar="SIGMA",
+        help="under camera noise (default: the estimate)",
+    )
+    parser.add_argument("--auto", action="store_true", help="give the model the estimated noise level instead")
     parser.add_argument("--scale", type=_scale, nargs="+", default=[2, 3, 4], help="1.5 to 4 (default: 2 3 4)")
     parser.add_argument(
         "--protocol",
         choices=("float-lr", "8bit-lr"),
         default="float-lr",
-        help="of super-resolution: is the small picture rounded to 8 bit?",
+        help="of super-resolution: is the small image rounded to 8 bit?",
     )
     parser.add_argument("--attention", action="store_true", help="also what the attention is worth (first set)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
@@ -68,7 +75,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     config = restorer.model.config
     _check(options, config)
     if config.window is None and options.mode == "window":
-        raise ConfigError("this model looks at the whole picture, more than a memory holds: use --mode patch")
+        raise ConfigError("this model looks at the whole image, more than a memory holds: use --mode patch")
     sets = find_sets(
         data_root(options.data),
         options.sets,
@@ -77,7 +84,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         scales=options.scale if options.task == "sr" else (),
     )
     protocol, conditions = _conditions(options, config)
-    say = sayer(options)
+    say = reporter(options)
     result: dict[str, Any] = {
         "model": path.stem,
         "sha256": sha256(path),
@@ -106,12 +113,12 @@ def _check(options: argparse.Namespace, config: NLRNConfig) -> None:
         raise ConfigError("--noise camera is for models that denoise colour")
     if config.level_one and not camera:
         raise ConfigError("this model finds the noise itself, as cameras make it: say --noise camera")
-    if options.tell is not None and not (camera and given):
-        raise ConfigError("--tell is for models that are told the noise level, under --noise camera")
+    if options.given_sigma is not None and not (camera and given):
+        raise ConfigError("--given-sigma is for models that receive the noise level, under --noise camera")
     if options.auto and (camera or not given):
-        raise ConfigError("--auto is for models that are told the noise level, under Gaussian noise")
-    if camera and options.attention and given and options.tell is None:
-        raise ConfigError("--attention under camera noise requires --tell: a sigma that is given, not estimated")
+        raise ConfigError("--auto is for models that receive the noise level, under Gaussian noise")
+    if camera and options.attention and given and options.given_sigma is None:
+        raise ConfigError("--attention under camera noise requires --given-sigma: a sigma that is given, not estimated")
 
 
 def _conditions(options: argparse.Namespace, config: NLRNConfig) -> tuple[str, list[Condition]]:
@@ -122,8 +129,8 @@ def _conditions(options: argparse.Namespace, config: NLRNConfig) -> tuple[str, l
     if options.task == "sr":
         return options.protocol, super_resolution(options.scale, options.protocol)
     if options.noise == "camera":
-        told = "auto" if options.tell is None else options.tell
-        return "camera", photographs(options.sigma or CAMERA_LEVELS, config.level_one or told)
+        given = "auto" if options.given_sigma is None else options.given_sigma
+        return "camera", photographs(options.sigma or CAMERA_LEVELS, config.level_one or given)
     return "noise", denoising(options.sigma or (15.0, 25.0, 50.0), auto=options.auto)
 
 

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import add_model_options, check_result, make_restorer, print_table, sayer, sigma_level
+from nlrn.cli.shared import add_model_options, check_result, make_restorer, print_table, reporter, sigma_level
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("explain", help="draw where a pixel finds its look-alikes, state by state")
-    parser.add_argument("input", type=Path, metavar="PICTURE", help="taken for clean; noise is added beside it")
+    parser.add_argument("input", type=Path, metavar="IMAGE", help="taken for clean; noise is added beside it")
     parser.add_argument(
         "--at", type=_pixel, required=True, metavar="X,Y", help="column and row, from 0 at the top left"
     )
@@ -26,12 +26,12 @@ def _explain(options: argparse.Namespace) -> int:
     from nlrn.evaluation.explain import draw, explain
     from nlrn.evaluation.plotting import check_plot
     from nlrn.functional.alpha import fill_hidden
-    from nlrn.io.image import read_picture
+    from nlrn.io.image import read_image
 
     check_plot()
     check_result(options.output, ".png", overwrite=options.overwrite, inputs=(options.input,))
-    picture = read_picture(options.input)
-    seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+    image = read_image(options.input)
+    seen = image.array if image.alpha is None else fill_hidden(image.array, image.alpha)
     restorer = make_restorer(options, channels=1)
     rows = explain(restorer, seen, options.at, options.sigma)
     draw(rows, options.output, overwrite=options.overwrite)
@@ -39,7 +39,7 @@ def _explain(options: argparse.Namespace) -> int:
         header = ["effective neighbours", *(f"sigma {maps.sigma:g}" for maps in rows)]
         states = zip(*(maps.neighbours for maps in rows), strict=True)
         print_table(None, header, [[f"state {t + 1}", *(f"{n:.1f}" for n in row)] for t, row in enumerate(states)])
-    sayer(options)(f"wrote {options.output}")
+    reporter(options)(f"wrote {options.output}")
     return 0
 
 

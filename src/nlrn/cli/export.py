@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import check_result, sayer
+from nlrn.cli.shared import check_result, reporter
 
 
 def add(commands: Any) -> None:
@@ -23,5 +23,5 @@ def _export(options: argparse.Namespace) -> int:
     from nlrn.integrations.onnx import export
 
     path = export(options.model, options.output, overwrite=options.overwrite)
-    sayer(options)(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB); its inputs: docs/integrations.md")
+    reporter(options)(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB); its inputs: docs/integrations.md")
     return 0

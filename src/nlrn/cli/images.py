@@ -1,4 +1,4 @@
-"""What the commands that restore pictures share: one picture, or a folder of them."""
+"""What the commands that restore images share: one image, or a folder of them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from nlrn import __version__
 from nlrn.batch.s3 import ObjectPath, Place, place
-from nlrn.cli.shared import ProgressBar, Say, add_model_options, complain, count, mebibytes, model_name, sayer, side
+from nlrn.cli.shared import (
+    ProgressBar,
+    Report,
+    add_model_options,
+    complain,
+    count,
+    mebibytes,
+    model_name,
+    reporter,
+    side,
+)
 from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from nlrn.batch.ray import RayEngine
     from nlrn.functional.ranges import Range
     from nlrn.inference.self_ensemble import Progress
-    from nlrn.io.image import Picture
+    from nlrn.io.image import ImageData
 
-    Restored = Callable[[argparse.Namespace, Picture, Say, Progress | None], Picture]
-    Expected = Callable[[argparse.Namespace, Picture], Picture]
+    Restored = Callable[[argparse.Namespace, ImageData, Report, Progress | None], ImageData]
+    Expected = Callable[[argparse.Namespace, ImageData], ImageData]
 
 # of restoring a folder: options, and what they are where they are not given
 CLUSTER_OPTIONS = {"address": None, "worker_cpus": 1, "worker_gpus": 0.0}
@@ -31,19 +41,19 @@ FOLDER_OPTIONS = {
     "recursive": False, "suffix": "", "format": None, "skip_existing": False, "jobs": None, "json": False,
     "engine": "local", **CLUSTER_OPTIONS,
 }  # fmt: skip
-# What decides nothing about a result; the model is told by the digests of its weights.
+# What decides nothing about a result; the model receives by the digests of its weights.
 _FREE = {*FOLDER_OPTIONS, "max_pixels", "input", "output", "overwrite", "quiet", "run", "command", "model"}
 # Options that came later, at what they did before: a folder that was done without them is done.
 _YOUNGER = {"range": "auto"}
 
 
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
+def add_image_options(parser: argparse.ArgumentParser) -> None:
     """IN, --output, --overwrite, --depth, the options of a model, of tiles and of folders."""
     parser.add_argument(
         "input",
         type=partial(_place, "IN"),
         metavar="IN",
-        help="a picture, or a folder of pictures: of a disk, or s3://BUCKET/FOLDER",
+        help="an image, or a folder of images: of a disk, or s3://BUCKET/FOLDER",
     )
     parser.add_argument(
         "-o",
@@ -65,21 +75,19 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         " the image's own where it is a small part of the type's); sigma stays in 1/255 of the type's",
     )
     parser.add_argument("--keep-gps", action="store_true", help="leave the place in the EXIF")
-    parser.add_argument(
-        "--max-pixels", type=side, metavar="COUNT", help="refuse pictures of more (default: 100,000,000)"
-    )
+    parser.add_argument("--max-pixels", type=side, metavar="COUNT", help="refuse images of more (default: 100,000,000)")
     add_model_options(parser)
-    parser.add_argument("-t", "--tile", type=_tile, metavar="PIXELS", help="side of a tile; 0: the whole picture")
+    parser.add_argument("-t", "--tile", type=_tile, metavar="PIXELS", help="side of a tile; 0: the whole image")
     parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
     parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     group = parser.add_argument_group("where IN is a folder")
     group.add_argument("-r", "--recursive", action="store_true", help="the folders below it too")
     group.add_argument("--suffix", default="", metavar="TEXT", help="at the end of the results' names: --suffix=-clean")
-    group.add_argument("--format", metavar="EXT", help="of all results: png, tif ... (default: each picture's own)")
+    group.add_argument("--format", metavar="EXT", help="of all results: png, tif ... (default: each image's own)")
     group.add_argument("--skip-existing", action="store_true", help="leave results that are there as they are")
     group.add_argument(
-        "-j", "--jobs", type=side, help="pictures at once, sharing the threads (default: 1; of ray: all that fit)"
+        "-j", "--jobs", type=side, help="images at once, sharing the threads (default: 1; of ray: all that fit)"
     )
     group.add_argument("--json", action="store_true", help="print the outcome as JSON")
     group.add_argument("--engine", choices=("local", "ray"), default="local", help="who restores them (default: local)")
@@ -94,7 +102,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 def _place(what: str, text: str) -> Place:
     if not text:
-        raise argparse.ArgumentTypeError(f"{what} is empty: give a picture, or a folder of pictures")
+        raise argparse.ArgumentTypeError(f"{what} is empty: give an image, or a folder of images")
     try:
         return place(text)
     except ConfigError as error:
@@ -112,16 +120,16 @@ def _range(text: str) -> Range:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def of_its_size(options: argparse.Namespace, picture: Picture) -> Picture:
-    """What is expected where a result has the size of its picture."""
-    return picture
+def of_its_size(options: argparse.Namespace, image: ImageData) -> ImageData:
+    """What is expected where a result has the size of its image."""
+    return image
 
 
 def restore_input(options: argparse.Namespace, restored: Restored, what: str, expected: Expected = of_its_size) -> int:
-    """IN, a picture or a folder, restored into OUT; returns the exit code.
+    """IN, an image or a folder, restored into OUT; returns the exit code.
 
-    restored(options, picture, say, tick): a function of a module, the result of one picture. expected(options,
-    picture), another: a picture of the size of the result, before there is one.
+    restored(options, image, say, tick): a function of a module, the result of one image. expected(options,
+    image), another: an image of the size of the result, before there is one.
     """
     if options.mode == "patch" and options.tile is not None:
         raise ConfigError("tiles are for window mode: patch mode has patches of its own")
@@ -130,25 +138,25 @@ def restore_input(options: argparse.Namespace, restored: Restored, what: str, ex
         raise InputError(f"there is no file or folder {options.input}")
     if stored or options.input.is_dir():
         return _restore_folder(options, restored, what, expected)
-    from nlrn.io.image import write_picture
+    from nlrn.io.image import write_image
 
     if isinstance(options.output, Path) and options.output.is_dir():
         from nlrn.batch.plan import READ_ONLY
 
         suffix = READ_ONLY.get(options.input.suffix.lower(), options.input.suffix)
         options.output = options.output / f"{options.input.stem}{suffix}"
-    picture, say = _read_input(options, expected), sayer(options)
+    image, say = _read_input(options, expected), reporter(options)
     with ProgressBar(options, what) as tick:
-        result = restored(options, picture, say, tick)
-    write_picture(options.output, result, overwrite=options.overwrite)
-    (height, width), before = result.array.shape[:2], picture.array.shape[:2]
+        result = restored(options, image, say, tick)
+    write_image(options.output, result, overwrite=options.overwrite)
+    (height, width), before = result.array.shape[:2], image.array.shape[:2]
     say(f"wrote {options.output}" + (f", {width} x {height}" if (height, width) != before else ""))
     return 0
 
 
-def _read_input(options: argparse.Namespace, expected: Expected) -> Picture:
-    """The picture IN, once nothing speaks against writing what is expected of it as OUT."""
-    from nlrn.io.image import check_output, read_picture
+def _read_input(options: argparse.Namespace, expected: Expected) -> ImageData:
+    """The image IN, once nothing speaks against writing what is expected of it as OUT."""
+    from nlrn.io.image import check_output, read_image
 
     given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual]
     given = [name for name in given if (name, options.jobs) != ("jobs", 1)]
@@ -160,20 +168,20 @@ def _read_input(options: argparse.Namespace, expected: Expected) -> Picture:
         )
     inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]
     check_output(options.output, overwrite=options.overwrite, inputs=inputs)
-    picture = _to_depth(options, read_picture(options.input, **_reading(options)))
-    check_output(options.output, overwrite=options.overwrite, inputs=inputs, picture=expected(options, picture))
-    return picture
+    image = _to_depth(options, read_image(options.input, **_reading(options)))
+    check_output(options.output, overwrite=options.overwrite, inputs=inputs, image=expected(options, image))
+    return image
 
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
-    """What read_picture is told."""
+    """Further arguments of read_image."""
     return {"gps": options.keep_gps} | ({"max_pixels": options.max_pixels} if options.max_pixels else {})
 
 
 def _tile(text: str) -> int:
     value = count(text)
     if 0 < value < 32:
-        raise argparse.ArgumentTypeError("a tile has sides of at least 32 pixels; 0 is the whole picture")
+        raise argparse.ArgumentTypeError("a tile has sides of at least 32 pixels; 0 is the whole image")
     return value
 
 
@@ -184,22 +192,22 @@ def _share(text: str) -> float:
     return value
 
 
-def _to_depth(options: argparse.Namespace, picture: Picture) -> Picture:
-    return picture if options.depth is None else picture.with_depth(options.depth)
+def _to_depth(options: argparse.Namespace, image: ImageData) -> ImageData:
+    return image if options.depth is None else image.with_depth(options.depth)
 
 
 def _one_of_many(
-    restored: Restored, expected: Expected, options: argparse.Namespace, picture: Picture, form: str
-) -> Picture:
+    restored: Restored, expected: Expected, options: argparse.Namespace, image: ImageData, form: str
+) -> ImageData:
     from nlrn.io.image import check_holds
 
-    picture = _to_depth(options, picture)
-    check_holds(expected(options, picture), form)
-    return restored(options, picture, lambda line: None, None)
+    image = _to_depth(options, image)
+    check_holds(expected(options, image), form)
+    return restored(options, image, lambda line: None, None)
 
 
 def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, expected: Expected) -> int:
-    """Every picture of the folder IN into the folder OUT."""
+    """Every image of the folder IN into the folder OUT."""
     from nlrn.batch.plan import left_out, plan
     from nlrn.batch.run import run
 
@@ -217,7 +225,7 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
     others = left_out(options.input, recursive=options.recursive)
     listed = ", ".join(f"{number} {suffix}" for suffix, number in others.items())
     if not jobs:
-        complain(f"there is no picture in {options.input}" + (f"; left out, not read: {listed}" if listed else ""))
+        complain(f"there is no image in {options.input}" + (f"; left out, not read: {listed}" if listed else ""))
         return 3
     started = time.monotonic()
     with ProgressBar(options, what, total=len(jobs)) as tick:
@@ -237,10 +245,10 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
         print(json.dumps({"seconds": seconds, **vars(outcome), "left_out": others}))
     else:
         if listed:
-            sayer(options)(f"left out, not read: {listed}")
+            reporter(options)(f"left out, not read: {listed}")
         pace = f" in {seconds:.0f} s ({len(outcome.done) / seconds:.2f} a second)" if outcome.done else ""
-        sayer(options)(
-            f"{len(outcome.done)} pictures restored{pace}, {len(outcome.skipped)} there already,"
+        reporter(options)(
+            f"{len(outcome.done)} images restored{pace}, {len(outcome.skipped)} there already,"
             f" {len(outcome.failed)} refused; {_account(options.output)}"
         )
     return 1 if outcome.failed else 0
@@ -253,7 +261,7 @@ def _check_folder(output: Place) -> None:
     if there and not output.is_dir():
         raise ConfigError(f"{output} is a file: the results of a folder go into a folder")
     if not there and output.suffix.lower() in SUFFIXES:
-        raise ConfigError(f"{output} is the name of a picture: the results of a folder go into a folder")
+        raise ConfigError(f"{output} is the name of an image: the results of a folder go into a folder")
 
 
 def _account(output: Place) -> str:
@@ -264,14 +272,14 @@ def _account(output: Place) -> str:
 
 
 def _check_memory(options: argparse.Namespace) -> None:
-    """Several pictures at once must fit what is free: where memory runs out, the system kills without a word."""
+    """Several images at once must fit what is free: where memory runs out, the system kills silently."""
     from nlrn.inference.restorer import MEMORY
     from nlrn.system.hardware import memory
 
     each, found, several = (options.memory or MEMORY) >> 20, memory(), options.jobs or 1
     if several > 1 and found is not None and several * each > found["available"]:
         raise ConfigError(
-            f"{several} pictures at once may take {each:,} MiB each, and {found['available']:,} are free:"
+            f"{several} images at once may take {each:,} MiB each, and {found['available']:,} are free:"
             " fewer --jobs, or less --memory for each"
         )
 
@@ -312,5 +320,5 @@ def _digest(options: argparse.Namespace) -> str:
     chosen = {name: str(value) for name, value in vars(options).items() if name not in left_out}
     kinds = [(1, False), (3, False)] + [(3, True)] * (ships_photo_model() and options.command == "denoise")
     models = {sha256(resolve_model(model_name(options, *kind))) for kind in kinds}
-    told = json.dumps([__version__, chosen, sorted(models)], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    text = json.dumps([__version__, chosen, sorted(models)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -9,7 +9,7 @@ from nlrn.cli.shared import count, mebibytes, number
 from nlrn.errors import BackendError
 
 _LIMITS = (  # option, field of Limits, type, usual value and what it is
-    ("--max-pixels", "max_pixels", count, "of a picture (default: 25000000)"),
+    ("--max-pixels", "max_pixels", count, "of an image (default: 25000000)"),
     ("--max-result-pixels", "max_result_pixels", count, "of a result (default: 100000000)"),
     ("--max-bytes", "max_bytes", count, "of a request (default: 33554432)"),
     ("--held-bytes", "held_bytes", count, "of all requests and unread answers together (default: 1073741824)"),
@@ -20,8 +20,8 @@ _DEADLINES = (
     ("--header-seconds", "header_seconds", "for the first lines of a request (default: 10)"),
     ("--body-seconds", "body_seconds", "for all of its body (default: 60)"),
     ("--send-seconds", "send_seconds", "for all of an answer to be taken (default: 300)"),
-    ("--job-seconds", "job_seconds", "for the work on one picture (default: 600)"),
-    ("--stop-seconds", "stop_seconds", "for work under way when told to end (default: 10)"),
+    ("--job-seconds", "job_seconds", "for the work on one image (default: 600)"),
+    ("--stop-seconds", "stop_seconds", "for work under way when asked to end (default: 10)"),
 )
 
 
@@ -54,13 +54,13 @@ def _serve(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise BackendError(f"nlrn serve needs {error.name}: pip install 'nlrn[web]'") from error
     from nlrn.web.limits import Limits
-    from nlrn.web.messages import House
+    from nlrn.web.messages import ServiceConfig
     from nlrn.web.server import serve
 
     names = [field for _, field, *_ in (*_LIMITS, *_DEADLINES)]
     limits = Limits(**{name: getattr(options, name) for name in names if getattr(options, name) is not None})
-    house = House(tuple(options.model), options.device, options.memory, limits)
-    return serve(house, options.host, options.port, options.allow_host)
+    config = ServiceConfig(tuple(options.model), options.device, options.memory, limits)
+    return serve(config, options.host, options.port, options.allow_host)
 
 
 def _port(text: str) -> int:

@@ -16,18 +16,18 @@ from nlrn.system.atomic import check_target
 if TYPE_CHECKING:
     from nlrn.inference.restorer import Restorer
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True) -> None:
-    """--model, --device, --quiet and, for a command that restores pictures, --mode, --tta and --precision."""
+    """--model, --device, --quiet and, for a command that restores images, --mode, --tta and --precision."""
     parser.add_argument("--model", metavar="NAME|FILE", help="a shipped model (see: nlrn models) or a weights file")
     if restores:
         parser.add_argument(
             "--mode",
             choices=("window", "patch"),
             default="window",
-            help="over the whole picture, or the authors' slow patches",
+            help="over the whole image, or the authors' slow patches",
         )
         parser.add_argument("--tta", action="store_true", help="the mean over 8 flips and turns: 8 times the work")
         parser.add_argument(
@@ -82,7 +82,7 @@ def print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequenc
     Console().print(table)
 
 
-def sayer(options: argparse.Namespace) -> Say:
+def reporter(options: argparse.Namespace) -> Report:
     return (lambda line: None) if options.quiet else lambda line: print(printable(line), flush=True)
 
 
@@ -97,7 +97,7 @@ def printable(line: str) -> str:
 
 
 class ProgressBar:
-    """A bar on a terminal while tiles, patches or pictures are worked on; nothing elsewhere."""
+    """A bar on a terminal while tiles, patches or images are worked on; nothing elsewhere."""
 
     def __init__(self, options: argparse.Namespace, what: str, total: int | None = None) -> None:
         from rich.console import Console
@@ -108,7 +108,7 @@ class ProgressBar:
             transient=True,
             disable=options.quiet or not (sys.stderr and sys.stderr.isatty()),
         )
-        self.what, self.pace = what, total is not None  # how many pictures a second, of tiles it says nothing
+        self.what, self.pace = what, total is not None  # how many images a second, of tiles it says nothing
         self.task = self.bar.add_task(what, total=total)
 
     def __enter__(self) -> Any:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import count, sayer
+from nlrn.cli.shared import count, reporter
 from nlrn.errors import ConfigError, ElsewhereError
 
 
@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: runs/<recipe name>")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest good state")
+    parser.add_argument("--resume", action="store_true", help="resume from the newest good state")
     parser.add_argument("--minutes", type=float, help="stop by the clock, the decay of the learning rate included")
     parser.add_argument("--cpu-minutes", type=float, help="the same by the CPU time of a thread, on a busy machine")
     parser.add_argument("--decay", type=float, metavar="SHARE", help="of the slice, instead of the recipe's; 0: none")
@@ -47,5 +47,5 @@ def _train(options: argparse.Namespace) -> int:
     except ElsewhereError:  # one error is said once
         return 3
     if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
-        sayer(options)(f"wrote {path}")
+        reporter(options)(f"wrote {path}")
     return 0

@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.images import add_picture_options, restore_input
+from nlrn.cli.images import add_image_options, restore_input
 from nlrn.cli.shared import make_restorer, number, side
 from nlrn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nlrn.cli.shared import Say
+    from nlrn.cli.shared import Report
     from nlrn.inference.self_ensemble import Progress
-    from nlrn.io.image import Picture
+    from nlrn.io.image import ImageData
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("upscale", help="enlarge a picture (super-resolution)")
+    parser = commands.add_parser("upscale", help="enlarge an image (super-resolution)")
     parser.add_argument("-s", "--scale", type=_scale, help="how many times, 1.5 to 16 (default: 2)")
     parser.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
     parser.add_argument("--height", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
-    add_picture_options(parser)
+    add_image_options(parser)
     parser.set_defaults(run=_upscale, task="sr")
 
 
@@ -30,16 +30,16 @@ def _upscale(options: argparse.Namespace) -> int:
     return restore_input(options, _restored, "enlarging", _expected)
 
 
-def _expected(options: argparse.Namespace, picture: Picture) -> Picture:
-    return picture.of_size(*_size(options, *picture.array.shape[:2]))
+def _expected(options: argparse.Namespace, image: ImageData) -> ImageData:
+    return image.of_size(*_size(options, *image.array.shape[:2]))
 
 
-def _restored(options: argparse.Namespace, picture: Picture, say: Say, tick: Progress | None) -> Picture:
+def _restored(options: argparse.Namespace, image: ImageData, say: Report, tick: Progress | None) -> ImageData:
     from nlrn.inference.pipeline import upscaled
 
-    size = _size(options, *picture.array.shape[:2])
+    size = _size(options, *image.array.shape[:2])
     restorer = make_restorer(options, channels=1)
-    return upscaled(picture, restorer, *size, value_range=options.range, say=say, progress=tick)
+    return upscaled(image, restorer, *size, value_range=options.range, say=say, progress=tick)
 
 
 def _size(options: argparse.Namespace, height: int, width: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from nlrn.errors import ConfigError, InputError
 from nlrn.evaluation.plotting import new_figure, write_figure
 from nlrn.functional.degradations import add_gaussian_noise
-from nlrn.functional.ranges import MAX_SIGMA, checked_picture
+from nlrn.functional.ranges import MAX_SIGMA, checked_image
 from nlrn.functional.tiling import PATCH
 from nlrn.inference.memory import within_memory
 from nlrn.inference.restorer import Restorer
@@ -26,13 +26,13 @@ GREY = np.array([0.299, 0.587, 0.114], np.float32)  # full-range BT.601 luma, wh
 
 @dataclass(frozen=True)
 class Maps:
-    """The correlations of one pixel. picture: float HW or HWC, the part that they cover, black outside of it.
+    """The correlations of one pixel. image: float HW or HWC, the part that they cover, black outside of it.
 
     states: float32 [T, h, w], of every state how much each pixel of that part counts: the softmax of S_t, sum 1.
-    centre: (row, column) of the query in that part. sigma: the noise level the picture holds and the model was told.
+    centre: (row, column) of the query in that part. sigma: the noise level the image holds and the model received.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     states: np.ndarray
     centre: tuple[int, int]
     sigma: float
@@ -44,31 +44,31 @@ class Maps:
         return [float(np.exp(-(row * np.log(np.where(row > 0, row, 1))).sum())) for row in p]
 
 
-def correlation_maps(restorer: Restorer, picture: np.ndarray, at: tuple[int, int], sigma: float) -> Maps:
+def correlation_maps(restorer: Restorer, image: np.ndarray, at: tuple[int, int], sigma: float) -> Maps:
     """The maps of the pixel `at` (x, y), column and row from the top left, counted from 0.
 
-    picture: float HW or HWC on the 0..1 scale, as the model shall see it, with noise of `sigma` (0..75, in 0-255
-    units) in it; a grey model sees the luma of a colour picture. A part of the picture that holds all the pixel
-    depends on is run; a model that looks at the whole picture sees the authors' patch around the pixel. Raises
-    InputError for a pixel outside the picture, and what Restorer.denoise raises.
+    image: float HW or HWC on the 0..1 scale, as the model shall see it, with noise of `sigma` (0..75, in 0-255
+    units) in it; a grey model sees the luma of a colour image. A part of the image that holds all the pixel
+    depends on is run; a model that looks at the whole image sees the authors' patch around the pixel. Raises
+    InputError for a pixel outside the image, and what Restorer.denoise raises.
     """
-    picture = checked_picture(picture)
+    image = checked_image(image)
     (x, y), config = at, restorer.model.config
     if not restorer.model.block.non_local.carries:
         raise ConfigError(f"there are maps of {CARRIED} alone, and this model's distance is {config.distance}")
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if not (0 <= x < width and 0 <= y < height):
-        raise InputError(f"the pixel {x},{y} lies outside the picture of {width} x {height} pixels")
-    level = float(restorer.noise_level(picture, float(sigma)))
-    if config.in_channels == 1 and picture.ndim == 3:
-        picture = picture @ GREY if picture.shape[2] == 3 else picture[..., 0]
+        raise InputError(f"the pixel {x},{y} lies outside the image of {width} x {height} pixels")
+    level = float(restorer.noise_level(image, float(sigma)))
+    if config.in_channels == 1 and image.ndim == 3:
+        image = image @ GREY if image.shape[2] == 3 else image[..., 0]
     reach = restorer.model.receptive_radius
     reach = PATCH // 2 if reach is None else reach
     rows, columns = (slice(max(0, c - reach), c + reach + 1) for c in (y, x))
-    part = picture[rows, columns]
+    part = image[rows, columns]
     planes = np.atleast_3d(part).transpose(2, 0, 1)[None]
     if planes.shape[1] != config.in_channels:
-        raise InputError("this model restores colour pictures; the picture is grey: use a grey model")
+        raise InputError("this model restores colour images; the image is grey: use a grey model")
     centre = (y - rows.start, x - columns.start)
     seen = torch.from_numpy(np.ascontiguousarray(planes)).to(restorer.device, torch.float32)
     states = _states(restorer.model, seen, centre, level / 255 if config.sigma_input else None)
@@ -104,14 +104,14 @@ def _states(model: NLRN, x: Tensor, centre: tuple[int, int], sigma: float | None
 
 
 def explain(restorer: Restorer, clean: np.ndarray, at: tuple[int, int], sigma: float, seed: int = 0) -> list[Maps]:
-    """The maps of a picture taken for clean, and of the same with Gaussian noise of `sigma` added.
+    """The maps of an image taken for clean, and of the same with Gaussian noise of `sigma` added.
 
-    Raises InputError for a sigma or a picture that is refused, ConfigError for a model that does not denoise.
+    Raises InputError for a sigma or an image that is refused, ConfigError for a model that does not denoise.
     """
     if not 0 < sigma <= MAX_SIGMA:
         raise InputError(f"sigma must lie above 0 and up to {MAX_SIGMA:g} (0-255 units), not {sigma:g}")
     restorer.require("denoise")
-    clean = checked_picture(clean)
+    clean = checked_image(clean)
     noisy = add_gaussian_noise(clean, sigma, seed).astype(np.float32)
     return [correlation_maps(restorer, clean, at, 0.0), correlation_maps(restorer, noisy, at, sigma)]
 
@@ -125,9 +125,9 @@ def draw(rows: list[Maps], path: Path, *, overwrite: bool = False) -> None:
     figure = new_figure(1.5 * (states + 1), 1.8 * len(rows))
     axes: Any = figure.subplots(len(rows), states + 1, squeeze=False)
     for line, maps in zip(axes, rows, strict=True):
-        told = "no noise" if maps.sigma == 0 else f"noise of sigma {maps.sigma:g}"
-        line[0].imshow(np.clip(maps.picture, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        line[0].set_title(told, fontsize=8)
+        title = "no noise" if maps.sigma == 0 else f"noise of sigma {maps.sigma:g}"
+        line[0].imshow(np.clip(maps.image, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        line[0].set_title(title, fontsize=8)
         for t, (axis, p, effective) in enumerate(zip(line[1:], maps.states, maps.neighbours, strict=True)):
             axis.imshow(p, cmap="magma", vmin=0, vmax=p.max(), interpolation="nearest")
             axis.set_title(f"state {t + 1}: {effective:.0f} pixels", fontsize=8)

@@ -24,12 +24,12 @@ from nlrn.functional.metrics import SSIM_RADIUS, luma8, psnr, quantize8, ssim, s
 from nlrn.inference.memory import within_memory
 from nlrn.inference.restorer import Restorer
 from nlrn.inference.super_resolution import seen_size
-from nlrn.io.datasets import SCORING_SETS, NamedPicture, read_folder
+from nlrn.io.datasets import SCORING_SETS, NamedImage, read_folder
 from nlrn.models.nlrn import CARRIED, NLRN
 from nlrn.models.observers import AttentionMeter
 
 _SCORED = (
-    "output clipped and rounded to 8 bit; mean over the pictures of PSNR in dB, and of SSIM of Wang et al. (11 x 11"
+    "output clipped and rounded to 8 bit; mean over the images of PSNR in dB, and of SSIM of Wang et al. (11 x 11"
     " Gaussian, 1.5, valid area)"
 )
 _LUMINANCE = (
@@ -38,16 +38,16 @@ _LUMINANCE = (
 )
 PROTOCOLS = {
     "noise": (
-        "picture in [0,1]; normal noise of numpy RandomState(0) restarted for every picture, neither clipped nor"
-        f" rounded; {_SCORED}, over the whole picture; colour goes channel by channel through a grey model"
+        "image in [0,1]; normal noise of numpy RandomState(0) restarted for every image, neither clipped nor"
+        f" rounded; {_SCORED}, over the whole image; colour goes channel by channel through a grey model"
     ),
     "camera": (
-        "8-bit picture as a camera stored it (nlrn.functional.camera.noisy_at: camera and noise follow from the"
-        " picture's values; the level is the noise's standard deviation on grey before JPEG); the input and the"
-        f" {_SCORED}, over the whole picture; a model that finds the noise itself is asked for level 1"
+        "8-bit image as a camera stored it (nlrn.functional.camera.noisy_at: camera and noise follow from the"
+        " image's values; the level is the noise's standard deviation on grey before JPEG); the input and the"
+        f" {_SCORED}, over the whole image; a model that finds the noise itself is asked for level 1"
     ),
     "float-lr": f"8-bit luminance made smaller by MATLAB's bicubic and kept in float; luminance {_LUMINANCE}",
-    "8bit-lr": f"picture made smaller by MATLAB's bicubic in 8 bit, its luminance enlarged; luminance {_LUMINANCE}",
+    "8bit-lr": f"image made smaller by MATLAB's bicubic in 8 bit, its luminance enlarged; luminance {_LUMINANCE}",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "as is": {},
@@ -56,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "self only": {"window": 1},
 }
 LEAST_SIDE = 2 * SSIM_RADIUS + 1
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def usual_sets(task: str, channels: int) -> tuple[str, ...]:
@@ -72,12 +72,12 @@ def find_sets(
     channels: int = 1,
     task: str = "denoise",
     scales: Sequence[float] = (),
-) -> dict[str, list[NamedPicture]]:
-    """The pictures to score on: the named scoring sets below `data`, or `data` itself as one set.
+) -> dict[str, list[NamedImage]]:
+    """The images to score on: the named scoring sets below `data`, or `data` itself as one set.
 
-    With no names: the usual ones, those that are there. A grey model takes pictures as they are, colour channel by
+    With no names: the usual ones, those that are there. A grey model takes images as they are, colour channel by
     channel or as their luminance; for a colour model grey ones are made colour. Raises InputError when there is nothing
-    to score on, two pictures of a set share a name, or one is too small for SSIM, at one of the `scales`
+    to score on, two images of a set share a name, or one is too small for SSIM, at one of the `scales`
     without its border.
     """
     root = Path(data)
@@ -89,12 +89,12 @@ def find_sets(
         raise InputError(f"no scoring set {unknown[0]!r}; there are {', '.join(sorted(SCORING_SETS))}")
     places = {name: root / SCORING_SETS[name] for name in wanted} or {root.resolve().name: root}
     sets = {name: read_folder(place, channels=3 if channels == 3 else None) for name, place in places.items()}
-    for name, pictures in sets.items():
-        stems = [stem for stem, _ in pictures]
+    for name, images in sets.items():
+        stems = [stem for stem, _ in images]
         twice = next((stem for stem in stems if stems.count(stem) > 1), None)
         if twice is not None:
-            raise InputError(f"{name} holds two pictures called {twice}: scores go by that name, rename one")
-        for stem, image in pictures:
+            raise InputError(f"{name} holds two images called {twice}: scores go by that name, rename one")
+        for stem, image in images:
             side = min(image.shape[:2])
             borders = [math.ceil(scale) for scale in scales]
             if (
@@ -113,12 +113,12 @@ def find_sets(
 
 @dataclass(frozen=True)
 class Condition:
-    """One degradation under which every picture is scored. name: of its column, label: of its printed line.
+    """One degradation under which every image is scored. name: of its column, label: of its printed line.
 
-    score: [PSNR, SSIM] of a restorer on a clean uint8 picture; where it estimates the noise also the estimate, and the
-    PSNR when it is told the true level. extra: names of the numbers that follow PSNR and SSIM there, whose means are
+    score: [PSNR, SSIM] of a restorer on a clean uint8 image; where it estimates the noise also the estimate, and the
+    PSNR when it receives the true level. extra: names of the numbers that follow PSNR and SSIM there, whose means are
     kept too. seen: the planes [B, C, H, W], float64, that the network sees of it, and the
-    noise level it is told, on their scale, or None.
+    noise level it receives, on their scale, or None.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Condition:
 
 
 def denoising(sigmas: Iterable[float], seed: int = 0, *, auto: bool = False) -> list[Condition]:
-    """Gaussian noise of each level (PROTOCOLS["noise"]). auto: the model is told the estimated level, not the true."""
+    """Gaussian noise of each level (PROTOCOLS["noise"]). auto: the model receives the estimated level, not the true."""
     return [_noise(sigma, seed, auto) for sigma in sigmas]
 
 
@@ -137,11 +137,14 @@ def _noise(sigma: float, seed: int, auto: bool) -> Condition:
     def score(restorer: Restorer, image: np.ndarray) -> list[float]:
         clean = image / 255.0
         noisy = add_gaussian_noise(clean, sigma, seed)
-        told = restorer.noise_level(noisy, "auto", value_range="type") if auto else sigma
-        output = quantize8(restorer.denoise(noisy, told, value_range="type"))
+        given = restorer.noise_level(noisy, "auto", value_range="type") if auto else sigma
+        output = quantize8(restorer.denoise(noisy, given, value_range="type"))
         scores = [psnr(clean, output), ssim(clean, output)]
         if auto:
-            scores += [float(np.mean(told)), psnr(clean, quantize8(restorer.denoise(noisy, sigma, value_range="type")))]
+            scores += [
+                float(np.mean(given)),
+                psnr(clean, quantize8(restorer.denoise(noisy, sigma, value_range="type"))),
+            ]
         return scores
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, float]:
@@ -151,33 +154,33 @@ def _noise(sigma: float, seed: int, auto: bool) -> Condition:
     return Condition(f"{sigma:g}", f"sigma {sigma:g}", score, seen)
 
 
-def photographs(levels: Iterable[float], told: float | str) -> list[Condition]:
-    """Camera noise of each level (PROTOCOLS["camera"]). told: the sigma that the model is given for every picture, or
+def photographs(levels: Iterable[float], given: float | str) -> list[Condition]:
+    """Camera noise of each level (PROTOCOLS["camera"]). given: the sigma that the model receives for every image, or
     "auto", as estimated; of a model that finds the noise itself its level_one.
     """
-    return [_photograph(level, told) for level in levels]
+    return [_photograph(level, given) for level in levels]
 
 
-def _photograph(level: float, told: float | str) -> Condition:
+def _photograph(level: float, given: float | str) -> Condition:
     def score(restorer: Restorer, image: np.ndarray) -> list[float]:
         clean = image / 255.0
         noisy, finds = noisy_at(clean, level), restorer.model.config.level_one > 0
-        sigma = restorer.noise_level(noisy, "auto" if finds else told, value_range="type")
+        sigma = restorer.noise_level(noisy, "auto" if finds else given, value_range="type")
         output = quantize8(restorer.denoise(noisy, "auto" if finds else sigma, value_range="type"))
         return [psnr(clean, output), ssim(clean, output), psnr(clean, noisy), float(np.mean(sigma))]
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, float]:
-        if isinstance(told, str):
+        if isinstance(given, str):
             raise ConfigError("the attention is studied at a sigma that is given, not estimated")
-        return noisy_at(image / 255.0, level).transpose(2, 0, 1)[None], told / 255
+        return noisy_at(image / 255.0, level).transpose(2, 0, 1)[None], given / 255
 
-    return Condition(f"{level:g}", f"camera noise {level:g}", score, seen, ("psnr_noisy", "told"))
+    return Condition(f"{level:g}", f"camera noise {level:g}", score, seen, ("psnr_noisy", "given_sigma"))
 
 
 def super_resolution(scales: Iterable[float], protocol: str = "float-lr") -> list[Condition]:
     """Bicubic reduction by each scale, scored on the luminance (PROTOCOLS[protocol]).
 
-    A scale between two whole numbers is a fraction p / q with q up to 10: pictures are cropped to a multiple of p, and
+    A scale between two whole numbers is a fraction p / q with q up to 10: images are cropped to a multiple of p, and
     the border is the scale rounded up.
     """
     if protocol not in ("float-lr", "8bit-lr"):
@@ -189,7 +192,7 @@ def _reduction(scale: float, protocol: str) -> Condition:
     ratio, border = Fraction(scale).limit_denominator(10), math.ceil(scale)
 
     def pair(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The luminance of the picture, and of the small one."""
+        """The luminance of the image, and of the small one."""
         steps = [n // ratio.numerator for n in image.shape[:2]]
         height, width = (n * ratio.denominator for n in steps)
         image = image[: steps[0] * ratio.numerator, : steps[1] * ratio.numerator]
@@ -216,35 +219,35 @@ def _reduction(scale: float, protocol: str) -> Condition:
 
 def evaluate(
     restorer: Restorer,
-    sets: dict[str, list[NamedPicture]],
+    sets: dict[str, list[NamedImage]],
     conditions: Sequence[Condition],
     *,
-    say: Say = lambda line: None,
+    say: Report = lambda line: None,
 ) -> dict[str, Any]:
-    """{set: {condition: {"psnr", "ssim", "seconds", "pictures": {name: [psnr, ssim]}}}}, PSNR in dB."""
+    """{set: {condition: {"psnr", "ssim", "seconds", "images": {name: [psnr, ssim]}}}}, PSNR in dB."""
     scores: dict[str, Any] = {}
-    for name, pictures in sets.items():
+    for name, images in sets.items():
         scores[name] = {}
         for condition in conditions:
             started = time.perf_counter()
-            each = {stem: condition.score(restorer, image) for stem, image in pictures}
+            each = {stem: condition.score(restorer, image) for stem, image in images}
             mean = np.mean(list(each.values()), axis=0)
             scores[name][condition.name] = {
                 "psnr": float(mean[0]),
                 "ssim": float(mean[1]),
                 "seconds": time.perf_counter() - started,
-                "pictures": each,
+                "images": each,
             } | dict(zip(condition.extra, mean[2:].tolist(), strict=False))
-            say(f"{name} {condition.label}: {mean[0]:.3f} dB, SSIM {mean[1]:.4f} over {len(pictures)} pictures")
+            say(f"{name} {condition.label}: {mean[0]:.3f} dB, SSIM {mean[1]:.4f} over {len(images)} images")
     return scores
 
 
 def attention_study(
     restorer: Restorer,
-    pictures: Sequence[NamedPicture],
+    images: Sequence[NamedImage],
     conditions: Iterable[Condition],
     *,
-    say: Say = lambda line: None,
+    say: Report = lambda line: None,
 ) -> dict[str, Any]:
     """What the attention of a trained model is worth, for every condition: mean PSNR (dB) of the VARIANTS, and over
     all pixels the median effective neighbours and the largest |S| of every state.
@@ -253,7 +256,7 @@ def attention_study(
     how much this model leans on the part taken away, not how well a network without it could do.
     """
     if restorer.model.config.window is None:
-        raise ConfigError("the attention study narrows a window, and this model has none: it sees the whole picture")
+        raise ConfigError("the attention study narrows a window, and this model has none: it sees the whole image")
     if not restorer.model.block.non_local.carries:
         raise ConfigError(f"the attention study is about {CARRIED}, not {restorer.model.config.distance}")
     study: dict[str, Any] = {}
@@ -263,8 +266,8 @@ def attention_study(
             changed = Restorer(
                 restorer.model.reconfigured(**change), device=str(restorer.device), settings=restorer.settings
             )
-            row["psnr"][variant] = float(np.mean([condition.score(changed, image)[0] for _, image in pictures]))
-        row |= _spread(restorer.model, pictures, condition, restorer.device)
+            row["psnr"][variant] = float(np.mean([condition.score(changed, image)[0] for _, image in images]))
+        row |= _spread(restorer.model, images, condition, restorer.device)
         study[condition.name] = row
         say(f"{condition.label}: " + ", ".join(f"{k} {v:.2f}" for k, v in row["psnr"].items()))
     return study
@@ -272,11 +275,11 @@ def attention_study(
 
 @torch.inference_mode()
 def _spread(
-    model: NLRN, pictures: Sequence[NamedPicture], condition: Condition, device: torch.device
+    model: NLRN, images: Sequence[NamedImage], condition: Condition, device: torch.device
 ) -> dict[str, list[float]]:
-    """{"neighbours": a median per state, "largest": |S|max per state} over the pixels of all pictures, float32."""
+    """{"neighbours": a median per state, "largest": |S|max per state} over the pixels of all images, float32."""
     meters = []
-    for _, image in pictures:
+    for _, image in images:
         planes, sigma = condition.seen(image)
         planes = planes.reshape(-1, model.config.in_channels, *planes.shape[2:])  # colour through a grey model
         x = torch.from_numpy(np.ascontiguousarray(planes)).to(device, torch.float32)

@@ -12,12 +12,12 @@ def hidden(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Bool, HW or HW1 as image [H, W] or [H, W, C] wants it: where alpha [H, W] is 0."""
     alpha = np.asarray(alpha)
     if alpha.shape != image.shape[:2]:
-        raise InputError(f"alpha of shape {alpha.shape} does not fit a picture of {image.shape[:2]}")
+        raise InputError(f"alpha of shape {alpha.shape} does not fit an image of {image.shape[:2]}")
     return (alpha == 0).reshape(alpha.shape + (1,) * (image.ndim - 2))
 
 
 def fill_hidden(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The picture, float HW or HWC, with hidden colour replaced by what lies around it.
+    """The image, float HW or HWC, with hidden colour replaced by what lies around it.
 
     Holes are filled from coarser and coarser means of the visible pixels (push-pull); visible pixels are kept.
     """
@@ -43,7 +43,7 @@ def _fill(colour: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _halve(x: np.ndarray) -> np.ndarray:
-    """Sums of 2 x 2 pixels, the picture made even by zeros."""
+    """Sums of 2 x 2 pixels, the image made even by zeros."""
     x = np.pad(x, ((0, x.shape[0] % 2), (0, x.shape[1] % 2), (0, 0)))
     return x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]
 

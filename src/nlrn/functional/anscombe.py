@@ -38,12 +38,12 @@ class PoissonNoise:
         if not (math.isfinite(self.read_noise) and self.read_noise >= 0):
             raise ConfigError(f"the read noise must be a number of at least 0, not {self.read_noise}")
 
-    def stabilized(self, picture: np.ndarray) -> np.ndarray:
-        """The transform of a noisy picture on the 0-255 scale: float64, noise of standard deviation 1.
+    def stabilized(self, image: np.ndarray) -> np.ndarray:
+        """The transform of a noisy image on the 0-255 scale: float64, noise of standard deviation 1.
 
         Below about 3 photons a pixel the deviation falls short of 1, down to 0.35 at a tenth of a photon.
         """
-        inside = self.gain * np.asarray(picture, np.float64) + 3 / 8 * self.gain**2 + self.read_noise**2
+        inside = self.gain * np.asarray(image, np.float64) + 3 / 8 * self.gain**2 + self.read_noise**2
         return 2 / self.gain * np.sqrt(np.maximum(inside, 0))
 
     def mean_of(self, stabilized: np.ndarray) -> np.ndarray:
@@ -57,9 +57,9 @@ class PoissonNoise:
         return self.gain * np.maximum(photons, 0)
 
     def removed(self, image: np.ndarray, denoise: Callable[[np.ndarray, float], np.ndarray]) -> np.ndarray:
-        """The restored picture, float32 on the 0..1 scale as `image` is, by a denoiser for Gaussian noise.
+        """The restored image, float32 on the 0..1 scale as `image` is, by a denoiser for Gaussian noise.
 
-        denoise(picture, sigma): of float32 on the 0..1 scale, sigma in 0-255 units. What it sees is the transform
+        denoise(image, sigma): of float32 on the 0..1 scale, sigma in 0-255 units. What it sees is the transform
         on the image's own range, as of `nlrn.functional.ranges.scale_of`.
         """
         noisy = self.stabilized(np.asarray(image, np.float64) * 255)
@@ -67,8 +67,8 @@ class PoissonNoise:
         restored = scale.back(denoise(scale.unit(noisy), 255 / scale.spread), noisy.dtype) + scale.beyond(noisy)
         return (self.mean_of(restored) / 255).astype(np.float32)
 
-    def add(self, picture: np.ndarray, seed: int = 0) -> np.ndarray:
-        """A picture on the 0-255 scale with this noise, float64, from numpy's RandomState(seed)."""
+    def add(self, image: np.ndarray, seed: int = 0) -> np.ndarray:
+        """An image on the 0-255 scale with this noise, float64, from numpy's RandomState(seed)."""
         random = np.random.RandomState(seed)
-        counts = random.poisson(np.maximum(picture, 0) / self.gain)
-        return self.gain * counts + self.read_noise * random.standard_normal(np.shape(picture))
+        counts = random.poisson(np.maximum(image, 0) / self.gain)
+        return self.gain * counts + self.read_noise * random.standard_normal(np.shape(image))

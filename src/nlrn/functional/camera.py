@@ -340,8 +340,8 @@ def jpeg(image: np.ndarray, quality: int, subsampling: str = "4:2:0") -> np.ndar
     if subsampling not in SUBSAMPLING:
         raise ConfigError(f"subsampling is one of {', '.join(SUBSAMPLING)}, not {subsampling!r}")
     file = io.BytesIO()
-    picture = Image.fromarray(np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
-    picture.save(file, "JPEG", quality=quality, subsampling=SUBSAMPLING.index(subsampling))
+    whole = Image.fromarray(np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
+    whole.save(file, "JPEG", quality=quality, subsampling=SUBSAMPLING.index(subsampling))
     with Image.open(file) as stored:
         return np.asarray(stored).astype(image.dtype) / image.dtype.type(255)
 

@@ -1,7 +1,7 @@
 """The degradations that the networks undo: Gaussian noise and MATLAB's bicubic resizing.
 
 Pure functions of a float array HW or HWC; every result is float64 and neither clipped nor rounded, save
-where a function says so.
+where documented.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def add_gaussian_noise(image: np.ndarray, sigma: float, seed: int = 0) -> np.nda
     """`image` + normal noise of standard deviation sigma / 255, float64, not clipped (docs/reproduce.md).
 
     image: HW or HWC in [0, 1]; sigma in 0-255 units. NumPy's legacy RandomState(seed) starts anew at every
-    call, so pictures of equal shape get equal noise: this is the field's protocol for scoring.
+    call, so images of equal shape get equal noise: this is the field's protocol for scoring.
     """
     if not (math.isfinite(sigma) and sigma >= 0):
         raise InputError(f"sigma is {sigma}; expected a number >= 0 in 0-255 units")
-    image = _float_picture(image)
+    image = _float_image(image)
     return image + np.random.RandomState(seed).normal(0, sigma / 255, image.shape)
 
 
@@ -35,10 +35,10 @@ def resize_bicubic(
     """`image` resized like MATLAB's imresize(..., "bicubic"): Keys' cubic (1981) with a = -0.5.
 
     image: HW or HWC of any range; the result is float64 [height, width(, C)] and may overshoot the range.
-    antialias widens the kernel when shrinking. Outside the picture the pixels are repeated ("replicate", as
+    antialias widens the kernel when shrinking. Outside the image the pixels are repeated ("replicate", as
     in the MATLAB that made the usual test sets) or mirrored with the edge ("symmetric", newer MATLAB).
     """
-    image = _float_picture(image)
+    image = _float_image(image)
     down, across = _taps(image.shape[0], height, antialias, border), _taps(image.shape[1], width, antialias, border)
     result = np.empty((height, width, *image.shape[2:]))
     for top in range(0, height, _STRIP):  # what lies between the two passes is never there as a whole
@@ -57,24 +57,24 @@ def resize_matrix(length: int, size: int, *, antialias: bool = True, border: Bor
 
 
 def resize_bicubic8(image: np.ndarray, height: int, width: int, *, border: Border = "replicate") -> np.ndarray:
-    """A uint8 picture resized to uint8 exactly as MATLAB does it, which made the field's LR pictures.
+    """A uint8 image resized to uint8 exactly as MATLAB does it, which made the field's LR images.
 
     The vertical axis goes first; after each axis the values are rounded, half up, and clipped to 8 bits.
     """
     if image.dtype != np.uint8:
-        raise InputError(f"expected a uint8 picture; got {image.dtype}")
-    image = _float_picture(image.astype(np.float64))
+        raise InputError(f"expected a uint8 image; got {image.dtype}")
+    image = _float_image(image.astype(np.float64))
     rows = _round8(_resampled(image, *_taps(image.shape[0], height, True, border)))
     columns = _resampled(rows.swapaxes(0, 1), *_taps(image.shape[1], width, True, border))
     return _round8(columns).swapaxes(0, 1).astype(np.uint8)
 
 
-def _float_picture(image: np.ndarray) -> np.ndarray:
+def _float_image(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.ndim not in (2, 3) or 0 in image.shape:
-        raise InputError(f"expected a picture HW or HWC; got shape {image.shape}")
+        raise InputError(f"expected an image HW or HWC; got shape {image.shape}")
     if not np.issubdtype(image.dtype, np.floating):
-        raise InputError(f"expected a float picture in [0, 1]; got {image.dtype}; divide by 255 or 65535")
+        raise InputError(f"expected a float image in [0, 1]; got {image.dtype}; divide by 255 or 65535")
     return image.astype(np.float64, copy=False)
 
 
@@ -83,7 +83,7 @@ def _round8(values: np.ndarray) -> np.ndarray:
 
 
 def _resampled(image: np.ndarray, index: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The first axis resampled; one pass over the picture for each of the kernel's few taps."""
+    """The first axis resampled; one pass over the image for each of the kernel's few taps."""
     result = np.zeros((len(index), *image.shape[1:]))
     shape = (-1,) + (1,) * (image.ndim - 1)
     for tap in range(index.shape[1]):
@@ -106,7 +106,7 @@ def _taps(length: int, size: int, antialias: bool, border: Border) -> tuple[np.n
 
 
 def _inside(index: np.ndarray, length: int, border: Border) -> np.ndarray:
-    """Row numbers beyond the picture brought into it."""
+    """Row numbers beyond the image brought into it."""
     if border == "replicate":
         return np.clip(index, 0, length - 1)
     if border == "symmetric":

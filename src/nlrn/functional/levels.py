@@ -15,7 +15,7 @@ from nlrn.functional.ranges import MAX_SIGMA
 
 
 def channels_of(image: np.ndarray) -> int:
-    """1 for a picture that is grey, HW or HWC, whatever its number of channels; 3 for one that has colour."""
+    """1 for an image that is grey, HW or HWC, whatever its number of channels; 3 for one that has colour."""
     equal = image.ndim == 2 or all(np.array_equal(image[..., 0], image[..., c]) for c in range(1, image.shape[2]))
     return 1 if equal else 3
 

@@ -23,7 +23,7 @@ def without_margins(image: np.ndarray, sigma: Callable[[np.ndarray], float]) -> 
     image: float [H, W, C] on the 0..1 scale. sigma: of an image, its noise on that scale.
     """
     rest, found = image, list[float]()
-    for _ in range(2):  # around a picture in the middle of a page the sides are seen once the top is away
+    for _ in range(2):  # around an image in the middle of a page the sides are seen once the top is away
         plane = rest.mean(axis=2, dtype=np.float64)
         sides = [_margin(side) for side in (plane, plane[::-1], plane.T, plane.T[::-1])]
         faintest = min((noise for count, noise in sides if count), default=0.0)

@@ -1,6 +1,6 @@
 """PSNR and SSIM as the field scores them (docs/reproduce.md): pure functions of two arrays in [0, 1].
 
-Nothing is rounded or clipped unless asked: score `psnr(clean, quantize8(output))` for a restored picture;
+Nothing is rounded or clipped unless asked: score `psnr(clean, quantize8(output))` for a restored image;
 a noisy input is scored as it is, neither clipped nor rounded.
 """
 
@@ -31,12 +31,12 @@ def studio_luma(image: np.ndarray) -> np.ndarray:
     """
     image = np.asarray(image, dtype=np.float64)
     if image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"luma needs an HWC picture with 3 channels; got shape {image.shape}")
+        raise InputError(f"luma needs an HWC image with 3 channels; got shape {image.shape}")
     return image @ _STUDIO_LUMA + 16 / 255
 
 
 def luma8(image: np.ndarray) -> np.ndarray:
-    """The plane that super-resolution is about: a uint8 picture HW as it is, HWC as its studio luma in 8 bits, HW."""
+    """The plane that super-resolution is about: a uint8 image HW as it is, HWC as its studio luma in 8 bits, HW."""
     return image if image.ndim == 2 else np.rint(255 * studio_luma(image / 255)).astype(np.uint8)
 
 
@@ -44,7 +44,7 @@ def psnr(a: np.ndarray, b: np.ndarray, *, border: int = 0) -> float:
     """Peak signal-to-noise ratio in dB for a peak of 1, over all pixels and channels at once.
 
     a, b: HW or HWC, equal shapes, nominally in [0, 1]; `border` pixels are left out on each side.
-    Equal pictures give inf. Raises InputError for shapes that differ or that the border uses up.
+    Equal images give inf. Raises InputError for shapes that differ or that the border uses up.
     """
     a, b = _pair(a, b, border, least=1)
     error = float(np.mean(np.square(a - b)))
@@ -55,7 +55,7 @@ def ssim(a: np.ndarray, b: np.ndarray, *, border: int = 0) -> float:
     """Structural similarity of Wang, Bovik, Sheikh, Simoncelli (IEEE TIP 2004), mean over the channels.
 
     An 11 x 11 Gaussian window of sigma 1.5, K = (0.01, 0.03), population covariance, mean over the valid
-    area (the window lies wholly inside the picture). Arguments as for `psnr`; at least 11 x 11 pixels must
+    area (the window lies wholly inside the image). Arguments as for `psnr`; at least 11 x 11 pixels must
     remain inside the border.
     """
     a, b = _pair(a, b, border, least=2 * SSIM_RADIUS + 1)
@@ -68,12 +68,12 @@ def ssim(a: np.ndarray, b: np.ndarray, *, border: int = 0) -> float:
 
 
 def _pair(a: np.ndarray, b: np.ndarray, border: int, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both pictures as float64 without their border."""
+    """Both images as float64 without their border."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.ndim not in (2, 3):
-        raise InputError(f"expected two HW or HWC pictures of one shape; got {a.shape} and {b.shape}")
+        raise InputError(f"expected two HW or HWC images of one shape; got {a.shape} and {b.shape}")
     if not all(np.issubdtype(x.dtype, np.floating) for x in (a, b)):
-        raise InputError(f"expected float pictures in [0, 1]; got {a.dtype} and {b.dtype}; divide by 255")
+        raise InputError(f"expected float images in [0, 1]; got {a.dtype} and {b.dtype}; divide by 255")
     height, width = a.shape[:2]
     if border < 0 or min(height, width) - 2 * border < least:
         raise InputError(f"{height} x {width} pixels with a border of {border}: fewer than {least} are left")

@@ -1,6 +1,6 @@
-"""The noise level of a picture, estimated from the picture alone.
+"""The noise level of an image, estimated from the image alone.
 
-Method: Liu, Tanaka, Okutomi, "Single-Image Noise Level Estimation for Blind Denoising", IEEE TIP 2013. Where a picture
+Method: Liu, Tanaka, Okutomi, "Single-Image Noise Level Estimation for Blind Denoising", IEEE TIP 2013. Where an image
 is smooth, the covariance of its patches is that of the noise: its small eigenvalues are the noise's variance. Patches
 are kept whose gradients are no larger than noise of the level found so far would make them; from those the level is
 found anew, until it stays. They take the smallest eigenvalue; we take the mean of the smallest quarter, corrected for
@@ -31,7 +31,7 @@ LEAST_SIDE = 16
 _PATCH = 7
 _MOST_ROUNDS = 10
 _LEAST_PATCHES = 4  # for every pixel of a patch; with fewer the smallest eigenvalues say too little
-_FAR = 1e6  # whatever lies beyond is no picture on the 0..1 scale
+_FAR = 1e6  # whatever lies beyond is no image on the 0..1 scale
 _SCATTER = 0.5  # by experiment on BSDS500's training part; pure noise alone would want 0.65
 _NORMAL_999 = 3.0902  # what 999 of 1,000 normal numbers do not exceed
 _MOST_PATCHES = 2**20  # more of them cost time and change the third digit
@@ -104,14 +104,14 @@ def estimate_sigma(image: np.ndarray) -> float:
     Areas of one single value, such as a border, are passed over, and margins of a fainter noise (functional.margins).
 
     image: float HW or HWC on the 0..1 scale, not clipped, at least 16 pixels on each side. On photographs
-    it is mostly within 0.5, and at worst 2 too high, where nothing in the picture is smooth (docs/sigma.md has the
+    it is mostly within 0.5, and at worst 2 too high, where nothing in the image is smooth (docs/sigma.md has the
     figures); a clean one gives about 0.5. Pixels that were clipped at black and white lower the estimate.
     The value is neither rounded nor limited.
-    Raises InputError for smaller, non-float or non-finite pictures.
+    Raises InputError for smaller, non-float or non-finite images.
     """
     image = np.asarray(image)
     if image.ndim not in (2, 3) or 0 in image.shape or not np.issubdtype(image.dtype, np.floating):
-        raise InputError(f"expected a float picture HW or HWC in [0, 1]; got {image.dtype} {image.shape}")
+        raise InputError(f"expected a float image HW or HWC in [0, 1]; got {image.dtype} {image.shape}")
     if min(image.shape[:2]) < LEAST_SIDE:
         height, width = image.shape[:2]
         raise InputError(
@@ -119,7 +119,7 @@ def estimate_sigma(image: np.ndarray) -> float:
             "each side): give sigma as a number"
         )
     if not np.isfinite(image).all() or np.abs(image).max() > _FAR:
-        raise InputError("the picture has values that are not finite, or far from 0..1")
+        raise InputError("the image has values that are not finite, or far from 0..1")
     return 255 * _planes_sigma(_seen(image)[0])
 
 
@@ -135,8 +135,8 @@ def _planes_sigma(planes: np.ndarray) -> float:
 
 def _plane_sigma(plane: np.ndarray) -> float:
     """Noise of one channel [H, W] on the plane's own scale."""
-    # A covariance needs many more patches than a patch has pixels, so small pictures get smaller patches:
-    # 7 x 7 in a 16 x 16 picture would estimate half the noise.
+    # A covariance needs many more patches than a patch has pixels, so small images get smaller patches:
+    # 7 x 7 in a 16 x 16 image would estimate half the noise.
     patch = min(_PATCH, min(plane.shape) // 5)
     texture = np.concatenate([_texture(patches) for patches in _patches(plane, patch)])
     some = texture > 0  # a border, a page's margin and the like say nothing of noise

@@ -134,8 +134,8 @@ def set_apart(pixels: int) -> int:
     return min(max(math.ceil(pixels / _APART), min(_AT_LEAST, pixels // 64)), (pixels - 1) // 2)
 
 
-def checked_picture(image: np.ndarray, value_range: Range = "auto") -> np.ndarray:
-    """The picture as float HW or HWC, float64 where it is and else float32.
+def checked_image(image: np.ndarray, value_range: Range = "auto") -> np.ndarray:
+    """The image as float HW or HWC, float64 where it is and else float32.
 
     Raises InputError naming what was found and what is expected: values near 0..1, or near the range that is given.
     """
@@ -143,16 +143,16 @@ def checked_picture(image: np.ndarray, value_range: Range = "auto") -> np.ndarra
         raise InputError("a masked array: nothing is restored under a mask; fill it (.filled) or leave it out (.data)")
     image = np.asarray(image)
     if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3)):
-        raise InputError(f"expected a picture HW or HWC with 1 or 3 channels; got shape {tuple(image.shape)}")
+        raise InputError(f"expected an image HW or HWC with 1 or 3 channels; got shape {tuple(image.shape)}")
     if not np.issubdtype(image.dtype, np.floating):
-        raise InputError(f"expected a float picture on the 0..1 scale; got {image.dtype}; divide by 255 or 65535")
+        raise InputError(f"expected a float image on the 0..1 scale; got {image.dtype}; divide by 255 or 65535")
     if not np.isfinite(image).all():
-        raise InputError("the picture holds numbers that are not finite (NaN or infinity)")
+        raise InputError("the image holds numbers that are not finite (NaN or infinity)")
     low, high = float(image.min()), float(image.max())
     black, white = (0.0, 1.0) if isinstance(chosen := checked(value_range), str) else chosen
     if low < black - 4 * (white - black) or high > black + 5 * (white - black):
         advice = "divide by 255 or 65535" if isinstance(chosen, str) else "give the values of black and white"
-        raise InputError(f"the picture's values span {low:g}..{high:g}, far from {black:g}..{white:g}; {advice}")
+        raise InputError(f"the image's values span {low:g}..{high:g}, far from {black:g}..{white:g}; {advice}")
     return image.astype(np.float64 if image.dtype == np.float64 else np.float32, copy=False)
 
 

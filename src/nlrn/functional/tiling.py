@@ -1,4 +1,4 @@
-"""Where a large picture is cut, and how the results are put together again: integers and blending only.
+"""Where a large image is cut, and how the results are put together again: integers and blending only.
 
 Tiles (`plan`, `weight`, `Blend`) are large, overlap a little, and are faded into each other. Patches
 (`patches`, `Average`) are the authors' protocol: small, heavily overlapping, and averaged with equal weight.
@@ -25,7 +25,7 @@ _Cut = tuple[int, int, int, int]  # start, end, core start, core end along one s
 class Tile:
     """One region [y0, y1) x [x0, x1) that is read, and the core inside it that no other tile has.
 
-    The cores of a plan partition the picture. What lies between core and region is context (halo). `ramp` is
+    The cores of a plan partition the image. What lies between core and region is context (halo). `ramp` is
     the width in pixels, centred on a border between two cores, over which the two tiles fade into each other.
     """
 
@@ -59,10 +59,10 @@ class Tile:
 
 
 def plan(height: int, width: int, tile: int, overlap: int, *, ramp: int | None = None) -> tuple[Tile, ...]:
-    """The fewest tiles of at most `tile` x `tile` pixels that cover a picture, row by row.
+    """The fewest tiles of at most `tile` x `tile` pixels that cover an image, row by row.
 
     Neighbours share at least `overlap` pixels; tiles are spread evenly and are all of one size, the last ones
-    flush with the border. A picture that fits is one tile. The plan depends on nothing but its arguments.
+    flush with the border. An image that fits is one tile. The plan depends on nothing but its arguments.
 
     ramp: pixels over which neighbours fade, 0 .. overlap; None fades over the whole overlap. To make tiled
     results exact for a model that sees `halo` pixels far, take overlap = 2 * halo + ramp.
@@ -98,7 +98,7 @@ def patches(height: int, width: int, patch: int = PATCH, stride: int = STRIDE) -
 
 
 def patch_size(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
-    """Height and width of every patch: the nominal size, or the side of the picture where that is smaller."""
+    """Height and width of every patch: the nominal size, or the side of the image where that is smaller."""
     return min(patch, height), min(patch, width)
 
 
@@ -114,7 +114,7 @@ def weight(tile: Tile) -> np.ndarray:
 
 
 class Blend:
-    """Puts the results of the tiles of one plan together, in any order; holds one picture of memory."""
+    """Puts the results of the tiles of one plan together, in any order; holds one image of memory."""
 
     def __init__(self, height: int, width: int, channels: int, *, dtype: type[np.floating[Any]] = np.float32) -> None:
         self._sum = _canvas(height, width, channels, dtype)
@@ -130,7 +130,7 @@ class Blend:
         self._done.add(tile)
 
     def result(self) -> np.ndarray:
-        """The picture [height, width, channels]; raises InputError when tiles are missing."""
+        """The image [height, width, channels]; raises InputError when tiles are missing."""
         height, width, _ = self._sum.shape
         covered = sum((t.core_y1 - t.core_y0) * (t.core_x1 - t.core_x0) for t in self._done)
         if covered != height * width:
@@ -152,7 +152,7 @@ class Average:
             raise InputError(f"a patch of shape {array.shape}; expected [rows, columns, {channels}]")
         rows, columns = array.shape[:2]
         if y < 0 or x < 0 or y + rows > height or x + columns > width:
-            raise InputError(f"a patch of {rows} x {columns} at ({y}, {x}) leaves the {height} x {width} picture")
+            raise InputError(f"a patch of {rows} x {columns} at ({y}, {x}) leaves the {height} x {width} image")
         inside = (slice(y, y + rows), slice(x, x + columns))
         self._sum[inside] += array
         self._count[inside] += 1

@@ -1,4 +1,4 @@
-"""What a picture takes of memory: predicted before any work, and one error where the system refuses it."""
+"""What an image takes of memory: predicted before any work, and one error where the system refuses it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nlrn.errors import MemoryBudgetError
 from nlrn.models.nlrn import NLRN
 from nlrn.ops import KERNELS, state_bytes
 
-TILES = (1024, 512, 256, 128)  # sides, tried in turn where the whole picture is too large
+TILES = (1024, 512, 256, 128)  # sides, tried in turn where the whole image is too large
 _ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True, True): 22}
 # bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
 
@@ -17,7 +17,7 @@ _REFUSALS = ("allocate", "memory", "bad_alloc", "could not create a primitive") 
 
 
 def memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:
-    """Bytes a pixel that a picture of this size takes at the peak of one pass, convolutions in bf16 or float32.
+    """Bytes a pixel that an image of this size takes at the peak of one pass, convolutions in bf16 or float32.
 
     Fitted to the presets at 256 to 1024 pixels on a CPU.
     """
@@ -32,7 +32,7 @@ def memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:
 
 @contextmanager
 def within_memory(height: int, width: int) -> Iterator[None]:
-    """Around work on a picture of that size: an allocator's refusal becomes MemoryBudgetError."""
+    """Around work on an image of that size: an allocator's refusal becomes MemoryBudgetError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it bare

@@ -1,7 +1,7 @@
-"""One picture restored, with what is said about it on the way: what the command line and the service share, so that
+"""One image restored, with what is said about it on the way: what the command line and the service share, so that
 they give the same bytes.
 
-Everything decided here is decided for both: which model a picture goes to, what of it the model sees, its alpha.
+Everything decided here is decided for both: which model an image goes to, what of it the model sees, its alpha.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from nlrn.functional.ranges import MAX_SIGMA, Range, Scale, on_unit_scale
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.self_ensemble import Progress
 from nlrn.inference.super_resolution import enlarged_size, passes_of
-from nlrn.io.image import MAX_RESULT_PIXELS, Picture
+from nlrn.io.image import MAX_RESULT_PIXELS, ImageData
 from nlrn.models.checkpoint import resolve_model, ships_photo_model
 from nlrn.system.hardware import memory
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 Sigma = float | str | np.ndarray
 RestorerFor = Callable[[int, bool], Restorer]
 KINDS = (*NOISES, "photo")
@@ -37,7 +37,7 @@ PHOTO_LEVEL = 4.0
 
 
 def restorer_of(name: str, device: str, settings: Settings) -> Restorer:
-    """Of a shipped name or a weights file, loaded once for all pictures. Raises what Restorer raises."""
+    """Of a shipped name or a weights file, loaded once for all images. Raises what Restorer raises."""
     path = resolve_model(name).absolute()
     found = path.stat()  # a file that was written again is another model
     return _loaded(path, found.st_mtime_ns, found.st_size, device, settings)
@@ -83,23 +83,23 @@ class Result:
 
 
 def denoised(
-    picture: Picture,
+    image: ImageData,
     restorer_for: RestorerFor,
     asked: Denoising,
     *,
-    say: Say = lambda line: None,
+    say: Report = lambda line: None,
     progress: Progress | None = None,
-) -> Picture:
-    """The denoised picture; its `noise` is what was found, its `value_range` what was seen as black and white, in
+) -> ImageData:
+    """The denoised image; its `noise` is what was found, its `value_range` what was seen as black and white, in
     sample values. The rest as for `denoised_array`."""
-    for note in picture.notes:
+    for note in image.notes:
         say(note)
     result = denoised_array(
-        picture.array, picture.alpha, restorer_for, asked,
-        levels=picture.levels, say=say, progress=progress, form=picture.format,
+        image.array, image.alpha, restorer_for, asked,
+        levels=image.levels, say=say, progress=progress, form=image.format,
     )  # fmt: skip
     noise = tuple(one.record() for one in result.noise)
-    return dataclasses.replace(picture.with_array(result.array), noise=noise, value_range=result.limits)
+    return dataclasses.replace(image.with_array(result.array), noise=noise, value_range=result.limits)
 
 
 def denoised_array(
@@ -109,7 +109,7 @@ def denoised_array(
     asked: Denoising,
     *,
     levels: float = 1.0,
-    say: Say = lambda line: None,
+    say: Report = lambda line: None,
     progress: Progress | None = None,
     form: str = "",
 ) -> Result:
@@ -161,7 +161,7 @@ def _range(scale: Scale, levels: float) -> tuple[float, float]:
     return low, high
 
 
-def say_range(say: Say, scale: Scale, levels: float, chosen: Range) -> None:
+def say_range(say: Report, scale: Scale, levels: float, chosen: Range) -> None:
     """One line where an image is not restored on its type's range."""
     if scale.limits != (0.0, 1.0):
         low, high = _range(scale, levels)
@@ -169,7 +169,7 @@ def say_range(say: Say, scale: Scale, levels: float, chosen: Range) -> None:
         say(f"restored on the range {low:g}..{high:g} {of} ({100 * scale.spread:.3g} % of the type's)")
 
 
-def _say_how(say: Say, restorer: Restorer, asked: Denoising, found: tuple[NoiseEstimate, ...], form: str) -> None:
+def _say_how(say: Report, restorer: Restorer, asked: Denoising, found: tuple[NoiseEstimate, ...], form: str) -> None:
     """One line, or two: the noise that was found or is given, and what the model makes of it."""
     config, sigma = restorer.model.config, asked.sigma
     if not config.sigma_input:
@@ -183,8 +183,8 @@ def _say_how(say: Say, restorer: Restorer, asked: Denoising, found: tuple[NoiseE
         say(hint)
 
 
-def _say_found(say: Say, found: tuple[NoiseEstimate, ...], form: str) -> None:
-    """The noise of the picture, or of each channel."""
+def _say_found(say: Report, found: tuple[NoiseEstimate, ...], form: str) -> None:
+    """The noise of the image, or of each channel."""
     limit = " or more, this model's limit" if max(one.sigma for one in found) >= MAX_SIGMA else ""
     margins = [one.margin for one in found if one.margin is not None]
     if margins:
@@ -202,25 +202,25 @@ def _listed(found: tuple[NoiseEstimate, ...]) -> str:
 
 
 def upscaled(
-    picture: Picture,
+    image: ImageData,
     restorer: Restorer,
     height: int,
     width: int,
     *,
     value_range: Range = "auto",
-    say: Say = lambda line: None,
+    say: Report = lambda line: None,
     progress: Progress | None = None,
-) -> Picture:
-    """The picture in a larger size, its alpha by bicubic; the rest as for `upscaled_array`."""
+) -> ImageData:
+    """The image in a larger size, its alpha by bicubic; the rest as for `upscaled_array`."""
     restorer.require("sr")
-    for note in picture.notes:
+    for note in image.notes:
         say(note)
     result = upscaled_array(
-        picture.array, picture.alpha, restorer, height, width,
-        value_range=value_range, levels=picture.levels, say=say, progress=progress,
+        image.array, image.alpha, restorer, height, width,
+        value_range=value_range, levels=image.levels, say=say, progress=progress,
     )  # fmt: skip
-    larger = picture.of_size(height, width)
-    for note in larger.notes[len(picture.notes) :]:
+    larger = image.of_size(height, width)
+    for note in larger.notes[len(image.notes) :]:
         say(note)
     return dataclasses.replace(larger, array=result.array, alpha=result.alpha, value_range=result.limits)
 
@@ -234,7 +234,7 @@ def upscaled_array(
     *,
     value_range: Range = "auto",
     levels: float = 1.0,
-    say: Say = lambda line: None,
+    say: Report = lambda line: None,
     progress: Progress | None = None,
 ) -> Result:
     """An image HW or HWC in [0, 1] in a larger size, and its alpha: every entry comes through here.
@@ -264,7 +264,7 @@ def result_size(
     to_width: int | None = None,
     most: int = MAX_RESULT_PIXELS,
 ) -> tuple[int, int]:
-    """(height, width) of an enlarged picture, one that is offered: by a scale (2), or by a side or both.
+    """(height, width) of an enlarged image, one that is offered: by a scale (2), or by a side or both.
 
     A side alone sets the other, halves rounded up. Raises InputError for a scale beside a side, and for a size that is
     not offered, or that has more pixels than `most`.
@@ -284,8 +284,8 @@ def result_size(
     return size
 
 
-def say_plan(restorer: Restorer, say: Say, height: int, width: int) -> None:
-    """One line where a picture of this size is cut up. Raises MemoryBudgetError where even so too little is free."""
+def say_plan(restorer: Restorer, say: Report, height: int, width: int) -> None:
+    """One line where an image of this size is cut up. Raises MemoryBudgetError where even so too little is free."""
     if restorer.settings.mode != "window":
         return
     side = restorer.tile_for(height, width)

@@ -1,6 +1,6 @@
-"""Restorer: a model, where it runs and how. The single way from a picture to the restored picture.
+"""Restorer: a model, where it runs and how. The single way from an image to the restored image.
 
-Pictures here are NumPy float arrays HW or HWC on the 0..1 scale; they may exceed it (noise does) and results are
+Images here are NumPy float arrays HW or HWC on the 0..1 scale; they may exceed it (noise does) and results are
 not clipped. Files, other array types and user interfaces are converted by the modules above this one.
 """
 
@@ -21,7 +21,7 @@ from nlrn.functional.alpha import fill_hidden, hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of, check_auto, checked_level, checked_strength, found_noise, level_of
 from nlrn.functional.noise import NoiseEstimate
-from nlrn.functional.ranges import Range, Scale, checked_picture, scale_beyond, scale_of
+from nlrn.functional.ranges import Range, Scale, checked_image, scale_beyond, scale_of
 from nlrn.functional.tiling import PATCH, Average, Blend, patch_size, patches, plan
 from nlrn.inference.memory import TILES, memory_per_pixel, within_memory
 from nlrn.inference.self_ensemble import Progress, groups, image_of, over_views, part_of, planes_of, tick_of_part
@@ -43,12 +43,12 @@ _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
 
 @dataclass(frozen=True)
 class Settings:
-    """How a picture is run. mode: "window" (over the whole picture) or "patch" (the authors' protocol).
+    """How an image is run. mode: "window" (over the whole image) or "patch" (the authors' protocol).
 
     precision: "bf16", "fp32" or "auto", bf16 where the hardware multiplies it. tile: None chooses by `memory`
-    (bytes the computation may take), 0 forces the whole picture, else the side of a tile in pixels; tiles overlap
+    (bytes the computation may take), 0 forces the whole image, else the side of a tile in pixels; tiles overlap
     by `overlap` pixels (None: 32, or half of a smaller tile), the inner quarter of which is blended; an overlap of
-    8/3 of NLRN.receptive_radius makes the tiles equal to the whole picture. tta: the mean over the picture's 8 flips
+    8/3 of NLRN.receptive_radius makes the tiles equal to the whole image. tta: the mean over the image's 8 flips
     and quarter turns, each turned back (what the paper calls multi-view testing): 8 times the work. level: how much of
     the noise that it finds a model for photographs removes, 0..2; others do not use it.
     """
@@ -67,7 +67,7 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision must be {', '.join(PRECISIONS)}, not {self.precision!r}")
         if self.tile is not None and (number(self.tile, "tile", ConfigError) < 0 or self.tile % 1):
-            raise ConfigError(f"tile must be a number of pixels, or 0 for the whole picture, not {self.tile}")
+            raise ConfigError(f"tile must be a number of pixels, or 0 for the whole image, not {self.tile}")
         if not 0 <= number(self.level, "level", ConfigError) <= MAX_LEVEL:
             raise ConfigError(f"level must lie in 0..{MAX_LEVEL:g}, not be {self.level:g}")
         if number(self.memory, "memory", ConfigError) < 1:
@@ -81,7 +81,7 @@ class Settings:
 
 
 class Restorer:
-    """A model on a device under fixed settings; it holds nothing of any picture.
+    """A model on a device under fixed settings; it holds nothing of any image.
 
     An NLRN given as the model is copied, in float32 and eval mode; the caller's stays as it is.
 
@@ -116,20 +116,20 @@ class Restorer:
         value_range: Range = "auto",
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """The denoised picture of the same shape, float64 for float64 and else float32, not clipped.
+        """The denoised image of the same shape, float64 for float64 and else float32, not clipped.
 
-        image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour picture goes through a grey model channel
+        image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour image goes through a grey model channel
         by channel. sigma: the noise's standard deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate
         it, for every channel by itself where each goes through the model by itself, or a PoissonNoise, which grows with
         the light. strength: how much of the noise goes, 0..1. noise: what is estimated, as of `estimate_noise`.
         alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes back as it was.
         value_range: what the network sees as 0..1, as of `functional.ranges.scale_of`; sigma stays in 1/255 of 0..1.
         progress: progress(done, total) is called after each tile or batch of patches; where the system refuses memory,
-        the work begins again in smaller tiles, and the logger "nlrn" says so.
+        the work begins again in smaller tiles, and the logger "nlrn" reports it.
         Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
         """
         self.require("denoise")
-        image = checked_picture(image, value_range)
+        image = checked_image(image, value_range)
         strength = checked_strength(strength)
         if not isinstance(sigma, PoissonNoise):
             sigma = self.noise_level(image, sigma, alpha, noise, value_range)
@@ -190,10 +190,10 @@ class Restorer:
         value_range: Range = "auto",
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """The picture in another size, [height, width(, C)], float64 for float64 and else float32, not clipped.
+        """The image in another size, [height, width(, C)], float64 for float64 and else float32, not clipped.
 
         As in the paper: enlarged by MATLAB's bicubic, then the network restores the luminance (BT.601, studio range)
-        of the enlarged picture, and the colour differences stay bicubic; a grey picture is its own luminance. image:
+        of the enlarged image, and the colour differences stay bicubic; a grey image is its own luminance. image:
         float HW or HWC (C = 1 or 3) on the 0..1 scale. Each side grows by 1.5 to 16: by one pass up to 4, what the
         network has seen in training, and by two equal ones beyond. Below 2 it would sharpen too much: it runs at 2,
         and bicubic makes the result smaller. value_range: as for `denoise`.
@@ -201,7 +201,7 @@ class Restorer:
         fits the memory.
         """
         self.require("sr")
-        image = given = checked_picture(image, value_range)
+        image = given = checked_image(image, value_range)
         scale = self.scale(image, value_range=value_range)
         beyond, image = scale.beyond(given), scale.unit(given)
         passes = passes_of(image.shape[:2], (height, width))
@@ -235,8 +235,8 @@ class Restorer:
     ) -> float | np.ndarray:
         """The noise level that will be used, in 0-255 units: as given, or estimated and held to 0..75.
 
-        A number, a map HW, or for "auto" on a colour picture that goes through a grey model a level for each channel
-        [C]. noise: what "auto" takes the picture to have, as of `estimate_noise`. Where alpha is 0 nothing is estimated
+        A number, a map HW, or for "auto" on a colour image that goes through a grey model a level for each channel
+        [C]. noise: what "auto" takes the image to have, as of `estimate_noise`. Where alpha is 0 nothing is estimated
         from. A model trained for one level takes none: for it "auto" is not estimated, and 0 comes back. A model for
         photographs finds the noise itself: for it "auto" is its own scale, and a number is refused by InputError.
         """
@@ -271,14 +271,14 @@ class Restorer:
         return tuple(one.times(scale.spread) for one in found)
 
     def memory_per_pixel(self, height: int, width: int) -> float:
-        """Bytes a pixel that a picture of this size takes at the peak of one pass.
+        """Bytes a pixel that an image of this size takes at the peak of one pass.
 
         Fitted to the presets on a CPU; python -m benchmarks.model sets it beside the peak.
         """
         return memory_per_pixel(self.model, height, width, self.bf16)
 
     def tile_for(self, height: int, width: int) -> int | None:
-        """The side of the tiles a picture is cut into, None for the whole picture at once.
+        """The side of the tiles an image is cut into, None for the whole image at once.
 
         Raises MemoryBudgetError when not even the smallest tile fits.
         """
@@ -299,7 +299,7 @@ class Restorer:
     def _bytes(self, height: int, width: int) -> float:
         return height * width * self.memory_per_pixel(height, width)
 
-    # -- two ways over a picture -----------------------------------------------------------------------------
+    # -- two ways over an image -----------------------------------------------------------------------------
 
     def _tilewise(
         self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None, side: int | None = None
@@ -314,23 +314,23 @@ class Restorer:
         except MemoryBudgetError:
             if smaller is None:
                 raise
-            what = "the whole picture" if side >= longest else f"tiles of {side}"
+            what = "the whole image" if side >= longest else f"tiles of {side}"
             _LOG.warning("no memory for %s; going on with tiles of %d", what, smaller, extra={"tile": smaller})
         return self._tilewise(planes, noise, progress, smaller)
 
     def _in_tiles(
         self, side: int, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None
     ) -> np.ndarray:
-        """Each picture of the batch is run by itself, so memory does not grow with B."""
+        """Each image of the batch is run by itself, so memory does not grow with B."""
         height, width = planes.shape[2:]
         overlap = self.settings.overlap_of(side)
         tiles = plan(height, width, side, overlap, ramp=overlap // 4)  # the rest is context for both
         restored = np.empty_like(planes)
         done, total = 0, len(planes) * len(tiles)
-        for b, picture in enumerate(planes):
-            blend = Blend(height, width, picture.shape[0])
+        for b, image in enumerate(planes):
+            blend = Blend(height, width, image.shape[0])
             for tile in tiles:
-                x = picture[:, *tile.region]
+                x = image[:, *tile.region]
                 out = self._run(self.model.config.window, x[None], part_of(noise, tile.region))
                 blend.add(tile, out[0].transpose(1, 2, 0))
                 done += 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from nlrn.errors import InputError
 
-Part = tuple[int, tuple[slice, slice]]  # picture of the batch, rows and columns
+Part = tuple[int, tuple[slice, slice]]  # image of the batch, rows and columns
 Progress = Callable[[int, int], None]
 Run = Callable[[np.ndarray, "float | np.ndarray", Progress | None], np.ndarray]
 
@@ -25,7 +25,7 @@ def over_views(run: Run, planes: np.ndarray, noise: float | np.ndarray, progress
 
 
 def tick_of_part(progress: Progress, part: int, parts: int, done: int, total: int) -> None:
-    """Progress of one of several equal parts of the work, told as progress of the whole."""
+    """Progress of one of several equal parts of the work, reported as progress of the whole."""
     progress(part * total + done, parts * total)
 
 
@@ -40,12 +40,12 @@ def _turned_back(x: np.ndarray, view: int) -> np.ndarray:
 
 
 def planes_of(image: np.ndarray, channels: int) -> np.ndarray:
-    """HW or HWC -> [B, channels, H, W]: a colour picture becomes a batch of three for a grey model."""
+    """HW or HWC -> [B, channels, H, W]: a colour image becomes a batch of three for a grey model."""
     chw = np.atleast_3d(image).transpose(2, 0, 1)
     if channels == 1:
         return chw[:, None]
     if chw.shape[0] != channels:
-        raise InputError("this model restores colour pictures; the picture is grey: use a grey model")
+        raise InputError("this model restores colour images; the image is grey: use a grey model")
     return chw[None]
 
 

@@ -1,4 +1,4 @@
-"""A picture made larger the paper's way: bicubic, its luminance restored, the colour differences left alone.
+"""An image made larger the paper's way: bicubic, its luminance restored, the colour differences left alone.
 
 Everything is in float32 and, where float64 is needed, in strips of rows, so that what a large result takes beside the
 network stays at about 24 bytes for each of its pixels.
@@ -22,7 +22,7 @@ _ROWS = 256  # of a strip
 
 
 def enlarged_size(size: Sequence[int], scale: SupportsFloat) -> tuple[int, int]:
-    """(rows, columns) of a picture `scale` times as large, halves rounded up. Raises InputError outside 1.5..16."""
+    """(rows, columns) of an image `scale` times as large, halves rounded up. Raises InputError outside 1.5..16."""
     if not isinstance(scale, Real):
         raise InputError(f"scale must be a number, not {scale!r}")
     factor = float(scale)
@@ -33,7 +33,7 @@ def enlarged_size(size: Sequence[int], scale: SupportsFloat) -> tuple[int, int]:
 
 
 def passes_of(size: Sequence[int], wanted: Sequence[int]) -> int:
-    """How often a picture is enlarged on the way from one size (rows, columns) to another: once or twice.
+    """How often an image is enlarged on the way from one size (rows, columns) to another: once or twice.
 
     Raises InputError for a factor outside 1.5..16; sides are whole, so half a pixel more or less is none.
     """
@@ -54,7 +54,7 @@ def seen_size(size: Sequence[int], wanted: Sequence[float]) -> tuple[int, int]:
 def enlarged(image: np.ndarray, height: int, width: int, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """One pass: float32 [height, width(, C)] of image HW or HWC (C = 1 or 3) on the 0..1 scale, not clipped.
 
-    restore: of the enlarged picture's luminance, float32 [1, 1, height, width], the restored one.
+    restore: of the enlarged image's luminance, float32 [1, 1, height, width], the restored one.
     """
     larger = resized_bicubic(image, height, width)
     colour = image.shape[2:] == (3,)

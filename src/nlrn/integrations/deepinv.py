@@ -34,11 +34,11 @@ class NLRNDenoiser(nn.Module):
         model = default_model("denoise", 1) if model is None else model
         self.model = model if isinstance(model, NLRN) else load_model(model)
         if not self.model.config.sigma_input or self.model.config.task != "denoise":
-            raise ConfigError("a prior wants a model that denoises and is told the noise level (sigma_input)")
+            raise ConfigError("a prior requires a model that denoises and receives the noise level (sigma_input)")
 
     def forward(self, y: Tensor, sigma: float | Tensor) -> Tensor:
         if y.dim() != 4:
-            raise InputError(f"expected pictures [B, C, H, W], not {tuple(y.shape)}")
+            raise InputError(f"expected images [B, C, H, W], not {tuple(y.shape)}")
         weight = self.model.head.weight
         batch, channels, height, width = y.shape
         level = torch.as_tensor(sigma, dtype=weight.dtype, device=weight.device)

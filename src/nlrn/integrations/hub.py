@@ -33,7 +33,7 @@ tags:
 # NLRN, {what}
 
 The Non-Local Recurrent Network (Liu, Wen, Fan, Loy, Huang; NeurIPS 2018): {parameters:,} parameters, {channels}
-channels, {states} recurrent states, {window}, {propagation} correlation propagation, {pictures} pictures.
+channels, {states} recurrent states, {window}, {propagation} correlation propagation, {images} images.
 
 ```python
 from nlrn.integrations.hub import HubNLRN
@@ -42,7 +42,7 @@ model = HubNLRN.from_pretrained("this repository or folder")
 restored = {call}
 ```
 
-Pictures are [B, {in_channels}, H, W] on the 0..1 scale{sigma}.
+Images are [B, {in_channels}, H, W] on the 0..1 scale{sigma}.
 `nlrn.load(model)` restores files and arrays with it.
 """
 
@@ -108,10 +108,10 @@ def _card(model: NLRN) -> str:
         parameters=sum(p.numel() for p in model.parameters()),
         channels=c.channels,
         states=c.states,
-        window="the whole picture as its window" if c.window is None else f"a window of {c.window} x {c.window}",
+        window="the whole image as its window" if c.window is None else f"a window of {c.window} x {c.window}",
         propagation="with" if c.propagation else "without",
-        pictures="grey" if c.in_channels == 1 else "colour",
+        images="grey" if c.in_channels == 1 else "colour",
         in_channels=c.in_channels,
-        call="model(picture, sigma=25 / 255)" if c.sigma_input else "model(picture)",
+        call="model(image, sigma=25 / 255)" if c.sigma_input else "model(image)",
         sigma=", and so is `sigma`, the noise's standard deviation" if c.sigma_input else "",
     )

@@ -1,6 +1,6 @@
 """An NLRN as one ONNX file, for runtimes without torch (the extra nlrn[onnx]).
 
-The graph is the folded network (`nlrn.models.folded`) in float32; height, width and the number of pictures are free.
+The graph is the folded network (`nlrn.models.folded`) in float32; height, width and the number of images are free.
 Its attention is `onnx_attention`, which keeps memory to a few KB a pixel.
 """
 
@@ -23,7 +23,7 @@ from nlrn.models.nlrn import NLRN
 from nlrn.system.atomic import check_target, publish
 
 OPSET = 18
-_EXAMPLE = (2, 19, 37)  # batch, height, width of the picture that is traced: no two alike
+_EXAMPLE = (2, 19, 37)  # batch, height, width of the image that is traced: no two alike
 
 
 class _Rowwise(FoldedNLRN):
@@ -39,23 +39,23 @@ class _Rowwise(FoldedNLRN):
 
 
 class _Graph(nn.Module):
-    """What is traced: picture [B, C, H, W] and, where the model takes one, sigma [B, 1, H, W]."""
+    """What is traced: image [B, C, H, W] and, where the model takes one, sigma [B, 1, H, W]."""
 
     def __init__(self, network: _Rowwise) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, picture: Tensor, sigma: Tensor | None = None) -> Tensor:
-        return self.network.restored(picture, sigma)
+    def forward(self, image: Tensor, sigma: Tensor | None = None) -> Tensor:
+        return self.network.restored(image, sigma)
 
 
 def export(model: NLRN | str | Path, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write the model as an ONNX file (opset 18), whole or not at all, and return its path.
 
     model: an NLRN, a shipped name or a weights file, of a window and the embedded Gaussian. In the file: the input
-    `picture` [B, C, H, W], float32 on the 0..1 scale, for a model that is told the noise level `sigma` [B, 1, H, W],
+    `image` [B, C, H, W], float32 on the 0..1 scale, for a model that receives the noise level `sigma` [B, 1, H, W],
     standard deviation on the same scale (sigma / 255; the same number everywhere for one level); the output
-    `restored`, of the picture's shape and not clipped. The metadata hold the configuration.
+    `restored`, of the image's shape and not clipped. The metadata hold the configuration.
 
     Raises ConfigError for a model that has no window or another distance, InputError for the path, BackendError
     without the libraries.
@@ -90,7 +90,7 @@ def _traced(network: nn.Module, channels: int, sigma_input: bool) -> Any:
     from nlrn.integrations.onnx_attention import translations
 
     batch, height, width = _EXAMPLE
-    names = ["picture", "sigma"] if sigma_input else ["picture"]
+    names = ["image", "sigma"] if sigma_input else ["image"]
     inputs = tuple(torch.rand(batch, n, height, width) for n in (channels, 1)[: len(names)])
     free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     with warnings.catch_warnings():

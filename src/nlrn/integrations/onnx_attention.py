@@ -1,13 +1,13 @@
 """Neighbourhood attention in ONNX: one operator for torch.export, and the nodes it stands for.
 
-A window is worked on row by row. Queries go in blocks of BLOCK columns of a picture row, and such a block meets, for
+A window is worked on row by row. Queries go in blocks of BLOCK columns of an image row, and such a block meets, for
 each of the window's q rows, the `pieces` * BLOCK columns that some query of it can see: one matrix product. What is
 kept of a row are its logits, which are the correlation that the next state adds to; the softmax takes the maximum in
 one pass over the rows and the weighted sum in a second, so that the weights exist for one row at a time. At the peak
 that is 4 q pieces BLOCK bytes a pixel (1.9 KB for a window of 15, 11.5 KB for 45) beside feature maps and their frames
 (6.6 KB in all for the small network, docs/integrations.md).
 
-The values have a channel of ones, which sums the weights, and zeros outside the picture. The query has one too, against
+The values have a channel of ones, which sums the weights, and zeros outside the image. The query has one too, against
 which a key outside has OUTSIDE, so that the maximum is that of neighbours. Columns outside a query's window are masked
 by what the first state adds.
 """
@@ -62,7 +62,7 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor, window: int, correlation: list[Tens
 
 
 def translations() -> dict[Any, Any]:
-    """What torch.onnx.export is told about the operator."""
+    """What torch.onnx.export needs to know about the operator."""
     return {torch.ops.nlrn_onnx.row_attention.default: _nodes}
 
 

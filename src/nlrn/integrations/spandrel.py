@@ -39,7 +39,7 @@ class NLRNArch(Architecture[NLRN]):  # type: ignore[misc]
     """The architecture of one weights file of a denoiser; spandrel gives a "Restoration" descriptor of scale 1.
 
     The descriptor's call takes [1, C, H, W] on the 0..1 scale and clips the result to it. It has no place for a noise
-    level: sigma is a number in 0-255 units, or "auto", which estimates it from each picture.
+    level: sigma is a number in 0-255 units, or "auto", which estimates it from each image.
     Raises ConfigError for a model that does not denoise or a sigma out of range, CheckpointError for the file.
     """
 

@@ -1,4 +1,4 @@
-"""Folders of pictures as arrays, and a training set that is a pure function of (seed, step).
+"""Folders of images as arrays, and a training set that is a pure function of (seed, step).
 
 Nothing here is random by itself: every patch follows from the seed, the step and its place in the global
 batch, so a resumed run and a run spread over several processes see exactly the same patches.
@@ -32,7 +32,7 @@ HELD_OUT = {"sunhays80": tuple(f"img_{i:03d}" for i in range(4, 81, 4))}  # neve
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 
-NamedPicture = tuple[str, np.ndarray]
+NamedImage = tuple[str, np.ndarray]
 
 
 def data_root(explicit: str | Path | None = None) -> Path:
@@ -50,13 +50,13 @@ def data_root(explicit: str | Path | None = None) -> Path:
     )
 
 
-def read_folder(path: str | Path, *, channels: int | None = None) -> list[NamedPicture]:
-    """All 8-bit pictures directly in a folder, as (stem, uint8 array HW or HWC), sorted by file name.
+def read_folder(path: str | Path, *, channels: int | None = None) -> list[NamedImage]:
+    """All 8-bit images directly in a folder, as (stem, uint8 array HW or HWC), sorted by file name.
 
     channels=1 gives HW: grey files as they are, colour by Pillow's convert("L"), which is full-range BT.601
-    luma (299 R + 587 G + 114 B) / 1000 rounded to 8 bits. channels=3 gives HWC, a grey picture three
+    luma (299 R + 587 G + 114 B) / 1000 rounded to 8 bits. channels=3 gives HWC, a grey image three
     times. channels=None keeps grey HW and colour HWC. Alpha is dropped.
-    Raises InputError for a folder without pictures and for a file that cannot be read or has over 8 bits.
+    Raises InputError for a folder without images and for a file that cannot be read or has over 8 bits.
     """
     if channels not in (1, 3, None):
         raise InputError(f"channels is {channels!r}; expected 1, 3 or None (as the files are)")
@@ -65,21 +65,21 @@ def read_folder(path: str | Path, *, channels: int | None = None) -> list[NamedP
         raise InputError(f"no folder {folder}")
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
     if not files:
-        raise InputError(f"no pictures in {folder}; looked for {', '.join(sorted(SUFFIXES))}")
-    return [(file.stem, _read_picture8(file, channels)) for file in files]
+        raise InputError(f"no images in {folder}; looked for {', '.join(sorted(SUFFIXES))}")
+    return [(file.stem, _read_image8(file, channels)) for file in files]
 
 
-def scoring_set(root: str | Path, name: str) -> list[NamedPicture]:
-    """The clean pictures of a scoring set (see SCORING_SETS) as (stem, uint8 array HW or HWC) by file name.
+def scoring_set(root: str | Path, name: str) -> list[NamedImage]:
+    """The clean images of a scoring set (see SCORING_SETS) as (stem, uint8 array HW or HWC) by file name.
 
-    For the super-resolution sets these are the uncropped high-resolution pictures.
+    For the super-resolution sets these are the uncropped high-resolution images.
     """
     if name not in SCORING_SETS:
         raise InputError(f"no scoring set {name!r}; there are {', '.join(sorted(SCORING_SETS))}")
     return read_folder(Path(root) / SCORING_SETS[name], channels=None)
 
 
-def training_images(root: str | Path, folder: str, *, channels: int | None = None) -> list[NamedPicture]:
+def training_images(root: str | Path, folder: str, *, channels: int | None = None) -> list[NamedImage]:
     """`read_folder` of a folder below the data root, without the images of it that are HELD_OUT."""
     kept = HELD_OUT.get(folder, ())
     return [(stem, image) for stem, image in read_folder(Path(root) / folder, channels=channels) if stem not in kept]
@@ -87,34 +87,34 @@ def training_images(root: str | Path, folder: str, *, channels: int | None = Non
 
 def validation_images(
     root: str | Path, folder: str, trained: Sequence[str] = (), *, channels: int | None = None
-) -> list[NamedPicture]:
+) -> list[NamedImage]:
     """`read_folder` of a folder below the data root, or what is HELD_OUT of it where the rest is `trained` on."""
     found = read_folder(Path(root) / folder, channels=channels)
     kept = HELD_OUT.get(folder) if folder in trained else None
     return [(stem, image) for stem, image in found if kept is None or stem in kept]
 
 
-def _read_picture8(file: Path, channels: int | None) -> np.ndarray:
+def _read_image8(file: Path, channels: int | None) -> np.ndarray:
     try:
-        with Image.open(file) as picture:
-            mode = picture.mode
+        with Image.open(file) as image:
+            mode = image.mode
             if mode in _GREY_MODES | _COLOUR_MODES:
                 keep = "L" if mode in _GREY_MODES else "RGB"
-                return np.array(picture.convert({1: "L", 3: "RGB", None: keep}[channels]))
+                return np.array(image.convert({1: "L", 3: "RGB", None: keep}[channels]))
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        raise InputError(f"cannot read the picture {file}: {error}") from error
-    raise InputError(f"{file} has pixel mode {mode}; data sets are read from 8-bit pictures only")
+        raise InputError(f"cannot read the image {file}: {error}") from error
+    raise InputError(f"{file} has pixel mode {mode}; data sets are read from 8-bit images only")
 
 
 class PatchSet:
-    """Random square patches of a set of pictures that lie in one flat uint8 tensor on `device`.
+    """Random square patches of a set of images that lie in one flat uint8 tensor on `device`.
 
-    Every position of a patch inside a picture is equally likely over the whole set, so a picture is chosen
-    in proportion to its number of positions; pictures smaller than the patch are never chosen. Each patch
+    Every position of a patch inside an image is equally likely over the whole set, so an image is chosen
+    in proportion to its number of positions; images smaller than the patch are never chosen. Each patch
     is then turned or flipped into one of its 8 orientations, all equally likely (as in the paper).
 
     images: uint8 arrays, all HW or all HWC with the same C. Raises InputError for anything else and when
-    no picture holds a patch.
+    no image holds a patch.
     """
 
     def __init__(self, images: Sequence[np.ndarray], patch: int, *, device: str | torch.device = "cpu") -> None:
@@ -129,7 +129,7 @@ class PatchSet:
         self._set_patch(patch)
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self._starts)
 
     @property
@@ -138,7 +138,7 @@ class PatchSet:
         return int(self._last_position[-1])
 
     def with_patch(self, patch: int) -> PatchSet:
-        """The same pictures (the same memory) with another patch size."""
+        """The same images (the same memory) with another patch size."""
         other = copy.copy(self)
         other._set_patch(patch)
         return other
@@ -164,29 +164,29 @@ class PatchSet:
         self._columns = columns
         self._last_position = np.cumsum(np.maximum(self._heights - patch + 1, 0) * columns)
         if self.positions == 0:
-            raise InputError(f"no picture holds a patch of {patch} x {patch} pixels")
+            raise InputError(f"no image holds a patch of {patch} x {patch} pixels")
 
     def _draw(self, seed: int, step: int, size: int, sample: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Flat index of each patch's first pixel, and what one step down and one to the right add to it."""
         raw = _random_words(seed, step, size, sample)
         # The modulo's bias is positions / 2**64, below 1e-9 for any set that fits a memory.
         position = (raw[:, 0] % np.uint64(self.positions)).astype(np.int64)
-        picture = np.searchsorted(self._last_position, position, side="right")
-        within = position - np.concatenate(([0], self._last_position[:-1]))[picture]
-        top, left = np.divmod(within, self._columns[picture])
-        row = self._widths[picture] * self.channels
-        corner = self._starts[picture] + top * row + left * self.channels
+        image = np.searchsorted(self._last_position, position, side="right")
+        within = position - np.concatenate(([0], self._last_position[:-1]))[image]
+        top, left = np.divmod(within, self._columns[image])
+        row = self._widths[image] * self.channels
+        corner = self._starts[image] + top * row + left * self.channels
         return _orient(corner, row, self.channels, self.patch, (raw[:, 1] >> np.uint64(61)).astype(np.int64))
 
 
 def _common_channels(images: Sequence[np.ndarray]) -> int:
-    """C of pictures that are all HW (1) or all HWC."""
+    """C of images that are all HW (1) or all HWC."""
     if not images:
-        raise InputError("a patch set needs at least one picture")
+        raise InputError("a patch set needs at least one image")
     shapes = {(image.ndim, image.dtype.name, *image.shape[2:]) for image in images}
     ndim, dtype, *rest = min(shapes)
     if len(shapes) > 1 or ndim not in (2, 3) or dtype != "uint8":
-        raise InputError(f"expected uint8 pictures all HW or all HWC with one C; got {sorted(shapes)}")
+        raise InputError(f"expected uint8 images all HW or all HWC with one C; got {sorted(shapes)}")
     return int(rest[0]) if rest else 1
 
 

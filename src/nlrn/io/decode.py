@@ -1,6 +1,6 @@
-"""The bytes of one picture file -> its samples, exactly, or InputError with the reason.
+"""The bytes of one image file -> its samples, exactly, or InputError with the reason.
 
-Pillow decodes. What it would cut or misread without a word is found here and refused.
+Pillow decodes. What it would cut or misread silently is found here and refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from nlrn.io.formats import (
     tiff_pages,
     webp_left_out,
 )
-from nlrn.io.metadata import TURNS, Decoded, Told, left_out, likely_dpi, loaded_exif, tagged_dpi
+from nlrn.io.metadata import TURNS, Decoded, FileMetadata, left_out, likely_dpi, loaded_exif, tagged_dpi
 from nlrn.io.tiffs import read_tiff
 from nlrn.io.wide import is_wide_png, read, ready
 
@@ -80,14 +80,14 @@ def decode(
     gps: bool = False,
     before_pixels: Callable[[int, int], None] = lambda width, height: None,
 ) -> Decoded:
-    """Decode one picture, upright; its size and kind are checked before any pixel is decoded.
+    """Decode one image, upright; its size and kind are checked before any pixel is decoded.
 
     gps: the place stays in the EXIF. before_pixels(width, height) is called in between.
-    Raises InputError for a picture that is refused, and whatever Pillow raises for one that is damaged.
+    Raises InputError for an image that is refused, and whatever Pillow raises for one that is damaged.
     """
     reader = _reader(data)
     if reader is None:
-        raise InputError("not a picture of a known format (AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WebP)")
+        raise InputError("not an image of a known format (AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WebP)")
     frames, rows = 1, []
     if reader is PngImageFile:
         rows = png_parts(data)
@@ -99,140 +99,136 @@ def decode(
         frames = gif_frames(data)
     elif reader is TiffImageFile:
         return read_tiff(data, gps, partial(_check_size, max_pixels=max_pixels), before_pixels)
-    with reader(io.BytesIO(data)) as picture:
-        _check_size(*picture.size, max_pixels)
-        _check_frames(max(frames, int(getattr(picture, "n_frames", 1))) if frames == 1 else frames)
-        wide = reader is PngImageFile and is_wide_png(data, "transparency" in picture.info)
-        depth = 16 if wide else _depth(picture, data)
+    with reader(io.BytesIO(data)) as image:
+        _check_size(*image.size, max_pixels)
+        _check_frames(max(frames, int(getattr(image, "n_frames", 1))) if frames == 1 else frames)
+        wide = reader is PngImageFile and is_wide_png(data, "transparency" in image.info)
+        depth = 16 if wide else _depth(image, data)
         if reader is PngImageFile and inflated_size(rows, png_size(data)) < png_size(data):
             raise InputError("truncated: rows are missing")
         if wide:
             exif = loaded_exif(png_exif(data))
-            told = _told(picture, exif, exif.get(Base.Orientation), data)
-            return _wide(data, picture.size, told, gps, before_pixels)
-        before_pixels(*picture.size)
-        picture.load()
-        exif = _readable_exif(picture)
-        told = _told(picture, exif, exif.get(Base.Orientation), data)
-        rest = told.rest(gps)  # before the orientation is taken out of it
-        _apply_orientation(picture)
-        colour, alpha = _planes(picture, data)
-        return Decoded(colour, alpha, depth, str(picture.format), *rest)
+            metadata = _file_metadata(image, exif, exif.get(Base.Orientation), data)
+            return _wide(data, image.size, metadata, gps, before_pixels)
+        before_pixels(*image.size)
+        image.load()
+        exif = _readable_exif(image)
+        metadata = _file_metadata(image, exif, exif.get(Base.Orientation), data)
+        rest = metadata.rest(gps)  # before the orientation is taken out of it
+        _apply_orientation(image)
+        colour, alpha = _planes(image, data)
+        return Decoded(colour, alpha, depth, str(image.format), *rest)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InputError(
             f"{width} x {height} is {width * height:,} pixels; the limit is {max_pixels:,},"
-            " raised by --max-pixels (max_pixels of nlrn.io.image.read_picture)",
+            " raised by --max-pixels (max_pixels of nlrn.io.image.read_image)",
             limit="pixels",
         )
 
 
 def _check_frames(frames: int) -> None:
     if frames > 1:
-        raise InputError(f"{frames} frames or pages; expected a single picture", limit="frames")
+        raise InputError(f"{frames} frames or pages; expected a single image", limit="frames")
 
 
 def _wide(
     data: bytes,
     size: tuple[int, int],
-    told: Told,
+    metadata: FileMetadata,
     gps: bool,
     before_pixels: Callable[[int, int], None],
 ) -> Decoded:
     """A PNG of 16-bit colour or alpha, upright."""
-    ready()  # what the library itself takes is none of the picture's
+    ready()  # what the library itself takes is none of the image's
     before_pixels(*size)
-    turn = TURNS.get(told.orientation, np.asarray)
+    turn = TURNS.get(metadata.orientation, np.asarray)
     colour, alpha = read(data, size)
-    return Decoded(turn(colour), None if alpha is None else turn(alpha), 16, "PNG", *told.rest(gps))
+    return Decoded(turn(colour), None if alpha is None else turn(alpha), 16, "PNG", *metadata.rest(gps))
 
 
-def _told(picture: ImageFile, exif: Image.Exif, orientation: int | None, data: bytes) -> Told:
-    info = picture.info
-    told = picture.format in ("BMP", "PNG") or info.get("jfif_unit") in (1, 2)  # else Pillow guesses
-    dpi = likely_dpi(*info["dpi"]) if told and "dpi" in info else tagged_dpi(exif)
-    colours = png_colours(data) if picture.format == "PNG" else b""
-    named = _LEFT_OUT.get(str(picture.format))
+def _file_metadata(image: ImageFile, exif: Image.Exif, orientation: int | None, data: bytes) -> FileMetadata:
+    info = image.info
+    metadata = image.format in ("BMP", "PNG") or info.get("jfif_unit") in (1, 2)  # else Pillow guesses
+    dpi = likely_dpi(*info["dpi"]) if metadata and "dpi" in info else tagged_dpi(exif)
+    colours = png_colours(data) if image.format == "PNG" else b""
+    named = _LEFT_OUT.get(str(image.format))
     blocks = named(data) if named else []
-    notes = (*left_out(blocks), *(["CMYK was converted to RGB"] if picture.mode == "CMYK" else []))
-    return Told(exif, orientation, info.get("icc_profile") or None, dpi, colours, notes)
+    notes = (*left_out(blocks), *(["CMYK was converted to RGB"] if image.mode == "CMYK" else []))
+    return FileMetadata(exif, orientation, info.get("icc_profile") or None, dpi, colours, notes)
 
 
-def _readable_exif(picture: Image.Image) -> Image.Exif:
+def _readable_exif(image: Image.Image) -> Image.Exif:
     """EXIF, or none where it cannot be read."""
     try:
-        _check_exif(picture)
-        return picture.getexif()
+        _check_exif(image)
+        return image.getexif()
     except Exception:
         return Image.Exif()
 
 
-def _depth(picture: ImageFile, data: bytes) -> int:
-    """The depth, 8 or 16, of a picture that Pillow reads as it is; InputError for any other."""
-    bits, mode = _bits(picture, data), picture.mode
-    if isinstance(picture, PpmImageFile) and mode == "I":  # grey with a maximum over 255, scaled to 65535
+def _depth(image: ImageFile, data: bytes) -> int:
+    """The depth, 8 or 16, of an image that Pillow reads as it is; InputError for any other."""
+    bits, mode = _bits(image, data), image.mode
+    if isinstance(image, PpmImageFile) and mode == "I":  # grey with a maximum over 255, scaled to 65535
         return 16
     if mode not in _MODES:
         raise InputError(f"pixels of mode {mode} ({bits} bits); expected unsigned integers, grey or colour")
-    if mode in _GREY16 and bits == 16 and "transparency" not in picture.info:
+    if mode in _GREY16 and bits == 16 and "transparency" not in image.info:
         return 16
     if bits > 8:
         raise InputError(
-            f"{bits}-bit samples would be cut or misread here (as mode {mode}); save the picture with 8 bits a sample,"
+            f"{bits}-bit samples would be cut or misread here (as mode {mode}); save the image with 8 bits a sample,"
             " or as PNG or TIFF with 16"
         )
     return 8
 
 
-def _bits(picture: ImageFile, data: bytes) -> int:
+def _bits(image: ImageFile, data: bytes) -> int:
     """Bits a sample in the file, where Pillow's mode does not tell."""
-    if isinstance(picture, PngImageFile):
+    if isinstance(image, PngImageFile):
         return data[24]
-    if isinstance(picture, AvifImageFile):
+    if isinstance(image, AvifImageFile):
         return avif_bits(data)
-    arguments = picture.tile[0][3] if isinstance(picture, PpmImageFile) else None
+    arguments = image.tile[0][3] if isinstance(image, PpmImageFile) else None
     largest = arguments[1] if isinstance(arguments, tuple) else 0
     return 16 if isinstance(largest, int) and largest > 255 else 8
 
 
-def _check_exif(picture: Image.Image) -> None:
+def _check_exif(image: Image.Image) -> None:
     """Raises for EXIF that would fill the memory, also in the text form that ImageMagick wrote into PNGs."""
-    text = str(picture.info.get("Raw profile type exif", ""))
-    block = picture.info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:]))
+    text = str(image.info.get("Raw profile type exif", ""))
+    block = image.info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:]))
     tiff_pages(block.removeprefix(b"Exif\0\0"))
 
 
-def _apply_orientation(picture: ImageFile) -> None:
+def _apply_orientation(image: ImageFile) -> None:
     try:
-        _check_exif(picture)
-        ImageOps.exif_transpose(picture, in_place=True)
+        _check_exif(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except Exception:  # EXIF that cannot be read says nothing about the orientation
         return
 
 
-def _planes(picture: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+def _planes(image: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
     """Colour HW or HW3 (uint8 or uint16) and alpha HW (uint8) or None."""
-    key = picture.info.get("transparency")
-    if (
-        isinstance(picture, PngImageFile)
-        and picture.mode == "P"
-        and np.asarray(picture).max() >= png_colour_count(data)
-    ):
+    key = image.info.get("transparency")
+    if isinstance(image, PngImageFile) and image.mode == "P" and np.asarray(image).max() >= png_colour_count(data):
         raise InputError("damaged: pixels of colours that its palette does not have")
-    if picture.mode in ("P", "PA"):
-        picture = picture.convert("RGB" if key is None and picture.mode == "P" else "RGBA")
-    elif picture.mode in ("1", "CMYK", "YCbCr"):
-        picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    values = np.asarray(picture)
-    if picture.mode == "I":  # a PGM of 16 bits, see _depth
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGB" if key is None and image.mode == "P" else "RGBA")
+    elif image.mode in ("1", "CMYK", "YCbCr"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    values = np.asarray(image)
+    if image.mode == "I":  # a PGM of 16 bits, see _depth
         values = values.astype(np.uint16)
-    if picture.mode in ("LA", "RGBA"):
-        return values[..., 0] if picture.mode == "LA" else values[..., :3], values[..., -1].copy()
+    if image.mode in ("LA", "RGBA"):
+        return values[..., 0] if image.mode == "LA" else values[..., :3], values[..., -1].copy()
     if key is None:
         return values, None
-    levels = 2 ** data[24] - 1 if isinstance(picture, PngImageFile) else 255
+    levels = 2 ** data[24] - 1 if isinstance(image, PngImageFile) else 255
     wanted = (np.array(key) & levels) * (255 // levels)  # the file's own sample value, one a channel
     same = values == wanted
     opaque = ~(same.all(axis=2) if values.ndim == 3 else same)

@@ -47,7 +47,7 @@ def _gif_table(flags: int) -> int:
 
 
 def avif_bits(data: bytes) -> int:
-    """The most bits a sample of the pictures in an AVIF, 8, 10 or 12, by the boxes that set up their decoders."""
+    """The most bits a sample of the images in an AVIF, 8, 10 or 12, by the boxes that set up their decoders."""
     bits, place = 8, data.find(b"av1C")
     while place >= 0:
         flags = int.from_bytes(data[place + 6 : place + 7], "big")  # after a mark and the profile

@@ -1,9 +1,9 @@
-"""Picture files <-> float arrays in [0, 1]: exactly what the file says, or a refusal that gives the reason.
+"""Image files <-> float arrays in [0, 1]: exactly what the file says, or a refusal that gives the reason.
 
 Read: AVIF, BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey; 16 bits stay 16 bits in PNG, TIFF and grey PGM,
 floats stay floats in TIFF. Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind
-becomes a separate alpha plane, the EXIF orientation is applied. Of a multi-picture JPEG the main picture is read.
-Refused: what would be cut or misread without a word (AVIF of more than 8 bits, 16-bit colour PPM, signed or 32-bit
+becomes a separate alpha plane, the EXIF orientation is applied. Of a multi-image JPEG the main image is read.
+Refused: what would be cut or misread silently (AVIF of more than 8 bits, 16-bit colour PPM, signed or 32-bit
 integers), animations, several pages, truncated files, PNGs whose checksums or amount of data are wrong.
 """
 
@@ -51,8 +51,8 @@ _DECODING = threading.Lock()  # warning filters belong to the whole process
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture and what its file said besides.
+class ImageData:
+    """An image and what its file said besides.
 
     array: float32 HW (grey) or HWC with 3 channels, in [0, 1]; a restored one may exceed the range.
     alpha: HW uint8 or None, uint16 for depth 16, kept as it was. depth: bits a sample of the file, 8 or 16, or 32 for
@@ -60,7 +60,7 @@ class Picture:
     icc: colour profile. exif: without orientation (it has been applied) and, unless asked for, without GPS. dpi: pixels
     per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. notes: what
     of the file was left out or converted, a line each. levels: the sample value of the file that is 1 here: 255, 65535,
-    or 1 of floats; 0 sets it by the depth. Of a restored picture, noise: what was found in the noisy one, or in each of
+    or 1 of floats; 0 sets it by the depth. Of a restored image, noise: what was found in the noisy one, or in each of
     its channels (NoiseEstimate.record), and value_range: the sample values that the network saw as black and white.
     """
 
@@ -92,12 +92,12 @@ class Picture:
         wanted = f"uint{self.depth}"
         if self.alpha.shape != shape[:2] or self.alpha.dtype != wanted or self.depth == 32:
             raise InputError(
-                f"alpha is {self.alpha.dtype} {self.alpha.shape}; expected {wanted} {shape[:2]} as the picture"
+                f"alpha is {self.alpha.dtype} {self.alpha.shape}; expected {wanted} {shape[:2]} as the image"
                 if self.depth < 32
-                else "pictures of floats have no alpha"
+                else "images of floats have no alpha"
             )
 
-    def of_size(self, height: int, width: int) -> Picture:
+    def of_size(self, height: int, width: int) -> ImageData:
         """The same in another size, without values yet: black, and memory for none of it."""
         array = np.broadcast_to(np.float32(0), (height, width, *self.array.shape[2:]))
         alpha = None if self.alpha is None else np.broadcast_to(self.alpha.dtype.type(0), (height, width))
@@ -107,7 +107,7 @@ class Picture:
             dpi = dpi[0] * grown[1], dpi[1] * grown[0]
         return replace(self, array=array, alpha=alpha, dpi=dpi)._held(grown)
 
-    def _held(self, grown: tuple[float, float] = (1.0, 1.0)) -> Picture:
+    def _held(self, grown: tuple[float, float] = (1.0, 1.0)) -> ImageData:
         """The same without metadata that does not hold of its size, channels and depth."""
         if self.exif is None:
             return self
@@ -115,36 +115,36 @@ class Picture:
         exif, notes = held_to(self.exif, self.array.shape[:2], channels, self.depth, grown=grown)
         return replace(self, exif=exif, notes=(*self.notes, *notes))
 
-    def with_depth(self, depth: int) -> Picture:
+    def with_depth(self, depth: int) -> ImageData:
         """The same to be written with another depth, alpha scaled to it."""
         if self.alpha is None or depth == self.depth or depth not in (8, 16):
             return replace(self, depth=depth)._held()
         alpha = self.alpha.astype(np.uint16) * 257 if depth == 16 else np.rint(self.alpha / 257).astype(np.uint8)
         return replace(self, depth=depth, alpha=alpha)._held()
 
-    def with_array(self, array: np.ndarray) -> Picture:
+    def with_array(self, array: np.ndarray) -> ImageData:
         """The same with another colour array: HW, HW1 or HW3. With alpha its size must stay the same."""
         return replace(self, array=array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def read_picture(
+def read_image(
     source: str | os.PathLike[str] | bytes,
     *,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     gps: bool = False,
     apart: bool | None = None,
-) -> Picture:
-    """Read one picture from a path, or from the bytes of a file. gps: the place stays in the EXIF.
+) -> ImageData:
+    """Read one image from a path, or from the bytes of a file. gps: the place stays in the EXIF.
 
     The limits are checked before anything is decoded. apart: it is decoded in a process of its own, limited in memory
     and time; None: AVIF is, and a file of over 256 KiB, which can keep a decoder busy for minutes. Raises InputError,
     and nothing else, for whatever cannot be read exactly (see the module); the message names the file and the reason.
     """
-    name = "the picture" if isinstance(source, bytes) else str(source)
+    name = "the image" if isinstance(source, bytes) else str(source)
     data = file_bytes(source, max_bytes)
     if len(data) > max_bytes:
-        raise InputError(f"{name}: over {max_bytes:,} bytes; max_bytes of nlrn.io.image.read_picture raises this limit")
+        raise InputError(f"{name}: over {max_bytes:,} bytes; max_bytes of nlrn.io.image.read_image raises this limit")
     try:
         decoded = (decode_apart if _apart(data, apart) else _decode_here)(data, max_pixels, gps=gps)
     except InputError as error:
@@ -154,7 +154,7 @@ def read_picture(
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise InputError(f"{name}: damaged or truncated ({error or type(error).__name__})") from error
     levels = 1 if decoded.depth == 32 else 2**decoded.depth - 1
-    return Picture(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:])
+    return ImageData(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:])
 
 
 def _apart(data: bytes, asked: bool | None) -> bool:
@@ -167,31 +167,31 @@ def _decode_here(data: bytes, max_pixels: int, *, gps: bool) -> Decoded:
         return decode(data, max_pixels, gps=gps)
 
 
-def write_picture(
+def write_image(
     path: str | os.PathLike[str],
-    picture: Picture,
+    image: ImageData,
     *,
     format: str | None = None,  # noqa: A002 - Pillow's word
     overwrite: bool = False,
     quality: int = 95,
 ) -> Path:
-    """Write a picture so that the file appears whole or not at all; returns its path.
+    """Write an image so that the file appears whole or not at all; returns its path.
 
-    The suffix decides the format; a name without one takes `format`, else the picture's own. Raises
-    InputError as `encode_picture` and `nlrn.system.atomic.publish` do, and for an unknown suffix.
+    The suffix decides the format; a name without one takes `format`, else the image's own. Raises
+    InputError as `encode_image` and `nlrn.system.atomic.publish` do, and for an unknown suffix.
     """
-    kind = _output_format(Path(path), format or picture.format)
+    kind = _output_format(Path(path), format or image.format)
     try:
-        data = encode_picture(picture, kind, quality=quality)
+        data = encode_image(image, kind, quality=quality)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return publish(Path(path), data, overwrite=overwrite)
 
 
-def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes:  # noqa: A002 - Pillow's word
+def encode_image(image: ImageData, format: str, *, quality: int = 95) -> bytes:  # noqa: A002 - Pillow's word
     """The bytes of a file of one of the formats AVIF, BMP, JPEG, PNG, PPM, TIFF, WEBP.
 
-    The array is clipped to [0, 1] and rounded, halves to even, to the picture's depth; floats are written as they are.
+    The array is clipped to [0, 1] and rounded, halves to even, to the image's depth; floats are written as they are.
     AVIF, BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG and AVIF (4:4:4
     at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
     Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels; the resolution
@@ -202,17 +202,17 @@ def encode_picture(picture: Picture, format: str, *, quality: int = 95) -> bytes
         raise InputError(f"cannot write {format!r}; formats are {', '.join(sorted(set(SUFFIXES.values())))}")
     if not 1 <= quality <= 100:
         raise ConfigError(f"quality is {quality}; expected 1 to 100")
-    check_holds(picture, format)
-    values = rounded(picture.array, picture.depth)
-    if picture.alpha is not None:
-        values = np.dstack((values, picture.alpha))
-    options = _OPTIONS.get(format, {}) | _metadata(picture, format)
+    check_holds(image, format)
+    values = rounded(image.array, image.depth)
+    if image.alpha is not None:
+        values = np.dstack((values, image.alpha))
+    options = _OPTIONS.get(format, {}) | _metadata(image, format)
     if format in ("AVIF", "JPEG"):
         options["quality"] = quality
     if format == "AVIF":
         options["subsampling"] = "4:0:0" if values.ndim == 2 else "4:4:4"
     data = _save(values, format, options)
-    return wide.png_with(data, picture.colours, picture.dpi) if format == "PNG" else data
+    return wide.png_with(data, image.colours, image.dpi) if format == "PNG" else data
 
 
 def check_output(
@@ -220,42 +220,42 @@ def check_output(
     *,
     overwrite: bool,
     inputs: Iterable[str | os.PathLike[str]] = (),
-    picture: Picture | None = None,
+    image: ImageData | None = None,
 ) -> None:
     """Find out before any work whether `path` can be written. Raises InputError with the reason.
 
-    Checked: a known suffix, that the format holds `picture` (its size, alpha and depth), and what
+    Checked: a known suffix, that the format holds `image` (its size, alpha and depth), and what
     nlrn.system.atomic.check_target checks.
     """
     path = Path(path)
     kind = _output_format(path, None)
-    if picture is not None:
-        check_holds(picture, kind)
+    if image is not None:
+        check_holds(image, kind)
     check_target(path, overwrite=overwrite, inputs=inputs)
 
 
-def check_holds(picture: Picture, format: str) -> None:  # noqa: A002
-    """Raises InputError where files of the format cannot hold such a picture: its size, alpha, depth or floats."""
-    height, width = picture.array.shape[:2]
+def check_holds(image: ImageData, format: str) -> None:  # noqa: A002
+    """Raises InputError where files of the format cannot hold such an image: its size, alpha, depth or floats."""
+    height, width = image.array.shape[:2]
     if max(height, width) > _LONGEST.get(format, max(height, width)):
         raise InputError(
             f"{format} files have sides of at most {_LONGEST[format]:,} pixels, and this would be {width} x {height};"
             " write PNG or TIFF instead"
         )
-    samples = picture.array.size + (0 if picture.alpha is None else height * width)
-    if format == "TIFF" and samples * picture.depth // 8 > _TIFF_BYTES:
+    samples = image.array.size + (0 if image.alpha is None else height * width)
+    if format == "TIFF" and samples * image.depth // 8 > _TIFF_BYTES:
         raise InputError("TIFF files end at 4 GiB, and this would be larger; write PNG instead, or fewer bits")
-    if picture.alpha is not None and format not in _WITH_ALPHA:
+    if image.alpha is not None and format not in _WITH_ALPHA:
         raise InputError(f"{format} files hold no transparency; write PNG, TIFF or WebP instead")
-    if picture.depth == 8:
+    if image.depth == 8:
         return
-    if picture.depth == 32 and format != "TIFF":
+    if image.depth == 32 and format != "TIFF":
         raise InputError(f"{format} files hold no floats: write TIFF, or give a depth of 8 or 16 bits")
-    if format not in _WITH_16_BITS or (format == "PPM" and picture.array.ndim == 3):
-        colour = picture.array.ndim == 3
+    if format not in _WITH_16_BITS or (format == "PPM" and image.array.ndim == 3):
+        colour = image.array.ndim == 3
         keep = [suffix for suffix, kind in SUFFIXES.items() if kind in _WITH_16_BITS - ({"PPM"} if colour else set())]
         raise InputError(
-            f"{format} files would cut the picture's 16 bits to 8; these suffixes keep them: {', '.join(keep)};"
+            f"{format} files would cut the image's 16 bits to 8; these suffixes keep them: {', '.join(keep)};"
             " or give a depth of 8"
         )
 
@@ -293,7 +293,7 @@ def rounded(array: np.ndarray, depth: int) -> np.ndarray:
     Raises InputError for values that are not finite.
     """
     if not np.isfinite(array).all():
-        raise InputError("the picture has values that are not finite; nothing was written")
+        raise InputError("the image has values that are not finite; nothing was written")
     if depth == 32:
         return array.astype(np.float32, copy=False)
     levels = 2**depth - 1
@@ -304,17 +304,17 @@ def rounded(array: np.ndarray, depth: int) -> np.ndarray:
     return out
 
 
-def _metadata(picture: Picture, format: str) -> dict[str, Any]:  # noqa: A002
+def _metadata(image: ImageData, format: str) -> dict[str, Any]:  # noqa: A002
     found: dict[str, Any] = {}
-    if picture.dpi is not None and (format in ("BMP", "TIFF") or (format == "JPEG" and max(picture.dpi) < 65535)):
-        found["dpi"] = picture.dpi
+    if image.dpi is not None and (format in ("BMP", "TIFF") or (format == "JPEG" and max(image.dpi) < 65535)):
+        found["dpi"] = image.dpi
     if format in ("BMP", "PPM"):
         return found
-    space = b"GRAY" if picture.array.ndim == 2 and format != "WEBP" else b"RGB "
-    if picture.icc is not None and picture.icc[16:20] == space:
-        found["icc_profile"] = picture.icc
-    if picture.exif is not None and (format != "JPEG" or len(picture.exif) <= 65533):  # one JPEG segment
-        found["exif"] = picture.exif
+    space = b"GRAY" if image.array.ndim == 2 and format != "WEBP" else b"RGB "
+    if image.icc is not None and image.icc[16:20] == space:
+        found["icc_profile"] = image.icc
+    if image.exif is not None and (format != "JPEG" or len(image.exif) <= 65533):  # one JPEG segment
+        found["exif"] = image.exif
     return found
 
 

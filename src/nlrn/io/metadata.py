@@ -28,7 +28,7 @@ _DROPPED_TAGS = frozenset(
 _CROSSED: dict[int, int] = {
     Base.XResolution: Base.YResolution,
     Base.YResolution: Base.XResolution,
-}  # of a picture that lay on its side
+}  # of an image that lay on its side
 TURNS: dict[int | None, Callable[[np.ndarray], np.ndarray]] = {  # HW or HWC by EXIF orientation
     2: np.fliplr, 3: lambda x: x[::-1, ::-1], 4: np.flipud, 5: lambda x: x.swapaxes(0, 1),
     6: lambda x: np.rot90(x, -1), 7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: np.rot90,
@@ -37,8 +37,8 @@ _NO_UNIT = 1  # of the tag ResolutionUnit
 _OME_TYPES = {8: "uint8", 16: "uint16", 32: "float"}
 
 
-class Told(NamedTuple):
-    """What a file says of its picture as it is stored."""
+class FileMetadata(NamedTuple):
+    """What a file says of its image as it is stored."""
 
     exif: Image.Exif
     orientation: int | None
@@ -48,7 +48,7 @@ class Told(NamedTuple):
     notes: tuple[str, ...] = ()
 
     def rest(self, gps: bool) -> tuple[bytes | None, bytes | None, tuple[float, float] | None, bytes, tuple[str, ...]]:
-        """icc, exif, dpi, colours and notes of the upright picture."""
+        """icc, exif, dpi, colours and notes of the upright image."""
         lying = self.orientation in (5, 6, 7, 8)
         dpi = self.dpi[::-1] if self.dpi and lying else self.dpi
         exif = _kept_exif(self.exif, gps, _CROSSED if lying else {})

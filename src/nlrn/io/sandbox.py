@@ -28,7 +28,7 @@ except ImportError:  # not on Windows, where nothing is limited but the time
     resource = None  # type: ignore[assignment]
 
 _SECONDS = 60
-_ALLOWANCE, _PER_PIXEL = 64 << 20, 48  # bytes beyond what the process has when it knows the picture's size
+_ALLOWANCE, _PER_PIXEL = 64 << 20, 48  # bytes beyond what the process has when it knows the image's size
 _BEFORE = 256 << 20  # more of them until then: for what stands before the pixels, and for libvips
 # One thread and one pool of memory: each further one is charged with more address space than it uses.
 _LEAN = {"VIPS_CONCURRENCY": "1", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -40,7 +40,7 @@ _LONGEST_HEAD = 64 << 20  # profiles and EXIF among it
 def decode_apart(data: bytes, max_pixels: int, *, gps: bool = False) -> Decoded:
     """As nlrn.io.decode.decode, in a fresh process with 64 MiB and 48 bytes a pixel, for 60 seconds at most.
 
-    Raises InputError for what the decoder says, and when it ends without a word; BackendError when the process cannot
+    Raises InputError for what the decoder says, and when it ends silently; BackendError when the process cannot
     be had, or says what it should not.
     """
     command = [
@@ -80,9 +80,7 @@ def _answered(pipe: IO[bytes], max_pixels: int) -> Decoded:
     """What the process says; no more of it is read than what it may have to say."""
     head = pipe.readline(_LONGEST_HEAD)
     if not head.endswith(b"\n"):
-        raise InputError(
-            f"damaged: its decoder ended without a word, probably out of memory, or of time ({_SECONDS} s)"
-        )
+        raise InputError(f"damaged: its decoder ended silently, probably out of memory, or of time ({_SECONDS} s)")
     try:
         said = json.loads(head)
         if "refused" in said:

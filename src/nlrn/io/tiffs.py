@@ -22,7 +22,7 @@ from PIL.ExifTags import Base
 from nlrn.errors import InputError
 from nlrn.io import wide
 from nlrn.io.formats import tiff_pages
-from nlrn.io.metadata import TURNS, Decoded, Told, held_to, tagged_dpi
+from nlrn.io.metadata import TURNS, Decoded, FileMetadata, held_to, tagged_dpi
 from nlrn.io.tiffsamples import (
     ASSOCIATED,
     BLACK_IS_ZERO,
@@ -65,8 +65,8 @@ def read_tiff(
 
     pages = tiff_pages(data, strict=True)
     if pages > _MOST_PAGES:
-        raise InputError(f"{pages:,} frames or pages; expected a single picture", limit="frames")
-    wide.ready()  # what the library itself takes is none of the picture's
+        raise InputError(f"{pages:,} frames or pages; expected a single image", limit="frames")
+    wide.ready()  # what the library itself takes is none of the image's
     with _silent(), TiffFile(io.BytesIO(data), is_ome=False) as file:
         page, notes = _main(file, data)
         width, height = page.imagewidth, page.imagelength
@@ -86,8 +86,10 @@ def read_tiff(
         turn = TURNS.get(orientation, np.asarray)
         colour, alpha = turn(colour), None if alpha is None else turn(alpha)
         icc = tags.get(Base.InterColorProfile)
-        told = Told(tags, orientation, icc if isinstance(icc, bytes) else None, tagged_dpi(tags), notes=notes + more)
-        icc, exif, dpi, colours, notes = told.rest(gps)
+        metadata = FileMetadata(
+            tags, orientation, icc if isinstance(icc, bytes) else None, tagged_dpi(tags), notes=notes + more
+        )
+        icc, exif, dpi, colours, notes = metadata.rest(gps)
         if exif is not None:
             bands = 1 if colour.ndim == 2 else 3
             exif, stale = held_to(exif, colour.shape[:2], bands + (alpha is not None), depth)
@@ -124,7 +126,7 @@ def _main(file: TiffFile, data: bytes) -> tuple[Any, tuple[str, ...]]:
     if len(whole) != 1:
         sizes = [f"{page.imagewidth} x {page.imagelength}" for page in whole or chain]
         listed = ", ".join(sizes[:4]) + (", ..." if len(sizes) > 4 else "")
-        raise InputError(f"{len(sizes)} frames or pages ({listed}); expected a single picture", limit="frames")
+        raise InputError(f"{len(sizes)} frames or pages ({listed}); expected a single image", limit="frames")
     left = len(every) - 1
     return whole[0], (f"left out: {left} reduced {'copy' if left == 1 else 'copies'} of the image",) if left else ()
 
@@ -133,7 +135,7 @@ def _sub_directories(page: Any, depth: int = 2) -> Iterator[Any]:
     """The directories that a page points to, and those they point to."""
     if depth and page.subifds:
         if len(page.subifds) > _MOST_PAGES:
-            raise InputError(f"{len(page.subifds)} frames or pages; expected a single picture", limit="frames")
+            raise InputError(f"{len(page.subifds)} frames or pages; expected a single image", limit="frames")
         for inner in page.pages:
             yield inner
             yield from _sub_directories(inner, depth - 1)
@@ -175,7 +177,7 @@ def _kind(page: Any) -> Kind:
     if photometric < 0 or 256 not in page.tags or 257 not in page.tags:
         raise InputError("damaged or truncated: tags are missing")
     if page.imagedepth > 1:
-        raise InputError(f"a volume of {page.imagedepth} planes; expected a single picture", limit="frames")
+        raise InputError(f"a volume of {page.imagedepth} planes; expected a single image", limit="frames")
     if len(bits) > 1 or len(formats) > 1:
         raise InputError(f"samples of {sorted(bits)} bits, of {len(formats)} kinds; expected the same for all")
     (bit,), (form,) = bits, formats
@@ -184,9 +186,7 @@ def _kind(page: Any) -> Kind:
         raise InputError(f"samples of {bit} bits that are {what}; expected unsigned integers, or floats of 32 bits")
     if bit not in ((32,) if form == FLOAT else (1, 2, 4, 8, 16)):
         if form == UINT and 8 < bit < 16:
-            raise InputError(
-                f"{bit}-bit samples would be cut or misread here; save the picture with 8 bits, or with 16"
-            )
+            raise InputError(f"{bit}-bit samples would be cut or misread here; save the image with 8 bits, or with 16")
         raise InputError(f"samples of [{bit}] bits; expected 8 or 16 bits, or floats of 32")
     form = FLOAT if form == FLOAT else UINT
     names = {RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1}
@@ -197,7 +197,7 @@ def _kind(page: Any) -> Kind:
     if (bit > 8 and photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)) or (
         form == FLOAT and photometric == WHITE_IS_ZERO
     ):
-        raise InputError("16-bit and float TIFFs are read as grey or RGB only; save the picture with 8 bits a sample")
+        raise InputError("16-bit and float TIFFs are read as grey or RGB only; save the image with 8 bits a sample")
     return Kind(bit, form, photometric, names[photometric], _alpha(page, samples - names[photometric], bit, form))
 
 
@@ -245,7 +245,7 @@ def _check_stack(file: TiffFile, page: Any, kind: Kind) -> None:
     if images > 1:
         raise InputError(
             f"a stack of {images:,} images of {page.imagewidth} x {page.imagelength} behind one directory; expected a"
-            " single picture: save them as files of their own",
+            " single image: save them as files of their own",
             limit="frames",
         )
 

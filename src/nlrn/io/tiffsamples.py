@@ -162,7 +162,7 @@ def samples_of(
 def _by_tifffile(page: Any, kind: Kind, parts: list[memoryview]) -> np.ndarray:
     """[H, W, samples] as stored."""
     if kind.photometric == YCBCR and page.is_subsampled:
-        raise InputError("YCbCr with fewer samples of colour is read from JPEG only; save the picture as RGB")
+        raise InputError("YCbCr with fewer samples of colour is read from JPEG only; save the image as RGB")
     out = np.empty((page.samplesperpixel, page.imagelength, page.imagewidth), page.dtype)
     separate = page.planarconfig == 2
     for i, part in enumerate(parts):
@@ -203,13 +203,13 @@ def _converted(page: Any, kind: Kind, values: np.ndarray) -> tuple[np.ndarray, n
 def _check_colours(page: Any, kind: Kind) -> None:
     """Raises InputError for inks and luminances that are not the usual ones."""
     if kind.photometric == CMYK and page.tags.valueof(332, 1) != 1:
-        raise InputError("inks other than CMYK; save the picture as RGB")
+        raise InputError("inks other than CMYK; save the image as RGB")
     coefficients = [a / b for a, b in _pairs(page.tags.valueof(_COEFFICIENTS)) if b]
     range_ = [a / b for a, b in _pairs(page.tags.valueof(_REFERENCE)) if b]
     usual = np.allclose(coefficients or [0.299, 0.587, 0.114], [0.299, 0.587, 0.114], atol=1e-3)
     full = (range_ or [0, 255, 128, 255, 128, 255])[:2]
     if kind.photometric == YCBCR and not (usual and np.allclose(full, [0, 255], atol=1)):
-        raise InputError("YCbCr of other coefficients or a reduced range; save the picture as RGB")
+        raise InputError("YCbCr of other coefficients or a reduced range; save the image as RGB")
 
 
 def _pairs(value: Any) -> list[tuple[float, float]]:
@@ -230,18 +230,18 @@ def _by_pillow(page: Any, kind: Kind, data: bytes) -> tuple[np.ndarray, np.ndarr
     _check_colours(page, kind) if kind.photometric == CMYK else None
     if kind.bits < 8 and page.samplesperpixel > 1:
         raise InputError(f"{page.samplesperpixel} samples a pixel of {kind.bits} bits; expected 8 bits of colour")
-    with TiffImageFile(io.BytesIO(_alone(page, data))) as picture:
-        if picture.size != (page.imagewidth, page.imagelength):
+    with TiffImageFile(io.BytesIO(_alone(page, data))) as image:
+        if image.size != (page.imagewidth, page.imagelength):
             raise InputError("damaged: its decoder finds another size")
-        picture.load()
-        notes: tuple[str, ...] = ("CMYK was converted to RGB",) if picture.mode == "CMYK" else ()
-        if kind.photometric == PALETTE and picture.mode == "P":
-            return _coloured(page, kind, np.asarray(picture)), None, ()
+        image.load()
+        notes: tuple[str, ...] = ("CMYK was converted to RGB",) if image.mode == "CMYK" else ()
+        if kind.photometric == PALETTE and image.mode == "P":
+            return _coloured(page, kind, np.asarray(image)), None, ()
         mode = {1: "L", 3: "RGB", 4: "RGB"}[kind.colours] if not kind.alpha else ("LA" if kind.colours == 1 else "RGBA")
         allowed = {"L": ("1", "L"), "RGB": ("RGB", "CMYK", "YCbCr"), "LA": ("LA",), "RGBA": ("RGBA",)}[mode]
-        if picture.mode not in allowed:
-            raise InputError(f"pixels of mode {picture.mode}; expected grey or colour of 8 bits")
-        values = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+        if image.mode not in allowed:
+            raise InputError(f"pixels of mode {image.mode}; expected grey or colour of 8 bits")
+        values = np.asarray(image if image.mode == mode else image.convert(mode))
     if not kind.alpha:
         return values, None, notes
     return values[..., 0] if kind.colours == 1 else values[..., :3], values[..., -1].copy(), notes

@@ -1,7 +1,7 @@
 """Samples that Pillow would cut or misread: 16 bits with colour or alpha in PNG, and compressed TIFFs.
 
 libvips (pyvips) decodes both and compresses PNG; it sees pixels alone. Profiles and EXIF are read and written here and
-by Pillow, since libvips rewrites them. It is imported when such a picture comes.
+by Pillow, since libvips rewrites them. It is imported when such an image comes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def samples(data: bytes, size: tuple[int, int]) -> np.ndarray:
     try:
         image = vips.Image.new_from_buffer(data, "", fail_on="warning")
         if (image.width, image.height) != size:
-            raise InputError(f"damaged: {image.width} x {image.height} pixels where {size[0]} x {size[1]} were told")
+            raise InputError(
+                f"damaged: {image.width} x {image.height} pixels where {size[0]} x {size[1]} were declared"
+            )
         if image.format not in ("uchar", "ushort", "float") or image.bands > 4:
             raise InputError(f"{image.bands} samples a pixel of {image.format}; expected 1 to 4")
         values: np.ndarray = image.numpy().reshape(size[1], size[0], -1)
@@ -86,8 +88,6 @@ def _vips() -> Any:
     try:
         import pyvips  # type: ignore[import-untyped]
     except (ImportError, OSError) as error:
-        raise BackendError(
-            "16-bit colour and float pictures need libvips (pip install pyvips pyvips-binary)"
-        ) from error
+        raise BackendError("16-bit colour and float images need libvips (pip install pyvips pyvips-binary)") from error
     pyvips.cache_set_max(0)  # it would keep files and pixels that were read
     return pyvips

@@ -32,7 +32,7 @@ _COUNTERS = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A shipped model: name, file, task, picture channels, parameter count, sha256, training metadata."""
+    """A shipped model: name, file, task, image channels, parameter count, sha256, training metadata."""
 
     name: str
     path: Path
@@ -80,7 +80,7 @@ def model_metadata(name_or_path: str | Path) -> dict[str, str]:
 
 
 def list_models() -> list[ModelInfo]:
-    """The models inside this package, by name; each has name, path, task ("denoise" or "sr"), channels of its pictures,
+    """The models inside this package, by name; each has name, path, task ("denoise" or "sr"), channels of its images,
     parameters, sha256 and metadata."""
     return [describe(path) for path in sorted(WEIGHTS.glob("*.safetensors"))]
 

@@ -1,4 +1,4 @@
-"""The network as pictures are run: every batch norm folded into the convolution beside it, buffers used again.
+"""The network as images are run: every batch norm folded into the convolution beside it, buffers used again.
 
 With fixed statistics a batch norm is x -> a x + b by channel. Those of one state (paper, section 4) go:
 
@@ -31,7 +31,7 @@ _Conv = tuple[Tensor, Tensor]  # weight, bias
 class FoldedNLRN:
     """An NLRN in eval mode, its convolutions in `dtype`; called like it, without gradients and observer.
 
-    The picture that comes in, the sigma plane and the last sum are float32 whatever the dtype. A later change of
+    The image that comes in, the sigma plane and the last sum are float32 whatever the dtype. A later change of
     the model does not reach it.
     """
 
@@ -81,7 +81,7 @@ class FoldedNLRN:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-        """The restored picture [B, C, H, W], float32, as NLRN's forward defines it."""
+        """The restored image [B, C, H, W], float32, as NLRN's forward defines it."""
         note_computation()
         with torch.autocast(x.device.type, enabled=False):  # the dtype is this network's own, whatever is around it
             return self.restored(x, sigma)
@@ -135,7 +135,7 @@ class Unfolded:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-        """The restored picture [B, C, H, W], float32."""
+        """The restored image [B, C, H, W], float32."""
         with torch.autocast(x.device.type, enabled=False):
             out: Tensor = self.model(x, sigma)
         return out

@@ -71,12 +71,12 @@ class NonLocal2d(nn.Module):
         channels: channels of X.
         embed_channels: channels of theta and phi, by default half of ``channels`` (at least 1).
         distance: Phi, one of ``DISTANCES`` (paper, section 3, table of distance measures).
-        window: odd side length q of the neighbourhood (clipped at the border), or None for the whole picture.
+        window: odd side length q of the neighbourhood (clipped at the border), or None for the whole image.
         h: start value of the learned bandwidth, used by "euclidean" alone.
         backend: of ``neighborhood_attention``.
 
     ``forward`` takes and returns [B, C, H, W]. The four exponential distances are a softmax over the
-    neighbours; the two dot products are divided by the number of neighbours inside the picture.
+    neighbours; the two dot products are divided by the number of neighbours inside the image.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class NonLocal2d(nn.Module):
         return found
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """sum_j (q_i . k_j) v_j / number of neighbours: of the whole picture linear in q, so summed first."""
+        """sum_j (q_i . k_j) v_j / number of neighbours: of the whole image linear in q, so summed first."""
         if self.window is not None:
             return tiled.average(q, k, v, self.window)
         _, height, width, _ = q.shape
@@ -169,7 +169,7 @@ class NLRNConfig:
     """What a network is made of; without arguments the paper's grey denoiser (340,099 parameters).
 
     in_channels: 1 or 3, in and out. channels, embed_channels: of the state, and of theta and phi. states: T.
-    window: q, odd, or None for the whole picture. propagation: carry the correlations from state to state.
+    window: q, odd, or None for the whole image. propagation: carry the correlations from state to state.
     sigma_input: a second input plane holds the noise level. task: "denoise" or "sr" (luminance). distance: Phi, one of
     DISTANCES (paper, section 3), of which CARRIED alone has correlations to carry. level_one: 0, or for a model that
     finds the noise itself the sigma (0-255) that stands for level 1 in that plane, which then holds level *
@@ -209,7 +209,7 @@ class NLRNConfig:
 
     @property
     def head_channels(self) -> int:
-        """Channels the first convolution sees: the picture's and, when asked for, the sigma plane."""
+        """Channels the first convolution sees: the image's and, when asked for, the sigma plane."""
         return self.in_channels + self.sigma_input
 
 
@@ -248,7 +248,7 @@ class RecurrentBlock(nn.Module):
 
 
 class NLRN(nn.Module):
-    """The Non-Local Recurrent Network: a picture in, the restored picture out, same shape.
+    """The Non-Local Recurrent Network: an image in, the restored image out, same shape.
 
     Input [B, C, H, W], float, on the 0..1 scale (noise may exceed it). With ``config.sigma_input`` the noise
     level goes beside it, on the SAME scale (sigma / 255), as a number, a [B] tensor or a [B, 1, H, W] map; it
@@ -272,7 +272,7 @@ class NLRN(nn.Module):
 
     @property
     def receptive_radius(self) -> int | None:
-        """How far an output pixel can see, in pixels: T * (q // 2 + 2) + 2; None for the whole picture."""
+        """How far an output pixel can see, in pixels: T * (q // 2 + 2) + 2; None for the whole image."""
         c = self.config
         return None if c.window is None else c.states * (c.window // 2 + 2) + 2
 
@@ -311,7 +311,7 @@ class NLRN(nn.Module):
         return other
 
     def backend(self, height: int, width: int) -> str:
-        """The attention backend that a picture of this size runs on."""
+        """The attention backend that an image of this size runs on."""
         like = self.head.weight.new_empty(()).expand(1, height, width, self.config.embed_channels)
         return select_backend(like, self.config.window, self.block.non_local.backend)
 
@@ -342,7 +342,7 @@ def with_sigma_plane(config: NLRNConfig, x: Tensor, sigma: float | Tensor | None
             raise InputError("this model takes no noise level; leave sigma out")
         return x
     if sigma is None:
-        raise InputError("this model needs the noise level: give sigma on the scale of the picture (sigma / 255)")
+        raise InputError("this model needs the noise level: give sigma on the scale of the image (sigma / 255)")
     given = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     plane = given.view(-1, 1, 1, 1) if given.dim() < 2 else given
     shape = (x.shape[0], 1, *x.shape[2:])

@@ -10,7 +10,7 @@ from nlrn.ops import correlation_statistics
 
 
 class AttentionMeter:
-    """An observer of NLRN.forward for pictures of x's shape [B, C, H, W].
+    """An observer of NLRN.forward for images of x's shape [B, C, H, W].
 
     Afterwards `neighbours[t]` is the effective number of neighbours of every pixel in state t, exp(entropy of p),
     a CPU tensor [B, H, W], and `largest[t]` the largest |S_t|.

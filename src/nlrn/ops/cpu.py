@@ -5,7 +5,7 @@ OpenMP (on Windows MSVC's own, vcomp140.dll of the redistributable that torch ne
 instruction set and runs the best that this processor has, or the one that NLRN_INSTRUCTION_SET names.
 
 The correlation is one flat tensor, float32 or float16, as csrc/layout.h lays it out: [B][y][block of x][dy][dx]
-[lane], and some spare numbers at both ends. Every entry is defined, 0 outside the picture.
+[lane], and some spare numbers at both ends. Every entry is defined, 0 outside the image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from nlrn.errors import BackendError
 from nlrn.ops.reference import offsets_inside
 
-WHOLE = 64  # the side up to which a picture is its own window; beyond, its correlation lies too wide apart
+WHOLE = 64  # the side up to which an image is its own window; beyond, its correlation lies too wide apart
 LIBRARY = Path(__file__).with_name("libnlrn_cpu.dll" if sys.platform == "win32" else "libnlrn_cpu.so")
 VARIABLE = "NLRN_INSTRUCTION_SET"
 _ELEMENTS = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -140,7 +140,7 @@ def unsupported(q: Tensor, window: int | None) -> str | None:
     if q.dtype not in (torch.float32, torch.bfloat16):
         return f"it takes float32 and bfloat16, not {str(q.dtype).removeprefix('torch.')}"
     if window is None and max(q.shape[1:3]) > WHOLE:
-        return f"it needs a window for pictures of more than {WHOLE} x {WHOLE} pixels"
+        return f"it needs a window for images of more than {WHOLE} x {WHOLE} pixels"
     return _problem_found or None
 
 
@@ -288,7 +288,7 @@ def _blocks(correlation: Tensor, batch: int, height: int, width: int, window: in
 
 
 def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
-    """[B, H, W, q, q], 0 outside the picture; for window=None [B, H, W, H, W]."""
+    """[B, H, W, q, q], 0 outside the image; for window=None [B, H, W, H, W]."""
     state = _blocks(correlation, batch, height, width, window).permute(0, 1, 2, 5, 3, 4)
     effective = state.shape[-1]
     inner = state.reshape(batch, height, -1, effective, effective)[:, :, :width]
@@ -317,7 +317,7 @@ def of_pixel(
 def rows(
     correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
-    """Row by row of the pictures: ((batch, rows, columns), logits [1, W, keys], -1e30 outside the picture)."""
+    """Row by row of the images: ((batch, rows, columns), logits [1, W, keys], -1e30 outside the image)."""
     state = _blocks(correlation, batch, height, width, window)
     effective = state.shape[-2]
     row_inside, column_inside = (offsets_inside(n, effective, correlation.device) for n in (height, width))

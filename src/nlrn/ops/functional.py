@@ -33,13 +33,13 @@ def neighborhood_attention(
     """Softmax attention of every pixel over the window x window pixels around it, with carried correlation.
 
     ``S[i, j] = q_i . k_j + correlation[i, j]`` and ``out_i = sum_j softmax_j(S[i, :]) v_j``, j running over
-    the neighbours of i inside the picture: the window is clipped at the border. There is no scale factor.
+    the neighbours of i inside the image: the window is clipped at the border. There is no scale factor.
 
     Args:
         q: queries [B, H, W, Cm], floating point.
         k: keys [B, H, W, Cm].
         v: values [B, H, W, C].
-        window: odd side length of the neighbourhood, or None for the whole picture.
+        window: odd side length of the neighbourhood, or None for the whole image.
         correlation: the summed logits of the states before, as a call with the same shape, window and backend
             returned them. Opaque; ``correlation_to_dense`` gives it its meaning.
         return_correlation: return S as well, to be carried into the next state.
@@ -132,13 +132,13 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
         raise InputError(f"q and k must have one shape and v the same B, H, W; they are {shapes}")
     if window is not None and (not isinstance(window, int) or window < 1 or window % 2 == 0):
-        raise InputError(f"window must be odd and positive, or None for the whole picture, not {window}")
+        raise InputError(f"window must be odd and positive, or None for the whole image, not {window}")
 
 
 def correlation_to_dense(
     correlation: Tensor, *, batch: int, height: int, width: int, window: int | None, backend: str
 ) -> Tensor:
-    """A carried correlation as [B, H, W, q, q] (window None: [B, H, W, H, W]), 0 outside the picture.
+    """A carried correlation as [B, H, W, q, q] (window None: [B, H, W, H, W]), 0 outside the image.
 
     Entry (b, y, x, dy, dx) is the summed logit of pixel (y, x) towards (y + dy - q // 2, x + dx - q // 2).
     """

@@ -1,7 +1,7 @@
 """The definition of neighbourhood attention in plain torch: the oracle every faster path is held against.
 
 The correlation here is the meaning itself: S [B, H, W, q, q], entry (b, y, x, dy, dx) being the summed logit
-of the query (y, x) towards the pixel (y + dy - r, x + dx - r), r = q // 2, and 0 outside the picture. With
+of the query (y, x) towards the pixel (y + dy - r, x + dx - r), r = q // 2, and 0 outside the image. With
 window=None it is [B, H, W, H, W], entry (b, y, x, y', x') pointing at the pixel (y', x').
 """
 
@@ -20,7 +20,7 @@ def unsupported(q: Tensor, window: int | None) -> str | None:
 
 
 def valid_offsets(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """Bool [H, W, q, q]: does offset (dy, dx) from pixel (y, x) stay inside the picture?"""
+    """Bool [H, W, q, q]: does offset (dy, dx) from pixel (y, x) stay inside the image?"""
     rows, columns = (offsets_inside(n, window, device) for n in (height, width))
     return rows[:, None, :, None] & columns[None, :, None, :]
 
@@ -32,7 +32,7 @@ def offsets_inside(length: int, window: int, device: torch.device) -> Tensor:
 
 
 def _neighbours(x: Tensor, window: int) -> Tensor:
-    """[B, H, W, C] -> [B, H, W, C, q, q], zeros outside the picture."""
+    """[B, H, W, C] -> [B, H, W, C, q, q], zeros outside the image."""
     r = window // 2
     return F.pad(x, (0, 0, r, r, r, r)).unfold(1, window, 1).unfold(2, window, 1)
 
@@ -70,7 +70,7 @@ def of_pixel(
 def rows(
     correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
-    """One block: ((batch, rows, columns), logits [B, H * W, keys] with -1e30 at keys outside the picture)."""
+    """One block: ((batch, rows, columns), logits [B, H * W, keys] with -1e30 at keys outside the image)."""
     logits = correlation
     if window is not None:
         logits = logits.masked_fill(~valid_offsets(height, width, window, correlation.device), -1e30)

@@ -1,7 +1,7 @@
 """Blocked dense torch: neighbourhood attention on any device, with no compiler and with bounded memory.
 
-The picture is cut into tiles of queries. A tile's keys are the tile grown by r on every side and clipped at
-the picture's border, so that a tile is three dense matrix products and a softmax under a mask, [Q, K]. Tiles of
+The image is cut into tiles of queries. A tile's keys are the tile grown by r on every side and clipped at
+the image's border, so that a tile is three dense matrix products and a softmax under a mask, [Q, K]. Tiles of
 one shape that lie side by side make a strip, and as many of them as fit a block are worked on together.
 
 The correlation is one flat tensor: tile after tile, each [B, Q, K], with MASKED (-1e30) where a key lies
@@ -50,7 +50,7 @@ class Strip:
     kx: int
     kh: int
     kw: int
-    offset: int  # logits before this strip, in one picture's correlation
+    offset: int  # logits before this strip, in one image's correlation
 
     @property
     def queries(self) -> int:
@@ -134,7 +134,7 @@ def _cuts(height: int, width: int, window: int | None) -> tuple[list[_Cut], list
 
 
 def strips(height: int, width: int, window: int | None) -> Iterator[Strip]:
-    """The tiles of a picture, row by row, those of one shape together."""
+    """The tiles of an image, row by row, those of one shape together."""
     rows, columns = _cuts(height, width, window)
     groups = [list(g) for _, g in groupby(columns, key=lambda c: (c[1] - c[0], c[3] - c[2], c[0] - c[2]))]
     offset = 0
@@ -147,7 +147,7 @@ def strips(height: int, width: int, window: int | None) -> Iterator[Strip]:
 
 
 def _state_size(height: int, width: int, window: int | None) -> int:
-    """Logits of one picture: sum over the tiles of queries x keys, which is a product over the two sides."""
+    """Logits of one image: sum over the tiles of queries x keys, which is a product over the two sides."""
     rows, columns = (sum((b - a) * (kb - ka) for a, b, ka, kb in side) for side in _cuts(height, width, window))
     return rows * columns
 
@@ -160,15 +160,15 @@ def state_bytes(batch: int, height: int, width: int, window: int | None, itemsiz
 def _blocks(
     batch: int, height: int, width: int, window: int | None, *states: Tensor | None
 ) -> Iterator[tuple[Strip, slice, list[Tensor | None]]]:
-    """Every (tiles, pictures of the batch, the states' parts there [count * B, Q, K]): blocks near BLOCK."""
+    """Every (tiles, images of the batch, the states' parts there [count * B, Q, K]): blocks near BLOCK."""
     for strip in strips(height, width, window):
         room = max(1, BLOCK // (strip.queries * strip.keys))
         together = max(1, min(strip.count, room // batch))
-        pictures = min(batch, room)
+        images = min(batch, room)
         for start in range(0, strip.count, together):
             part = strip.part(start, min(together, strip.count - start))
-            for b in range(0, batch, pictures):
-                chosen = slice(b, min(batch, b + pictures))
+            for b in range(0, batch, images):
+                chosen = slice(b, min(batch, b + images))
                 cut = [None if s is None else part.state(s, batch)[:, chosen].flatten(0, 1) for s in states]
                 yield part, chosen, cut
 
@@ -283,7 +283,7 @@ def _products(tiles: Strip, q: Tensor, k: Tensor, window: int) -> Tensor:
 
 
 def average(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """sum_j (q_i . k_j) v_j / number of the keys j inside the window and the picture, [B, H, W, C].
+    """sum_j (q_i . k_j) v_j / number of the keys j inside the window and the image, [B, H, W, C].
 
     q, k [B, H, W, Cm], v [B, H, W, C], of one dtype, float32 or wider.
     """

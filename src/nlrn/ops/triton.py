@@ -25,7 +25,7 @@ from nlrn.ops.reference import offsets_inside
 MASKED = -1e30
 _CHANNELS_LIMIT = 512  # more of them do not fit a program's registers and shared memory
 _COLUMNS_LIMIT = 32_000  # of a window, else the numbers of a halo's pixels are not taken apart exactly
-_NARROW = 1 << 31  # entries of one picture's state that a program can number with 32 bits
+_NARROW = 1 << 31  # entries of one image's state that a program can number with 32 bits
 _ROWS_BLOCK = 1 << 24  # logits handed out at once by rows: 64 MiB in float32
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -62,7 +62,7 @@ _BLOCKS = {"forward": _QUERY_BLOCKS, "query": _QUERY_BLOCKS, "key": _KEY_BLOCKS}
 def unsupported(q: Tensor, window: int | None) -> str | None:
     """Why queries like q [B, H, W, Cm] with this window cannot be handled here; None when they can."""
     reasons = (
-        (window is None, "it attends over a window, not over the whole picture"),
+        (window is None, "it attends over a window, not over the whole image"),
         (q.dtype not in _DTYPES, f"it computes in float32, float16 or bfloat16, not in {q.dtype}"),
         (q.shape[-1] > _CHANNELS_LIMIT, f"it takes up to {_CHANNELS_LIMIT} channels, not {q.shape[-1]}"),
         (min(q.shape[2], window or 0) > _COLUMNS_LIMIT, f"its windows show up to {_COLUMNS_LIMIT} columns"),
@@ -93,7 +93,7 @@ def state_bytes(batch: int, height: int, width: int, window: int | None, itemsiz
 
 
 def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
-    """The correlation as reference.py defines it: itself, 0 outside the picture."""
+    """The correlation as reference.py defines it: itself, 0 outside the image."""
     assert window is not None
     return correlation.view(batch, height, width, window, window)
 
@@ -108,7 +108,7 @@ def of_pixel(
 def rows(
     correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
-    """Blocks ((batch, rows, columns), logits [1, Q, q * q] in float32 with MASKED at keys outside the picture)."""
+    """Blocks ((batch, rows, columns), logits [1, Q, q * q] in float32 with MASKED at keys outside the image)."""
     assert window is not None
     dense = to_dense(correlation, batch, height, width, window)
     row_ok, column_ok = (offsets_inside(n, window, correlation.device) for n in (height, width))
@@ -134,7 +134,7 @@ def _adjoining(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 
 
 def _is_new(state: Tensor | None, known: Tensor | None) -> bool:
-    """Is this a state whose entries outside the picture have yet to be zeroed: not the one known already?"""
+    """Is this a state whose entries outside the image have yet to be zeroed: not the one known already?"""
     return state is not None and (known is None or state.data_ptr() != known.data_ptr())
 
 
@@ -241,11 +241,11 @@ def backward(
         grad_after: gradient of that state from the states after, [B, H, W, q, q] float32 or bfloat16, or None.
         grad_dtype: of the gradient returned: float32 or bfloat16.
         needs_grad_before: is the gradient of the state before wanted? None: where a state was filled.
-        into: room for it, in grad_dtype and zero outside the picture; it may be ``grad_after``, which is then
+        into: room for it, in grad_dtype and zero outside the image; it may be ``grad_after``, which is then
             overwritten. None: new room.
 
     Returns:
-        dq, dk, dv in the dtypes of q, k, v, and the gradient of the state before, 0 outside the picture:
+        dq, dk, dv in the dtypes of q, k, v, and the gradient of the state before, 0 outside the image:
         dS = p * (dout.v - sum(out * dout)) + grad_after, which is also the gradient of the logits; or None.
 
     Raises:

@@ -1,7 +1,7 @@
 """What runs on the GPU: neighbourhood attention forward, and its gradient as two gathers. See triton.py.
 
-A program owns a tile of `tall` x `wide` pixels of one picture and streams the pixels around it, `streamed` at a
-time: the tile grown by the window's radius and clipped at the picture's border (its halo), row after row. In the
+A program owns a tile of `tall` x `wide` pixels of one image and streams the pixels around it, `streamed` at a
+time: the tile grown by the window's radius and clipped at the image's border (its halo), row after row. In the
 forward and the query pass the tile holds queries and keys are streamed; in the key pass it is the other way
 round. Nothing is added up across programs, so no result depends on their order.
 
@@ -28,17 +28,17 @@ HALF_LIMIT = constexpr(65504.0)  # the largest float16
 # ------------------------------------------------------------------------------------------------ geometry
 @triton.jit
 def _tile(height: tensor, width: tensor, tall: constexpr, wide: constexpr) -> tuple[tensor, ...]:
-    """This program's picture, its tile's first row and column, and y, x, inside [tall * wide] of its pixels."""
+    """This program's image, its tile's first row and column, and y, x, inside [tall * wide] of its pixels."""
     across = tl.cdiv(width, wide)
     down = tl.cdiv(height, tall)
     program = tl.program_id(0)
-    picture = program // (across * down)
+    image = program // (across * down)
     top = program // across % down * tall
     left = program % across * wide
     n = tl.arange(0, tall * wide)
     y = top + n // wide
     x = left + n % wide
-    return picture, top, left, y, x, (y < height) & (x < width)
+    return image, top, left, y, x, (y < height) & (x < width)
 
 
 @triton.jit
@@ -87,21 +87,21 @@ def _within(y: tensor, x: tensor, low_y: tensor, low_x: tensor, more_y: tensor, 
 
 # -------------------------------------------------------------------------------------------------- memory
 @triton.jit
-def _pixels(picture: tensor, y: tensor, x: tensor, height: tensor, width: tensor) -> tensor:
+def _pixels(image: tensor, y: tensor, x: tensor, height: tensor, width: tensor) -> tensor:
     """The pixels' numbers in the batch, 64 bits wide."""
-    return (picture.to(tl.int64) * height + y) * width + x
+    return (image.to(tl.int64) * height + y) * width + x
 
 
 @triton.jit
 def _load(
-    source: tensor, strides: tl.tuple, picture: tensor, y: tensor, x: tensor, inside: tensor,
+    source: tensor, strides: tl.tuple, image: tensor, y: tensor, x: tensor, inside: tensor,
     channels: constexpr, padded: constexpr,
 ) -> tensor:  # fmt: skip
     """[pixels, padded] of a tensor [B, H, W, channels] with these strides of B, H, W and adjoining channels."""
     channel = tl.arange(0, padded)
     place = y.to(tl.int64) * strides[1] + x.to(tl.int64) * strides[2]
     known = inside[:, None] if padded == channels else inside[:, None] & (channel < channels)[None, :]
-    source += picture.to(tl.int64) * strides[0]
+    source += image.to(tl.int64) * strides[0]
     return tl.load(source + place[:, None] + channel[None, :], mask=known, other=0.0)
 
 
@@ -117,9 +117,9 @@ def _store(
 
 
 @triton.jit
-def _row_of(state: tensor, picture: tensor, row: tensor, height: tensor, width: tensor, window: tensor) -> tensor:
-    """Pointer to the first entry of a picture's row of queries. A batch's correlation soon passes 2^31 entries."""
-    return state + (picture.to(tl.int64) * height + row) * width * (window * window)
+def _row_of(state: tensor, image: tensor, row: tensor, height: tensor, width: tensor, window: tensor) -> tensor:
+    """Pointer to the first entry of an image's row of queries. A batch's correlation soon passes 2^31 entries."""
+    return state + (image.to(tl.int64) * height + row) * width * (window * window)
 
 
 @triton.jit
@@ -136,7 +136,7 @@ def _clear_outside(
     state: tensor, pixels: tensor, y: tensor, x: tensor, inside: tensor, height: tensor, width: tensor, window: tensor,
     size: constexpr,
 ) -> None:  # fmt: skip
-    """Zero the entries of these queries that point out of the picture: all that is not written elsewhere."""
+    """Zero the entries of these queries that point out of the image: all that is not written elsewhere."""
     radius = window // 2
     area = window * window
     clipped = (y < radius) | (y + radius >= height) | (x < radius) | (x + radius >= width)
@@ -184,15 +184,15 @@ def forward_pass(
     and whole: the maximum of the logits and the sum of exp(logit - most), apart because their logarithm would lose the
     sum where the logits are large.
 
-    clear: zero the entries of after that point out of the picture.
+    clear: zero the entries of after that point out of the image.
     """
     radius = window // 2
-    picture, top, left, y, x, inside = _tile(height, width, tall, wide)
+    image, top, left, y, x, inside = _tile(height, width, tall, wide)
     first_row, first_column, count, columns, reciprocal = _halo(top, left, height, width, radius, tall, wide)
-    pixels = _pixels(picture, y, x, height, width)
+    pixels = _pixels(image, y, x, height, width)
     low_y, low_x, more_y, more_x = _window(y, x, inside, height, width, radius)
     places = _places(y, x, top, width, window, narrow)
-    queries = _load(q, q_strides, picture, y, x, inside, embedded, embedded_padded)
+    queries = _load(q, q_strides, image, y, x, inside, embedded, embedded_padded)
     highest = tl.full([tall * wide], LOWEST, tl.float32)  # of the logits so far
     total = tl.zeros([tall * wide], tl.float32)
     sums = tl.zeros([tall * wide, channels_padded], tl.float32)
@@ -200,21 +200,21 @@ def forward_pass(
         key_y, key_x, key_inside = _stream(start, first_row, first_column, count, columns, reciprocal, streamed)
         near = _within(key_y[None, :], key_x[None, :], low_y[:, None], low_x[:, None], more_y[:, None], more_x[:, None])
         entries = places[:, None] + (key_y * window + key_x)[None, :]
-        keys = _load(k, k_strides, picture, key_y, key_x, key_inside, embedded, embedded_padded)
+        keys = _load(k, k_strides, image, key_y, key_x, key_inside, embedded, embedded_padded)
         logits = tl.dot(queries, tl.trans(keys), input_precision=precision)
         if before is not None:
-            carried = _row_of(before, picture, top, height, width, window) + entries
+            carried = _row_of(before, image, top, height, width, window) + entries
             logits += tl.load(carried, mask=near, other=float("-inf")).to(tl.float32)
         else:
             logits = tl.where(near, logits, float("-inf"))
         if after is not None:  # the softmax sees what is kept, so that the gradient can start from it
             kept = _rounded(logits, after)
-            tl.store(_row_of(after, picture, top, height, width, window) + entries, kept, mask=near)
+            tl.store(_row_of(after, image, top, height, width, window) + entries, kept, mask=near)
             logits = tl.where(logits == float("-inf"), logits, kept.to(tl.float32))
         higher = tl.maximum(highest, tl.max(logits, 1))
         shrink = tl.exp2((highest - higher) * LOG2E)
         weights = tl.exp2((logits - higher[:, None]) * LOG2E)
-        values = _load(v, v_strides, picture, key_y, key_x, key_inside, channels, channels_padded)
+        values = _load(v, v_strides, image, key_y, key_x, key_inside, channels, channels_padded)
         total = total * shrink + tl.sum(weights, 1)
         sums = tl.dot(weights.to(values.dtype), values, sums * shrink[:, None], input_precision=precision)
         highest = higher
@@ -242,17 +242,17 @@ def query_pass(
 ) -> None:  # fmt: skip
     """dq, delta = sum(out * dout) and, where given, grad_before = dS.
 
-    clear: zero the entries of grad_before that point out of the picture.
+    clear: zero the entries of grad_before that point out of the image.
     """
     radius = window // 2
-    picture, top, left, y, x, inside = _tile(height, width, tall, wide)
+    image, top, left, y, x, inside = _tile(height, width, tall, wide)
     first_row, first_column, count, columns, reciprocal = _halo(top, left, height, width, radius, tall, wide)
-    pixels = _pixels(picture, y, x, height, width)
+    pixels = _pixels(image, y, x, height, width)
     low_y, low_x, more_y, more_x = _window(y, x, inside, height, width, radius)
     places = _places(y, x, top, width, window, narrow)
-    queries = _load(q, q_strides, picture, y, x, inside, embedded, embedded_padded)
-    slope = _load(dout, dout_strides, picture, y, x, inside, channels, channels_padded)
-    mixed = _load(out, out_strides, picture, y, x, inside, channels, channels_padded)
+    queries = _load(q, q_strides, image, y, x, inside, embedded, embedded_padded)
+    slope = _load(dout, dout_strides, image, y, x, inside, channels, channels_padded)
+    mixed = _load(out, out_strides, image, y, x, inside, channels, channels_padded)
     expected = tl.sum(slope.to(tl.float32) * mixed.to(tl.float32), 1)
     tl.store(delta + pixels, expected, mask=inside)
     highest = tl.load(most + pixels, mask=inside, other=0.0)
@@ -262,20 +262,20 @@ def query_pass(
         key_y, key_x, key_inside = _stream(start, first_row, first_column, count, columns, reciprocal, streamed)
         near = _within(key_y[None, :], key_x[None, :], low_y[:, None], low_x[:, None], more_y[:, None], more_x[:, None])
         entries = places[:, None] + (key_y * window + key_x)[None, :]
-        keys = _load(k, k_strides, picture, key_y, key_x, key_inside, embedded, embedded_padded)
+        keys = _load(k, k_strides, image, key_y, key_x, key_inside, embedded, embedded_padded)
         if after is not None:
-            kept = _row_of(after, picture, top, height, width, window) + entries
+            kept = _row_of(after, image, top, height, width, window) + entries
             logits = tl.load(kept, mask=near, other=float("-inf")).to(tl.float32)
         else:
             logits = tl.where(near, tl.dot(queries, tl.trans(keys), input_precision=precision), float("-inf"))
-        values = _load(v, v_strides, picture, key_y, key_x, key_inside, channels, channels_padded)
+        values = _load(v, v_strides, image, key_y, key_x, key_inside, channels, channels_padded)
         p = tl.exp2((logits - highest[:, None]) * LOG2E) * share[:, None]
         ds = p * (tl.dot(slope, tl.trans(values), input_precision=precision) - expected[:, None])
         if grad_after is not None:
-            later = _row_of(grad_after, picture, top, height, width, window) + entries
+            later = _row_of(grad_after, image, top, height, width, window) + entries
             ds += tl.load(later, mask=near, other=0.0).to(tl.float32)
         if grad_before is not None:
-            earlier = _row_of(grad_before, picture, top, height, width, window) + entries
+            earlier = _row_of(grad_before, image, top, height, width, window) + entries
             tl.store(earlier, ds.to(grad_before.dtype.element_ty), mask=near)
         total = _gradient_dot(ds, keys, total, precision)
     _store(dq, pixels, inside, total, embedded, embedded_padded)
@@ -298,11 +298,11 @@ def key_pass(
     The states are read as [streamed, tile], along the keys as they lie in memory, and turned round.
     """
     radius = window // 2
-    picture, top, left, y, x, inside = _tile(height, width, tall, wide)
+    image, top, left, y, x, inside = _tile(height, width, tall, wide)
     first_row, first_column, count, columns, reciprocal = _halo(top, left, height, width, radius, tall, wide)
     low_y, low_x, more_y, more_x = _window(y, x, inside, height, width, radius)
-    keys = _load(k, k_strides, picture, y, x, inside, embedded, embedded_padded)
-    values = _load(v, v_strides, picture, y, x, inside, channels, channels_padded)
+    keys = _load(k, k_strides, image, y, x, inside, embedded, embedded_padded)
+    values = _load(v, v_strides, image, y, x, inside, channels, channels_padded)
     key_total = tl.zeros([tall * wide, embedded_padded], tl.float32)
     value_total = tl.zeros([tall * wide, channels_padded], tl.float32)
     for start in range(0, count, streamed):
@@ -312,13 +312,13 @@ def key_pass(
         )
         places = _places(query_y, query_x, first_row, width, window, narrow)
         entries = places[:, None] + (y * window + x)[None, :]
-        queries = _load(q, q_strides, picture, query_y, query_x, query_inside, embedded, embedded_padded)
-        slope = _load(dout, dout_strides, picture, query_y, query_x, query_inside, channels, channels_padded)
-        pixels = _pixels(picture, query_y, query_x, height, width)
+        queries = _load(q, q_strides, image, query_y, query_x, query_inside, embedded, embedded_padded)
+        slope = _load(dout, dout_strides, image, query_y, query_x, query_inside, channels, channels_padded)
+        pixels = _pixels(image, query_y, query_x, height, width)
         highest = tl.load(most + pixels, mask=query_inside, other=0.0)
         share = 1 / tl.load(whole + pixels, mask=query_inside, other=1.0)
         if after is not None:
-            kept = _row_of(after, picture, first_row, height, width, window) + entries
+            kept = _row_of(after, image, first_row, height, width, window) + entries
             logits = tl.trans(tl.load(kept, mask=seen, other=float("-inf"))).to(tl.float32)
         else:
             near = _within(
@@ -328,15 +328,15 @@ def key_pass(
         p = tl.exp2((logits - highest[None, :]) * LOG2E) * share[None, :]
         value_total = tl.dot(p.to(slope.dtype), slope, value_total, input_precision=precision)
         if grad_before is not None:
-            earlier = _row_of(grad_before, picture, first_row, height, width, window) + entries
+            earlier = _row_of(grad_before, image, first_row, height, width, window) + entries
             ds = tl.trans(tl.load(earlier, mask=seen, other=0.0)).to(tl.float32)
         else:
             expected = tl.load(delta + pixels, mask=query_inside, other=0.0)
             ds = p * (tl.dot(values, tl.trans(slope), input_precision=precision) - expected[None, :])
             if grad_after is not None:
-                later = _row_of(grad_after, picture, first_row, height, width, window) + entries
+                later = _row_of(grad_after, image, first_row, height, width, window) + entries
                 ds += tl.trans(tl.load(later, mask=seen, other=0.0)).to(tl.float32)
         key_total = _gradient_dot(ds, queries, key_total, precision)
-    tile_pixels = _pixels(picture, y, x, height, width)
+    tile_pixels = _pixels(image, y, x, height, width)
     _store(dk, tile_pixels, inside, key_total, embedded, embedded_padded)
     _store(dv, tile_pixels, inside, value_total, channels, channels_padded)

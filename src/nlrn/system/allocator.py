@@ -10,7 +10,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def keep_freed_memory() -> bool:
     """Let this process use freed memory again instead of asking the system for zeroed pages; False where it cannot.
 
-    glibc returns every block above 32 MiB at once, and a picture's feature maps are larger: the pages' faults
+    glibc returns every block above 32 MiB at once, and an image's feature maps are larger: the pages' faults
     take as long as the arithmetic. For programs of our own; a library leaves its user's allocator alone.
     """
     try:

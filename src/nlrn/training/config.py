@@ -19,6 +19,7 @@ from nlrn.models.nlrn import NLRNConfig
 MAX_RECIPE = 1 << 20  # bytes
 MAX_NAME = 200  # bytes, with room for a suffix below the 255 that file systems take
 MAX_BATCH_PIXELS = 1 << 26
+FORMER_KEYS = (("data", "validation_pictures", "validation_images"),)  # codespell:ignore - of headers and digests
 
 
 def _check_name(name: str, what: str) -> None:
@@ -35,12 +36,12 @@ class DataConfig:
 
     folders: tuple[str, ...] = ("bsds500/train", "bsds500/test")
     validation: str = "t91"
-    validation_pictures: int = 6
+    validation_images: int = 6
     validation_size: int = 128
 
     def __post_init__(self) -> None:
-        if not self.folders or not 1 <= self.validation_pictures <= 4096 or not 8 <= self.validation_size <= 4096:
-            raise ConfigError("data requires a folder, 1 to 4,096 validation pictures, of 8 to 4,096 pixels")
+        if not self.folders or not 1 <= self.validation_images <= 4096 or not 8 <= self.validation_size <= 4096:
+            raise ConfigError("data requires a folder, 1 to 4,096 validation images, of 8 to 4,096 pixels")
         for name in (*self.folders, self.validation):
             _check_name(name, "a folder of data")
 
@@ -73,7 +74,7 @@ class NoiseConfig:
 @dataclass(frozen=True)
 class ResizeConfig:
     """What a model of the task "sr" undoes, one of `scales` for each patch: luminance made smaller by MATLAB's bicubic
-    and back to its size. rounded: the share of patches whose small picture is rounded to 8 bits, as files are.
+    and back to its size. rounded: the share of patches whose small image is rounded to 8 bits, as files are.
     """
 
     scales: tuple[int, ...] = (2, 3, 4)
@@ -295,6 +296,8 @@ class TrainConfig:
             owner, table = (getattr(self, part), values.get(part, {})) if part else (self, values)
             if getattr(owner, key) == getattr(type(owner), key):
                 table.pop(key, None)
+        for table, old, new in FORMER_KEYS:
+            values[table][old] = values[table].pop(new)
         start = values.pop("start")
         if start is not None:
             values["start"] = {"from": start["from_"]}
@@ -330,6 +333,11 @@ def build(kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be a table, not {values!r}")
     fields = {f.name.rstrip("_"): f for f in dataclasses.fields(kind)}  # "from" is a word of Python
+    for table, old, new in FORMER_KEYS:
+        if table == where and old in values and new in values:
+            raise ConfigError(f"{where} has {new} and {old}, its former name: give {new} only")
+        if table == where:
+            values = {new if key == old else key: value for key, value in values.items()}
     hints = {name.rstrip("_"): hint for name, hint in get_type_hints(kind).items()}
     for key, value in values.items():
         if key not in fields:
@@ -363,7 +371,7 @@ def _fits(wanted: Any, value: Any) -> bool:
 def read_recipe(path: str | Path) -> TrainConfig:
     """The TrainConfig in a TOML file. Raises ConfigError for a file that is not one, naming key and place.
 
-    The file's tables are the fields of TrainConfig; [model] window = 0 stands for None (the whole picture),
+    The file's tables are the fields of TrainConfig; [model] window = 0 stands for None (the whole image),
     and [[stages]] are listed in order.
     """
     try:
@@ -381,8 +389,7 @@ def read_recipe(path: str | Path) -> TrainConfig:
             raise
         raise ConfigError(f"cannot read the recipe {path}: {error}") from error
     values.setdefault("name", Path(path).stem)
-    model = values.get("model")
-    if isinstance(model, dict) and model.get("window") == 0:
+    if isinstance(model := values.get("model"), dict) and model.get("window") == 0:
         model["window"] = None
     for key, kind in _SECTIONS.items():
         if key in values:

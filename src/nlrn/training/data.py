@@ -118,7 +118,7 @@ class Batches:
         """The generator of a place in the global batch of a step; Philox counts up its first word alone."""
         return np.random.Generator(np.random.Philox(key=[self.config.seed, step], counter=[0, place, stream, 0]))
 
-    # -- a smaller picture, enlarged -------------------------------------------------------------------------
+    # -- a smaller image, enlarged -------------------------------------------------------------------------
 
     @property
     def _margin(self) -> int:
@@ -126,7 +126,7 @@ class Batches:
         return 4 * max(self.config.resize.scales)
 
     def _side(self, patch: int) -> int:
-        """Of what is cut out of the pictures for a patch: with a margin and room to lie on every grid, a multiple of
+        """Of what is cut out of the images for a patch: with a margin and room to lie on every grid, a multiple of
         every scale."""
         if self.config.noise.kind == "camera":
             return patch + JPEG_GRID
@@ -137,31 +137,31 @@ class Batches:
         return -(-(patch + 2 * self._margin + max(scales) - 1) // step) * step
 
     def _enlarged(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
-        """Every picture of clean [B, 1, side, side] made smaller and larger again, and a part within the margin.
+        """Every image of clean [B, 1, side, side] made smaller and larger again, and a part within the margin.
 
-        The part lies anywhere, so that the grid of the small picture lies under it in every way.
+        The part lies anywhere, so that the grid of the small image lies under it in every way.
         """
         resize, side = self.config.resize, clean.shape[-1]
         pairs = []
-        for i, picture in enumerate(clean[:, 0]):
+        for i, image in enumerate(clean[:, 0]):
             random = self._random(step, first + i, SCALE_STREAM)
             scale = resize.scales[random.integers(len(resize.scales))]
             rounded = bool(random.random() < resize.rounded)
             down, right = random.integers(self._margin, side - self._margin - patch + 1, 2)
             part = (slice(down, down + patch), slice(right, right + patch))
-            pairs.append((self._through(picture, scale, rounded)[part], picture[part]))
+            pairs.append((self._through(image, scale, rounded)[part], image[part]))
         degraded, whole = (torch.stack(x)[:, None] / 255 for x in zip(*pairs, strict=True))
         return degraded, whole, None
 
-    def _through(self, picture: Tensor, scale: int, rounded: bool) -> Tensor:
-        """HW, 0..255, after the small picture; rounded: half up and clipped after each axis, as MATLAB's uint8 is."""
-        smaller, larger = self._matrices(picture.shape[-1], scale)
-        rows = smaller @ picture
+    def _through(self, image: Tensor, scale: int, rounded: bool) -> Tensor:
+        """HW, 0..255, after the small image; rounded: half up and clipped after each axis, as MATLAB's uint8 is."""
+        smaller, larger = self._matrices(image.shape[-1], scale)
+        rows = smaller @ image
         small = _round8(_round8(rows) @ smaller.mT) if rounded else rows @ smaller.mT
         return larger @ small @ larger.mT
 
     def _matrices(self, side: int, scale: int) -> tuple[Tensor, Tensor]:
-        """Of one axis, to the small picture and back."""
+        """Of one axis, to the small image and back."""
         if (side, scale) not in self._kept:
             both = resize_matrix(side, side // scale), resize_matrix(side // scale, side)
             smaller, larger = (torch.from_numpy(x).to(self.processes.device, torch.float32) for x in both)

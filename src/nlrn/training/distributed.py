@@ -19,7 +19,7 @@ from nlrn.errors import ElsewhereError, TrainingError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place: `rank` of `world`, on `device`. Alone unless told otherwise."""
+    """This process's place: `rank` of `world`, on `device`. Alone unless set otherwise."""
 
     device: torch.device
     rank: int = 0

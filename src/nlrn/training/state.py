@@ -1,7 +1,7 @@
 """The state of a training run on disk: safetensors that carry their own digest, newest verified one first.
 
 A run folder holds ``state-<step>.safetensors`` (the last few), ``before-decay.safetensors`` (what a later
-slice goes on from) and ``log.jsonl``. No pickle; a file whose digest is wrong is passed over, loudly, for the
+slice resumes from) and ``log.jsonl``. No pickle; a file whose digest is wrong is passed over, loudly, for the
 one before.
 """
 
@@ -197,7 +197,7 @@ def save_rolling(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any])
     path = folder / f"state-{meta['step']:09d}.safetensors"
     write_state(path, tensors, meta)
     publish(folder / LATEST, path.name.encode(), overwrite=True)
-    # the states of a decay lie above a later slice, which goes on from before it: they are left behind
+    # the states of a decay lie above a later slice, which resumes from before it: they are left behind
     kept = [file for file in rolling(folder) if file.name <= path.name][:KEPT]
     for other in set(rolling(folder)) - set(kept):
         other.unlink(missing_ok=True)
@@ -212,7 +212,7 @@ def newest_verified(folder: Path) -> State | None:
     """The newest rolling state that verifies, else the one before the decay; None when there are no files.
 
     A damaged or missing one is warned about. Raises CheckpointError when there are files and none verifies: a
-    run never starts again from scratch without being told to.
+    run never starts again from scratch unless asked to.
     """
     files = rolling(folder)
     latest = folder / LATEST

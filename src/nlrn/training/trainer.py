@@ -68,8 +68,8 @@ def train(
 ) -> Path:
     """Train as a recipe says and return the path of the weights it ends with.
 
-    output: the run folder, by default runs/<recipe name>. resume: go on from the newest verified state; a run
-    that had ended goes on from its state before the decay when there are more steps to make, as does a folder that
+    output: the run folder, by default runs/<recipe name>. resume: resume from the newest verified state; a run
+    that had ended resumes from its state before the decay when there are more steps to make, as does a folder that
     holds that state alone. minutes: stop by the clock, the last part of them spent on the decay branch (a resumed
     run that is in its decay already finishes it). cpu_minutes: the same by the CPU time of the process divided by its
     threads, so that neither a pause nor other programs shorten the run. Raises ConfigError, InputError,
@@ -190,7 +190,7 @@ class Trainer:
         step, end = found[2]["step"], found[2]["end"]
         unfinished = step < self.config.schedule.warmup
         later = step >= end and end < self.config.schedule.steps and (unfinished or self._shipped(step))
-        if not state.rolling(self.folder):  # the state before some decay, alone: released to go on from
+        if not state.rolling(self.folder):  # the state before some decay, alone: released to resume from
             later = True
         elif later:
             files = [self.folder / state.BEFORE_DECAY, *state.rolling(self.folder)]
@@ -238,9 +238,9 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------
 
     def run(self, log: TrainingLog) -> None:
-        """Until the planned end, or until the clock says so, decay included."""
+        """Until the planned end, or until the time is up, decay included."""
         if self.step >= self.end:
-            log.say(f"this run ended at step {self.end}; ask for more steps to go on from before its decay")
+            log.say(f"this run ended at step {self.end}; ask for more steps to resume from before its decay")
             return
         looks = 1 if self.device.type == "cpu" and self.processes.world == 1 else LOOKS
         began, self.saved, since = self.step, -math.inf, self.step

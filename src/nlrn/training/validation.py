@@ -1,4 +1,4 @@
-"""What a trainer looks at on the way: PSNR on held-out pictures, and whether the attention lives."""
+"""What a trainer looks at on the way: PSNR on held-out images, and whether the attention lives."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Validation:
         found = validation_images(data, config.data.validation, config.data.folders, channels=channels)
         large = [image for _, image in found if min(image.shape[:2]) >= size]
         if not large:
-            raise InputError(f"no picture of {config.data.validation} has {size} x {size} pixels to validate on")
-        crops = [_centre(image, size) for image in large[: config.data.validation_pictures]]
+            raise InputError(f"no image of {config.data.validation} has {size} x {size} pixels to validate on")
+        crops = [_centre(image, size) for image in large[: config.data.validation_images]]
         self.clean = [(luma8(crop) if enlarges else crop) / 255 for crop in crops]
         self.device, self.image_range = device, config.image_range
         self.tasks: dict[str, tuple[float | None, Callable[[np.ndarray, int], np.ndarray]]] = {}
@@ -50,7 +50,7 @@ class Validation:
         """{"psnr_<s>": dB, "neighbours_<s>": a median per state, "largest_<s>": |S|max per state} by sigma s, or by
         scale: x2, x3 ...
 
-        The PSNR is the mean over the pictures of the clipped, unrounded output; the attention is that of the
+        The PSNR is the mean over the images of the clipped, unrounded output; the attention is that of the
         first. Of the other distances there is the PSNR alone.
         """
         model = on_unit_scale(model, self.image_range)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Form, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -40,14 +41,14 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         404: "nothing is at this path",
         408: "the body came too slowly",
         413: "more bytes or pixels than are taken",
-        415: "not a picture, or not a form",
-        422: "a field or a picture that makes no sense",
+        415: "not an image, or not a form",
+        422: "a field or an image that is invalid",
         503: "the queue is full, the work took too long, or the service is about to end",
     }.items()
 }
 _OF_WORK = {status: said for status, said in _REFUSALS.items() if status != 404}
 _OF_QUESTIONS: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (400, 408, 413, 503)}
-_PICTURE = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA.values()}
+_IMAGE = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA.values()}
 
 
 def application(jobs: Jobs, limits: Limits, hosts: Iterable[str] = ()) -> Guard:
@@ -55,7 +56,7 @@ def application(jobs: Jobs, limits: Limits, hosts: Iterable[str] = ()) -> Guard:
     app = FastAPI(
         title="nlrn",
         version=__version__,
-        description="Denoising and enlarging of pictures by the Non-Local Recurrent Network.",
+        description="Denoising and enlarging of images by the Non-Local Recurrent Network.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -70,14 +71,14 @@ def application(jobs: Jobs, limits: Limits, hosts: Iterable[str] = ()) -> Guard:
 
 
 def _add_work(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
-    responses = {200: {"description": "the picture's file", "content": _PICTURE}, **_OF_WORK}
-    seen = {"description": "the picture as a PNG", "content": {"image/png": _PICTURE["image/png"]}}
+    responses = {200: {"description": "the image's file", "content": _IMAGE}, **_OF_WORK}
+    seen = {"description": "the image as a PNG", "content": {"image/png": _IMAGE["image/png"]}}
 
     async def done(request: Request, kind: str, form: Upload) -> Response:
         jobs.check()
-        options = form.model_dump(exclude={"picture", "watch"})
-        task = Task(kind, await form.picture.read(), options)
-        await form.picture.close()  # the form's own copy: the guard counts one
+        options = form.model_dump(exclude={"image", "watch"})
+        task = Task(kind, await form.image.read(), options)
+        await form.image.close()  # the form's own copy: the guard counts one
         answer, seconds = await _while_there(request, jobs.run(task, getattr(form, "watch", None)))
         metrics.seconds.labels(kind).observe(seconds)
         return Response(answer.content, media_type=answer.media, headers=answer.headers)
@@ -116,7 +117,7 @@ def _add_questions(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
         return {"status": "ok", "version": __version__}
 
     @app.get("/metrics", response_class=Response, responses={**_OF_QUESTIONS, **text}, summary="For Prometheus")
-    async def told() -> Response:
+    async def prometheus() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -134,12 +135,13 @@ def _add_page(app: FastAPI) -> None:
 # -- requests ------------------------------------------------------------------------------------------------------
 
 _FORM = "multipart/form-data"
+_FORMER_FIELD = "picture"  # of the image in requests to 0.2  # codespell:ignore
 
 
 class _InMemory(MultiPartParser):
     """complete: the closing boundary was there. What it is missing from was cut, and may lack fields."""
 
-    spool_max_size = 1 << 30  # a picture is never put on a disk; the guard has counted it
+    spool_max_size = 1 << 30  # an image is never put on a disk; the guard has counted it
     complete = False
 
     def on_end(self) -> None:
@@ -162,7 +164,7 @@ class _Route(APIRoute):
 
 async def _form(request: Request) -> Any:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
-        raise RefusedError(415, f"expected {_FORM} with the field picture", field="Content-Type")
+        raise RefusedError(415, f"expected {_FORM} with the field image", field="Content-Type")
     charset = email.message.Message()  # of its own choice a client could have fields decoded by codecs that take hours
     charset["content-type"] = request.headers["content-type"]
     if str(charset.get_param("charset", "utf-8")).lower() not in ("utf-8", "utf8"):
@@ -178,6 +180,8 @@ async def _form(request: Request) -> Any:
     twice = sorted({name for name, _ in form.multi_items() if len(form.getlist(name)) > 1})
     if twice:
         raise RefusedError(422, f"{twice[0][:80]} is given more than once", field=twice[0][:80])
+    if _FORMER_FIELD in form and "image" not in form:
+        return FormData([("image" if name == _FORMER_FIELD else name, value) for name, value in form.multi_items()])
     return form
 
 
@@ -244,12 +248,12 @@ def _say_refusals(app: FastAPI) -> None:
         return _json(error.said, error.status)
 
     async def gone(request: Request, error: Any) -> Response:
-        return _json({"error": "the client went away"}, 499)  # which nobody hears
+        return _json({"error": "the client went away"}, 499)  # unread
 
     async def invalid(request: Request, error: Any) -> Response:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:2]) or "form"
-        words = "expected the bytes of a file" if field == "picture" else first["msg"]
+        words = "expected the bytes of a file" if field == "image" else first["msg"]
         return _json({"error": f"{field}: {words}"[:300], "field": field[:80]}, 422)
 
     async def other(request: Request, error: Any) -> Response:

@@ -14,18 +14,18 @@ Side = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Upload(BaseModel):
-    """picture: the file itself; there is no field for an address of one."""
+    """image: the file itself; there is no field for an address of one."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    picture: Annotated[UploadFile, Field(description="a picture's file")]
+    image: Annotated[UploadFile, Field(description="an image's file")]
 
 
 class Restoration(Upload):
     """The options of nlrn denoise and nlrn upscale, under the same names."""
 
     model: Annotated[str | None, Field(max_length=200, description="a name that /v1/models lists")] = None
-    format: Annotated[Format | None, Field(description="of the result; else that of the picture, PNG for a GIF")] = None
+    format: Annotated[Format | None, Field(description="of the result; else that of the image, PNG for a GIF")] = None
     range: Annotated[
         str,
         Field(
@@ -37,7 +37,7 @@ class Restoration(Upload):
     mode: Literal["window", "patch"] = "window"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     tta: bool = False
-    tile: Annotated[Tile | None, Field(description="side in pixels, 32 and more; 0: the whole picture")] = None
+    tile: Annotated[Tile | None, Field(description="side in pixels, 32 and more; 0: the whole image")] = None
     overlap: Annotated[int | None, Field(ge=0, le=1_000_000, description="pixels shared by tiles")] = None
     watch: Annotated[
         str | None,
@@ -80,5 +80,5 @@ class Explaining(Upload):
 
     x: Annotated[int, Field(ge=0, le=1_000_000)]
     y: Annotated[int, Field(ge=0, le=1_000_000)]
-    sigma: Annotated[Level | Literal["auto"], Field(description="of the noise in the picture")] = "auto"
+    sigma: Annotated[Level | Literal["auto"], Field(description="of the noise in the image")] = "auto"
     model: Annotated[str | None, Field(max_length=200)] = None

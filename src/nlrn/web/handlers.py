@@ -1,4 +1,4 @@
-"""What is done with one picture: the bytes of a file and options -> the bytes of an answer. Runs in the worker."""
+"""What is done with one image: the bytes of a file and options -> the bytes of an answer. Runs in the worker."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from nlrn.inference.pipeline import Denoising, denoised, restorer_of, result_siz
 from nlrn.inference.restorer import MEMORY, Restorer, Settings
 from nlrn.inference.self_ensemble import Progress
 from nlrn.io.decode import is_known
-from nlrn.io.image import SUFFIXES, Picture, check_holds, encode_picture, read_picture
+from nlrn.io.image import SUFFIXES, ImageData, check_holds, encode_image, read_image
 from nlrn.models.checkpoint import WEIGHTS, ModelInfo, default_model, describe, list_models, resolve_model
 from nlrn.web.limits import RefusedError
-from nlrn.web.messages import MEDIA, Answer, House, Task
+from nlrn.web.messages import MEDIA, Answer, ServiceConfig, Task
 
 _ENDINGS = {kind: suffix for suffix, kind in SUFFIXES.items() if suffix not in (".jpeg", ".tiff", ".pgm", ".pnm")}
 _FLAGS = {"pixels": "--max-pixels", "result": "--max-result-pixels"}
 _SETTINGS = ("mode", "tta", "precision", "tile", "overlap", "level")
 
 
-class Workshop:
+class Handlers:
     """Does tasks one after the other. Raises ModelError for a file of the operator's that is no model."""
 
-    def __init__(self, house: House) -> None:
-        self.house = house
-        own = [describe(resolve_model(name)) for name in house.models]
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        own = [describe(resolve_model(name)) for name in config.models]
         self.offered: dict[str, ModelInfo] = {info.name: info for info in (*list_models(), *own)}
 
     def perform(self, task: Task, progress: Progress | None = None) -> Answer:
         """The answer to a task. Raises RefusedError, and what `progress` raises, after which nothing is left."""
         if not is_known(task.data):
             raise RefusedError(
-                415, f"not a picture of a known format ({', '.join(sorted(set(SUFFIXES.values())))}, GIF)"
+                415, f"not an image of a known format ({', '.join(sorted(set(SUFFIXES.values())))}, GIF)"
             )
         try:
-            limits = self.house.limits
-            picture = read_picture(task.data, max_pixels=limits.max_pixels, max_bytes=limits.max_bytes, apart=True)
+            limits = self.config.limits
+            image = read_image(task.data, max_pixels=limits.max_pixels, max_bytes=limits.max_bytes, apart=True)
             match task.kind:
                 case "denoise":
-                    return self._denoise(picture, task.options, progress)
+                    return self._denoise(image, task.options, progress)
                 case "upscale":
-                    return self._upscale(picture, task.options, progress)
+                    return self._upscale(image, task.options, progress)
                 case "explain":
-                    return self._explain(picture, task.options)
+                    return self._explain(image, task.options)
                 case _:
-                    picture = picture.with_depth(8)
-                    self._check_result(picture, "PNG")
-                    return _encoded(picture, "PNG", [])
+                    image = image.with_depth(8)
+                    self._check_result(image, "PNG")
+                    return _encoded(image, "PNG", [])
         except InputError as error:
             raise _refusal(error) from error
         except (ConfigError, ModelError) as error:
@@ -62,12 +62,12 @@ class Workshop:
         except (BackendError, MemoryError) as error:
             raise RefusedError(503, str(error) or "out of memory", limit="memory") from error
 
-    def _denoise(self, picture: Picture, options: dict[str, Any], progress: Progress | None) -> Answer:
-        picture, form = _as_asked(picture, options)
-        self._check_result(picture, form)
+    def _denoise(self, image: ImageData, options: dict[str, Any], progress: Progress | None) -> Answer:
+        image, form = _as_asked(image, options)
+        self._check_result(image, form)
         lines: list[str] = []
         result = denoised(
-            picture,
+            image,
             partial(self._restorer, "denoise", options),
             Denoising(
                 _noise(options),
@@ -81,24 +81,24 @@ class Workshop:
         )
         return _encoded(result, form, lines)
 
-    def _upscale(self, picture: Picture, options: dict[str, Any], progress: Progress | None) -> Answer:
-        picture, form = _as_asked(picture, options)
+    def _upscale(self, image: ImageData, options: dict[str, Any], progress: Progress | None) -> Answer:
+        image, form = _as_asked(image, options)
         height, width = result_size(
-            *picture.array.shape[:2],
+            *image.array.shape[:2],
             scale=options["scale"],
             to_height=options["height"],
             to_width=options["width"],
-            most=self.house.limits.max_result_pixels,
+            most=self.config.limits.max_result_pixels,
         )
-        self._check_result(picture.of_size(height, width), form)
+        self._check_result(image.of_size(height, width), form)
         lines: list[str] = []
         restorer = self._restorer("sr", options, 1)
         chosen = parsed(options["range"])
-        result = upscaled(picture, restorer, height, width, value_range=chosen, say=lines.append, progress=progress)
+        result = upscaled(image, restorer, height, width, value_range=chosen, say=lines.append, progress=progress)
         return _encoded(result, form, lines)
 
-    def _explain(self, picture: Picture, options: dict[str, Any]) -> Answer:
-        seen = picture.array if picture.alpha is None else fill_hidden(picture.array, picture.alpha)
+    def _explain(self, image: ImageData, options: dict[str, Any]) -> Answer:
+        seen = image.array if image.alpha is None else fill_hidden(image.array, image.alpha)
         restorer = self._restorer("denoise", options, 1)
         restorer.require("denoise")
         level = restorer.noise_level(seen, options["sigma"])
@@ -111,18 +111,18 @@ class Workshop:
         }
         return Answer(json.dumps(said).encode(), "application/json")
 
-    def _check_result(self, picture: Picture, form: str) -> None:
+    def _check_result(self, image: ImageData, form: str) -> None:
         """Before the work, of a result in its size and depth. Raises InputError, or RefusedError for one too large."""
-        check_holds(picture, form)
-        size = picture.array.size + (0 if picture.alpha is None else picture.alpha.size)
-        size, most = size * picture.depth // 8, self.house.limits.held_bytes - self.house.limits.max_bytes
+        check_holds(image, form)
+        size = image.array.size + (0 if image.alpha is None else image.alpha.size)
+        size, most = size * image.depth // 8, self.config.limits.held_bytes - self.config.limits.max_bytes
         if size > most:
             words = f"a result of {size:,} bytes is beyond {most:,} (nlrn serve --held-bytes, less --max-bytes)"
             raise RefusedError(413, words, limit="held_bytes")
 
     def _restorer(self, task: str, options: dict[str, Any], channels: int, photo: bool = False) -> Restorer:
-        settings = Settings(memory=self.house.memory or MEMORY, **{k: options[k] for k in _SETTINGS if k in options})
-        return restorer_of(self._model(task, options["model"], channels, photo), self.house.device, settings)
+        settings = Settings(memory=self.config.memory or MEMORY, **{k: options[k] for k in _SETTINGS if k in options})
+        return restorer_of(self._model(task, options["model"], channels, photo), self.config.device, settings)
 
     def _model(self, task: str, name: str | None, channels: int, photo: bool) -> str:
         """What load_model takes. Raises RefusedError for a name that is not offered."""
@@ -142,7 +142,7 @@ class Workshop:
 
 
 def listed(offered: dict[str, ModelInfo]) -> list[dict[str, str | int]]:
-    """What is told about the models, not where they lie."""
+    """What is published about the models, not where they lie."""
     keys = ("name", "task", "channels", "parameters", "sha256")
     return [{key: getattr(info, key) for key in keys} for info in offered.values()]
 
@@ -155,12 +155,12 @@ def _refusal(error: InputError) -> RefusedError:
     return RefusedError(422, str(error), **({"limit": error.limit} if error.limit else {}))
 
 
-def _as_asked(picture: Picture, options: dict[str, Any]) -> tuple[Picture, str]:
-    """The picture in the depth of the result, and the result's format: that of the picture, PNG for a GIF."""
+def _as_asked(image: ImageData, options: dict[str, Any]) -> tuple[ImageData, str]:
+    """The image in the depth of the result, and the result's format: that of the image, PNG for a GIF."""
     form = options["format"]
-    kind = SUFFIXES[f".{form}"] if form else picture.format
+    kind = SUFFIXES[f".{form}"] if form else image.format
     depth = options["depth"]
-    return picture if depth is None else picture.with_depth(int(depth)), kind if kind in MEDIA else "PNG"
+    return image if depth is None else image.with_depth(int(depth)), kind if kind in MEDIA else "PNG"
 
 
 def _noise(options: dict[str, Any]) -> float | str | PoissonNoise:
@@ -175,8 +175,8 @@ def _noise(options: dict[str, Any]) -> float | str | PoissonNoise:
     return sigma
 
 
-def _encoded(picture: Picture, form: str, lines: list[str]) -> Answer:
-    data = encode_picture(picture, form)
+def _encoded(image: ImageData, form: str, lines: list[str]) -> Answer:
+    data = encode_image(image, form)
     headers = {"content-disposition": f'attachment; filename="restored{_ENDINGS[form]}"'}
     if lines:
         headers["nlrn-said"] = "; ".join(lines)

@@ -21,11 +21,11 @@ _TURNS = 5  # of the event loop from a connection's acceptance to the end of one
 
 @dataclass(frozen=True)
 class Limits:
-    """max_pixels, max_result_pixels: of one picture. max_bytes: of the body of a request, counted as it arrives.
+    """max_pixels, max_result_pixels: of one image. max_bytes: of the body of a request, counted as it arrives.
 
     queue: jobs that wait beside the one that is done; connections: at once. In seconds: header_seconds for a request's
     first lines, body_seconds for all of its body, send_seconds for an answer to be taken whole, job_seconds for one
-    job, stop_seconds for work under way when the service is told to end. held_bytes: of all bodies, and of answers that
+    job, stop_seconds for work under way when the service has to end. held_bytes: of all bodies, and of answers that
     are not taken yet, together; one body and the samples of its result have room in it.
     Raises ConfigError for what is not above 0, and for held_bytes below twice max_bytes.
     """

@@ -15,7 +15,7 @@ MEDIA = {
 
 @dataclass(frozen=True)
 class Task:
-    """kind: "denoise", "upscale", "explain" or "preview". data: a picture's file. options: fields of the request."""
+    """kind: "denoise", "upscale", "explain" or "preview". data: an image's file. options: fields of the request."""
 
     kind: str
     data: bytes
@@ -32,7 +32,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class House:
+class ServiceConfig:
     """What the operator chose: files of more models, the device, bytes a computation may take (None: the usual).
 
     A client names a model by the name that is listed, never by a file.

@@ -10,7 +10,7 @@ GUARD, CONNECTION = "guard", "connection"
 
 
 class Metrics:
-    """Of one service; nothing of any picture or client, so that there are no more labels than routes and codes.
+    """Of one service; nothing of any image or client, so that there are no more labels than routes and codes.
 
     route: its own path, `other` where none is, `guard` for what was refused before one was looked for, `connection`
     for what was refused before it was a request. status 499: the client went away before its answer.

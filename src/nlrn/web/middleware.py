@@ -158,7 +158,7 @@ class _Body:
         self.complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
     async def drain(self) -> None:
-        """Read on for a while what nobody wants, so that a client that is still sending hears the answer."""
+        """Discard the rest of the body for a while, so that a client that is still sending receives the answer."""
         left, seconds = _DRAINED
         until = time.monotonic() + seconds
         while not (self.complete or self.late) and left > 0:

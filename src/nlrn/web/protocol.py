@@ -104,7 +104,7 @@ class Protocol(H11Protocol):
         self._lines = self.loop.call_later(self.limits.header_seconds, self._too_slow)
 
     def _too_slow(self) -> None:
-        """Some of a request's lines came, or none: the one is told so, either is over."""
+        """Some of a request's lines came, or none: the one receives an error, either is over."""
         if self.transport.is_closing() or self._answering():
             return
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
@@ -131,7 +131,7 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Told to end: it takes no more jobs, lets the one under way go on for a while, then ends it too."""
+    """When asked to end, it takes no more jobs, lets the one under way continue for a while, then ends it too."""
 
     def __init__(self, config: uvicorn.Config, jobs: Jobs, guard: Guard) -> None:
         super().__init__(config)

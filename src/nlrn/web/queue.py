@@ -102,7 +102,7 @@ class Jobs:
                 future.exception()  # it was looked at
 
     def close(self) -> None:
-        """Take no more, refuse those that wait; the one under way goes on."""
+        """Take no more, refuse those that wait; the one under way continues."""
         self.closing = True
         for task in list(self._waiting):
             task.cancel()

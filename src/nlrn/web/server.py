@@ -15,41 +15,43 @@ from typing import Any
 from nlrn.errors import BackendError
 from nlrn.web.app import application
 from nlrn.web.limits import fitting_connections
-from nlrn.web.messages import House
+from nlrn.web.messages import ServiceConfig
 from nlrn.web.protocol import QUEUE, server
 from nlrn.web.queue import Jobs
 from nlrn.web.worker import Worker
 
 
-def serve(house: House, host: str, port: int, hosts: Iterable[str] = ()) -> int:
+def serve(config: ServiceConfig, host: str, port: int, hosts: Iterable[str] = ()) -> int:
     """Serve until SIGTERM or Ctrl-C; returns the exit code. Says its address once it can be asked.
 
     port: 0 takes a free one. hosts: names beside the loopback's that clients may use. Raises ModelError for weights
     that cannot be offered, BackendError where the address cannot be had.
     """
-    connections, at_once = fitting_connections(house.limits.connections)
-    if connections < house.limits.connections:
-        said = f"{connections} connections at once, not {house.limits.connections}"
+    connections, at_once = fitting_connections(config.limits.connections)
+    if connections < config.limits.connections:
+        said = f"{connections} connections at once, not {config.limits.connections}"
         print(f"nlrn: {said}: the system allows this process no more open files (ulimit -n)", file=sys.stderr)
-        house = dataclasses.replace(house, limits=dataclasses.replace(house.limits, connections=connections))
+        config = dataclasses.replace(config, limits=dataclasses.replace(config.limits, connections=connections))
     listening = _listening(host, port)
-    worker = Worker(house)
+    worker = Worker(config)
     try:
         worker.start()
-        asyncio.run(_serve(worker, house, listening, hosts, at_once))
+        asyncio.run(_serve(worker, config, listening, hosts, at_once))
     finally:
         worker.kill()
         listening.close()
     return 0
 
 
-async def _serve(worker: Worker, house: House, listening: socket.socket, hosts: Iterable[str], at_once: int) -> None:
+async def _serve(
+    worker: Worker, config: ServiceConfig, listening: socket.socket, hosts: Iterable[str], at_once: int
+) -> None:
     asyncio.get_running_loop().set_exception_handler(_OutOfFiles())
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a client's mistake is told to the client
-    jobs = Jobs(worker, house.limits)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a client's mistake is reported to the client
+    jobs = Jobs(worker, config.limits)
     host, port = listening.getsockname()[:2]
-    app = application(jobs, house.limits, hosts)
-    ready = server(app, jobs, house.limits, host, port, at_once)
+    app = application(jobs, config.limits, hosts)
+    ready = server(app, jobs, config.limits, host, port, at_once)
     print(f"nlrn: serving on http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
     await ready.serve([listening])
 

@@ -15,23 +15,23 @@ from typing import Any, cast
 
 from nlrn.errors import BackendError, ModelError
 from nlrn.web.limits import RefusedError
-from nlrn.web.messages import Answer, House, Task
+from nlrn.web.messages import Answer, ServiceConfig, Task
 
 _LOG = logging.getLogger("nlrn")
-_GRACE = 2.0  # seconds that a task has to come to the end of its tile when it is told to stop
+_GRACE = 2.0  # seconds that a task has to come to the end of its tile when it is asked to stop
 _START = 120.0  # seconds to import torch in
 _STOP = "stop"
 
 
 class StoppedError(Exception):
-    """The task was told to stop."""
+    """The task received to stop."""
 
 
 class Worker:
     """The parent's side: one task at a time, from one thread at a time."""
 
-    def __init__(self, house: House) -> None:
-        self.house = house
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
         self.models: list[dict[str, str | int]] = []
         self._process: Any = None
         self._connection: Connection | None = None
@@ -41,7 +41,7 @@ class Worker:
         self.kill()
         spawn = get_context("spawn")
         self._connection, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_run, args=(theirs, self.house, os.getpid()), daemon=True)
+        self._process = spawn.Process(target=_run, args=(theirs, self.config, os.getpid()), daemon=True)
         self._process.start()
         theirs.close()
         what, said = "failed", "the worker did not start"
@@ -71,22 +71,22 @@ class Worker:
             raise RefusedError(503, "the process that did the work ended, by its memory perhaps") from error
 
     def _answer(self, connection: Connection, tick: Callable[[int, int], None], stop: threading.Event) -> Answer:
-        told = 0.0
+        asked = 0.0
         while True:
             if connection.poll(0.05):
                 what, said = connection.recv()
                 if what == "tick":
                     tick(*said)
-                elif what == "stopped" or told:
+                elif what == "stopped" or asked:
                     raise StoppedError
                 elif what == "refused":
                     raise RefusedError(said[0], **said[1])
                 else:
                     return cast(Answer, said)
-            if stop.is_set() and not told:
-                told = time.monotonic()
+            if stop.is_set() and not asked:
+                asked = time.monotonic()
                 connection.send(_STOP)
-            if told and time.monotonic() - told > _GRACE:
+            if asked and time.monotonic() - asked > _GRACE:
                 self.kill()
                 raise StoppedError
 
@@ -106,42 +106,42 @@ class Worker:
 # -- the process ---------------------------------------------------------------------------------------------------
 
 
-def _run(connection: Connection, house: House, parent: int) -> None:
+def _run(connection: Connection, config: ServiceConfig, parent: int) -> None:
     import torch
 
     from nlrn.errors import NLRNError
     from nlrn.ops.cpu import leave_warning_to_parent, say_if_missing
     from nlrn.system.workers import begin
-    from nlrn.web.handlers import Workshop, listed
+    from nlrn.web.handlers import Handlers, listed
 
     if hasattr(os, "setsid"):
         os.setsid()  # so that it is ended together with what decodes for it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if house.device == "cpu" or not torch.cuda.is_available():
+    if config.device == "cpu" or not torch.cuda.is_available():
         say_if_missing()
     leave_warning_to_parent()
     begin(torch.get_num_threads(), parent)
     try:
-        workshop = Workshop(house)
+        handlers = Handlers(config)
     except (NLRNError, OSError) as error:
         connection.send(("model", str(error)))
         return
-    connection.send(("ready", listed(workshop.offered)))
+    connection.send(("ready", listed(handlers.offered)))
     with contextlib.suppress(EOFError, OSError):
         while True:
             task = connection.recv()
             if task != _STOP:  # one that came after the end of its task
-                connection.send(_done(workshop, task, connection))
+                connection.send(_done(handlers, task, connection))
 
 
-def _done(workshop: Any, task: Any, connection: Connection) -> tuple[str, Any]:
+def _done(handlers: Any, task: Any, connection: Connection) -> tuple[str, Any]:
     def progress(done: int, total: int) -> None:
         if connection.poll() and connection.recv() == _STOP:
             raise StoppedError
         connection.send(("tick", (done, total)))
 
     try:
-        return "done", workshop.perform(task, progress)
+        return "done", handlers.perform(task, progress)
     except StoppedError:
         return "stopped", None
     except RefusedError as refusal:

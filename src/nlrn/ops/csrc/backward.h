@@ -17,12 +17,12 @@ struct BackwardPlanes {
     word *q, *k, *v, *o;           // by channel; o: the gradient of out
     word *q_rows, *k_rows, *o_rows;  // by row
     word *rows;
-    float *most, *share, *d;  // plane rows: M, 1 / sum (0 outside the picture, so that p is 0), and D
+    float *most, *share, *d;  // plane rows: M, 1 / sum (0 outside the image, so that p is 0), and D
     float *sums;     // per thread, as below: [TILE_ROWS][embed + channels][LANES]
     float *first, *second;
     ints *inside;
     int at_once;  // images between the two passes, so that what waits for the second stays in a cache
-    word *pairs;  // (p, dS) of these pictures, laid out as a correlation; null where there are none
+    word *pairs;  // (p, dS) of these images, laid out as a correlation; null where there are none
 
     BackwardPlanes(const Plan &g, const Buffer &buffer, bool state, Arena &memory) {
         v = memory.take<word>(g.by_channel(g.channels));
@@ -135,11 +135,11 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
         const Span rows = meeting(g, met, py);
         if (rows.empty()) return;
         if (STATE) fetch_states(rows, py);
-        const int64_t to = place(rows.first - met.first, group, half), picture = (int64_t)tile.b * g.height;
+        const int64_t to = place(rows.first - met.first, group, half), image = (int64_t)tile.b * g.height;
         auto product = [&](const word *left, const word *right, int channels, float *result) {
             const int64_t row = (int64_t)g.words(channels) * g.pitch;
-            correlate<PAIR, NONE>(rows.end - rows.first, left + (picture + rows.first) * row + tile.here(g), row,
-                                  right + (picture + py) * row + tile.there(g), g.pitch, g.words(channels),
+            correlate<PAIR, NONE>(rows.end - rows.first, left + (image + rows.first) * row + tile.here(g), row,
+                                  right + (image + py) * row + tile.there(g), g.pitch, g.words(channels),
                                   tile.offsets, result + to, buffer.row, Ends<NONE>());
         };
         if (!STATE) PASS == QUERIES ? product(m.q, m.k, g.embed, scores) : product(m.k, m.q, g.embed, scores);
@@ -201,7 +201,7 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
         }
     }
 
-    // Numbers of the pictures whose pairs are not there any more.
+    // Numbers of the images whose pairs are not there any more.
     int64_t skipped() const { return g.logits(tile.b / m.at_once * m.at_once, 0, 0, 0) - LANES; }
 
     // Numbers of LANES neighbouring queries from a tensor that is laid out as a correlation: of one block from number
@@ -300,13 +300,13 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
                 for (int row = from; row < least(from + ROWS, tile.y1); row++) fetch_stored_keys(row, qy);
         }
         const int parts = ceil_div(tile.y1 - tile.y0, ROWS), words = tile.offsets + LANES;
-        const int64_t picture = (int64_t)tile.b * g.height, group_row = (int64_t)tile.b * g.groups;
+        const int64_t image = (int64_t)tile.b * g.height, group_row = (int64_t)tile.b * g.groups;
         auto fetch = [&](const word *rows, int64_t row, int from, int to, int planes) {
             prefetch(rows + row * planes * g.pitch + tile.there(g), g.pitch, from * planes, to * planes, part, parts, words);
         };
         const int y = first * PAIR, y_end = least(end * PAIR, g.height);
-        if (!STATE) fetch(PASS == QUERIES ? m.k : m.q, picture, y, y_end, g.words(g.embed));
-        if (!STATE || PASS == QUERIES) fetch(PASS == QUERIES ? m.v : m.o, picture, y, y_end, g.words(g.channels));
+        if (!STATE) fetch(PASS == QUERIES ? m.k : m.q, image, y, y_end, g.words(g.embed));
+        if (!STATE || PASS == QUERIES) fetch(PASS == QUERIES ? m.v : m.o, image, y, y_end, g.words(g.channels));
         if (PAIR == 2) fetch(PASS == QUERIES ? m.k_rows : m.q_rows, group_row, first, end, g.embed);
         if (PAIR == 2 && PASS == KEYS) fetch(m.o_rows, group_row, first, end, g.channels);
     }

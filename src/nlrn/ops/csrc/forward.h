@@ -103,10 +103,10 @@ template <int PAIR, int STATE> struct Forward {
                 }
                 if (a.after) ends.after[y - rows.first] = (char *)a.after + place;
             }
-        const int64_t row = (int64_t)g.words(g.embed) * g.pitch, picture = (int64_t)tile.b * g.height;
+        const int64_t row = (int64_t)g.words(g.embed) * g.pitch, image = (int64_t)tile.b * g.height;
         correlate<PAIR, STATE>(
-            rows.end - rows.first, m.q + (picture + rows.first) * row + tile.here(g), row,
-            m.k + (picture + ky) * row + tile.there(g), g.pitch, g.words(g.embed), tile.offsets,
+            rows.end - rows.first, m.q + (image + rows.first) * row + tile.here(g), row,
+            m.k + (image + ky) * row + tile.there(g), g.pitch, g.words(g.embed), tile.offsets,
             to + skip * buffer.row, buffer.row, ends
         );
     }
@@ -171,10 +171,10 @@ template <int PAIR, int STATE> struct Forward {
     // The rows that come next; every ROWS rows of the tile ask for their share.
     void fetch_next(int first, int end, int part) const {
         const int parts = ceil_div(tile.y1 - tile.y0, ROWS), words = tile.offsets + LANES, embed = g.words(g.embed);
-        const int64_t picture = (int64_t)tile.b * g.height;
+        const int64_t image = (int64_t)tile.b * g.height;
         prefetch(m.v + (int64_t)tile.b * g.groups * g.channels * g.pitch + tile.there(g), g.pitch, first * g.channels,
                  end * g.channels, part, parts, words);
-        prefetch(m.k + picture * embed * g.pitch + tile.there(g), g.pitch, first * PAIR * embed,
+        prefetch(m.k + image * embed * g.pitch + tile.there(g), g.pitch, first * PAIR * embed,
                  least(end * PAIR, g.height) * embed, part, parts, words);
     }
 };

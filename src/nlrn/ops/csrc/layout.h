@@ -1,10 +1,10 @@
 // How tensors lie in memory while the kernel works on them, and the way there and back.
 //
-// Outside, pixels are channels-last. Inside, a row of the picture is a *plane row* for every channel: the lanes
+// Outside, pixels are channels-last. Inside, a row of the image is a *plane row* for every channel: the lanes
 // of a vector are LANES neighbouring pixels, and the keys that these queries meet at offset dx are the unaligned
 // vector dx further on. A plane row is `pitch` words: `left` zeros, the pixels, zeros.
-//   by channel: [picture][row][channel pair][x], a word holds PAIR channels of one pixel: what correlations read
-//   by row:     [picture][row pair][channel][x], a word holds one channel of PAIR rows: what averages read
+//   by channel: [image][row][channel pair][x], a word holds PAIR channels of one pixel: what correlations read
+//   by row:     [image][row pair][channel][x], a word holds one channel of PAIR rows: what averages read
 // With PAIR = 1, float32, the two are the same.
 #pragma once
 #include "lanes.h"
@@ -15,12 +15,12 @@ struct Plan {
     int batch, height, width, embed, channels, radius, window, threads;
     int blocks;       // of LANES pixels in a row
     int left, pitch;  // words
-    int pair, groups;  // channels or rows in a word; groups of `pair` rows in a picture
+    int pair, groups;  // channels or rows in a word; groups of `pair` rows in an image
 
     int words(int c) const { return ceil_div(c, pair); }
     int64_t by_channel(int c) const { return (int64_t)batch * height * words(c) * pitch; }
     int64_t by_row(int c) const { return (int64_t)batch * groups * c * pitch; }
-    // First number of the logits of LANES queries for one row of keys: [picture][row][block][dy][dx][lane]. LANES
+    // First number of the logits of LANES queries for one row of keys: [image][row][block][dy][dx][lane]. LANES
     // spare numbers lie before and after all; ops/cpu.py allocates them.
     int64_t logits(int b, int y, int block, int dy) const {
         return ((((int64_t)b * height + y) * blocks + block) * window + dy) * window * LANES + LANES;
@@ -38,7 +38,7 @@ NLRN_INLINE Plan plan_of(const Problem &p) {
     g.batch = p.batch, g.height = p.height, g.width = p.width, g.embed = p.embed, g.channels = p.channels;
     g.radius = p.radius, g.window = 2 * p.radius + 1, g.threads = p.threads;
     g.blocks = ceil_div(p.width, LANES);
-    g.left = p.radius ? LANES : 0;  // offsets at which no lane meets the picture are never read (Tile): on either
+    g.left = p.radius ? LANES : 0;  // offsets at which no lane meets the image are never read (Tile): on either
     g.pitch = g.left + g.blocks * LANES + LANES;  // side at most LANES - 1 words outside of it are
     if (g.pitch * 4 % 1024 == 0) g.pitch += 16;  // planes a power of two apart share their cache sets
     g.pair = HAS_BF16 && p.element == BFLOAT16 ? 2 : 1;

@@ -11,7 +11,7 @@ constexpr int width_of(int rows) { return ROWS * WIDTH / rows < WIDEST ? ROWS * 
 
 // What happens to a row of logits while they are in registers: the pointers are those of the first offset.
 template <int STATE> struct Ends {
-    const ints *inside = nullptr;          // [offset]: lanes whose key lies in the picture, or null: all do
+    const ints *inside = nullptr;          // [offset]: lanes whose key lies in the image, or null: all do
     floats *largest = nullptr;             // [row]: running maximum, or null
     const char *before[ROWS] = {nullptr};  // [row]: the correlation to add, or null
     char *after[ROWS] = {nullptr};         // [row]: where the sum goes, or null

@@ -12,7 +12,7 @@ struct Problem {
     int32_t element;          // of q, k, v, out and their gradients: FLOAT32 or BFLOAT16
     int32_t state;            // of the correlation: NONE, FLOAT32 or FLOAT16
     int32_t state_gradient;   // of its gradient: FLOAT32 or BFLOAT16
-    int64_t q_stride, k_stride, v_stride;  // elements from one pixel to the next; rows and pictures are dense
+    int64_t q_stride, k_stride, v_stride;  // elements from one pixel to the next; rows and images are dense
 };
 
 struct ForwardArrays {

@@ -1,4 +1,4 @@
-// A tile: up to TILE_ROWS rows of LANES pixels of one picture, which one thread works on by itself. What it meets
+// A tile: up to TILE_ROWS rows of LANES pixels of one image, which one thread works on by itself. What it meets
 // comes in groups of PAIR rows, a few groups at a time, so that their logits stay in the first-level cache.
 #pragma once
 #include "micro.h"
@@ -18,7 +18,7 @@ struct Span {
 
 struct Tile {
     int b, block, y0, y1;
-    int first, offsets;  // horizontal offsets at which some lane meets the picture
+    int first, offsets;  // horizontal offsets at which some lane meets the image
     bool border;         // some lane of some of these does not
 
     Tile(const Plan &g, int number) {
@@ -41,7 +41,7 @@ struct Tile {
     Span groups(const Plan &g) const {
         return {most(0, y0 - g.radius) / g.pair, least(g.height - 1, y1 - 1 + g.radius) / g.pair + 1};
     }
-    // lanes whose partner at an offset lies in the picture, [offsets]; null when all do
+    // lanes whose partner at an offset lies in the image, [offsets]; null when all do
     const ints *inside(const Plan &g, ints *room) const {
         if (!border) return nullptr;
         for (int d = 0; d < offsets; d++)

@@ -1,4 +1,4 @@
-// Where a pixel finds its look-alikes: one small picture for every state of the network.
+// Where a pixel finds its look-alikes: one small image for every state of the network.
 const DARK = [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]]; // from none to most
 
 function colour(share) {

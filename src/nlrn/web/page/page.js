@@ -1,4 +1,4 @@
-// The page: a picture goes to the service as it is, and what comes back is shown and can be saved, byte for byte.
+// The page: an image goes to the service as it is, and what comes back is shown and can be saved, byte for byte.
 import { View } from "/view.js";
 import { showMaps } from "/maps.js";
 
@@ -8,7 +8,7 @@ const view = new View();
 let file = null; // what was chosen
 let models = [];
 let running = null; // the AbortController of the work under way
-let size = null; // of the picture before
+let size = null; // of the image before
 const urls = { before: null, after: null };
 
 // -- what is said ----------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ async function asked(path, form, signal) {
   throw new Error(answer.status === 503 ? `${words}. Try again in ${answer.headers.get("Retry-After") || 5} seconds.` : words);
 }
 
-// -- the picture -----------------------------------------------------------------------------------------------
+// -- the image -----------------------------------------------------------------------------------------------
 
 async function shown(blob, signal) {
   // The URL of something that the browser shows: the blob itself, or an 8-bit PNG that the service makes of it.
@@ -48,7 +48,7 @@ async function shown(blob, signal) {
     }
   }
   const form = new FormData();
-  form.append("picture", blob, "picture");
+  form.append("image", blob, "image");
   const preview = await (await asked("/v1/preview", form, signal)).blob();
   const url = URL.createObjectURL(preview);
   const image = new Image();
@@ -69,7 +69,7 @@ async function choose(chosen) {
   say("");
   file = chosen;
   size = null;
-  $("chosen").textContent = chosen.name || "picture";
+  $("chosen").textContent = chosen.name || "image";
   $("work").hidden = true;
   forget();
   $("go").disabled = true;
@@ -106,7 +106,7 @@ const task = () => document.querySelector("input[name=task]:checked").value;
 
 function fields() {
   const form = new FormData();
-  form.append("picture", file, file.name || "picture");
+  form.append("image", file, file.name || "image");
   if (task() === "denoise") {
     form.append("sigma", sigma());
     if ($("noise").value !== "given") form.append("noise", $("noise").value);
@@ -132,7 +132,7 @@ async function restore() {
   form.append("watch", watch);
   forget();
   busy(true);
-  say("Sending the picture.");
+  say("Sending the image.");
   const timer = setInterval(() => follow(watch, own), 400);
   const began = performance.now();
   try {
@@ -151,7 +151,7 @@ async function restore() {
       say(`${done} It cannot be shown here (${error.message}), but downloaded.`);
     }
   } catch (error) {
-    if (file !== chosen) return; // another picture has the word
+    if (file !== chosen) return; // another image has the word
     if (own.signal.aborted) say("Stopped.");
     else say(error.message, true);
   } finally {
@@ -164,13 +164,13 @@ async function restore() {
 }
 
 async function follow(watch, own) {
-  const told = await fetch(`/v1/progress/${watch}`).then((answer) => answer.json()).catch(() => ({}));
+  const state = await fetch(`/v1/progress/${watch}`).then((answer) => answer.json()).catch(() => ({}));
   if (running !== own) return;
-  if (told.state === "waiting") say("Waiting for others.");
-  if (told.state !== "running") return;
-  if (told.total) {
-    $("progress").value = told.done / told.total;
-    say(`Working: ${told.done} of ${told.total} tiles.`);
+  if (state.state === "waiting") say("Waiting for others.");
+  if (state.state !== "running") return;
+  if (state.total) {
+    $("progress").value = state.done / state.total;
+    say(`Working: ${state.done} of ${state.total} tiles.`);
   } else {
     say("Working.");
   }
@@ -184,7 +184,7 @@ function offer(result, name, chosen, own) {
   // To be saved: the service's own bytes, whether they can be shown or not.
   halted(own);
   $("save").href = URL.createObjectURL(result);
-  $("save").download = `${(chosen.name || "picture").replace(/\.[^.]*$/, "")}-${name}`;
+  $("save").download = `${(chosen.name || "image").replace(/\.[^.]*$/, "")}-${name}`;
   $("save").hidden = false;
 }
 
@@ -222,7 +222,7 @@ function ready() {
 async function look(x, y) {
   const chosen = file;
   const form = new FormData();
-  form.append("picture", file, file.name || "picture");
+  form.append("image", file, file.name || "image");
   form.append("x", x);
   form.append("y", y);
   form.append("sigma", sigma());
@@ -248,7 +248,7 @@ function fillModels() {
   const fitting = models.filter((model) => model.task === wanted);
   const named = fitting.map((model) => new Option(model.name, model.name));
   $("noise").querySelector("[value=photo]").hidden = !models.some((model) => model.name.startsWith("denoise-photo"));
-  $("model").replaceChildren(new Option("the one for the picture", ""), ...named);
+  $("model").replaceChildren(new Option("the one for the image", ""), ...named);
   for (const part of document.querySelectorAll("[data-task]")) part.hidden = part.dataset.task !== task();
   ready();
 }

@@ -1,10 +1,10 @@
-// The picture: zoomed, moved, and cut in two by a line between before and after.
+// The image: zoomed, moved, and cut in two by a line between before and after.
 const $ = (id) => document.getElementById(id);
 
 export class View {
   constructor() {
-    this.width = this.height = 1; // of the picture, in its pixels
-    this.zoom = 1; // pixels of the screen for one of the picture's
+    this.width = this.height = 1; // of the image, in its pixels
+    this.zoom = 1; // pixels of the screen for one of the image's
     this.left = this.top = 0;
     this.share = 50; // where the line stands, per cent of the view
     this.asking = false;
@@ -86,7 +86,7 @@ export class View {
   }
 
   mark(x, y, maps, size) {
-    // The window around the pixel, on the picture before as on a larger one.
+    // The window around the pixel, on the image before as on a larger one.
     const [rows, columns] = [maps.states[0].length, maps.states[0][0].length];
     const part = (n, of) => `${(100 * n) / of}%`;
     Object.assign($("mark").style, {
@@ -127,7 +127,7 @@ export class View {
     this.pointers.set(event.pointerId, [x, y]);
     this.moved = false;
     const line = (this.share / 100) * this.box.clientWidth;
-    this.dragging = !$("line").hidden && !this.asking && Math.abs(x - line) < 22 ? "line" : "picture";
+    this.dragging = !$("line").hidden && !this.asking && Math.abs(x - line) < 22 ? "line" : "image";
   }
 
   pointermove(event) {

@@ -1,4 +1,4 @@
-"""Picture files made by Pillow or by our own hand, and what came out of them."""
+"""Image files made by Pillow or by our own hand, and what came out of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from nlrn.errors import InputError
-from nlrn.io.image import SUFFIXES, Picture, read_picture
+from nlrn.io.image import SUFFIXES, ImageData, read_image
 
 FORMATS = sorted(set(SUFFIXES.values()))
 LOSSY = ("AVIF", "JPEG")
@@ -22,14 +22,14 @@ def samples(shape: tuple[int, ...], seed: int = 0, top: int = 255) -> np.ndarray
     return np.random.default_rng(seed).integers(0, top, shape, dtype=kind, endpoint=True)
 
 
-def picture_of(values: np.ndarray, alpha: np.ndarray | None = None, **more: object) -> Picture:
+def image_of(values: np.ndarray, alpha: np.ndarray | None = None, **more: object) -> ImageData:
     depth = 8 * values.itemsize
-    return Picture((values / (2**depth - 1)).astype(np.float32), alpha, depth, **more)
+    return ImageData((values / (2**depth - 1)).astype(np.float32), alpha, depth, **more)
 
 
-def levels(picture: Picture) -> np.ndarray:
-    """The integer samples of a picture that was read; they must be exact."""
-    scaled = picture.array.astype(np.float64) * (2**picture.depth - 1)
+def levels(image: ImageData) -> np.ndarray:
+    """The integer samples of an image that was read; they must be exact."""
+    scaled = image.array.astype(np.float64) * (2**image.depth - 1)
     np.testing.assert_allclose(scaled, np.rint(scaled), rtol=0, atol=0.01)
     return np.rint(scaled).astype(int)
 
@@ -51,10 +51,10 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes, *extra: by
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + pixels + chunk(b"IEND")
 
 
-def outcome(data: bytes, **limits: int) -> Picture | None:
-    """The picture, or None when it is refused; any other exception fails the test."""
+def outcome(data: bytes, **limits: int) -> ImageData | None:
+    """The image, or None when it is refused; any other exception fails the test."""
     try:
-        return read_picture(data, **limits)
+        return read_image(data, **limits)
     except InputError:
         return None
 

@@ -1,4 +1,4 @@
-"""What whole pictures take, into results/pictures.json; lines are added to those that are there.
+"""What whole images take, into results/images.json; lines are added to those that are there.
 
 `price`: three photographs of sunhays80, on which no denoiser was trained, whole and in tiles. `large`: `nlrn denoise`
 on 24 million pixels; `enlarge`: `nlrn upscale` of 512 x 512 to 1024 x 1024; each a process of its own, with its peak of
@@ -29,14 +29,14 @@ from nlrn.io.datasets import data_root, read_folder
 from nlrn.system.atomic import publish_json
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "results" / "pictures.json"
+RESULT = ROOT / "results" / "images.json"
 SIGMA = 25.0
 OVERLAPS = (0, 8, 16, 32, 64)
 COLUMNS = 4  # of tiles; their side follows, so that they share the overlap and not a pixel more
 
 
 def price(model: str, data: Path) -> list[dict[str, Any]]:
-    """A line for every plan: how near the whole picture, what it loses, what it takes more."""
+    """A line for every plan: how near the whole image, what it loses, what it takes more."""
     photographs = [luma8(image) for _, image in read_folder(data / "sunhays80") if image.shape[:2] == (768, 1024)][:3]
     network = nlrn.load_model(model)
     assert network.receptive_radius is not None
@@ -65,14 +65,12 @@ def price(model: str, data: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _restored(
-    network: nlrn.NLRN, pictures: list[np.ndarray], settings: nlrn.Settings
-) -> tuple[list[np.ndarray], float]:
-    """The restored pictures, float64, and the processor's seconds for all of them."""
+def _restored(network: nlrn.NLRN, images: list[np.ndarray], settings: nlrn.Settings) -> tuple[list[np.ndarray], float]:
+    """The restored images, float64, and the processor's seconds for all of them."""
     restorer = nlrn.Restorer(network, settings=settings)
-    restorer.denoise(pictures[0][:64, :64], SIGMA)
+    restorer.denoise(images[0][:64, :64], SIGMA)
     started = time.process_time()
-    return [restorer.denoise(picture, SIGMA).astype(np.float64) for picture in pictures], time.process_time() - started
+    return [restorer.denoise(image, SIGMA).astype(np.float64) for image in images], time.process_time() - started
 
 
 def command(what: str, model: str, colour: bool) -> dict[str, Any]:
@@ -116,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("price", "large", "enlarge"))
     parser.add_argument("--model", default="denoise-gray-small", help="a shipped model; or base, but for price")
-    parser.add_argument("--colour", action="store_true", help="a picture of three channels")
+    parser.add_argument("--colour", action="store_true", help="an image of three channels")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     return parser
 
