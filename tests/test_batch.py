@@ -14,6 +14,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from nlrn.batch.manifest import MANIFEST, Manifest
 from nlrn.batch.plan import plan
 from nlrn.batch.run import run
 from nlrn.cli import run as command
-from nlrn.errors import ConfigError, InputError
+from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 from nlrn.inference.restorer import Restorer
 from nlrn.io.image import ImageData, read_image
 from nlrn.models.checkpoint import save_model
@@ -232,10 +233,8 @@ def _odd(image: ImageData, form: str) -> ImageData:
 
 
 def _tight(image: ImageData, form: str) -> ImageData:
-    """Is refused the memory for an image that is white at a corner, and says what nlrn.inference.restorer says."""
-    if image.array.flat[0] == 1:
-        logging.getLogger("nlrn").warning("no memory", extra={"tile": 256})
-    return image
+    """Makes an image that is white at a corner in smaller tiles than planned."""
+    return replace(image, tile=256) if image.array.flat[0] == 1 else image
 
 
 def test_an_image_that_kills_its_process_is_found_and_the_rest_is_done(tmp_path: Path) -> None:
@@ -255,6 +254,45 @@ def test_the_tiles_that_a_result_was_made_in_after_all_are_recorded(tmp_path: Pa
     jobs = plan(tmp_path / "in", tmp_path / "out")
     run(jobs, partial(give, _tight), tmp_path / "out", "work", workers=workers)
     assert {(r["in"], r.get("tile")) for r in records(tmp_path / "out")} == {("001.png", None), ("large.png", 256)}
+
+
+@pytest.mark.parametrize("task", ["denoise", "upscale"])
+def test_a_manifest_does_not_depend_on_who_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory is refused for more than 200 pixels a side: the tiles are recorded, with the logger silenced too."""
+    sr = task == "upscale"
+    save_model(tmp_path / "w.safetensors", random_model(task="sr", sigma_input=False) if sr else random_model(), {})
+    (tmp_path / "in").mkdir()
+    for name, side in (("large", 300), ("small", 90)):
+        Image.fromarray(np.random.RandomState(side).randint(0, 256, (40, side), np.uint8)).save(
+            tmp_path / "in" / f"{name}.png"
+        )
+    in_memory = Restorer._run
+
+    def refused(self: Restorer, window: int | None, x: np.ndarray, noise: float | np.ndarray) -> np.ndarray:
+        if max(x.shape) > 200:
+            raise MemoryBudgetError("no memory")
+        return in_memory(self, window, x, noise)
+
+    monkeypatch.setattr(Restorer, "_run", refused)
+    words = [task, str(tmp_path / "in"), "--model", str(tmp_path / "w.safetensors"), "--precision", "fp32"]
+    words += ["-s", "2"] if sr else ["--sigma", "20"]
+    found = []
+    for name, level in (("heard", logging.NOTSET), ("silenced", logging.CRITICAL)):
+        logging.disable(level)
+        try:
+            assert command([*words, "-o", str(tmp_path / name)]) == 0
+        finally:
+            logging.disable(logging.NOTSET)
+        assert ("going on with tiles of 128" in caplog.text) == (name == "heard")
+        caplog.clear()
+        found.append(records(tmp_path / name))
+    assert found[0] == found[1]
+    assert {(r["in"], r.get("tile")) for r in found[0]} == {("large.png", 128), ("small.png", None)}
+    chosen = [*words, "-o", str(tmp_path / "chosen"), "--tile", "128", "--format", "png"]
+    assert command(chosen) == 0
+    assert digests(tmp_path / "chosen") == digests(tmp_path / "heard")  # the result is that of the smaller tiles
 
 
 @pytest.mark.parametrize("workers", [1, 2])

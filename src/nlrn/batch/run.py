@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import pickle
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -104,8 +103,8 @@ def _read(reading: Mapping[str, Any], job: Job) -> tuple[str, ImageData]:
         raise InputError(str(error).removeprefix("the image: ")) from error
 
 
-def _encode(job: Job, source: str, image: ImageData, tile: int | None) -> Encoded:
-    made: dict[str, Any] = {} if tile is None else {"tile": tile}
+def _encode(job: Job, source: str, image: ImageData) -> Encoded:
+    made: dict[str, Any] = {} if image.tile is None else {"tile": image.tile}
     if image.notes:
         made["notes"] = list(image.notes)
     if image.value_range is not None:
@@ -113,27 +112,6 @@ def _encode(job: Job, source: str, image: ImageData, tile: int | None) -> Encode
     if image.noise:
         made["noise"] = list(image.noise)
     return source, encode_image(image, job.form), made
-
-
-class _Tiles(logging.Handler):
-    """Receives the tiles that an image is restored in after all; a context."""
-
-    side: int | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.side = getattr(record, "tile", self.side)
-
-    def __enter__(self) -> _Tiles:
-        logging.getLogger("nlrn").addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("nlrn").removeHandler(self)
-
-
-def _restored(job: Job, restore: Restore, image: ImageData) -> tuple[ImageData, int | None]:
-    with _Tiles() as tiles:
-        return restore(image, job.form), tiles.side
 
 
 def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
@@ -151,7 +129,7 @@ def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
                 ahead = reader.submit(read, waiting[0])
             try:
                 source, image = reading.result()
-                future = writer.submit(_encode, job, source, *_restored(job, restore, image))
+                future = writer.submit(_encode, job, source, restore(image, job.form))
             except Exception as error:
                 future = failed(error)
             if before is not None:
@@ -200,7 +178,7 @@ def _work(job: Job, make: bytes, read: Read) -> Encoded:
 def restored_file(job: Job, restore: Restore, read: Read) -> Encoded:
     """What one image comes to, by the process that calls this; nothing is written."""
     source, image = read(job)
-    return _encode(job, source, *_restored(job, restore, image))
+    return _encode(job, source, restore(image, job.form))
 
 
 @lru_cache(maxsize=1)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from nlrn.errors import MemoryBudgetError
 from nlrn.models.nlrn import NLRN
 from nlrn.ops import KERNELS, state_bytes
 
+if TYPE_CHECKING:
+    from nlrn.inference.restorer import Restorer
+
+_LOG = logging.getLogger("nlrn")
 TILES = (1024, 512, 256, 128)  # sides, tried in turn where the whole image is too large
 _ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True, True): 22}
 # bytes a pixel and channel at the peak of a state, by (attention by a fused kernel, bf16)
@@ -40,3 +49,29 @@ def within_memory(height: int, width: int) -> Iterator[None]:
             raise
         size = f"{width} x {height} pixels at once"
         raise MemoryBudgetError(f"no memory for {size}: use (smaller) tiles, or patch mode") from error
+
+
+def backing_off(
+    restorer: Restorer, shape: tuple[int, ...], work: Callable[[Restorer], np.ndarray]
+) -> tuple[np.ndarray, int | None]:
+    """(what `work` makes with the restorer, None); where the system refuses it memory, the same from the start in
+    smaller tiles, and their side.
+
+    shape: (height, width) of the result. Raises MemoryBudgetError where there are no smaller tiles, in patch mode, and
+    for a tile that was chosen.
+    """
+    found = None
+    while True:
+        tried = restorer.limited(found or sys.maxsize)
+        try:
+            return work(tried), found
+        except MemoryBudgetError:
+            if restorer.settings.tile is not None or restorer.settings.mode == "patch":
+                raise
+            side = tried.tile_for(*shape) or max(shape)
+            smaller = next((t for t in TILES if t < side), None)
+            if smaller is None:
+                raise
+            what = "the whole image" if side >= max(shape) else f"tiles of {side}"
+            _LOG.warning("no memory for %s; going on with tiles of %d", what, smaller)
+            found = smaller

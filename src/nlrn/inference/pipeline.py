@@ -21,6 +21,7 @@ from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of, check_auto, level_of, scale_hint
 from nlrn.functional.noise import NOISES, NoiseEstimate, level_text
 from nlrn.functional.ranges import MAX_SIGMA, Range, Scale, on_unit_scale
+from nlrn.inference.memory import backing_off
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.self_ensemble import Progress
 from nlrn.inference.super_resolution import enlarged_size, passes_of
@@ -74,12 +75,14 @@ class Denoising:
 @dataclass(frozen=True)
 class Result:
     """array: the restored image, float HW or HWC, not clipped. alpha: HW, of its size, or None. limits: what was seen
-    as black and white, in sample values. noise: what was found in the image, or in each of its channels."""
+    as black and white, in sample values. noise: what was found in the image, or in each of its channels. tile: the side
+    of the tiles in which it was made after all, where the system refused memory for larger ones."""
 
     array: np.ndarray
     alpha: np.ndarray | None
     limits: tuple[float, float]
     noise: tuple[NoiseEstimate, ...] = ()
+    tile: int | None = None
 
 
 def denoised(
@@ -99,7 +102,8 @@ def denoised(
         levels=image.levels, say=say, progress=progress, form=image.format,
     )  # fmt: skip
     noise = tuple(one.record() for one in result.noise)
-    return dataclasses.replace(image.with_array(result.array), noise=noise, value_range=result.limits)
+    made = image.with_array(result.array)
+    return dataclasses.replace(made, noise=noise, value_range=result.limits, tile=result.tile)
 
 
 def denoised_array(
@@ -148,11 +152,17 @@ def denoised_array(
     say_range(say, scale, levels, asked.value_range)
     grey = photo and channels == 1  # the model for photographs is one of colour
     given = np.repeat(image[..., None] if image.ndim == 2 else image[..., :1], 3, axis=2) if grey else image
-    array = restorer.denoise(given, level, strength=asked.strength, alpha=alpha, value_range=chosen, progress=progress)
+    array, tile = backing_off(
+        restorer,
+        image.shape[:2],
+        lambda tried: tried.denoise(
+            given, level, strength=asked.strength, alpha=alpha, value_range=chosen, progress=progress
+        ),
+    )
     if grey:
         mean = array.mean(axis=2, keepdims=True)
         array = mean[..., 0] if image.ndim == 2 else np.repeat(mean, image.shape[2], axis=2)
-    return Result(array, alpha, _range(scale, levels), found)
+    return Result(array, alpha, _range(scale, levels), found, tile)
 
 
 def _range(scale: Scale, levels: float) -> tuple[float, float]:
@@ -222,7 +232,8 @@ def upscaled(
     larger = image.of_size(height, width)
     for note in larger.notes[len(image.notes) :]:
         say(note)
-    return dataclasses.replace(larger, array=result.array, alpha=result.alpha, value_range=result.limits)
+    larger = dataclasses.replace(larger, array=result.array, alpha=result.alpha)
+    return dataclasses.replace(larger, value_range=result.limits, tile=result.tile)
 
 
 def upscaled_array(
@@ -250,9 +261,13 @@ def upscaled_array(
     chosen = on_unit_scale(value_range, levels)
     scale = restorer.scale(seen, value_range=chosen)
     say_range(say, scale, levels, value_range)
-    array = restorer.upscale(seen, height, width, value_range=chosen, progress=progress)
+    array, tile = backing_off(
+        restorer,
+        (height, width),
+        lambda tried: tried.upscale(seen, height, width, value_range=chosen, progress=progress),
+    )
     larger = None if alpha is None else enlarged_alpha(alpha, height, width)
-    return Result(array, larger, _range(scale, levels))
+    return Result(array, larger, _range(scale, levels), tile=tile)
 
 
 def result_size(

@@ -7,7 +7,7 @@ not clipped. Files, other array types and user interfaces are converted by the m
 from __future__ import annotations
 
 import copy
-import logging
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from nlrn.functional.levels import channels_of, check_auto, checked_level, check
 from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, checked_image, scale_beyond, scale_of
 from nlrn.functional.tiling import PATCH, Average, Blend, patch_size, patches, plan
-from nlrn.inference.memory import TILES, memory_per_pixel, within_memory
+from nlrn.inference.memory import TILES, backing_off, memory_per_pixel, within_memory
 from nlrn.inference.self_ensemble import Progress, groups, image_of, over_views, part_of, planes_of, tick_of_part
 from nlrn.inference.super_resolution import enlarged, passes_of, resized_bicubic, seen_size
 from nlrn.models.checkpoint import default_model, load_model, to_device
@@ -32,7 +32,6 @@ from nlrn.models.nlrn import NLRN
 from nlrn.ops.cpu import say_if_missing
 from nlrn.system.hardware import hardware_bf16, usable_device
 
-_LOG = logging.getLogger("nlrn")
 MAX_LEVEL = 2.0  # up to which the models for photographs are trained
 MODES = ("window", "patch")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -104,6 +103,7 @@ class Restorer:
         if self.device.type == "cpu":
             say_if_missing()
         self._folded: dict[torch.dtype, FoldedNLRN] = {}
+        self._largest: int | None = None  # side of a tile after a refusal of memory; None: it backs off
 
     def denoise(
         self,
@@ -131,6 +131,9 @@ class Restorer:
         self.require("denoise")
         image = checked_image(image, value_range)
         strength = checked_strength(strength)
+        if self._largest is None:
+            again = partial(Restorer.denoise, image=image, sigma=sigma, strength=strength, alpha=alpha, noise=noise)
+            return backing_off(self, image.shape[:2], partial(again, value_range=value_range, progress=progress))[0]
         if not isinstance(sigma, PoissonNoise):
             sigma = self.noise_level(image, sigma, alpha, noise, value_range)
         seen = image if alpha is None else fill_hidden(image, alpha)
@@ -202,6 +205,9 @@ class Restorer:
         """
         self.require("sr")
         image = given = checked_image(image, value_range)
+        if self._largest is None:
+            again = partial(Restorer.upscale, image=image, height=height, width=width)
+            return backing_off(self, (height, width), partial(again, value_range=value_range, progress=progress))[0]
         scale = self.scale(image, value_range=value_range)
         beyond, image = scale.beyond(given), scale.unit(given)
         passes = passes_of(image.shape[:2], (height, width))
@@ -282,13 +288,13 @@ class Restorer:
 
         Raises MemoryBudgetError when not even the smallest tile fits.
         """
-        s, longest = self.settings, max(height, width)
+        s, longest, largest = self.settings, max(height, width), self._largest or sys.maxsize
         if s.tile is not None:
             return None if s.tile == 0 or s.tile >= longest else s.tile
-        if self._bytes(height, width) <= s.memory:
+        if longest <= largest and self._bytes(height, width) <= s.memory:
             return None
         for side in TILES:
-            if side < longest and self._bytes(min(side, height), min(side, width)) <= s.memory:
+            if side < longest and side <= largest and self._bytes(min(side, height), min(side, width)) <= s.memory:
                 return side
         need = self._bytes(min(TILES[-1], height), min(TILES[-1], width))
         raise MemoryBudgetError(
@@ -299,30 +305,18 @@ class Restorer:
     def _bytes(self, height: int, width: int) -> float:
         return height * width * self.memory_per_pixel(height, width)
 
+    def limited(self, largest: int) -> Restorer:
+        """The same, that neither cuts into tiles of a larger side nor backs off by itself."""
+        same = copy.copy(self)
+        same._largest = largest
+        return same
+
     # -- two ways over an image -----------------------------------------------------------------------------
 
-    def _tilewise(
-        self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None, side: int | None = None
-    ) -> np.ndarray:
-        """planes [B, C, H, W], in tiles of a side, or as the settings say; where the system refuses the memory after
-        all, from the start again in smaller ones."""
-        longest = max(planes.shape[2:])
-        side = side or self.tile_for(*planes.shape[2:]) or longest
-        smaller = next((t for t in TILES if t < side), None) if self.settings.tile is None else None
-        try:
-            return self._in_tiles(side, planes, noise, progress)
-        except MemoryBudgetError:
-            if smaller is None:
-                raise
-            what = "the whole image" if side >= longest else f"tiles of {side}"
-            _LOG.warning("no memory for %s; going on with tiles of %d", what, smaller, extra={"tile": smaller})
-        return self._tilewise(planes, noise, progress, smaller)
-
-    def _in_tiles(
-        self, side: int, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None
-    ) -> np.ndarray:
+    def _tilewise(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
         """Each image of the batch is run by itself, so memory does not grow with B."""
         height, width = planes.shape[2:]
+        side = self.tile_for(height, width) or max(height, width)
         overlap = self.settings.overlap_of(side)
         tiles = plan(height, width, side, overlap, ramp=overlap // 4)  # the rest is context for both
         restored = np.empty_like(planes)
