@@ -71,7 +71,7 @@ def handed(data: bytes, jobs: Sequence[Job], make: Make, read: Read) -> Results:
     """An engine whose results are there already."""
     for job in jobs:
         future: Future[Encoded] = Future()
-        future.set_result(("", data, {}))
+        future.set_result(Encoded("", data))
         yield job, future
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from nlrn.batch import leases
 from nlrn.batch.leases import Lease
 from nlrn.batch.manifest import MANIFEST, StoreManifest
-from nlrn.batch.plan import plan
+from nlrn.batch.plan import Encoded, plan
 from nlrn.batch.run import run
 from nlrn.batch.s3 import ObjectPath, place
 from nlrn.cli import run as command
@@ -751,7 +751,7 @@ def test_what_another_run_makes_while_this_one_waits_is_not_made_again(
         if not store.files("out"):
             for job in jobs:
                 data = Path(str(job.source)).read_bytes()
-                other.publish(job, (hashlib.sha256(data).hexdigest(), data, {}), overwrite=False)
+                other.publish(job, Encoded(hashlib.sha256(data).hexdigest(), data), overwrite=False)
         take(self)
 
     other = StoreManifest(ALBUM / "out", "work", jobs)

@@ -125,7 +125,7 @@ class Manifest:
         check_no_links(self.folder, target)
         target.parent.mkdir(parents=True, exist_ok=True)
         self._write(job, record)
-        publish(target, encoded[1], overwrite=overwrite)
+        publish(target, encoded.data, overwrite=overwrite)
         self._write(job, {**record, "published": True})
 
     def refuse(self, job: Job, reason: str) -> None:
@@ -212,7 +212,7 @@ class StoreManifest:
         target = _object(job)
         try:
             self._lease.check()
-            etag = target.put(encoded[1], metadata, over=self._etags.get(target.key, "") if overwrite else "")
+            etag = target.put(encoded.data, metadata, over=self._etags.get(target.key, "") if overwrite else "")
             found = {} if etag else target.metadata()
         except InputError as error:
             self._refused += 1
@@ -238,9 +238,8 @@ def manifest_of(folder: Place, work: str, jobs: Sequence[Job]) -> Manifest | Sto
 
 def _said_of(job: Job, encoded: Encoded) -> dict[str, Any]:
     """What is recorded of a result."""
-    source, data, made = encoded
     of = {"etag": job.source.etag} if isinstance(job.source, ObjectPath) else {}
-    return {"input": source, **of, "output": hashlib.sha256(data).hexdigest(), **made}
+    return {"input": encoded.source, **of, "output": hashlib.sha256(encoded.data).hexdigest(), **encoded.noted}
 
 
 def _is_of(record: dict[str, Any], job: Job) -> bool:

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,9 +39,14 @@ class Job:
         return SUFFIXES[self.target.suffix.lower()]
 
 
-# sha256 of the image's file, the file of its result, and what is recorded besides: "tile", the side of the tiles it
-# was made in where others were refused memory, "noise", what was found, and "range", the sample values restored as 0..1
-Encoded = tuple[str, bytes, dict[str, Any]]
+@dataclass(frozen=True)
+class Encoded:
+    """What an image comes to. source: the sha256 of its file; data: the file of its result; noted: what is recorded
+    besides, such as "tile", the side of the tiles where larger ones were refused memory, "noise" and "range"."""
+
+    source: str
+    data: bytes
+    noted: dict[str, Any] = field(default_factory=dict)
 
 
 def plan(

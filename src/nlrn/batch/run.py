@@ -111,7 +111,7 @@ def _encode(job: Job, source: str, image: ImageData) -> Encoded:
         made["range"] = list(image.value_range)
     if image.noise:
         made["noise"] = list(image.noise)
-    return source, encode_image(image, job.form), made
+    return Encoded(source, encode_image(image, job.form), made)
 
 
 def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
