@@ -29,7 +29,7 @@ from nlrn.web.limits import Limits
 
 FENCE = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
 AS_WRITTEN = ("denoise", "upscale", "explain", "models", "doctor", "convert", "evaluate", "--help", "--version")
-SECONDS = re.compile(r"in \d+ s \(\d+\.\d+ a second\)")
+SECONDS = re.compile(r"in \d+ s \(\d+\.\d+ a second\)|; \d+\.\d s$", re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,7 @@ def test_what_is_hidden_is_not_estimated_from() -> None:
     [
         (np.zeros((4, 4, 2), np.float32), 25, "1 or 3 channels"),
         (np.zeros((0, 4), np.float32), 25, "shape"),
-        (np.zeros((4, 4), np.uint8), 25, "divide by 255"),
+        (np.zeros((4, 4), np.int32), 25, "divide by 255"),
         (np.full((4, 4), np.nan), 25, "not finite"),
         (np.full((4, 4), 200.0), 25, "divide by 255"),
         (np.zeros((4, 4)), 76, "0..75"),

@@ -42,11 +42,14 @@ class Job:
 @dataclass(frozen=True)
 class Encoded:
     """What an image comes to. source: the sha256 of its file; data: the file of its result; noted: what is recorded
-    besides, such as "tile", the side of the tiles where larger ones were refused memory, "noise" and "range"."""
+    besides, such as "tile", the side of the tiles where larger ones were refused memory, "noise" and "range".
+    Not recorded: said, what is worth printing, a line each, and the seconds that the image took."""
 
     source: str
     data: bytes
     noted: dict[str, Any] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 def plan(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,15 +29,20 @@ Read = Callable[[Job], tuple[str, ImageData]]
 Make = Callable[[], Restore]  # can be pickled: each process makes its own
 Results = Generator[tuple[Job, Future[Encoded]]]  # in any order
 Engine = Callable[[Sequence[Job], Make, Read], Results]
+Report = Callable[[str, Sequence[str], float], None]  # name of an image, lines, seconds
 
 
 @dataclass
 class Outcome:
-    """Names of images: restored now, restored by an earlier run or left as they were, and refused with the reason."""
+    """Names of images: restored now, restored by an earlier run or left as they were, and refused with the reason.
+
+    said: of each image that was restored now, what is worth knowing, a line each: the noise that was found, warnings.
+    """
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    said: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.done) + len(self.skipped) + len(self.failed)
@@ -54,13 +60,15 @@ def run(
     skip_existing: bool = False,
     reading: Mapping[str, Any] = {},
     tick: Callable[[int], None] = lambda count: None,
+    report: Report = lambda name, lines, seconds: None,
 ) -> Outcome:
     """Restore every image; one that fails is listed with the reason and stops no other.
 
     make: gives the function from image to image; pickled and called in every process when there are several
     workers, each with its share of the threads. One worker reads the next image and writes the last one while it
     computes. engine: what restores them in the place of these, such as nlrn.batch.ray.RayEngine. work: see Manifest.
-    reading: further arguments of read_image. tick(count) is called after each image, skipped ones too. Existing
+    reading: further arguments of read_image. tick(count) is called after each image, skipped ones too; report(name,
+    lines, seconds) after each that was restored, with what is worth knowing and the time that it took. Existing
     results that the manifest does not know are left (skip_existing), replaced (overwrite), or refused before any work:
     ConfigError.
     """
@@ -82,8 +90,11 @@ def run(
         with closing(chosen(open_jobs, make, partial(_read, reading))) as results:
             for job, future in results:
                 try:
-                    manifest.publish(job, future.result(), overwrite=overwrite)
+                    encoded = future.result()
+                    manifest.publish(job, encoded, overwrite=overwrite)
                     outcome.done.append(job.name)
+                    outcome.said[job.name] = list(encoded.said)
+                    report(job.name, encoded.said, encoded.seconds)
                 except (ConfigError, StoreError):  # not of the image: the next would say the same
                     raise
                 except Exception as error:  # whatever it is, it is this image's
@@ -103,7 +114,12 @@ def _read(reading: Mapping[str, Any], job: Job) -> tuple[str, ImageData]:
         raise InputError(str(error).removeprefix("the image: ")) from error
 
 
-def _encode(job: Job, source: str, image: ImageData) -> Encoded:
+def _timed(job: Job, restore: Restore, image: ImageData) -> tuple[ImageData, float]:
+    began = time.monotonic()
+    return restore(image, job.form), time.monotonic() - began
+
+
+def _encode(job: Job, source: str, image: ImageData, seconds: float) -> Encoded:
     made: dict[str, Any] = {} if image.tile is None else {"tile": image.tile}
     if image.notes:
         made["notes"] = list(image.notes)
@@ -111,7 +127,7 @@ def _encode(job: Job, source: str, image: ImageData) -> Encoded:
         made["range"] = list(image.value_range)
     if image.noise:
         made["noise"] = list(image.noise)
-    return Encoded(source, encode_image(image, job.form), made)
+    return Encoded(source, encode_image(image, job.form), made, image.said, seconds)
 
 
 def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
@@ -129,7 +145,7 @@ def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
                 ahead = reader.submit(read, waiting[0])
             try:
                 source, image = reading.result()
-                future = writer.submit(_encode, job, source, restore(image, job.form))
+                future = writer.submit(_encode, job, source, *_timed(job, restore, image))
             except Exception as error:
                 future = failed(error)
             if before is not None:
@@ -178,7 +194,7 @@ def _work(job: Job, make: bytes, read: Read) -> Encoded:
 def restored_file(job: Job, restore: Restore, read: Read) -> Encoded:
     """What one image comes to, by the process that calls this; nothing is written."""
     source, image = read(job)
-    return _encode(job, source, restore(image, job.form))
+    return _encode(job, source, *_timed(job, restore, image))
 
 
 @lru_cache(maxsize=1)

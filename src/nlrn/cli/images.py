@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,7 +204,9 @@ def _one_of_many(
 
     image = _to_depth(options, image)
     check_holds(expected(options, image), form)
-    return restored(options, image, lambda line: None, None)
+    lines: list[str] = []
+    result = restored(options, image, lines.append, None)
+    return dataclasses.replace(result, said=tuple(lines))
 
 
 def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, expected: Expected) -> int:
@@ -227,7 +230,11 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
     if not jobs:
         complain(f"there is no image in {options.input}" + (f"; left out, not read: {listed}" if listed else ""))
         return 3
-    started = time.monotonic()
+    started, say = time.monotonic(), (lambda line: None) if options.json else reporter(options)
+
+    def report(name: str, lines: Sequence[str], seconds: float) -> None:
+        say("; ".join((f"{name}: {lines[0]}" if lines else name, *lines[1:], f"{seconds:.1f} s")))
+
     with ProgressBar(options, what, total=len(jobs)) as tick:
         outcome = run(
             jobs, partial(partial, _one_of_many, restored, expected, options), options.output, work,
@@ -237,6 +244,7 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
             skip_existing=options.skip_existing,
             reading=_reading(options),
             tick=lambda count: tick(count, len(jobs)),
+            report=report,
         )  # fmt: skip
     seconds = time.monotonic() - started
     for name, reason in outcome.failed.items():

@@ -14,9 +14,9 @@ def add(commands: Any) -> None:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from nlrn.models.checkpoint import list_models
+    from nlrn.models.listing import shipped_models
 
-    models = list_models()
+    models = shipped_models()
     if options.json:
         rows = [{k: str(v) if k == "path" else v for k, v in vars(m).items()} for m in models]
         print(json.dumps(rows, indent=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from nlrn.inference.restorer import Restorer
 
 Report = Callable[[str], None]
+HEARTBEAT = 30.0  # seconds between the lines of work under way, where there is no terminal
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True) -> None:
@@ -97,32 +99,53 @@ def printable(line: str) -> str:
 
 
 class ProgressBar:
-    """A bar on a terminal while tiles, patches or images are worked on; nothing elsewhere."""
+    """A bar on a terminal while tiles, patches or images are worked on; elsewhere a line every HEARTBEAT seconds, so
+    that a log shows that the work goes on. Nothing under --quiet."""
 
     def __init__(self, options: argparse.Namespace, what: str, total: int | None = None) -> None:
+        self.what, self.pace = what, total is not None  # how many images a second, of tiles it says nothing
+        self.unit, self.state = "images" if self.pace else "parts", (0, total or 0)
+        self.quiet, self.ended = options.quiet, threading.Event()
+        terminal = not options.quiet and bool(sys.stderr and sys.stderr.isatty())
+        self.bar = self._made(total) if terminal else None
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+
+    def _made(self, total: int | None) -> Any:
         from rich.console import Console
         from rich.progress import Progress
 
-        self.bar = Progress(
-            console=Console(stderr=True),
-            transient=True,
-            disable=options.quiet or not (sys.stderr and sys.stderr.isatty()),
-        )
-        self.what, self.pace = what, total is not None  # how many images a second, of tiles it says nothing
-        self.task = self.bar.add_task(what, total=total)
+        # lines for another program are not drawn into the terminal
+        bar = Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+        self.task = bar.add_task(self.what, total=total)
+        return bar
 
     def __enter__(self) -> Any:
-        self.bar.start()
         self.began = time.monotonic()
+        if self.bar is not None:
+            self.bar.start()
+        elif not self.quiet:
+            self.thread.start()
         return self._tick
 
     def _tick(self, done: int, total: int) -> None:
         check_interrupt()
-        pace = f"{self.what}, {done / max(1e-9, time.monotonic() - self.began):.2f} a second"
-        self.bar.update(self.task, description=pace if self.pace else self.what, completed=done, total=total)
+        self.state = done, total
+        if self.bar is not None:
+            pace = f"{self.what}, {done / max(1e-9, time.monotonic() - self.began):.2f} a second"
+            self.bar.update(self.task, description=pace if self.pace else self.what, completed=done, total=total)
+
+    def _beat(self) -> None:
+        while not self.ended.wait(HEARTBEAT):
+            done, total = self.state
+            far = f": {done} of {total} {self.unit}" if total else ""
+            print(f"nlrn: {self.what}{far} after {time.monotonic() - self.began:.0f} s", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        self.ended.set()
+        if self.bar is not None:
+            self.bar.stop()
+        elif self.thread.is_alive():
+            self.thread.join()
 
 
 def sigma_or_auto(text: str) -> float | str:

@@ -88,6 +88,9 @@ def find_sets(
     if unknown:
         raise InputError(f"no scoring set {unknown[0]!r}; there are {', '.join(sorted(SCORING_SETS))}")
     places = {name: root / SCORING_SETS[name] for name in wanted} or {root.resolve().name: root}
+    missing = [name for name, place in places.items() if not place.is_dir()]
+    if missing:
+        raise InputError(f"no folder {places[missing[0]]}: docs/reproduce.md says where {missing[0]} comes from")
     sets = {name: read_folder(place, channels=3 if channels == 3 else None) for name, place in places.items()}
     for name, images in sets.items():
         stems = [stem for stem, _ in images]

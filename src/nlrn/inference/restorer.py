@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlrn.errors import ConfigError, InputError, MemoryBudgetError, NotFiniteError, number
+from nlrn.errors import ConfigError, InputError, MemoryBudgetError, NotFiniteError
 from nlrn.functional.alpha import fill_hidden, hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of, check_auto, checked_level, checked_strength, found_noise, level_of
 from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, checked_image, scale_beyond, scale_of
 from nlrn.functional.tiling import PATCH, Average, Blend, patch_size, patches, plan
+from nlrn.inference.kinds import ImageT, floats_or_same_kind
 from nlrn.inference.memory import TILES, backing_off, memory_per_pixel, within_memory
 from nlrn.inference.self_ensemble import Progress, groups, image_of, over_views, part_of, planes_of, tick_of_part
+from nlrn.inference.settings import MEMORY as MEMORY
+from nlrn.inference.settings import Settings as Settings
 from nlrn.inference.super_resolution import enlarged, passes_of, resized_bicubic, seen_size
 from nlrn.models.checkpoint import default_model, load_model, to_device
 from nlrn.models.folded import FoldedNLRN, Unfolded
@@ -32,51 +34,7 @@ from nlrn.models.nlrn import NLRN
 from nlrn.ops.cpu import say_if_missing
 from nlrn.system.hardware import hardware_bf16, usable_device
 
-MAX_LEVEL = 2.0  # up to which the models for photographs are trained
-MODES = ("window", "patch")
-PRECISIONS = ("auto", "fp32", "bf16")
-OVERLAP = 32
-MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles each time
 _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an image is run. mode: "window" (over the whole image) or "patch" (the authors' protocol).
-
-    precision: "bf16", "fp32" or "auto", bf16 where the hardware multiplies it. tile: None chooses by `memory`
-    (bytes the computation may take), 0 forces the whole image, else the side of a tile in pixels; tiles overlap
-    by `overlap` pixels (None: 32, or half of a smaller tile), the inner quarter of which is blended; an overlap of
-    8/3 of NLRN.receptive_radius makes the tiles equal to the whole image. tta: the mean over the image's 8 flips
-    and quarter turns, each turned back (what the paper calls multi-view testing): 8 times the work. level: how much of
-    the noise that it finds a model for photographs removes, 0..2; others do not use it.
-    """
-
-    mode: str = "window"
-    precision: str = "auto"
-    tile: int | None = None
-    overlap: int | None = None
-    memory: int = MEMORY
-    tta: bool = False
-    level: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigError(f"mode must be {' or '.join(MODES)}, not {self.mode!r}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision must be {', '.join(PRECISIONS)}, not {self.precision!r}")
-        if self.tile is not None and (number(self.tile, "tile", ConfigError) < 0 or self.tile % 1):
-            raise ConfigError(f"tile must be a number of pixels, or 0 for the whole image, not {self.tile}")
-        if not 0 <= number(self.level, "level", ConfigError) <= MAX_LEVEL:
-            raise ConfigError(f"level must lie in 0..{MAX_LEVEL:g}, not be {self.level:g}")
-        if number(self.memory, "memory", ConfigError) < 1:
-            raise ConfigError("memory must be at least one byte")
-        if not 0 <= number(self.overlap or 0, "overlap", ConfigError) <= (self.tile or 1e9) // 2:
-            raise ConfigError(f"overlap must lie between 0 and half of the tile, not be {self.overlap}")
-
-    def overlap_of(self, side: int) -> int:
-        """The overlap of tiles of this side."""
-        return min(OVERLAP if self.overlap is None else self.overlap, side // 2)
 
 
 class Restorer:
@@ -107,7 +65,7 @@ class Restorer:
 
     def denoise(
         self,
-        image: np.ndarray,
+        image: ImageT,
         sigma: float | str | np.ndarray | PoissonNoise = "auto",
         *,
         strength: float = 1.0,
@@ -115,20 +73,38 @@ class Restorer:
         noise: str = "auto",
         value_range: Range = "auto",
         progress: Progress | None = None,
-    ) -> np.ndarray:
-        """The denoised image of the same shape, float64 for float64 and else float32, not clipped.
+    ) -> ImageT:
+        """The denoised image of the same shape, of floats float64 for float64 and else float32, not clipped.
 
-        image: float HW or HWC (C = 1 or 3) on the 0..1 scale; a colour image goes through a grey model channel
-        by channel. sigma: the noise's standard deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate
-        it, for every channel by itself where each goes through the model by itself, or a PoissonNoise, which grows with
-        the light. strength: how much of the noise goes, 0..1. noise: what is estimated, as of `estimate_noise`.
-        alpha: HW, or None; the colour of pixels where it is 0 does not reach the others and comes back as it was.
-        value_range: what the network sees as 0..1, as of `functional.ranges.scale_of`; sigma stays in 1/255 of 0..1.
-        progress: progress(done, total) is called after each tile or batch of patches; where the system refuses memory,
-        the work begins again in smaller tiles, and the logger "nlrn" reports it.
+        image: float HW or HWC (C = 1 or 3) on the 0..1 scale, or whatever else `nlrn.denoise` takes, of which the same
+        kind comes back; a colour image goes through a grey model channel by channel. sigma: the noise's standard
+        deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate it, for every channel by itself where
+        each goes through the model by itself, or a PoissonNoise, which grows with the light. strength: how much of the
+        noise goes, 0..1. noise: what is estimated, as of `estimate_noise`. alpha: HW, or None; the colour of pixels
+        where it is 0 does not reach the others and comes back as it was. value_range: what the network sees as 0..1,
+        as of `functional.ranges.scale_of`; sigma stays in 1/255 of 0..1. progress: progress(done, total) is called
+        after each tile or batch of patches; where the system refuses memory, the work begins again in smaller tiles,
+        and the logger "nlrn" reports it.
         Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
         """
         self.require("denoise")
+
+        def restore(array: np.ndarray, own: np.ndarray | None, chosen: Range) -> np.ndarray:
+            hidden_by = own if alpha is None else alpha
+            return self._denoise(array, sigma, strength, hidden_by, noise, chosen, progress)
+
+        return floats_or_same_kind(image, restore, value_range)
+
+    def _denoise(
+        self,
+        image: np.ndarray,
+        sigma: float | str | np.ndarray | PoissonNoise,
+        strength: float,
+        alpha: np.ndarray | None,
+        noise: str,
+        value_range: Range,
+        progress: Progress | None,
+    ) -> np.ndarray:
         image = checked_image(image, value_range)
         strength = checked_strength(strength)
         if self._largest is None:
@@ -186,25 +162,35 @@ class Restorer:
 
     def upscale(
         self,
-        image: np.ndarray,
+        image: ImageT,
         height: int,
         width: int,
         *,
         value_range: Range = "auto",
         progress: Progress | None = None,
-    ) -> np.ndarray:
-        """The image in another size, [height, width(, C)], float64 for float64 and else float32, not clipped.
+    ) -> ImageT:
+        """The image in another size, [height, width(, C)], of floats float64 for float64 and else float32, not clipped.
 
         As in the paper: enlarged by MATLAB's bicubic, then the network restores the luminance (BT.601, studio range)
-        of the enlarged image, and the colour differences stay bicubic; a grey image is its own luminance. image:
-        float HW or HWC (C = 1 or 3) on the 0..1 scale. Each side grows by 1.5 to 16: by one pass up to 4, what the
+        of the enlarged image, and the colour differences stay bicubic; a grey image is its own luminance. image: as
+        for `denoise`; alpha is enlarged by bicubic. Each side grows by 1.5 to 16: by one pass up to 4, what the
         network has seen in training, and by two equal ones beyond. Below 2 it would sharpen too much: it runs at 2,
         and bicubic makes the result smaller. value_range: as for `denoise`.
         Raises InputError for anything else, ConfigError for a model of another task, MemoryBudgetError when no tile
         fits the memory.
         """
         self.require("sr")
-        image = given = checked_image(image, value_range)
+
+        def restore(array: np.ndarray, alpha: np.ndarray | None, chosen: Range) -> np.ndarray:
+            seen = array if alpha is None else fill_hidden(array, alpha)
+            return self._upscale(seen, height, width, chosen, progress)
+
+        return floats_or_same_kind(image, restore, value_range)
+
+    def _upscale(
+        self, given: np.ndarray, height: int, width: int, value_range: Range, progress: Progress | None
+    ) -> np.ndarray:
+        image = given = checked_image(given, value_range)
         if self._largest is None:
             again = partial(Restorer.upscale, image=image, height=height, width=width)
             return backing_off(self, (height, width), partial(again, value_range=value_range, progress=progress))[0]

@@ -45,8 +45,8 @@ def data_root(explicit: str | Path | None = None) -> Path:
     if root.is_dir():
         return root
     raise InputError(
-        f"no data folder at {root}: name it explicitly (--data), or set {DATA_VARIABLE}, "
-        f"or put it at {DEFAULT_DATA} beside the current directory"
+        f"no data folder at {root}: give --data, or set {DATA_VARIABLE}. Any folder of images can be scored"
+        " (nlrn evaluate --data FOLDER); docs/reproduce.md says where the usual sets come from"
     )
 
 

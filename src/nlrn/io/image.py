@@ -61,8 +61,9 @@ class ImageData:
     per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. notes: what
     of the file was left out or converted, a line each. levels: the sample value of the file that is 1 here: 255, 65535,
     or 1 of floats; 0 sets it by the depth. Of a restored image, noise: what was found in the noisy one, or in each of
-    its channels (NoiseEstimate.record), value_range: the sample values that the network saw as black and white, and
-    tile: the side of the tiles that it was made in where the system refused memory for larger ones.
+    its channels (NoiseEstimate.record), value_range: the sample values that the network saw as black and white, tile:
+    the side of the tiles that it was made in where the system refused memory for larger ones, and said: lines worth
+    printing.
     """
 
     array: np.ndarray
@@ -78,6 +79,7 @@ class ImageData:
     value_range: tuple[float, float] | None = None
     levels: float = 0.0
     tile: int | None = None
+    said: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.array.shape

@@ -11,7 +11,6 @@ import hashlib
 import json
 import stat
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nlrn.errors import CheckpointError, ConfigError, ModelNotFoundError
+from nlrn.models.listing import ModelInfo as ModelInfo
 from nlrn.models.nlrn import NLRN, NLRNConfig
 from nlrn.system.atomic import publish
 
@@ -28,19 +28,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 4096
 _COUNTERS = "num_batches_tracked"
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A shipped model: name, file, task, image channels, parameter count, sha256, training metadata."""
-
-    name: str
-    path: Path
-    task: str
-    channels: int
-    parameters: int
-    sha256: str
-    metadata: dict[str, str]
 
 
 def save_model(
