@@ -12,6 +12,8 @@ from typing import Any
 import boto3
 from moto.server import ThreadedMotoServer
 
+from nlrn.batch.manifest import PROBE
+
 KEYS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -35,10 +37,11 @@ class Store:
         return self.client.get_object(Bucket="album", Key=key)
 
     def files(self, under: str) -> dict[str, bytes]:
-        """Keys below a folder and what they hold."""
+        """Keys below a folder and what they hold, but for the object that tries the store's conditions."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="album", Prefix=f"{under}/")
         keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-        return {key.removeprefix(f"{under}/"): self.get(key)["Body"].read() for key in keys}
+        names = [name for key in keys if (name := key.removeprefix(f"{under}/")).rpartition("/")[2] != PROBE]
+        return {name: self.get(f"{under}/{name}")["Body"].read() for name in names}
 
     def puts(self, under: str) -> dict[str, int]:
         """How often each object was put."""

@@ -1,7 +1,7 @@
 """What was done in an output folder, and by what: a file of records on a disk, metadata of the results in a store.
 
-One run at a time holds the folder. A run that was killed is repeated by the same command: what was recorded and lies
-there is not done again.
+A run that was killed is repeated by the same command: what was recorded and lies there is not done again. One run at a
+time holds a folder of a disk. In a store several may work at once: each object is put once, by the first that has it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-from nlrn.batch.leases import Lease
 from nlrn.batch.plan import Encoded, Job
 from nlrn.batch.s3 import ObjectPath, Place
 from nlrn.errors import ConfigError, InputError, StoreError
@@ -29,10 +28,11 @@ try:
 except ImportError:  # not on Windows, where nobody is kept out
     fcntl = None  # type: ignore[assignment]
 
-MANIFEST, LOCK = "nlrn-manifest.jsonl", ".nlrn-lock"
+MANIFEST, LOCK, PROBE = "nlrn-manifest.jsonl", ".nlrn-lock", ".nlrn-conditions"
 _AT_ONCE = 32  # questions to a store
 _HOLDER_BYTES = 1024
 _HOLDER = re.compile(rb"process \d+ on [^\n]*\n?")  # the second half may be missing after a kill
+_MADE_OF = ("nlrn-in", "nlrn-work", "nlrn-input")  # of two results that agree here, either will do
 _REFUSALS = 3  # results that a store may refuse one after the other, each tried for long
 
 
@@ -161,33 +161,41 @@ class Manifest:
 class StoreManifest:
     """Of a folder of an object store; a context, with the methods of Manifest.
 
-    Nothing can be appended to there. But an object appears together with its metadata, so each result says for itself
-    what it was made of; jobs: those whose results are looked at for it. Images that were refused are not recorded.
+    Nothing can be appended to there, and nothing locked. But an object appears together with its metadata, so each
+    result says for itself what it was made of; jobs: those whose results are looked at for it. And it appears only
+    where nothing is, or what lay there when the run began: what another run has put meanwhile stays, and counts as this
+    one's where it is the same work on the same image. Images that were refused are not recorded. Raises ConfigError for
+    a store that passes over these conditions.
     """
 
     def __init__(self, folder: ObjectPath, work: str, jobs: Sequence[Job]) -> None:
         self.work, self.jobs = work, jobs
         self.records: dict[str, dict[str, str]] = {}  # of all results that lie there, by their keys
         self._etags: dict[str, str] = {}
-        self._lease = Lease(folder)
         self._folder = folder
         self._refused = 0  # results, one after the other
 
     def __enter__(self) -> StoreManifest:
-        self._lease.__enter__()
-        try:
-            present = {found.key: found.etag for found in self._folder.below()}
-            there = [found for job in self.jobs if (found := _object(job)).key in present]
-            self._etags = {found.key: present[found.key] for found in there}
-            with ThreadPoolExecutor(_AT_ONCE) as several:
-                self.records = dict(zip(self._etags, several.map(ObjectPath.metadata, there), strict=True))
-        except BaseException:
-            self.__exit__()
-            raise
+        self._check_store()
+        present = {found.key: found.etag for found in self._folder.below()}
+        there = [found for job in self.jobs if (found := _object(job)).key in present]
+        self._etags = {found.key: present[found.key] for found in there}
+        with ThreadPoolExecutor(_AT_ONCE) as several:
+            self.records = dict(zip(self._etags, several.map(ObjectPath.metadata, there), strict=True))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lease.__exit__()
+        """There is nothing to give back."""
+
+    def _check_store(self) -> None:
+        """An object that is there stays as it is; the first run puts it, and it is left for the next."""
+        probe = self._folder / PROBE
+        probe.put(b"")
+        for name, over in (("If-None-Match", ""), ("If-Match", "0" * 32)):
+            if probe.put(b"", over=over) is not None:
+                raise ConfigError(
+                    f"the store of {self._folder} replaces existing objects although asked not to ({name})"
+                )
 
     def exists(self, job: Job) -> bool:
         return _object(job).key in self._etags
@@ -211,7 +219,6 @@ class StoreManifest:
         metadata |= {"nlrn-in": _plain(job.name), "nlrn-work": self.work}
         target = _object(job)
         try:
-            self._lease.check()
             etag = target.put(encoded.data, metadata, over=self._etags.get(target.key, "") if overwrite else "")
             found = {} if etag else target.metadata()
         except InputError as error:
@@ -220,7 +227,7 @@ class StoreManifest:
                 raise
             raise StoreError(f"{_REFUSALS} results one after the other were not taken; the last: {error}") from error
         self._refused = 0
-        if etag is None and found | metadata != found:  # the answer to the first try may have been lost
+        if etag is None and any(found.get(name) != metadata[name] for name in _MADE_OF):
             changed = (
                 "has changed since this run began" if overwrite else "exists already; give another name, or --overwrite"
             )
