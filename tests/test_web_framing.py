@@ -100,7 +100,9 @@ def test_one_length_is_no_trouble(running: Service) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell what a process holds")
-@pytest.mark.parametrize(("count", "size"), [(7, 20), (4, 31), (14, 10)])
+@pytest.mark.parametrize(
+    ("count", "size"), [(4, 31), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((7, 20), (14, 10)))]
+)
 def test_what_waits_is_held_once(folder: Path, count: int, size: int) -> None:
     """Bodies whose jobs wait behind another: what the service grows by is what it counts."""
     large = image_file(folder / "large.png", size=(1500, 1500)).read_bytes()
@@ -137,12 +139,18 @@ def test_what_waits_is_held_once(folder: Path, count: int, size: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sockets are no files there")
-@pytest.mark.parametrize("begun", [b"", b"GET / HT", b"POST /v1/denoise HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le"])
-@pytest.mark.parametrize("files", [56, 128])
+@pytest.mark.parametrize(
+    ("files", "begun"),
+    [
+        pytest.param(files, begun, marks=[pytest.mark.slow] * ((files, begun) != (56, b"GET / HT")))
+        for files in (56, 128)
+        for begun in (b"", b"GET / HT", b"POST /v1/denoise HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le")
+    ],
+)
 def test_clients_do_not_take_the_last_file(folder: Path, files: int, begun: bytes) -> None:
     """More connections than the system allows files: the ones beyond receive an error, and the service continues."""
     with contextlib.ExitStack() as stack:
-        running = stack.enter_context(service(folder, "--header-seconds", "6", open_files=files))
+        running = stack.enter_context(service(folder, "--header-seconds", "3", open_files=files))
         held = []
         for _ in range(2 * files):
             connection = socket.create_connection(("127.0.0.1", running.port), timeout=5)
@@ -150,15 +158,19 @@ def test_clients_do_not_take_the_last_file(folder: Path, files: int, begun: byte
             with contextlib.suppress(OSError):  # refused already
                 connection.sendall(begun)
             held.append(connection)
-        time.sleep(1)
-        closed = [c for c in held if select.select([c], [], [], 0)[0]]
-        assert len(closed) >= files
+        until = time.monotonic() + 30
+        while len(closed := [c for c in held if select.select([c], [], [], 0)[0]]) < files:
+            assert time.monotonic() < until
+            time.sleep(0.1)
         shown = [data for c in closed if (data := _received(c))]
         assert shown
         said = [json.loads(data.partition(b"\r\n\r\n")[2])["limit"] for data in shown]
         assert said.count("connections") >= len(said) - files  # of those that were let in, some were too slow by now
         assert "connections" in said
-        time.sleep(7)  # those that hold a place have said nothing for too long
+        until = time.monotonic() + 30  # those that hold a place will have said nothing for too long
+        while not all(select.select([c], [], [], 0)[0] for c in held):
+            assert time.monotonic() < until
+            time.sleep(0.1)
         with running.client() as client:
             name = folder / "after.png"
             answer = client.post(

@@ -18,6 +18,9 @@ import pytest
 from PIL import Image
 from webserver import Service, service
 
+from nlrn.web.handlers import Handlers
+from nlrn.web.messages import ServiceConfig, Task
+
 MIB = 1 << 20
 
 
@@ -60,14 +63,13 @@ def asking(running: Service, data: bytes, room: int = 4096) -> Iterator[socket.s
 
 
 def test_unread_answers_are_counted_and_there_is_no_room_for_more_of_them(tmp_path: Path, noise: bytes) -> None:
-    with service(tmp_path) as running, running.client() as client:
-        expected = preview(client, noise).content
-        assert shown(client, "nlrn_held_bytes") == 0
+    expected = Handlers(ServiceConfig()).perform(Task("preview", noise, {})).content
     both = len(noise) + len(expected)
     assert len(expected) > 7 * MIB
     most = 3 * both - len(expected) // 2  # two unread, one more asked, half of its answer
     limits = ("--held-bytes", str(most), "--max-bytes", str(len(noise) + 1000))
     with service(tmp_path, *limits) as running, running.client() as client:
+        assert shown(client, "nlrn_held_bytes") == 0
         with asking(running, noise):
             with asking(running, noise) as second:
                 held = shown(client, "nlrn_held_bytes")
@@ -103,7 +105,9 @@ class _After(io.RawIOBase):
         return size
 
 
-@pytest.mark.parametrize("dripping", [False, True], ids=["unread", "dripping"])
+@pytest.mark.parametrize(
+    "dripping", [pytest.param(False, id="unread", marks=pytest.mark.slow), pytest.param(True, id="dripping")]
+)
 def test_an_answer_that_is_not_taken_in_time_is_given_up(tmp_path: Path, noise: bytes, dripping: bool) -> None:
     """One deadline for all of it: who takes a part now and then has no more time."""
     data, room = (photograph(4500), 512 << 10) if dripping else (noise, 4096)
@@ -112,7 +116,7 @@ def test_an_answer_that_is_not_taken_in_time_is_given_up(tmp_path: Path, noise: 
         with asking(running, data, room) as connection:
             began, got = time.monotonic(), 0
             while shown(client, "nlrn_answers_dropped_total") == 0:
-                assert time.monotonic() - began < 10
+                assert time.monotonic() - began < 60
                 time.sleep(0.05)
                 got += len(connection.recv(100_000)) if dripping else 0
         assert shown(client, "nlrn_held_bytes") == 0
