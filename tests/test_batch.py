@@ -190,7 +190,7 @@ def test_what_is_for_folders_or_for_images_is_said(
     assert not (tmp_path / "out.png").exists()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_what_is_no_file_is_listed_and_never_opened(tmp_path: Path, weights: Path, workers: str) -> None:
     """A pipe would hang, a device would fill the memory; links that lead nowhere, names that are no text."""
     fill(tmp_path / "in", 2)
@@ -295,7 +295,7 @@ def test_a_manifest_does_not_depend_on_who_listens(
     assert digests(tmp_path / "chosen") == digests(tmp_path / "heard")  # the result is that of the smaller tiles
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_error_nobody_thought_of_is_the_images_and_one_of_the_settings_is_everybodys(
     tmp_path: Path, workers: int
 ) -> None:
@@ -333,7 +333,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_done_twice(
     tmp_path: Path, weights: Path, count: Callable[[int], int], workers: str
 ) -> None:
@@ -349,7 +349,7 @@ def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_done_twice(
         arguments = [sys.executable, "-m", "nlrn", *words, "-o", str(tmp_path / output)]
         return subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
 
-    assert start("whole").wait(300) == 1
+    assert command([*words[:-4], "-j", "1", "--memory", "512", "-o", str(tmp_path / "whole")]) == 1
     manifest = tmp_path / "killed" / MANIFEST
     for _ in range(count(10)):
         had = manifest.stat().st_size if manifest.exists() else 0

@@ -25,6 +25,8 @@ TORCH = {  # for each instruction set of the kernel, what holds torch and oneDNN
     "portable": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
 }
 NUMBER = 24
+HERE = list(cpu.INSTRUCTION_SETS)
+USUAL = {*HERE[:1], "avx2"}  # this machine, and the one below it; the others under --slow
 
 
 def command(folder: Path, out: str, workers: int, name: str) -> subprocess.Popen[str]:
@@ -44,12 +46,12 @@ def done(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, said
 
 
-@pytest.mark.parametrize("name", list(cpu.INSTRUCTION_SETS))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in USUAL)) for n in HERE])
 def test_one_process_several_and_a_resumed_run_give_the_same_bytes(tmp_path: Path, name: str) -> None:
+    """One process does all; or one begins, is killed, and two resume."""
     fill(tmp_path / "in", NUMBER)
     save_model(tmp_path / "w.safetensors", random_model())
     done(command(tmp_path, "one", 1, name))
-    done(command(tmp_path, "two", 2, name))
     killed = command(tmp_path, "killed", 1, name)
     while killed.poll() is None and not (tmp_path / "killed" / MANIFEST).exists():
         time.sleep(0.001)
@@ -62,7 +64,7 @@ def test_one_process_several_and_a_resumed_run_give_the_same_bytes(tmp_path: Pat
     assert len(digests(tmp_path / "killed")) < NUMBER
     done(command(tmp_path, "killed", 2, name))
     assert len(digests(tmp_path / "one")) == NUMBER
-    assert digests(tmp_path / "one") == digests(tmp_path / "two") == digests(tmp_path / "killed")
+    assert digests(tmp_path / "one") == digests(tmp_path / "killed")
 
 
 def test_every_instruction_set_has_its_machine() -> None:

@@ -62,6 +62,7 @@ def lay_out(root: Path, *sets: str) -> None:
         (root / folder).mkdir(parents=True)
 
 
+@pytest.mark.slow
 def test_a_slice_is_scored_and_released_only_when_it_is_better(tmp_path: Path) -> None:
     recipe = endless(tmp_path)
     lay_out(tmp_path, "set12", "bsd68")
@@ -131,7 +132,7 @@ def test_other_sets_are_never_compared() -> None:
     assert layout(one) != layout({"scores": {"set12": {"50": {"psnr": 9.0}}, "bsd68": {"25": {"psnr": 9.0}}}})
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "paused"])
+@pytest.mark.parametrize("how", ["SIGTERM", *(pytest.param(h, marks=pytest.mark.slow) for h in ("SIGINT", "paused"))])
 def test_a_slice_that_is_ended_keeps_its_state_and_resumes(tmp_path: Path, how: str) -> None:
     recipe = endless(tmp_path)
     recipe.write_text(recipe.read_text().replace("checkpoint_minutes = 0.0", "checkpoint_minutes = 100"))
@@ -174,6 +175,7 @@ def test_the_clock_ends_a_slice() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 def test_the_newer_of_two_states_is_taken_and_the_older_kept(tmp_path: Path) -> None:
     recipe = endless(tmp_path)
     lay_out(tmp_path)

@@ -335,11 +335,15 @@ def test_who_made_a_result_is_told_by_the_images_name_too(store: Store, tmp_path
         run(plan(tmp_path / "a.png", ALBUM / "out"), partial(give, same), ALBUM / "out", "work")
 
 
-def test_any_name_and_any_number_of_objects(store: Store, tmp_path: Path) -> None:
-    """More than a page of a listing; names with what means something in an address."""
+@pytest.mark.parametrize(("page", "many"), [("50", 120), pytest.param("1000", 1100, marks=pytest.mark.slow)])
+def test_any_name_and_any_number_of_objects(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str, many: int
+) -> None:
+    """More than a page of a listing, of S3 and of one whose pages are short; names with signs of an address."""
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", page)
     Image.new("L", (4, 4)).save(tmp_path / "one.png")
     data = (tmp_path / "one.png").read_bytes()
-    for i in range(1100):
+    for i in range(many):
         store.put(f"in/many/{i}.png", data)
     strange = [
         f"a{mark}b {mark}.png" for mark in ("+", "?", "#", "%20", "\u00e9", "'", '"', "*", "{}", "~", "\t", "&=")
@@ -347,7 +351,7 @@ def test_any_name_and_any_number_of_objects(store: Store, tmp_path: Path) -> Non
     for name in strange:
         store.put(f"in/{name}", data)
     jobs = plan(ALBUM / "in", ALBUM / "out", recursive=True)
-    assert len(jobs) == 1100 + len(strange)
+    assert len(jobs) == many + len(strange)
     assert len(plan(ALBUM / "in", ALBUM / "out")) == len(strange)
     some = [job for job in jobs if job.name in strange]
     for done in (len(strange), 0):
@@ -374,22 +378,35 @@ def test_what_is_for_folders_and_a_store_that_does_not_answer_are_said_at_once(
     says(words_of("s3://album/in", "s3://album/out/x.png", weights), 2, "is the name of an image")
     says(words_of("s3://album/in", "s3://nowhere/out", weights), 1, "there is no bucket nowhere")
     says(words_of("gs://album/in", tmp_path / "x", weights), 2, "is known, not gs://")
-    words = [sys.executable, "-m", "nlrn", *words_of("s3://album/in", tmp_path / "x", weights)]
-    for name, value, code, said in (
-        ("AWS_ENDPOINT_URL", "http://127.0.0.1:1", 1, "Could not connect"),
-        ("AWS_ENDPOINT_URL", "garbage", 2, "AWS_ENDPOINT_URL or FSSPEC_S3 is invalid: Invalid endpoint: garbage"),
-        ("FSSPEC_S3", '{"ano": true}', 2, "AWS_ENDPOINT_URL or FSSPEC_S3 is invalid: AioSession"),
-        ("FSSPEC_S3", '{"key": "a", "username": "b"}', 2, "AWS_ENDPOINT_URL or FSSPEC_S3 is invalid"),
-    ):
-        elsewhere = {**os.environ, "AWS_MAX_ATTEMPTS": "1", name: value}
-        found = subprocess.run(words, env=elsewhere, capture_output=True, text=True, timeout=120, check=False)
-        assert found.stderr.startswith(f"nlrn: s3://album/in: {said}"), found.stderr
-        assert (found.returncode, found.stderr.count("\n")) == (code, 1)
     words = [sys.executable, "-m", "nlrn", *words_of(tmp_path / "in", "s3://album/out", weights)]
     elsewhere = {**os.environ, "AWS_MAX_ATTEMPTS": "1", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
     found = subprocess.run(words, env=elsewhere, capture_output=True, text=True, timeout=120, check=False)
     assert (found.returncode, found.stderr.count("\n")) == (1, 1)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code", "said"),
+    [
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:1", 1, "Could not connect"),
+        *(
+            pytest.param(name, value, 2, f"AWS_ENDPOINT_URL or FSSPEC_S3 is invalid{more}", marks=pytest.mark.slow)
+            for name, value, more in (
+                ("AWS_ENDPOINT_URL", "garbage", ": Invalid endpoint: garbage"),
+                ("FSSPEC_S3", '{"ano": true}', ": AioSession"),
+                ("FSSPEC_S3", '{"key": "a", "username": "b"}', ""),
+            )
+        ),
+    ],
+)
+def test_a_store_that_cannot_be_asked_is_one_line(
+    server: str, tmp_path: Path, weights: Path, name: str, value: str, code: int, said: str
+) -> None:
+    words = [sys.executable, "-m", "nlrn", *words_of("s3://album/in", tmp_path / "x", weights)]
+    elsewhere = {**os.environ, "AWS_MAX_ATTEMPTS": "1", name: value}
+    found = subprocess.run(words, env=elsewhere, capture_output=True, text=True, timeout=120, check=False)
+    assert found.stderr.startswith(f"nlrn: s3://album/in: {said}"), found.stderr
+    assert (found.returncode, found.stderr.count("\n")) == (code, 1)
 
 
 def test_a_store_that_replaces_what_it_should_not_is_found_out(
@@ -498,7 +515,7 @@ def test_what_another_run_has_put_meanwhile_counts_where_it_is_the_same_work_on_
     assert set(store.puts("out").values()) == {2 if overwrite else 1, 1}
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_put_twice(
     store: Store, tmp_path: Path, weights: Path, count: Callable[[int], int], workers: str
 ) -> None:
@@ -533,6 +550,7 @@ def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_put_twice(
     assert len(puts) == number * 9 // 10
 
 
+@pytest.mark.slow
 def test_ray_works_in_a_store(store: Store, tmp_path: Path, weights: Path) -> None:
     """Its workers read objects, the command puts results; what is there is the local engine's."""
     fill(tmp_path / "in", 6)

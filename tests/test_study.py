@@ -56,7 +56,7 @@ def test_every_arm_of_every_study_changes_what_it_says_and_nothing_else() -> Non
             arm_config(recipe, change, "x", 0, 9)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_study_trains_scores_and_goes_on_where_it_stands(tmp_path: Path, jobs: int) -> None:
     recipe = read_recipe(make(tmp_path))
     said: list[str] = []
@@ -117,7 +117,9 @@ def test_an_error_of_one_training_ends_the_others_at_once(tmp_path: Path) -> Non
     assert not active_children()
 
 
-@pytest.mark.parametrize("how", ["interrupt", "killed", "beheaded"])
+@pytest.mark.parametrize(
+    "how", ["killed", *(pytest.param(h, marks=pytest.mark.slow) for h in ("interrupt", "beheaded"))]
+)
 def test_an_interrupt_or_a_killed_training_ends_a_study_with_one_sentence(tmp_path: Path, how: str) -> None:
     make(tmp_path)
     (tmp_path / "set12").symlink_to(tmp_path / "held")
