@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 HELD := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 NLRN_INSTRUCTION_SET=avx2
 QUICK := $(addprefix tests/test_,$(addsuffix .py,ops cpu non_local model inference tiling metrics \
 	degradations publish recipe))
+# The tests of a file run in one process, so that what they share (a service, a cluster, an export) is made once
+PARALLEL := -n 2 --dist loadfile
 # Lines that the tests run in their own processes; the service and what else is started as a program is not counted.
 COVERAGE := --cov=nlrn --cov-report=term --cov-fail-under=85
 
@@ -47,22 +49,22 @@ quick: install
 	$(BIN)/python -m pytest -n 2 -m 'not data' $(QUICK)
 
 test: check
-	$(BIN)/python -m pytest -n 2 $(COVERAGE)
+	$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE)
 	$(MAKE) test-avx2
 
 # What computes, once more as on a machine with AVX2 alone. On such a machine, or one without, there is nothing to hold.
 test-avx2: install
 	@if $(BIN)/python -c "import sys; from nlrn.ops.cpu import INSTRUCTION_SETS as s; sys.exit('avx2' not in list(s)[1:])"; \
-	then $(HELD) $(BIN)/python -m pytest -n 2 -m numeric; \
+	then $(HELD) $(BIN)/python -m pytest $(PARALLEL) -m numeric; \
 	else echo "held to AVX2: this processor has no more than that"; fi
 
 test-slow: check
-	$(BIN)/python -m pytest -n 2 --slow $(COVERAGE)
+	$(BIN)/python -m pytest $(PARALLEL) --slow $(COVERAGE)
 	$(MAKE) test-avx2
 
 # The kernel for aarch64, its laws in an emulator (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)
 kernel-aarch64: install
-	$(BIN)/python -m pytest -n 0 tests/test_kernel_builds.py -k aarch64-under-qemu
+	$(BIN)/python -m pytest -n 0 --slow tests/test_kernel_builds.py -k aarch64-under-qemu
 
 # The steps of the Dockerfile in chroots (Debian: apt-get install debootstrap); as root
 container: core

@@ -12,7 +12,6 @@ import torch
 NUMERIC = {  # files whose results depend on the instruction set: `make test` runs them a second time, held to AVX2
     "test_alpha",
     "test_api",
-    "test_batch",
     "test_cpu",
     "test_determinism",
     "test_distributed",
@@ -49,11 +48,16 @@ def pairwise(cells: list[dict[str, Any]]) -> list[int]:
 
 
 def mark(items: list[pytest.Item]) -> None:
-    """`numeric` by the list above, `data` where the data sets are used."""
+    """`numeric` by the list above, `data` where the data sets are used.
+
+    Not numeric: what takes each instruction set in turn by itself, and what is marked `once`.
+    """
     for item in items:
-        if Path(item.path).stem in NUMERIC:
+        fixtures = getattr(item, "fixturenames", ())
+        again = "instruction_set" not in fixtures and not item.get_closest_marker("once")
+        if Path(item.path).stem in NUMERIC and again:
             item.add_marker("numeric")
-        if "data_root" in getattr(item, "fixturenames", ()):
+        if "data_root" in fixtures:
             item.add_marker("data")
 
 

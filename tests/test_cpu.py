@@ -39,6 +39,7 @@ SHAPES = [
     (1, 20, 50, 17, 33, 1),
     (2, 9, 21, 8, 16, None),
 ]
+HERE = list(cpu.INSTRUCTION_SETS)
 TYPES = [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)]
 
 
@@ -487,7 +488,7 @@ assert neighborhood_attention(q, q, q, window=3, backend="tiled").shape == q.sha
 """
 
 
-@pytest.mark.parametrize("name", [*cpu.INSTRUCTION_SETS, "", "sse9"])
+@pytest.mark.parametrize("name", [*HERE[:1], *(pytest.param(n, marks=pytest.mark.slow) for n in HERE[1:]), "", "sse9"])
 def test_the_instruction_set_that_the_environment_names_runs_or_is_refused(name: str) -> None:
     source = str(Path(cpu.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": source, cpu.VARIABLE: name}

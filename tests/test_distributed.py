@@ -58,6 +58,7 @@ def ended_badly(ended: Ended, folder: Path, *said: str) -> None:
 # -- the training of one process -----------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_processes_agree_sum_and_follow(launch: Launcher) -> None:
     well(launch(3, launches.talk))
 
@@ -191,6 +192,7 @@ def test_a_run_whose_processes_are_killed_and_resumed_ends_with_the_same_bytes(
     assert {file.name for file in folder.iterdir()} == {file.name for file in whole_run.iterdir()}
 
 
+@pytest.mark.once
 def test_another_number_of_processes_is_refused_once_and_changes_nothing(
     launch: Launcher, whole_run: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -211,6 +213,7 @@ def test_another_number_of_processes_is_refused_once_and_changes_nothing(
 # -- one process fails -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_data_that_one_process_alone_cannot_read_end_all_before_anything_is_written(
     launch: Launcher, recipe: Path, tmp_path: Path
 ) -> None:
@@ -228,7 +231,8 @@ def test_data_that_one_process_alone_cannot_read_end_all_before_anything_is_writ
     assert not list(tmp_path.glob("run/*"))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.once
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_error_of_one_process_in_the_middle_ends_all_and_keeps_the_state(
     launch: Launcher, recipe: Path, tmp_path: Path, rank: int
 ) -> None:
@@ -262,6 +266,7 @@ def torchrun(*agent: str, recipe: Path, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("way", ["one agent", pytest.param("two agents", marks=pytest.mark.slow)])
 def test_torchrun_itself_makes_the_same_run(whole_run: Path, recipe: Path, tmp_path: Path, way: str) -> None:
     """The command as documentation shows it; `launch` starts the same agent from a Python that runs already.

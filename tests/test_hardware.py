@@ -41,9 +41,9 @@ def test_freed_memory_is_used_again() -> None:
 
     left = faults("leave")
     assert left >= 10 * 32  # of huge pages, where there are some
-    assert min(faults("keep") for _ in range(3)) <= 0.8 * left
+    assert any(faults("keep") <= 0.8 * left for _ in range(3))
     with pool(1, leave_warning_to_parent) as processes:  # so do ours that share the work
-        assert min(processes.submit(_faults).result() for _ in range(3)) <= 0.8 * left
+        assert any(processes.submit(_faults).result() <= 0.8 * left for _ in range(3))
 
 
 def _faults() -> int:
