@@ -30,13 +30,16 @@ NESTED = {
     "arrays": "a = " + "[" * 9000,
     "closed arrays": "a = " + "[" * 3000 + "]" * 3000,
     "tables": "a = " + "{b = " * 9000,
-    "dotted keys": "a" + ".a" * 20000 + " = 1",
+    "dotted keys": "a" + ".a" * 2000 + " = 1",
+    "very many dotted keys": "a" + ".a" * 20000 + " = 1",  # read in the square of their number
     "not UTF-8": None,
     "a megabyte": "#" * (2 << 20),
 }
 
 
-@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * k.startswith("very many")) for k in NESTED]
+)
 def test_what_is_no_recipe_is_one_error(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     path, text = tmp_path / "odd.toml", NESTED[kind]
     path.write_bytes(b"name = '\xff'" if text is None else text.encode())

@@ -47,6 +47,8 @@ def test_the_orientation_is_applied_and_reset_and_gps_dropped(form: str, orienta
     np.testing.assert_allclose(grey, upright / 255, atol=0.01)
 
     for suffix in (".png", ".jpg", ".webp", ".tif", ".avif"):
+        if suffix == ".avif" and form != "AVIF" and orientation != 6:  # a process each
+            continue
         again = read_image(encode_image(image, SUFFIXES[suffix]))
         assert again.array.shape[:2] == upright.shape
         found = Image.Exif()
@@ -114,7 +116,7 @@ def test_every_small_size_round_trips(form: str, count: Count) -> None:
     sizes = [(h, w) for h in range(1, 34) for w in range(1, 34)]
     number = count(len(sizes))
     if form == "AVIF" and number < len(sizes):  # whose encoder takes half a second
-        number //= 4
+        number //= 12
     for height, width in sizes[:: len(sizes) // number]:
         values = samples((height, width, 3), seed=height)
         found = levels(read_image(encode_image(image_of(values), form)))
