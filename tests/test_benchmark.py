@@ -26,7 +26,14 @@ NETWORK = list(whole.cells("cpu", 2, quick=True))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own, at its import
-@pytest.mark.parametrize("name", [n for n in CONTESTANTS if n not in ("gpu", "natten")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n == "flex" else [])  # a C++ compiler runs for it
+        for n in CONTESTANTS
+        if n not in ("gpu", "natten")
+    ],
+)
 @pytest.mark.parametrize(("size", "window"), [((9, 20), 5), ((4, 7), 9)])
 def test_every_contestant_computes_the_definition(name: str, size: tuple[int, int], window: int) -> None:
     chance = torch.Generator().manual_seed(0)
@@ -180,7 +187,8 @@ def test_without_bf16_nothing_is_measured_in_it(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("section", ["images", "backends", "training"])
-def test_the_network_is_measured(section: str) -> None:
+def test_the_network_is_measured(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(measure.GEMM, "cpu", 128)
     for cell in [c for c in NETWORK if c["section"] == section and c["preset"] == "small"]:
         found = whole.measured(cell)
         assert found["seconds"] > 0
@@ -189,7 +197,15 @@ def test_the_network_is_measured(section: str) -> None:
             assert 0.01 < found["attention"] < 0.99
 
 
-def test_the_command_writes_numbers_tables_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "names", [("cpu", "natten"), pytest.param(tuple(n for n in CONTESTANTS if n != "gpu"), marks=pytest.mark.slow)]
+)
+def test_the_command_writes_numbers_tables_and_a_plot(
+    names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each contestant in a process of its own: without --slow this package's and one that cannot run."""
+    for name in set(CONTESTANTS) - set(names):
+        monkeypatch.delitem(CONTESTANTS, name)
     numbers, drawing = tmp_path / "o.json", tmp_path / "o.png"
     command = [
         "--device",
@@ -203,7 +219,7 @@ def test_the_command_writes_numbers_tables_and_a_plot(tmp_path: Path, capsys: py
     assert execute(parser("operator"), [*command, "--json", str(numbers), "--plot", str(drawing)]) == 0
     printed = capsys.readouterr().out
     result = json.loads(numbers.read_text())
-    assert {r["contestant"] for r in result["rows"]} == set(CONTESTANTS) - {"gpu"}
+    assert {r["contestant"] for r in result["rows"]} == set(names)
     assert all(("seconds" in r) != ("reason" in r) for r in result["rows"])
     assert all("seconds" in r for r in result["rows"] if r["contestant"] != "natten")
     (title, header, lines), *others = report.tables(result)
@@ -231,14 +247,24 @@ def test_a_drawing_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "o.png").read_bytes() == b"there"
 
 
-@pytest.mark.parametrize("module", ["benchmarks.operator", "benchmarks.model", "studies"])
-def test_the_commands_run_from_the_checkout(module: str) -> None:
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", module, "--help"], cwd=root, capture_output=True, text=True
-    )
+HELP = """
+import runpy, sys
+for module in sys.argv[1:]:
+    sys.argv = [module, "--help"]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert end.code == 0
+"""
+
+
+def test_the_commands_run_from_the_checkout() -> None:
+    root, modules = Path(__file__).parents[1], ["benchmarks.operator", "benchmarks.model", "studies"]
+    command = [sys.executable, "-W", "error", "-c", HELP, *modules]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"usage: python -m {module} " in done.stdout
+    for module in modules:
+        assert f"usage: python -m {module} " in done.stdout
 
 
 def test_times_have_units() -> None:

@@ -202,7 +202,7 @@ def sr_restorer(idle: bool = False) -> Restorer:
     return Restorer(model, settings=FP32)
 
 
-@pytest.mark.parametrize("name", BICUBIC)
+@pytest.mark.parametrize("name", ["set5", pytest.param("set14", marks=pytest.mark.slow)])
 def test_a_network_that_adds_nothing_has_the_published_scores_of_bicubic(data_root: Path, name: str) -> None:
     sets = find_sets(data_root, [name], task="sr")
     restorer = sr_restorer(idle=True)

@@ -156,10 +156,13 @@ def test_pytorchs_operators_run_on_it(carry: bool) -> None:
 
 # ---------------------------------------------------------------------------------------- the definition
 @pytest.mark.parametrize(
-    ("dtype", "state", "tolerance", "state_tolerance"),
-    [(F32, F32, 1e-5, 1e-6), (BF16, F32, 4e-3, 1e-6), (F16, F16, 2e-3, 1e-3)],
+    ("shape", "window", "cm", "c", "dtype", "state", "tolerance", "state_tolerance"),
+    [
+        pytest.param(*shape, *kind, marks=[pytest.mark.slow] * (i not in (1, 2) and kind[0] != F32))
+        for i, shape in enumerate(SHAPES)
+        for kind in [(F32, F32, 1e-5, 1e-6), (BF16, F32, 4e-3, 1e-6), (F16, F16, 2e-3, 1e-3)]
+    ],
 )
-@pytest.mark.parametrize(("shape", "window", "cm", "c"), SHAPES)
 def test_three_carried_states_and_their_gradients(
     shape: tuple[int, int, int], window: int, cm: int, c: int,
     dtype: torch.dtype, state: torch.dtype, tolerance: float, state_tolerance: float,
@@ -207,7 +210,7 @@ def test_nothing_is_carried(dtype: torch.dtype) -> None:
         assert error(a, b) <= (1e-5 if dtype == F32 else 4e-3)
 
 
-@pytest.mark.parametrize("scale", [1.0, 10.0, 30.0])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(10.0, marks=pytest.mark.slow), 30.0])
 @pytest.mark.parametrize("carry", [False, True])
 def test_gradients_at_large_logits_where_keys_tie(scale: float, carry: bool) -> None:
     """Equal keys share their weight; a log-sum-exp rounded at the size of the logits would lose the share."""
@@ -419,6 +422,7 @@ def test_what_is_not_kept_or_does_not_fit_is_refused() -> None:
         kernel.forward(chain.q[0], chain.k[0], chain.v[0].repeat(1, 1, 1, 127)[..., :1009], 3, None, None, None)
 
 
+@pytest.mark.slow
 def test_every_pass_compiles_for_real_gpus(tmp_path: Path) -> None:
     """To machine code of compute capability 9.0 (bf16) and 8.0 (float32), within their shared memory."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -63,7 +63,7 @@ def test_an_sdist_without_a_compiler_installs_and_runs_the_tiled_operator(bare: 
     assert str(Path(bare["PYTHONPATH"])) in command(bare, tmp_path, "models", "--json").stdout
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_that_is_said_once_for_a_folder(bare: dict[str, str], tmp_path: Path, jobs: str) -> None:
     (tmp_path / "in").mkdir()
     chance = np.random.default_rng(0)
@@ -75,6 +75,16 @@ def test_that_is_said_once_for_a_folder(bare: dict[str, str], tmp_path: Path, jo
     with Image.open(tmp_path / "in" / "a.png") as noisy, Image.open(tmp_path / "out" / "a.png") as found:
         difference = np.abs(nlrn.denoise(np.asarray(noisy), sigma=25).astype(int) - np.asarray(found).astype(int))
     assert difference.max() <= 1  # the kernel's own rounding
+
+
+def test_what_is_installed_holds_weights_digests_types_and_the_page(bare: dict[str, str]) -> None:
+    """With the kernel too: test_weights.py, which builds it."""
+    package = Path(bare["PYTHONPATH"]) / "nlrn"
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+    here = ROOT / "src" / "nlrn"
+    for folder in ("models/weights", "web/page"):
+        assert {f.relative_to(here).as_posix() for f in (here / folder).rglob("*") if f.is_file()} <= found
+    assert {"py.typed", "ops/tiled.py", "functional/correlated.json"} <= found
 
 
 def test_where_the_kernel_is_nothing_is_said(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_models_come_by_name_and_file_and_others_are_refused(tmp_path: Path) -> 
         NLRNDenoiser()(y, torch.tensor([0.1, 0.2]))
 
 
+@pytest.mark.slow
 def test_deblurring_beats_total_variation_tuned_on_the_answer() -> None:
     """deepinv's own solver and physics; the prior is the only difference, and TV's strength is the best for truth."""
     spec = importlib.util.spec_from_file_location("plug_and_play", EXAMPLE)

@@ -68,11 +68,12 @@ BUILDS = {  # what stands in for what
 }
 
 
+QUICK = "sse2-lanes-as-for-msvc"  # the others under --slow
 HERE = [name for name, build in BUILDS.items() if build.is_here()]
 
 if HERE:
 
-    @pytest.mark.parametrize("name", HERE)
+    @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != QUICK)) for n in HERE])
     def test_the_laws_hold(name: str, tmp_path: Path) -> None:
         done = BUILDS[name].run(tmp_path)
         assert done.returncode == 0, done.stdout
@@ -80,6 +81,7 @@ if HERE:
         assert (passed > 300, failed) == (True, 0)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_wrong_fails(tmp_path: Path) -> None:
     """Under -ffast-math a compiler may take the rounding of exp2_of for nothing, and NaN for a number."""
     done = Build("g++", sysconfig.get_platform(), ("-ffast-math",)).run(tmp_path)
@@ -90,6 +92,7 @@ def test_a_kernel_that_is_wrong_fails(tmp_path: Path) -> None:
 
 if shutil.which("clang++"):
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("source", ["portable", "dispatch"])
     def test_clang_compiles_it_for_the_target_of_msvc(source: str, tmp_path: Path) -> None:
         """No more than that it is C++ there, with MSVC's names in it: nothing links or runs it here."""

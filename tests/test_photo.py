@@ -115,6 +115,7 @@ def test_validation_is_on_camera_noise_at_the_levels_of_the_scores(recipe: Path,
         assert found[f"psnr_camera_{level:g}"] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow  # all of them are read
 def test_twenty_photographs_are_held_out(data_root: Path) -> None:
     stems = [stem for stem, _ in read_folder(data_root / "sunhays80", channels=1)]
     assert list(HELD_OUT["sunhays80"]) == stems[3::4]

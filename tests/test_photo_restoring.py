@@ -157,13 +157,13 @@ def by_service(image: np.ndarray, **options: Any) -> tuple[np.ndarray, str]:
         ("camera", {}, "photo"),
         ("camera", {"noise": "photo", "level": 0.5}, "photo"),
         ("camera", {"noise": "gaussian"}, "color"),
-        ("camera", {"sigma": 9.0}, "color"),
-        ("camera", {"model": "denoise-gray-small"}, "gray"),
+        pytest.param("camera", {"sigma": 9.0}, "color", marks=pytest.mark.slow),
+        pytest.param("camera", {"model": "denoise-gray-small"}, "gray", marks=pytest.mark.slow),
         ("white", {}, "color"),
-        ("weak", {}, "color"),
-        ("white", {"noise": "photo"}, "photo"),
+        pytest.param("weak", {}, "color", marks=pytest.mark.slow),
+        pytest.param("white", {"noise": "photo"}, "photo", marks=pytest.mark.slow),
         ("grey", {}, "gray"),
-        ("grey", {"noise": "photo"}, "photo"),
+        pytest.param("grey", {"noise": "photo"}, "photo", marks=pytest.mark.slow),
     ],
 )
 def test_every_entry_takes_the_same_model_and_gives_the_same_pixels(

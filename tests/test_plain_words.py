@@ -264,14 +264,15 @@ def again(_):
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there is no fork")
-@pytest.mark.parametrize("call", ["denoise", "upscale", "estimate", "attention"])
-def test_a_forked_process_computes_as_its_parent_did(call: str) -> None:
+def test_a_forked_process_computes_as_its_parent_did() -> None:
     code = _FORKED + (
-        f"before = {call}(0)\n"
-        "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
-        f"    found = pool.map_async({call}, range(3)).get(120)\n"
-        "assert np.allclose(found, before, rtol=1e-5), (found, before)\n"
-        f"assert abs({call}(0) - before) < 1e-3 * abs(before)\n"  # nor has the parent lost anything
+        "calls = denoise, upscale, estimate, attention\n"
+        "before = [call(0) for call in calls]\n"
+        "for call, result in zip(calls, before):\n"
+        "    with multiprocessing.get_context('fork').Pool(2) as pool:\n"
+        "        found = pool.map_async(call, range(3)).get(120)\n"
+        "    assert np.allclose(found, result, rtol=1e-5), (call, found, result)\n"
+        "    assert abs(call(0) - result) < 1e-3 * abs(result), call\n"  # nor has the parent lost anything
         "assert torch.get_num_threads() == 2\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

@@ -111,6 +111,7 @@ def test_flat_images_come_back_flat(model: str, sigma: int) -> None:
         assert np.abs(restored[8:-8, 8:-8] - grey).mean() < 5 / 255
 
 
+@pytest.mark.slow  # all of the kernel is compiled
 def test_the_wheel_holds_weights_digests_types_the_kernel_and_the_page(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
