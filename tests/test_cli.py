@@ -227,7 +227,7 @@ def test_a_map_of_noise_levels_and_the_strength_reach_the_restorer(
     for words, code, message in (
         (["--sigma-map", str(tmp_path / "small.png")], 1, "a map of"),
         (["--sigma-map", str(tmp_path / "colour.png")], 1, "grey image"),
-        (["--sigma-map", str(tmp_path / "map.png"), "--sigma", "3"], 2, "not both"),
+        (["--sigma-map", str(tmp_path / "map.png"), "--sigma", "3"], 2, "takes neither --sigma"),
         (["--strength", "1.5"], 2, "0..1"),
     ):
         assert run([*command, "--overwrite", *words]) == code

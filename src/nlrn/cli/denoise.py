@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.images import add_image_options, restore_input
-from nlrn.cli.shared import make_restorer, number, sigma_level, sigma_or_auto
+from nlrn.cli.shared import number, sigma_level, sigma_or_auto
 from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from nlrn.cli.shared import Report
-    from nlrn.functional.anscombe import PoissonNoise
-    from nlrn.inference.pipeline import Denoising
+    from nlrn.inference.options import DenoiseOptions
     from nlrn.inference.self_ensemble import Progress
     from nlrn.io.image import ImageData
 
@@ -52,45 +51,27 @@ def add(commands: Any) -> None:
 
 
 def _denoise(options: argparse.Namespace) -> int:
-    _asked(options)  # before any work
-    if options.sigma_map is not None and options.input.is_dir():
-        raise ConfigError("a map of noise levels fits one image, not a folder")
-    return restore_input(options, _restored, "denoising")
+    from nlrn.inference.options import DenoiseOptions
+
+    asked = DenoiseOptions.of(vars(options))  # before any work
+    asked.asked()
+    if options.sigma_map is not None:
+        if options.input.is_dir():
+            raise ConfigError("a map of noise levels fits one image, not a folder")
+        if options.noise in ("photo", "poisson") or options.sigma is not None:
+            raise ConfigError("--sigma-map takes neither --sigma nor --noise photo or poisson")
+    restored = partial(_restored, sigma_map=options.sigma_map)
+    return restore_input(options, asked, restored, "denoising")
 
 
-def _restored(options: argparse.Namespace, image: ImageData, say: Report, tick: Progress | None) -> ImageData:
+def _restored(
+    asked: DenoiseOptions, image: ImageData, say: Report, tick: Progress | None, sigma_map: Path | None
+) -> ImageData:
     from nlrn.inference.pipeline import denoised
 
-    asked = _asked(options)
-    if options.sigma_map is not None:
-        asked = dataclasses.replace(asked, sigma=_map(options.sigma_map))
-    return denoised(image, partial(make_restorer, options), asked, say=say, progress=tick)
-
-
-def _asked(options: argparse.Namespace) -> Denoising:
-    """What the options ask for; a map of sigmas is not read yet."""
-    from nlrn.inference.pipeline import Denoising
-
-    sigma: Any = _noise(options) or ("auto" if options.sigma is None else options.sigma)
-    noise = "auto" if options.noise == "poisson" else options.noise
-    if noise == "photo" and options.sigma_map is not None:
-        raise ConfigError("--noise photo takes no --sigma-map: its model finds the noise")
-    return Denoising(sigma, options.strength, noise, named=options.model is not None, value_range=options.range)
-
-
-def _noise(options: argparse.Namespace) -> PoissonNoise | None:
-    """What --noise poisson says; None for noise that has a sigma."""
-    from nlrn.functional.anscombe import PoissonNoise
-
-    if options.noise == "poisson":
-        if options.gain is None or options.sigma is not None or options.sigma_map is not None:
-            raise ConfigError("--noise poisson wants --gain, and takes no --sigma")
-        return PoissonNoise(options.gain, options.read_noise or 0.0)
-    if options.gain is not None or options.read_noise is not None:
-        raise ConfigError("--gain and --read-noise belong to --noise poisson")
-    if options.sigma is not None and options.sigma_map is not None:
-        raise ConfigError("give --sigma or --sigma-map, not both")
-    return None
+    if sigma_map is not None:
+        asked = dataclasses.replace(asked, sigma=_map(sigma_map))
+    return denoised(image, asked.restorer, asked.asked(), say=say, progress=tick)
 
 
 def _map(path: Path) -> np.ndarray:

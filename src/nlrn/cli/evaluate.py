@@ -71,7 +71,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         options.precision = "fp32"  # scores are reproducible numbers
     path = resolve_model(model_name(options, 1))
     check_result(options.json, ".json", overwrite=options.overwrite, inputs=(path,))
-    restorer = make_restorer(options, channels=1, tile=0)
+    restorer = make_restorer(options, tile=0)
     config = restorer.model.config
     _check(options, config)
     if config.window is None and options.mode == "window":

@@ -30,11 +30,12 @@ from nlrn.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from nlrn.batch.ray import RayEngine
     from nlrn.functional.ranges import Range
+    from nlrn.inference.options import Options
     from nlrn.inference.self_ensemble import Progress
     from nlrn.io.image import ImageData
 
-    Restored = Callable[[argparse.Namespace, ImageData, Report, Progress | None], ImageData]
-    Expected = Callable[[argparse.Namespace, ImageData], ImageData]
+    Restored = Callable[[Any, ImageData, Report, Progress | None], ImageData]  # Any: what is asked, as of its task
+    Expected = Callable[[Any, ImageData], ImageData]
 
 # of restoring a folder: options, and what they are where they are not given
 CLUSTER_OPTIONS = {"address": None, "worker_cpus": 1, "worker_gpus": 0.0}
@@ -121,16 +122,18 @@ def _range(text: str) -> Range:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def of_its_size(options: argparse.Namespace, image: ImageData) -> ImageData:
+def of_its_size(asked: Options, image: ImageData) -> ImageData:
     """What is expected where a result has the size of its image."""
     return image
 
 
-def restore_input(options: argparse.Namespace, restored: Restored, what: str, expected: Expected = of_its_size) -> int:
+def restore_input(
+    options: argparse.Namespace, asked: Options, restored: Restored, what: str, expected: Expected = of_its_size
+) -> int:
     """IN, an image or a folder, restored into OUT; returns the exit code.
 
-    restored(options, image, say, tick): a function of a module, the result of one image. expected(options,
-    image), another: an image of the size of the result, before there is one.
+    restored(asked, image, say, tick): a function of a module, the result of one image. expected(asked, image),
+    another: an image of the size of the result, before there is one.
     """
     if options.mode == "patch" and options.tile is not None:
         raise ConfigError("tiles are for window mode: patch mode has patches of its own")
@@ -138,7 +141,7 @@ def restore_input(options: argparse.Namespace, restored: Restored, what: str, ex
     if not (stored or options.input.exists()):  # before OUT is looked at, which of a folder has no suffix
         raise InputError(f"there is no file or folder {options.input}")
     if stored or options.input.is_dir():
-        return _restore_folder(options, restored, what, expected)
+        return _restore_folder(options, asked, restored, what, expected)
     from nlrn.io.image import write_image
 
     if isinstance(options.output, Path) and options.output.is_dir():
@@ -146,16 +149,16 @@ def restore_input(options: argparse.Namespace, restored: Restored, what: str, ex
 
         suffix = READ_ONLY.get(options.input.suffix.lower(), options.input.suffix)
         options.output = options.output / f"{options.input.stem}{suffix}"
-    image, say = _read_input(options, expected), reporter(options)
+    image, say = _read_input(options, asked, expected), reporter(options)
     with ProgressBar(options, what) as tick:
-        result = restored(options, image, say, tick)
+        result = restored(asked, image, say, tick)
     write_image(options.output, result, overwrite=options.overwrite)
     (height, width), before = result.array.shape[:2], image.array.shape[:2]
     say(f"wrote {options.output}" + (f", {width} x {height}" if (height, width) != before else ""))
     return 0
 
 
-def _read_input(options: argparse.Namespace, expected: Expected) -> ImageData:
+def _read_input(options: argparse.Namespace, asked: Options, expected: Expected) -> ImageData:
     """The image IN, once nothing speaks against writing what is expected of it as OUT."""
     from nlrn.io.image import check_output, read_image
 
@@ -169,8 +172,8 @@ def _read_input(options: argparse.Namespace, expected: Expected) -> ImageData:
         )
     inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]
     check_output(options.output, overwrite=options.overwrite, inputs=inputs)
-    image = _to_depth(options, read_image(options.input, **_reading(options)))
-    check_output(options.output, overwrite=options.overwrite, inputs=inputs, image=expected(options, image))
+    image = asked.prepared(read_image(options.input, **_reading(options)))
+    check_output(options.output, overwrite=options.overwrite, inputs=inputs, image=expected(asked, image))
     return image
 
 
@@ -193,23 +196,19 @@ def _share(text: str) -> float:
     return value
 
 
-def _to_depth(options: argparse.Namespace, image: ImageData) -> ImageData:
-    return image if options.depth is None else image.with_depth(options.depth)
-
-
-def _one_of_many(
-    restored: Restored, expected: Expected, options: argparse.Namespace, image: ImageData, form: str
-) -> ImageData:
+def _one_of_many(restored: Restored, expected: Expected, asked: Options, image: ImageData, form: str) -> ImageData:
     from nlrn.io.image import check_holds
 
-    image = _to_depth(options, image)
-    check_holds(expected(options, image), form)
+    image = asked.prepared(image)
+    check_holds(expected(asked, image), form)
     lines: list[str] = []
-    result = restored(options, image, lines.append, None)
+    result = restored(asked, image, lines.append, None)
     return dataclasses.replace(result, said=tuple(lines))
 
 
-def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, expected: Expected) -> int:
+def _restore_folder(
+    options: argparse.Namespace, asked: Options, restored: Restored, what: str, expected: Expected
+) -> int:
     """Every image of the folder IN into the folder OUT."""
     from nlrn.batch.plan import left_out, plan
     from nlrn.batch.run import run
@@ -220,6 +219,7 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
             options.input = options.input.absolute()
         if options.model is not None and Path(options.model).is_file():
             options.model = str(Path(options.model).absolute())
+            asked = dataclasses.replace(asked, model=options.model)
     work = _digest(options)
     form = options.format and f".{options.format.lower().lstrip('.')}"
     if options.engine == "local":
@@ -237,7 +237,7 @@ def _restore_folder(options: argparse.Namespace, restored: Restored, what: str, 
 
     with ProgressBar(options, what, total=len(jobs)) as tick:
         outcome = run(
-            jobs, partial(partial, _one_of_many, restored, expected, options), options.output, work,
+            jobs, partial(partial, _one_of_many, restored, expected, asked), options.output, work,
             workers=min(options.jobs or 1, len(jobs)),
             engine=_engine(options, work),
             overwrite=options.overwrite,

@@ -46,20 +46,11 @@ def model_name(options: argparse.Namespace, channels: int, photo: bool = False) 
     return default_model(task, channels, photo=photo) if options.model is None else options.model
 
 
-def make_restorer(options: argparse.Namespace, channels: int, photo: bool = False, tile: int | None = None) -> Restorer:
-    from nlrn.inference.pipeline import restorer_of
-    from nlrn.inference.restorer import MEMORY, Settings
+def make_restorer(options: argparse.Namespace, **more: Any) -> Restorer:
+    """Of grey images, as the options and more say."""
+    from nlrn.inference.options import Options
 
-    settings = Settings(
-        mode=getattr(options, "mode", "window"),
-        precision=getattr(options, "precision", "auto"),
-        tile=getattr(options, "tile", tile),
-        overlap=getattr(options, "overlap", None),
-        tta=getattr(options, "tta", False),
-        memory=getattr(options, "memory", None) or MEMORY,
-        level=getattr(options, "level", 1.0),
-    )
-    return restorer_of(model_name(options, channels, photo), options.device, settings)
+    return Options.of(vars(options), model=model_name(options, 1), **more).restorer(1)
 
 
 def check_result(path: Path | None, suffix: str, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:

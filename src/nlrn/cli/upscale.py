@@ -6,11 +6,12 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.images import add_image_options, restore_input
-from nlrn.cli.shared import make_restorer, number, side
+from nlrn.cli.shared import number, side
 from nlrn.errors import ConfigError
 
 if TYPE_CHECKING:
     from nlrn.cli.shared import Report
+    from nlrn.inference.options import UpscaleOptions
     from nlrn.inference.self_ensemble import Progress
     from nlrn.io.image import ImageData
 
@@ -25,27 +26,22 @@ def add(commands: Any) -> None:
 
 
 def _upscale(options: argparse.Namespace) -> int:
+    from nlrn.inference.options import UpscaleOptions
+
     if options.scale is not None and (options.width or options.height):
         raise ConfigError("give a scale, or a width and a height, not both")
-    return restore_input(options, _restored, "enlarging", _expected)
+    return restore_input(options, UpscaleOptions.of(vars(options)), _restored, "enlarging", _expected)
 
 
-def _expected(options: argparse.Namespace, image: ImageData) -> ImageData:
-    return image.of_size(*_size(options, *image.array.shape[:2]))
+def _expected(asked: UpscaleOptions, image: ImageData) -> ImageData:
+    return image.of_size(*asked.size(image))
 
 
-def _restored(options: argparse.Namespace, image: ImageData, say: Report, tick: Progress | None) -> ImageData:
+def _restored(asked: UpscaleOptions, image: ImageData, say: Report, tick: Progress | None) -> ImageData:
     from nlrn.inference.pipeline import upscaled
 
-    size = _size(options, *image.array.shape[:2])
-    restorer = make_restorer(options, channels=1)
-    return upscaled(image, restorer, *size, value_range=options.range, say=say, progress=tick)
-
-
-def _size(options: argparse.Namespace, height: int, width: int) -> tuple[int, int]:
-    from nlrn.inference.pipeline import result_size
-
-    return result_size(height, width, scale=options.scale, to_height=options.height, to_width=options.width)
+    restorer = asked.restorer(1)
+    return upscaled(image, restorer, *asked.size(image), value_range=asked.range, say=say, progress=tick)
 
 
 def _scale(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,9 @@ import numpy as np
 from nlrn.errors import BackendError, ConfigError, InputError, ModelError, ModelNotFoundError
 from nlrn.evaluation.explain import correlation_maps
 from nlrn.functional.alpha import fill_hidden
-from nlrn.functional.anscombe import PoissonNoise
-from nlrn.functional.ranges import parsed
-from nlrn.inference.pipeline import Denoising, denoised, restorer_of, result_size, upscaled
-from nlrn.inference.restorer import MEMORY, Restorer, Settings
+from nlrn.inference.options import DenoiseOptions, Options, UpscaleOptions
+from nlrn.inference.pipeline import denoised, upscaled
+from nlrn.inference.restorer import Restorer
 from nlrn.inference.self_ensemble import Progress
 from nlrn.io.decode import is_known
 from nlrn.io.image import SUFFIXES, ImageData, check_holds, encode_image, read_image
@@ -24,7 +24,6 @@ from nlrn.web.messages import MEDIA, Answer, ServiceConfig, Task
 
 _ENDINGS = {kind: suffix for suffix, kind in SUFFIXES.items() if suffix not in (".jpeg", ".tiff", ".pgm", ".pnm")}
 _FLAGS = {"pixels": "--max-pixels", "result": "--max-result-pixels"}
-_SETTINGS = ("mode", "tta", "precision", "tile", "overlap", "level")
 
 
 class Handlers:
@@ -34,6 +33,7 @@ class Handlers:
         self.config = config
         own = [describe(resolve_model(name)) for name in config.models]
         self.offered: dict[str, ModelInfo] = {info.name: info for info in (*list_models(), *own)}
+        self._own = {"device": config.device, "memory": config.memory}
 
     def perform(self, task: Task, progress: Progress | None = None) -> Answer:
         """The answer to a task. Raises RefusedError, and what `progress` raises, after which nothing is left."""
@@ -63,43 +63,31 @@ class Handlers:
             raise RefusedError(503, str(error) or "out of memory", limit="memory") from error
 
     def _denoise(self, image: ImageData, options: dict[str, Any], progress: Progress | None) -> Answer:
-        image, form = _as_asked(image, options)
+        asked = DenoiseOptions.of(options, **self._own)
+        try:
+            how = asked.asked()
+        except ConfigError as error:
+            field = "gain" if asked.noise == "poisson" else "noise"
+            raise RefusedError(422, str(error), field=field) from error
+        image, form = asked.prepared(image), _format(image, options)
         self._check_result(image, form)
         lines: list[str] = []
-        result = denoised(
-            image,
-            partial(self._restorer, "denoise", options),
-            Denoising(
-                _noise(options),
-                options["strength"],
-                "auto" if options["noise"] == "poisson" else options["noise"],
-                named=options["model"] is not None,
-                value_range=parsed(options["range"]),
-            ),
-            say=lines.append,
-            progress=progress,
-        )
+        result = denoised(image, partial(self._restorer, asked), how, say=lines.append, progress=progress)
         return _encoded(result, form, lines)
 
     def _upscale(self, image: ImageData, options: dict[str, Any], progress: Progress | None) -> Answer:
-        image, form = _as_asked(image, options)
-        height, width = result_size(
-            *image.array.shape[:2],
-            scale=options["scale"],
-            to_height=options["height"],
-            to_width=options["width"],
-            most=self.config.limits.max_result_pixels,
-        )
-        self._check_result(image.of_size(height, width), form)
+        asked = UpscaleOptions.of(options, **self._own)
+        image, form = asked.prepared(image), _format(image, options)
+        size = asked.size(image, self.config.limits.max_result_pixels)
+        self._check_result(image.of_size(*size), form)
         lines: list[str] = []
-        restorer = self._restorer("sr", options, 1)
-        chosen = parsed(options["range"])
-        result = upscaled(image, restorer, height, width, value_range=chosen, say=lines.append, progress=progress)
+        restorer = self._restorer(asked, 1)
+        result = upscaled(image, restorer, *size, value_range=asked.range, say=lines.append, progress=progress)
         return _encoded(result, form, lines)
 
     def _explain(self, image: ImageData, options: dict[str, Any]) -> Answer:
         seen = image.array if image.alpha is None else fill_hidden(image.array, image.alpha)
-        restorer = self._restorer("denoise", options, 1)
+        restorer = self._restorer(Options.of(options, **self._own), 1)
         restorer.require("denoise")
         level = restorer.noise_level(seen, options["sigma"])
         maps = correlation_maps(restorer, seen, (options["x"], options["y"]), float(np.max(level)))
@@ -120,25 +108,25 @@ class Handlers:
             words = f"a result of {size:,} bytes is beyond {most:,} (nlrn serve --held-bytes, less --max-bytes)"
             raise RefusedError(413, words, limit="held_bytes")
 
-    def _restorer(self, task: str, options: dict[str, Any], channels: int, photo: bool = False) -> Restorer:
-        settings = Settings(memory=self.config.memory or MEMORY, **{k: options[k] for k in _SETTINGS if k in options})
-        return restorer_of(self._model(task, options["model"], channels, photo), self.config.device, settings)
+    def _restorer(self, asked: Options, channels: int, photo: bool = False) -> Restorer:
+        return replace(asked, model=self._model(asked, channels, photo)).restorer(channels)
 
-    def _model(self, task: str, name: str | None, channels: int, photo: bool) -> str:
+    def _model(self, asked: Options, channels: int, photo: bool) -> str:
         """What load_model takes. Raises RefusedError for a name that is not offered."""
-        if name is None:
+        if asked.model is None:
             try:
-                return default_model(task, channels, photo=photo)
+                return default_model(asked.task, channels, photo=photo)
             except ModelNotFoundError:
-                own = [info for info in self.offered.values() if info.task == task]
+                own = [info for info in self.offered.values() if info.task == asked.task]
                 if not own:
-                    raise RefusedError(422, f"there is no model for the task {task!r} here", field="model") from None
+                    words = f"there is no model for the task {asked.task!r} here"
+                    raise RefusedError(422, words, field="model") from None
                 return str(own[0].path)
-        if name not in self.offered:
+        if asked.model not in self.offered:
             names = ", ".join(self.offered)
             raise RefusedError(422, f"no model of that name is offered; there are: {names}", field="model")
-        info = self.offered[name]
-        return name if info.path.parent == WEIGHTS else str(info.path)
+        info = self.offered[asked.model]
+        return asked.model if info.path.parent == WEIGHTS else str(info.path)
 
 
 def listed(offered: dict[str, ModelInfo]) -> list[dict[str, str | int]]:
@@ -155,24 +143,10 @@ def _refusal(error: InputError) -> RefusedError:
     return RefusedError(422, str(error), **({"limit": error.limit} if error.limit else {}))
 
 
-def _as_asked(image: ImageData, options: dict[str, Any]) -> tuple[ImageData, str]:
-    """The image in the depth of the result, and the result's format: that of the image, PNG for a GIF."""
-    form = options["format"]
-    kind = SUFFIXES[f".{form}"] if form else image.format
-    depth = options["depth"]
-    return image if depth is None else image.with_depth(int(depth)), kind if kind in MEDIA else "PNG"
-
-
-def _noise(options: dict[str, Any]) -> float | str | PoissonNoise:
-    """As nlrn denoise reads its options."""
-    if options["noise"] == "poisson":
-        if options["gain"] is None or options["sigma"] != "auto":
-            raise RefusedError(422, "noise of photons wants a gain, and takes no sigma", field="gain")
-        return PoissonNoise(options["gain"], options["read_noise"] or 0.0)
-    if options["gain"] is not None or options["read_noise"] is not None:
-        raise RefusedError(422, "gain and read_noise belong to noise=poisson", field="noise")
-    sigma: float | str = options["sigma"]
-    return sigma
+def _format(image: ImageData, options: dict[str, Any]) -> str:
+    """Of the result: as asked, else that of the image, PNG for a GIF."""
+    kind = SUFFIXES[f".{options['format']}"] if options["format"] else image.format
+    return kind if kind in MEDIA else "PNG"
 
 
 def _encoded(image: ImageData, form: str, lines: list[str]) -> Answer:

@@ -1,0 +1,97 @@
+"""What is asked of an image: made where arguments or the fields of a form come in, the same for both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+from nlrn.errors import ConfigError
+from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.ranges import Range, parsed
+from nlrn.inference.pipeline import Denoising, Sigma, restorer_of, result_size
+from nlrn.inference.restorer import Restorer
+from nlrn.inference.settings import MEMORY, Settings
+from nlrn.io.image import MAX_RESULT_PIXELS, ImageData
+from nlrn.models.checkpoint import default_model
+
+
+@dataclass(frozen=True)
+class Options:
+    """model: a shipped name or a weights file, None for the best one. depth: bits a sample of the result, None for the
+    image's. range: as of Restorer.denoise, numbers being sample values. The rest is Settings."""
+
+    task: ClassVar[str] = "denoise"
+    model: str | None = None
+    device: str = "auto"
+    mode: str = "window"
+    precision: str = "auto"
+    tile: int | None = None
+    overlap: int | None = None
+    memory: int = MEMORY
+    tta: bool = False
+    level: float = 1.0
+    range: Range = "auto"
+    depth: int | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], **more: Any) -> Self:
+        """Of arguments or fields by their names, and more; what is None takes its usual value, other names are left
+        out. Raises ConfigError for a range that is none."""
+        known = {field.name for field in fields(cls)}
+        found = {name: value for name, value in {**given, **more}.items() if name in known and value is not None}
+        if isinstance(found.get("range"), str):
+            found["range"] = parsed(found["range"])
+        if "depth" in found:
+            found["depth"] = int(found["depth"])
+        return cls(**found)
+
+    def restorer(self, channels: int, photo: bool = False) -> Restorer:
+        """The one for images of 1 or 3 channels, or for photographs. Raises what Restorer raises."""
+        names = [field.name for field in fields(Settings)]
+        settings = Settings(**{name: getattr(self, name) for name in names})
+        name = default_model(self.task, channels, photo=photo) if self.model is None else self.model
+        return restorer_of(name, self.device, settings)
+
+    def prepared(self, image: ImageData) -> ImageData:
+        """The image in the depth of the result."""
+        return image if self.depth is None else image.with_depth(self.depth)
+
+
+@dataclass(frozen=True)
+class DenoiseOptions(Options):
+    """sigma, strength, noise: as of Denoising; noise "poisson": of counted photons, with a gain and the sigma of the
+    read-out, read_noise."""
+
+    sigma: Sigma = "auto"
+    strength: float = 1.0
+    noise: str = "auto"
+    gain: float | None = None
+    read_noise: float | None = None
+
+    def asked(self) -> Denoising:
+        """Raises ConfigError for a gain without noise of photons, and for such noise without a gain or with a sigma;
+        InputError as Denoising does."""
+        if self.noise == "poisson" and (self.gain is None or not isinstance(self.sigma, str)):
+            raise ConfigError("poisson noise requires a gain, and takes no sigma")
+        if self.noise != "poisson" and (self.gain is not None or self.read_noise is not None):
+            raise ConfigError("a gain and read noise belong to poisson noise")
+        poisson = None if self.gain is None else PoissonNoise(self.gain, self.read_noise or 0.0)
+        noise = "auto" if poisson else self.noise
+        return Denoising(poisson or self.sigma, self.strength, noise, self.model is not None, self.range)
+
+
+@dataclass(frozen=True)
+class UpscaleOptions(Options):
+    """scale: how many times, 2 if no side is given; width, height: pixels of the result, one alone sets both."""
+
+    task: ClassVar[str] = "sr"
+    scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+
+    def size(self, image: ImageData, most: int = MAX_RESULT_PIXELS) -> tuple[int, int]:
+        """(height, width) of the result, as of `result_size`. Raises InputError."""
+        return result_size(
+            *image.array.shape[:2], scale=self.scale, to_height=self.height, to_width=self.width, most=most
+        )
