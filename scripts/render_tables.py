@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import nlrn  # noqa: E402
 from benchmarks import report  # noqa: E402
+from benchmarks.peers import table as peers_table  # noqa: E402
 from studies.study import STUDIES  # noqa: E402
 from studies.study import table as study_table  # noqa: E402
 
@@ -346,6 +347,12 @@ def benchmark(what: str) -> str:
     return "".join(parts) + _measured(result).lstrip("\n")
 
 
+def peers() -> str:
+    """Speed and PSNR beside other denoisers, as python -m benchmarks.peers measured them."""
+    result = load("benchmark-peers")
+    return markdown(*peers_table(result["rows"])) + _measured(result)
+
+
 def _measured(result: dict[str, Any]) -> str:
     run = result["run"]
     threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
@@ -402,6 +409,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "processes": processes,
     "tiles": tiles,
     "untouched": untouched,
+    "peers": peers,
     "camera": camera,
     "route": route,
     **{name: partial(scores, task) for name, task in TASKS.items()},
