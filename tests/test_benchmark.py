@@ -259,7 +259,8 @@ for module in sys.argv[1:]:
 
 
 def test_the_commands_run_from_the_checkout() -> None:
-    root, modules = Path(__file__).parents[1], ["benchmarks.operator", "benchmarks.model", "benchmarks.peers", "studies"]
+    root = Path(__file__).parents[1]
+    modules = ["benchmarks.operator", "benchmarks.model", "benchmarks.peers", "studies"]
     command = [sys.executable, "-W", "error", "-c", HELP, *modules]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
