@@ -55,7 +55,7 @@ test: check
 # What computes, once more as on a machine with AVX2 alone. On such a machine, or one without, there is nothing to hold.
 test-avx2: install
 	@if $(BIN)/python -c "import sys; from nlrn.ops.cpu import INSTRUCTION_SETS as s; sys.exit('avx2' not in list(s)[1:])"; \
-	then $(HELD) $(BIN)/python -m pytest $(PARALLEL) -m numeric; \
+	then $(HELD) $(BIN)/python -m pytest $(PARALLEL) -m numeric $$($(BIN)/python tests/selection.py); \
 	else echo "held to AVX2: this processor has no more than that"; fi
 
 test-slow: check

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 NUMERIC = {  # files whose results depend on the instruction set: `make test` runs them a second time, held to AVX2
     "test_alpha",
@@ -63,6 +62,8 @@ def mark(items: list[pytest.Item]) -> None:
 
 def left_out(items: list[pytest.Item], whole: bool, data: bool) -> set[str]:
     """Node ids of what does not run. whole: the long tests and full grids do; data: the data sets are there."""
+    import torch  # not for who asks for the files alone
+
     out, grids = set(), {}
     for item in items:
         away = {"slow": not whole, "data": not data, "gpu": not torch.cuda.is_available()}
@@ -74,3 +75,7 @@ def left_out(items: list[pytest.Item], whole: bool, data: bool) -> set[str]:
         kept = pairwise([item.callspec.params for item in grid])
         out |= {item.nodeid for i, item in enumerate(grid) if i not in kept}
     return out
+
+
+if __name__ == "__main__":  # for the Makefile: what else is there need not be collected
+    print(*(f"tests/{name}.py" for name in sorted(NUMERIC)))

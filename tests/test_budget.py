@@ -161,9 +161,9 @@ def test_a_signal_ends_a_run_with_its_state_saved(recipe: Path, number: int, cod
         time.sleep(0.05)
     began = time.monotonic()
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == code
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # of a run without an end
     step = int(said.partition("stopped at step ")[2].partition(";")[0])
     found = state.newest_verified(log.parent)
     assert found is not None

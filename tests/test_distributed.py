@@ -25,7 +25,7 @@ from nlrn.training import state
 from nlrn.training.distributed import Processes
 from nlrn.training.trainer import Trainer
 
-SECONDS = 40  # in which a run must have ended once a process has: torchrun gives the others 30
+SECONDS = 120  # in which a run must have ended once a process has: torchrun gives the others 30
 
 
 @pytest.fixture(scope="module")

@@ -64,12 +64,12 @@ def test_what_is_no_recipe_is_one_error(tmp_path: Path, kind: str, capsys: pytes
 def test_a_network_beyond_any_is_refused_at_once(tmp_path: Path, line: str) -> None:
     key, value = line.split(" = ")
     (tmp_path / "r.toml").write_text(f"[model]\nsigma_input = true\n{line}\n")
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ConfigError, match=key):
         read_recipe(tmp_path / "r.toml")
     with pytest.raises(ConfigError, match=key):  # the network itself refuses it, wherever it comes from
         NLRNConfig(**{key: int(value)})
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert getattr(NLRNConfig(**{key: 1023}), key) == 1023
 
 

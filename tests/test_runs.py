@@ -27,6 +27,8 @@ from nlrn.training.logging import Pace, TrainingLog, read_log
 from nlrn.training.trainer import Trainer, train_from_recipe
 from nlrn.training.validation import Validation
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -277,6 +279,7 @@ def test_the_display_shows_loss_pace_and_time_left(
 # -- a resumed run is the same run ---------------------------------------------------------------------------
 
 
+@pytest.mark.numeric
 def test_a_run_killed_at_random_steps_and_resumed_ends_with_the_same_bytes(
     whole_run: Path, recipe: Path, tmp_path: Path, count: Callable[[int], int]
 ) -> None:

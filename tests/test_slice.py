@@ -151,9 +151,9 @@ def test_a_slice_that_is_ended_keeps_its_state_and_resumes(tmp_path: Path, how: 
         time.sleep(0.2)
     began = time.monotonic()
     process.send_signal(signal.SIGINT if how == "SIGINT" else signal.SIGTERM)
-    said, _ = process.communicate(timeout=90)
+    said, _ = process.communicate(timeout=200)
     assert process.returncode == 0, said
-    assert time.monotonic() - began < 60  # ten seconds where nothing else runs
+    assert time.monotonic() - began < 180  # ten seconds where nothing else runs; else an hour
     (line,) = entries(tmp_path)
     assert (line.decision, line.psnr, line.decay) == ("stopped", {}, 0)
     _, meta = read_state(tmp_path / "training/state/tiny" / BEFORE_DECAY)

