@@ -186,15 +186,23 @@ def test_without_bf16_nothing_is_measured_in_it(monkeypatch: pytest.MonkeyPatch)
         assert {c["dtype"] for c in module.cells("cpu", 2, quick=True)} == {"fp32", "bf16"}
 
 
-@pytest.mark.parametrize("section", ["images", "backends", "training"])
-def test_the_network_is_measured(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+TRAINING = [c for c in NETWORK if c["section"] == "training" and c["preset"] == "small"]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [c for c in NETWORK if c["section"] in ("images", "backends") and c["preset"] == "small"]
+    + TRAINING[:1]
+    + [pytest.param(c, marks=pytest.mark.slow) for c in TRAINING[1:]],
+    ids=suite.described,
+)
+def test_the_network_is_measured(cell: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(measure.GEMM, "cpu", 128)
-    for cell in [c for c in NETWORK if c["section"] == section and c["preset"] == "small"]:
-        found = whole.measured(cell)
-        assert found["seconds"] > 0
-        assert found["fraction"] > 0
-        if section == "training":
-            assert 0.01 < found["attention"] < 0.99
+    found = whole.measured(cell)
+    assert found["seconds"] > 0
+    assert found["fraction"] > 0
+    if cell["section"] == "training":
+        assert 0.01 < found["attention"] < 0.99
 
 
 @pytest.mark.parametrize(

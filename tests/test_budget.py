@@ -61,7 +61,7 @@ def slow_start(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return pace
 
 
-@pytest.mark.parametrize("minutes", [3.0, 5.0])
+@pytest.mark.parametrize("minutes", [3.0, pytest.param(5.0, marks=pytest.mark.slow)])
 def test_a_slow_first_step_is_not_the_pace(recipe: Path, slow_start: SimpleNamespace, minutes: float) -> None:
     output = recipe.parent / "run"
     train_from_recipe(recipe, output=output, data=recipe.parent, minutes=minutes, quiet=True)

@@ -37,7 +37,7 @@ def crop(image: np.ndarray, scale: int) -> np.ndarray:
     return image[: image.shape[0] // scale * scale, : image.shape[1] // scale * scale]
 
 
-@pytest.mark.parametrize("name", NOISY_PSNR)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "cbsd68")) for n in NOISY_PSNR])
 def test_psnr_of_the_noisy_input_meets_the_check_values(data_root: Path, name: str) -> None:
     """The noisy input is scored neither clipped nor rounded."""
     clean = [image / 255 for _, image in scoring_set(data_root, name)]
@@ -61,7 +61,7 @@ def test_impossible_noise_levels_are_refused(sigma: float) -> None:
         add_gaussian_noise(sample((4, 4)), sigma)
 
 
-@pytest.mark.parametrize("name", BICUBIC)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "bsd100")) for n in BICUBIC])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_bicubic_meets_the_published_scores_under_float_lr(data_root: Path, name: str, scale: int) -> None:
     scores = []
