@@ -55,7 +55,7 @@ LARGEST_STATE = 4 * 2**20  # bytes, in the repository
 def prepare(folder: Path, state: Path) -> bool:
     """Put the state of the repository into the run folder where it is the newer one; whether there is one to resume."""
     here = standing(folder)
-    if state.exists() and read_state(state)[1]["step"] > here:
+    if state.exists() and read_state(state).step > here:
         if here >= 0:  # of an older run: kept beside the new one
             number = next(n for n in range(1, 1000) if not folder.with_name(f"{folder.name}.old-{n}").exists())
             folder.rename(folder.with_name(f"{folder.name}.old-{number}"))
@@ -71,8 +71,7 @@ def standing(folder: Path) -> int:
     if found is None:
         return -1
     before = undecayed(folder)
-    step: int = (found[2] if before is None or found[2]["step"] < found[2]["end"] else read_state(before)[1])["step"]
-    return step
+    return (found if before is None or not found.ended else read_state(before)).step
 
 
 def start(recipe: Path, folder: Path, options: argparse.Namespace, resume: bool) -> subprocess.Popen[bytes]:
@@ -276,7 +275,7 @@ def main() -> None:
     newest = newest_verified(folder)
     if newest is None:
         sys.exit(f"the training left no state in {folder}")
-    step = newest[2]["step"]
+    step = newest.step
     decision = "stopped" if code else "continued"
     if options.release and not code:
         weights = folder / f"{config.name}.safetensors"

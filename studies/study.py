@@ -25,7 +25,7 @@ from nlrn.evaluation.protocols import denoising, evaluate, provenance
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.io.datasets import SCORING_SETS, NamedImage, read_folder, scoring_set
 from nlrn.models.checkpoint import model_metadata, sha256
-from nlrn.models.nlrn import DISTANCES
+from nlrn.models.distances import DISTANCES
 from nlrn.ops.cpu import warn_for_workers
 from nlrn.system.atomic import publish_json
 from nlrn.system.workers import pool

@@ -154,7 +154,7 @@ def compiled(recipe: str, folder: str) -> None:
     warnings.simplefilter("ignore")  # the compiler warns of what it does itself
     with joined() as processes:
         trainer = Trainer(case(Path(recipe), "muon"), Path(folder) / "none", Path(recipe).parent, processes)
-        compile_states(trainer.model.block, "aot_eager")
+        compile_states(trainer.model, "aot_eager")
         found = course(trainer)
         if processes.leads:
             save_file(found, Path(folder) / "muon.safetensors")

@@ -65,7 +65,7 @@ def slow_start(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_a_slow_first_step_is_not_the_pace(recipe: Path, slow_start: SimpleNamespace, minutes: float) -> None:
     output = recipe.parent / "run"
     train_from_recipe(recipe, output=output, data=recipe.parent, minutes=minutes, quiet=True)
-    _, meta = state.read_state(state.rolling(output)[0])
+    meta = state.read_state(state.rolling(output)[0]).meta
     seconds = 60 * minutes
     assert 0.7 * seconds - 100 <= meta["step"] <= seconds - 99  # a second each, but for what the end is given
     assert slow_start.now <= seconds
@@ -92,7 +92,7 @@ def test_a_run_that_ends_in_its_warmup_is_a_failure_and_resumes(
     assert not (recipe.parent / "run" / "tiny.safetensors").exists()
     assert state.newest_verified(recipe.parent / "run") is not None
     assert command([*words, "--minutes", "1", "--resume"]) == 0
-    _, meta = state.read_state(state.rolling(recipe.parent / "run")[0])
+    meta = state.read_state(state.rolling(recipe.parent / "run")[0]).meta
     assert (meta["first"], meta["step"] > 40) == (1, True)
 
 
@@ -126,9 +126,9 @@ def test_cpu_minutes_do_not_run_on_while_nothing_is_computed() -> None:
 def test_the_decay_of_a_slice_is_chosen_for_it(recipe: Path) -> None:
     folder, data = recipe.parent / "run", recipe.parent
     train_from_recipe(recipe, output=folder, data=data, steps=8, decay=0.0, quiet=True)
-    assert state.read_state(folder / state.BEFORE_DECAY)[1]["step"] == 8
+    assert state.read_state(folder / state.BEFORE_DECAY).meta["step"] == 8
     train_from_recipe(recipe, output=folder, data=data, steps=16, decay=0.5, resume=True, quiet=True)
-    meta = state.read_state(folder / state.BEFORE_DECAY)[1]
+    meta = state.read_state(folder / state.BEFORE_DECAY).meta
     assert [meta[name] for name in ("step", "first", "decay_steps", "end")] == [12, 8, 4, 16]
     assert command(["train", str(recipe), "--decay", "1"]) == 2
 
@@ -167,8 +167,8 @@ def test_a_signal_ends_a_run_with_its_state_saved(recipe: Path, number: int, cod
     step = int(said.partition("stopped at step ")[2].partition(";")[0])
     found = state.newest_verified(log.parent)
     assert found is not None
-    assert found[2]["step"] == step >= 20
-    assert state.undecayed(log.parent) == found[0]
+    assert found.step == step >= 20
+    assert state.undecayed(log.parent) == found.path
     train_from_recipe(recipe, output=log.parent, data=recipe.parent, resume=True, steps=step + 2, quiet=True)
 
 
@@ -239,7 +239,8 @@ def test_a_compact_state_differs_in_its_momenta_alone(recipe: Path) -> None:
     compact = recipe.parent / "compact" / state.BEFORE_DECAY
     compact.parent.mkdir()
     assert state.write_compact(folder / state.BEFORE_DECAY, compact) == 8
-    (exact, meta), (rounded, same) = (state.read_state(f) for f in (folder / state.BEFORE_DECAY, compact))
+    kept = [state.read_state(f) for f in (folder / state.BEFORE_DECAY, compact)]
+    (exact, meta), (rounded, same) = ((found.tensors, found.meta) for found in kept)
     assert meta == same
     assert exact.keys() == rounded.keys()
     moments = [name for name in exact if name.startswith("optim.") and not name.endswith(".step")]
@@ -260,7 +261,7 @@ def test_the_newest_state_before_any_decay_is_found(recipe: Path) -> None:
     assert state.undecayed(folder) is None
     train_from_recipe(recipe, output=folder, data=data, steps=10, decay=0.4, quiet=True)
     assert state.undecayed(folder) == folder / state.BEFORE_DECAY
-    assert state.read_state(folder / state.BEFORE_DECAY)[1]["step"] == 6
+    assert state.read_state(folder / state.BEFORE_DECAY).meta["step"] == 6
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_the_newest_state_before_any_decay_is_found(recipe: Path) -> None:
 )
 def test_the_states_of_the_repository_belong_to_its_recipes(file: Path) -> None:
     recipe = read_recipe(Path(__file__).parents[1] / "recipes" / f"{file.parent.name}.toml")
-    tensors, meta = state.read_state(file)
+    tensors, meta = (found := state.read_state(file)).tensors, found.meta
     assert meta["recipe"] == recipe.digest()
     assert file.stat().st_size <= 4 * 2**20
     assert tensors

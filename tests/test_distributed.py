@@ -51,7 +51,7 @@ def ended_badly(ended: Ended, folder: Path, *said: str) -> None:
         assert words in ended.output
     found = state.newest_verified(folder)
     assert found is not None
-    assert all(bool(value.isfinite().all()) for value in found[1].values())
+    assert all(bool(value.isfinite().all()) for value in found.tensors.values())
     assert not (folder / "tiny.safetensors").exists()
 
 
@@ -186,7 +186,7 @@ def test_a_run_whose_processes_are_killed_and_resumed_ends_with_the_same_bytes(
             assert "another process of this run is gone; the last state is kept" in ended.output
     well(launch(2, launches.run, recipe, folder, resume=True))
     assert sha256_of_tensors(folder / "tiny.safetensors") == sha256_of_tensors(whole_run / "tiny.safetensors")
-    states = [state.read_state(state.rolling(path)[0])[0] for path in (folder, whole_run)]
+    states = [state.read_state(state.rolling(path)[0]).tensors for path in (folder, whole_run)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
     assert {file.name for file in folder.iterdir()} == {file.name for file in whole_run.iterdir()}
@@ -240,7 +240,7 @@ def test_an_error_of_one_process_in_the_middle_ends_all_and_keeps_the_state(
     ended_badly(ended, tmp_path / "run", f"nlrn: the disk of process {rank} is gone")
     found = state.newest_verified(tmp_path / "run")
     assert found is not None
-    assert found[2]["step"] in (4, 5)
+    assert found.step in (4, 5)
 
 
 def test_processes_that_find_different_states_do_not_go_on(recipe: Path, tmp_path: Path) -> None:

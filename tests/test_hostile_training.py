@@ -137,7 +137,7 @@ def test_a_state_whose_header_makes_no_sense_is_passed_over_loudly(
     folder = tmp_path / "run"
     shutil.copytree(written, folder)
     newest = trainstate.rolling(folder)[0]
-    tensors, meta = trainstate.read_state(newest)
+    tensors, meta = (found := trainstate.read_state(newest)).tensors, found.meta
     META[kind](meta)
     trainstate.write_state(newest, tensors, meta)
     subject = trainer(recipe, folder)
@@ -168,14 +168,14 @@ def test_a_state_with_an_odd_tensor_is_refused(
     folder = tmp_path / "run"
     shutil.copytree(written, folder)
     newest = trainstate.rolling(folder)[0]
-    tensors, meta = trainstate.read_state(newest)
+    tensors, meta = (found := trainstate.read_state(newest)).tensors, found.meta
     trainstate.write_state(newest, tensors | change, meta)
     with pytest.raises(CheckpointError, match="training state"):
         trainer(recipe, folder).start(resume=True)
 
 
 def test_a_state_that_is_only_a_header_is_refused(tmp_path: Path, recipe: Path, written: Path) -> None:
-    meta = trainstate.read_state(trainstate.rolling(written)[0])[1]
+    meta = trainstate.read_state(trainstate.rolling(written)[0]).meta
     trainstate.write_state(tmp_path / "state-000000008.safetensors", {}, meta)
     with pytest.raises(CheckpointError, match="does not fit"):
         trainer(recipe, tmp_path).start(resume=True)
@@ -224,6 +224,6 @@ def test_a_run_folder_of_dangling_links_is_none_to_start_anew_in(tmp_path: Path,
 def test_a_state_of_another_optimiser_is_refused(tmp_path: Path, recipe: Path, written: Path) -> None:
     config = read_recipe(recipe)
     subject = trainer(recipe, tmp_path, optim=dataclasses.replace(config.optim, optimizer="adamw"))
-    tensors, _ = trainstate.read_state(trainstate.rolling(written)[0])
+    tensors = trainstate.read_state(trainstate.rolling(written)[0]).tensors
     with pytest.raises(CheckpointError, match="optimiser"):
         trainstate.unpack(tensors, subject.model, subject.ema, subject.optimizer)

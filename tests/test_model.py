@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nlrn.errors import BackendError, ConfigError, InputError
-from nlrn.models.nlrn import DISTANCES, NLRN, PRESETS, NLRNConfig
+from nlrn.models.distances import DISTANCES
+from nlrn.models.nlrn import NLRN, PRESETS, NLRNConfig
 from nlrn.ops import correlation_to_dense
 
 NARROW = {"channels": 12, "embed_channels": 6}

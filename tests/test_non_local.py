@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nlrn.errors import ConfigError
-from nlrn.models.nlrn import DISTANCES, NonLocal2d
+from nlrn.models.distances import DISTANCES
+from nlrn.models.nlrn import NonLocal2d
 from nlrn.ops import tiled
 
 CHANNELS, EMBED = 4, 3

@@ -237,7 +237,7 @@ def test_every_released_state_goes_on_under_the_recipe_of_its_name() -> None:
     states = sorted((RECIPES.parent / "training" / "state").iterdir())
     assert states
     for folder in states:
-        _, meta = read_state(folder / BEFORE_DECAY)
+        meta = read_state(folder / BEFORE_DECAY).meta
         assert meta["recipe"] == read_recipe(RECIPES / f"{folder.name}.toml").digest()
 
 

@@ -84,13 +84,13 @@ def test_the_weights_say_where_they_come_from(whole_run: Path, recipe: Path) -> 
 def test_a_later_slice_goes_on_from_before_the_decay(train: Callable[..., Path], tmp_path: Path) -> None:
     train(steps=20)
     before = tmp_path / "run" / state.BEFORE_DECAY
-    old = state.read_state(before)[1]
+    old = state.read_state(before).meta
     assert (old["step"], old["decay_start"], old["end"]) == (16, 16, 20)
     weights = train(steps=20, resume=True)  # nothing more to do: the same weights again
     first = sha256_of_tensors(weights)
     shutil.copy(before, tmp_path / "copy")
     train(steps=46, resume=True)
-    new = state.read_state(before)[1]
+    new = state.read_state(before).meta
     assert (new["step"], new["first"], new["end"]) == (40, 16, 46)  # a fifth of 16 .. 46
     assert new["seconds"] > old["seconds"]
     assert sha256_of_tensors(weights) != first
@@ -100,7 +100,7 @@ def test_a_later_slice_goes_on_from_before_the_decay(train: Callable[..., Path],
     (tmp_path / "other").mkdir()  # the second slice is a function of the state before the decay alone
     shutil.copy(tmp_path / "copy", tmp_path / "other" / state.BEFORE_DECAY)
     other = train(steps=46, resume=True, output=tmp_path / "other")
-    assert state.read_state(other.parent / state.BEFORE_DECAY)[1]["decay_start"] == 40
+    assert state.read_state(other.parent / state.BEFORE_DECAY).meta["decay_start"] == 40
     assert sha256_of_tensors(other) == sha256_of_tensors(weights)
 
 
@@ -189,9 +189,9 @@ def test_the_clock_stops_a_run_with_its_decay(
     # 30 steps of 9/16 seconds, then of 1, 8 after every 20th, and 1.6 where the batch norms are frozen. The end
     # takes 8, so 112 of the 120 are left, four fifths of which, 89.6, are over after step 78. At 1.4 seconds a
     # step 15 more fit into the rest.
-    before = state.read_state(tmp_path / "run" / state.BEFORE_DECAY)[1]
+    before = state.read_state(tmp_path / "run" / state.BEFORE_DECAY).meta
     assert (before["step"], before["seconds"]) == (78, 30 * 9 / 16 + 48 + 3 * 8 + 1.6)
-    _, meta = state.read_state(state.rolling(tmp_path / "run")[0])
+    meta = state.read_state(state.rolling(tmp_path / "run")[0]).meta
     assert [meta[key] for key in ("step", "decay_start", "decay_steps", "end")] == [93, 78, 15, 93]
     assert meta["seconds"] == before["seconds"] + 15 + 8
     assert clock() == pytest.approx(meta["seconds"] + 8)
@@ -203,7 +203,7 @@ def test_the_clock_stops_a_run_with_its_decay(
 
     began = clock()
     weights = train(steps=1_000_000, minutes=1, resume=True)  # from step 78: 26 seconds and 2 validations to 104
-    _, meta = state.read_state(state.rolling(tmp_path / "run")[0])
+    meta = state.read_state(state.rolling(tmp_path / "run")[0]).meta
     assert [meta[key] for key in ("step", "first", "decay_start", "end")] == [111, 78, 104, 111]
     assert clock() - began == pytest.approx(33 + 2 * 8 + 8)
     seconds = before["seconds"] + clock() - began  # of the way to these weights; the first decay is not on it
@@ -240,7 +240,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_kept(recipe: P
         train_from_recipe(wild, output=tmp_path / "run", data=recipe.parent, quiet=True)
     found = state.newest_verified(tmp_path / "run")
     assert found is not None
-    assert all(bool(value.isfinite().all()) for value in found[1].values())
+    assert all(bool(value.isfinite().all()) for value in found.tensors.values())
     assert not (tmp_path / "run" / "tiny.safetensors").exists()
 
 
@@ -286,7 +286,7 @@ def test_a_run_killed_at_random_steps_and_resumed_ends_with_the_same_bytes(
     folder, kills = tmp_path / "run", max(2, count(8))
     run_script(KILLED_RUN, recipe, folder, *sorted(random.Random(3).sample(range(1, 58), kills)))
     assert sha256_of_tensors(folder / "tiny.safetensors") == sha256_of_tensors(whole_run)
-    states = [state.read_state(state.rolling(path)[0])[0] for path in (folder, whole_run.parent)]
+    states = [state.read_state(state.rolling(path)[0]).tensors for path in (folder, whole_run.parent)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
 
@@ -318,7 +318,7 @@ def test_a_damaged_newest_state_falls_back_loudly_to_the_one_before(
 ) -> None:
     train(steps=8)
     newest, before = state.rolling(tmp_path / "run")
-    good, expected = newest.read_bytes(), state.read_state(before)[0]
+    good, expected = newest.read_bytes(), state.read_state(before).tensors
     schedule = dataclasses.replace(read_recipe(recipe).schedule, steps=8)
     chance = random.Random(5)
     for _ in range(count(40) + 4):

@@ -72,7 +72,7 @@ def test_a_slice_is_scored_and_released_only_when_it_is_better(tmp_path: Path) -
     assert not shipped.exists()
     assert not scores.exists()
     kept = tmp_path / "training/state/tiny" / BEFORE_DECAY
-    first = read_state(kept)[1]["step"]
+    first = read_state(kept).meta["step"]
     (line,) = entries(tmp_path)
     assert f"continued: step {first}," in said
     assert (line.model, line.steps, line.decay, line.decision) == ("tiny", first, 0, "continued")
@@ -90,7 +90,7 @@ def test_a_slice_is_scored_and_released_only_when_it_is_better(tmp_path: Path) -
     made = model_metadata(shipped)
     assert made["hardware"] == "a thing"
     assert load_model(shipped).config.channels == 8
-    _, meta = read_state(kept)
+    meta = read_state(kept).meta
     assert first < meta["step"] < int(made["steps"])
     line = entries(tmp_path)[-1]
     assert (line.steps, line.decay, line.decision) == (int(made["steps"]), 0.5, "released")
@@ -156,10 +156,10 @@ def test_a_slice_that_is_ended_keeps_its_state_and_resumes(tmp_path: Path, how: 
     assert time.monotonic() - began < 180  # ten seconds where nothing else runs; else an hour
     (line,) = entries(tmp_path)
     assert (line.decision, line.psnr, line.decay) == ("stopped", {}, 0)
-    _, meta = read_state(tmp_path / "training/state/tiny" / BEFORE_DECAY)
+    meta = read_state(tmp_path / "training/state/tiny" / BEFORE_DECAY).meta
     found = newest_verified(tmp_path / "runs/tiny")
     assert found is not None
-    assert meta["step"] == found[2]["step"] == line.steps >= 20
+    assert meta["step"] == found.step == line.steps >= 20
     if how == "SIGTERM":  # on another machine, where there is no run folder
         (tmp_path / "runs").rename(tmp_path / "elsewhere")
         run(recipe, minutes=0.03)

@@ -53,7 +53,7 @@ def test_a_training_goes_on_from_its_state(tmp_path: Path) -> None:
     recipe, run = _made(tmp_path), tmp_path / "run"
     run.mkdir()
     shutil.copy(FILES / "before-decay.safetensors", run)
-    step = read_state(FILES / "before-decay.safetensors")[1]["step"]
+    step = read_state(FILES / "before-decay.safetensors").meta["step"]
     weights = train_from_recipe(recipe, steps=step + 3, decay=0, output=run, data=tmp_path, quiet=True, resume=True)
     assert model_metadata(weights)["steps"] == str(step + 3)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

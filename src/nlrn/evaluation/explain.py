@@ -17,7 +17,8 @@ from nlrn.functional.ranges import MAX_SIGMA, checked_image
 from nlrn.functional.tiling import PATCH
 from nlrn.inference.memory import within_memory
 from nlrn.inference.restorer import Restorer
-from nlrn.models.nlrn import CARRIED, NLRN
+from nlrn.models.distances import CARRIED
+from nlrn.models.nlrn import NLRN
 from nlrn.ops import correlation_of_pixel
 from nlrn.ops.reference import offsets_inside
 

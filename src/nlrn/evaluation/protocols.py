@@ -25,7 +25,8 @@ from nlrn.inference.memory import within_memory
 from nlrn.inference.restorer import Restorer
 from nlrn.inference.super_resolution import seen_size
 from nlrn.io.datasets import SCORING_SETS, NamedImage, read_folder
-from nlrn.models.nlrn import CARRIED, NLRN
+from nlrn.models.distances import CARRIED
+from nlrn.models.nlrn import NLRN
 from nlrn.models.observers import AttentionMeter
 
 _SCORED = (

@@ -56,9 +56,7 @@ class HubNLRN(NLRN, ModelHubMixin):
     @classmethod
     def of(cls, model: NLRN) -> HubNLRN:
         """The model, its parameters shared, with the hub's methods."""
-        own = cls(model.config, backend=model.block.non_local.backend)
-        own._modules = dict(model._modules)
-        return own.train(model.training)
+        return cls.sharing(model, model.config)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(save_directory / WEIGHTS, self)

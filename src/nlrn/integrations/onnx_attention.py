@@ -8,7 +8,7 @@ that is 4 q pieces BLOCK bytes a pixel (1.9 KB for a window of 15, 11.5 KB for 4
 (6.6 KB in all for the small network, docs/integrations.md).
 
 The values have a channel of ones, which sums the weights, and zeros outside the image. The query has one too, against
-which a key outside has OUTSIDE, so that the maximum is that of neighbours. Columns outside a query's window are masked
+which a key outside has MASKED, so that the maximum is that of neighbours. Columns outside a query's window are masked
 by what the first state adds.
 """
 
@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import BackendError
+from nlrn.ops.interface import MASKED
 
 BLOCK = 16  # queries
-OUTSIDE = -1e30  # logit of a key that is no neighbour; nothing added to it later moves it
 _END = 2**63 - 1  # as the end of a slice
 
 _library = torch.library.Library("nlrn_onnx", "DEF")  # type: ignore[no-untyped-call]
@@ -73,7 +73,7 @@ def _nodes(q: Any, k: Any, v: Any, window: int, correlation: Sequence[Any]) -> l
     ones = op.Expand(_floats(1), op.Concat(op.Shape(q, start=0, end=1), _ints(1), op.Shape(q, start=2), axis=0))
     queries = _in_blocks(_framed(op.Concat(q, ones, axis=1), 0, 1), width, 1)  # [B, Cm + 1, H, n, BLOCK]
     queries = op.Transpose(queries, perm=[0, 2, 3, 4, 1])  # [B, H, n, BLOCK, Cm + 1]
-    inside = _framed(op.Sub(ones, _floats(1)), r, seen, OUTSIDE)
+    inside = _framed(op.Sub(ones, _floats(1)), r, seen, MASKED)
     keys = _in_blocks(op.Concat(_framed(k, r, seen), inside, axis=1), width, seen)
     keys = op.Transpose(keys, perm=[0, 2, 3, 1, 4])  # [B, H + 2 r, n, Cm + 1, keys]
     values = _in_blocks(_framed(op.Concat(v, ones, axis=1), r, seen), width, seen)
@@ -117,9 +117,9 @@ def _slice(x: Any, axis: int, start: int, end: int) -> Any:
 
 
 def _band(window: int) -> np.ndarray:
-    """[BLOCK, keys]: 0 where a key's column lies in the window of the query, else OUTSIDE."""
+    """[BLOCK, keys]: 0 where a key's column lies in the window of the query, else MASKED."""
     offset = np.arange(pieces(window) * BLOCK) - np.arange(BLOCK)[:, None]
-    return np.where((offset >= 0) & (offset < window), np.float32(0), np.float32(OUTSIDE))
+    return np.where((offset >= 0) & (offset < window), np.float32(0), np.float32(MASKED))
 
 
 def _ints(*values: int) -> Any:

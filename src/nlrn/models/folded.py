@@ -48,7 +48,7 @@ class FoldedNLRN:
         self.tail = self._conv(*_double(model.tail))
         self.norm1 = [self._planes(x) for x in norms1[0]]  # of the first state alone: scale, shift
         self.skip = [self._planes(scale) for scale, _ in following]
-        self.split = [block.non_local.theta.out_channels, block.non_local.phi.out_channels, model.config.channels]
+        self.split = [*(part.out_channels for part in block.non_local.embeddings), model.config.channels]
         self.embed: list[_Conv] = []
         self.keep: list[Tensor] = []
         self.conv_a: list[_Conv] = []
@@ -69,7 +69,7 @@ class FoldedNLRN:
     def _embedding(self, model: NLRN, scale: Tensor, shift: Tensor) -> _Conv:
         """theta, phi and the scaled g as one 1 x 1 convolution."""
         part = model.block.non_local
-        maps = [_double(part.theta), _double(part.phi), _scaled(part.g, scale, shift)]
+        maps = [*map(_double, part.embeddings), _scaled(part.g, scale, shift)]
         weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
         return self._conv(weight, bias)
 

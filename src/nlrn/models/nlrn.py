@@ -12,27 +12,20 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlrn.errors import ConfigError, InputError
-from nlrn.ops import convolve3, neighborhood_attention, select_backend, tiled
+from nlrn.functional.ranges import MAX_SIGMA
+from nlrn.models.distances import CARRIED, DISTANCES
+from nlrn.ops import convolve3, neighborhood_attention, select_backend
 from nlrn.ops.forking import note_computation
 
 TASKS = ("denoise", "sr")
-DISTANCES = (
-    "euclidean",
-    "dot_product",
-    "embedded_dot_product",
-    "gaussian",
-    "symmetric_embedded_gaussian",
-    "embedded_gaussian",
-)
 MAX_SIZE = 1024  # channels, states, or pixels of a window: far beyond any model, far below what fills a memory
-CARRIED = "embedded_gaussian"  # the distance whose correlations the network can carry along
 Observer = Callable[[int, Tensor], None]
 
 
@@ -79,6 +72,10 @@ class NonLocal2d(nn.Module):
     neighbours; the two dot products are divided by the number of neighbours inside the image.
     """
 
+    theta: nn.Conv2d
+    phi: nn.Conv2d
+    log_h: nn.Parameter | None
+
     def __init__(
         self,
         channels: int,
@@ -100,36 +97,39 @@ class NonLocal2d(nn.Module):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
         self.distance, self.window, self.backend = distance, window, backend
-        self.carries = distance == CARRIED
+        kind = DISTANCES[distance]
         embed = max(1, channels // 2) if embed_channels is None else embed_channels
-        if "embedded" in distance:
-            self.theta = _conv(channels, embed, 1)
-            if distance != "symmetric_embedded_gaussian":
-                self.phi = _conv(channels, embed, 1)
-        if distance == "euclidean":
-            self.log_h = nn.Parameter(torch.tensor(math.log(h)))
+        for name in kind.embeddings:
+            self.add_module(name, _conv(channels, embed, 1))
+        self.register_parameter("log_h", nn.Parameter(torch.tensor(math.log(h))) if kind.bandwidth else None)
         self.g = _zero_conv(channels)
+
+    @property
+    def carries(self) -> bool:
+        """Whether the network can carry the logits of this distance from state to state."""
+        return DISTANCES[self.distance].carries
 
     @property
     def embeddings(self) -> list[nn.Conv2d]:
         """Those of theta and phi that this distance has."""
-        return [getattr(self, name) for name in ("theta", "phi") if hasattr(self, name)]
+        return [getattr(self, name) for name in DISTANCES[self.distance].embeddings]
 
     def forward(self, x: Tensor) -> Tensor:
-        theta = self.theta(x) if hasattr(self, "theta") else x
-        phi = self.phi(x) if hasattr(self, "phi") else theta
-        g = self.g(x)
+        kind = DISTANCES[self.distance]
+        maps = [embedding(x) for embedding in self.embeddings] or [x]
+        theta, phi, g = maps[0], maps[-1], self.g(x)
         dtype = torch.promote_types(theta.dtype, g.dtype)  # under autocast g is 16 bit and x may not be
-        if self.distance == "euclidean" or self.distance.endswith("dot_product"):
-            dtype = torch.promote_types(dtype, torch.float32)  # differences of large numbers below
+        if kind.wide:
+            dtype = torch.promote_types(dtype, torch.float32)
         q, k, v = (t.to(dtype).permute(0, 2, 3, 1) for t in (theta, phi, g))  # [B, H, W, C]
         with torch.autocast(x.device.type, enabled=False):
-            z = self._average(q, k, v) if self.distance.endswith("dot_product") else self._softmax(q, k, v)
+            q, k = kind.logits(q, k, self.log_h)
+            z = kind.weighting(q, k, v, self.window, self.backend)
         return x + z.to(x.dtype).permute(0, 3, 1, 2)
 
     def attend(self, x: Tensor, correlation: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         """One recurrent state of the paper: x + softmax(theta phi^T + S) g and, if kept, the new S."""
-        maps = (self.theta, self.phi, self.g)
+        maps = (*self.embeddings, self.g)
         weight, bias = (torch.cat([getattr(m, name) for m in maps]) for name in ("weight", "bias"))
         qkv = F.conv2d(x, weight, bias).permute(0, 2, 3, 1)  # one 1x1 convolution: [B, H, W, 2 Cm + C]
         q, k, v = torch.split(qkv, [m.out_channels for m in maps], -1)
@@ -145,23 +145,6 @@ class NonLocal2d(nn.Module):
         )
         z, correlation = found if isinstance(found, tuple) else (found, None)
         return x + z.permute(0, 3, 1, 2), correlation
-
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.distance == "euclidean":
-            # -|a - b|^2 / h^2 = (2 a.b - |b|^2) / h^2 - |a|^2 / h^2, whose last term a softmax over b cancels
-            scale = torch.exp(-2 * self.log_h).to(q.dtype)
-            q = torch.cat([2 * scale * q, -scale.expand(*q.shape[:3], 1)], -1)
-            k = torch.cat([k, k.square().sum(-1, keepdim=True)], -1)
-        found = neighborhood_attention(q, k, v, window=self.window, backend=self.backend)
-        assert isinstance(found, Tensor)
-        return found
-
-    def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """sum_j (q_i . k_j) v_j / number of neighbours: of the whole image linear in q, so summed first."""
-        if self.window is not None:
-            return tiled.average(q, k, v, self.window)
-        _, height, width, _ = q.shape
-        return torch.einsum("bhwm,bmc->bhwc", q, torch.einsum("byxm,byxc->bmc", k, v)) / (height * width)
 
 
 @dataclass(frozen=True)
@@ -202,8 +185,8 @@ class NLRNConfig:
         if self.propagation and self.distance != CARRIED:
             raise ConfigError(f"{CARRIED} alone carries correlations: {self.distance} wants propagation = false")
         object.__setattr__(self, "level_one", float(self.level_one))  # a recipe may say 12; a header's type is checked
-        if not 0 <= self.level_one <= 75 or (self.level_one and not self.sigma_input):
-            raise ConfigError(f"level_one lies in 0..75 and requires sigma_input, not {self.level_one:g}")
+        if not 0 <= self.level_one <= MAX_SIGMA or (self.level_one and not self.sigma_input):
+            raise ConfigError(f"level_one lies in 0..{MAX_SIGMA:g} and requires sigma_input, not {self.level_one:g}")
         if self.task not in TASKS:
             raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
 
@@ -237,13 +220,30 @@ class RecurrentBlock(nn.Module):
     def forward(
         self, s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool
     ) -> tuple[Tensor, Tensor | None]:
-        a = F.relu(self.norm1[t](s))  # [B, C, H, W]
+        return self.state(self.norms(t), self.non_local.attend, s, s0, correlation, keep)
+
+    def norms(self, t: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The three batch norms of state t."""
+        return self.norm1[t], self.norm2[t], self.norm3[t]
+
+    def state(
+        self,
+        norms: tuple[nn.Module, nn.Module, nn.Module],
+        attend: Callable[[Tensor, Tensor | None, bool], tuple[Tensor, Tensor | None]],
+        s: Tensor,
+        s0: Tensor,
+        correlation: Tensor | None,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One state with the batch norms given; attend: the attention of a distance that carries correlations."""
+        norm1, norm2, norm3 = norms
+        a = F.relu(norm1(s))  # [B, C, H, W]
         if self.non_local.carries:
-            a, correlation = self.non_local.attend(a, correlation, keep)
+            a, correlation = attend(a, correlation, keep)
         else:
             a = self.non_local(a)
-        h = self.conv_a(self.norm2[t](a))
-        h = self.conv_b(F.relu(self.norm3[t](h)))
+        h = self.conv_a(norm2(a))
+        h = self.conv_b(F.relu(norm3(h)))
         return h + s0, correlation
 
 
@@ -299,16 +299,15 @@ class NLRN(nn.Module):
         fixed = dataclasses.replace(config, window=self.config.window, propagation=self.config.propagation)
         if fixed != self.config:
             raise ConfigError("only window and propagation can change without changing the parameters")
-        other = copy.copy(self)
-        other._modules = dict(self._modules)
-        other.config = config
-        block = copy.copy(self.block)
-        block._modules = dict(self.block._modules)
-        block.__dict__.pop("forward", None)  # of a compiled block: it would run the old one
-        block.non_local = copy.copy(block.non_local)
-        block.non_local.window = config.window
-        other.block = block
-        return other
+        return NLRN.sharing(self, config)
+
+    @classmethod
+    def sharing(cls, model: NLRN, config: NLRNConfig) -> Self:
+        """A network of this class whose parameters and statistics are those of `model`: the same tensors."""
+        with torch.device("meta"):  # its own take no memory
+            other = cls(config, backend=model.block.non_local.backend)
+        other.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+        return other.train(model.training)
 
     def backend(self, height: int, width: int) -> str:
         """The attention backend that an image of this size runs on."""

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nlrn.errors import BackendError
+from nlrn.ops.interface import MASKED
 from nlrn.ops.reference import offsets_inside
 
 WHOLE = 64  # the side up to which an image is its own window; beyond, its correlation lies too wide apart
@@ -317,7 +318,7 @@ def of_pixel(
 def rows(
     correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
-    """Row by row of the images: ((batch, rows, columns), logits [1, W, keys], -1e30 outside the image)."""
+    """Row by row of the images: ((batch, rows, columns), logits [1, W, keys], MASKED outside the image)."""
     state = _blocks(correlation, batch, height, width, window)
     effective = state.shape[-2]
     row_inside, column_inside = (offsets_inside(n, effective, correlation.device) for n in (height, width))
@@ -325,7 +326,7 @@ def rows(
         for y in range(height):
             row = state[b, y].permute(0, 3, 1, 2).reshape(-1, effective, effective)[:width]
             inside = row_inside[y, :, None] & column_inside[:, None, :]
-            logits = row.float().masked_fill(~inside, -1e30).reshape(1, width, -1)
+            logits = row.float().masked_fill(~inside, MASKED).reshape(1, width, -1)
             yield (slice(b, b + 1), slice(y, y + 1), slice(0, width)), logits
 
 

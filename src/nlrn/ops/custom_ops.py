@@ -1,8 +1,8 @@
 """The fused kernels as PyTorch operators: autograd, fake tensors, and one that works in place.
 
-A kernel is a module with ``forward``, ``backward``, ``state_elements`` (see cpu.py). Two operators make it part of
-PyTorch: ``nlrn::attention``, which computes gradients and keeps the correlation of every state, in float32, and
-``nlrn::attention_``, which overwrites one correlation from state to state, so that memory does not grow with them.
+A kernel is a ``KernelBackend`` of interface.py. Two operators make it part of PyTorch: ``nlrn::attention``, which
+computes gradients and keeps the correlation of every state, in float32, and ``nlrn::attention_``, which overwrites one
+correlation from state to state, so that memory does not grow with them.
 
 They are defined by ``torch.library.Library``. ``torch.library.custom_op`` wraps every kernel so that the first call
 imports torch._dynamo and, with it, TorchInductor, which makes a folder of a predictable name in the shared temporary
@@ -12,7 +12,6 @@ folder: inference does not compile, and must not depend on that folder.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,9 +19,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from nlrn.ops import cpu, triton
+from nlrn.ops.interface import KernelBackend
 
 NORMS = 2  # numbers a query that a backward pass needs: a maximum of the logits, and a sum relative to it
-KERNELS: dict[str, ModuleType] = {"cpu": cpu, "gpu": triton}
+KERNELS: dict[str, KernelBackend] = {"cpu": cpu, "gpu": triton}
 LIBRARY = torch.library.Library("nlrn", "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -41,8 +41,7 @@ def operator(mutates: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Call
 
 def _state_size(kernel: str, q: Tensor, window: int | None) -> int:
     batch, height, width, _ = q.shape
-    size: int = KERNELS[kernel].state_elements(batch, height, width, window)
-    return size
+    return KERNELS[kernel].state_elements(batch, height, width, window)
 
 
 def _kept(kernel: str, q: Tensor, v: Tensor, window: int | None, carried: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,8 +89,8 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and, in float32, of the correlation before (empty where nothing is carried)."""
     state = after if after.numel() else None
-    *gradients, before = KERNELS[kernel].backward(q, k, v, exact, out_gradient, norms, window, state, after_gradient)
-    dq, dk, dv = gradients
+    run = KERNELS[kernel].backward
+    dq, dk, dv, before = run(q, k, v, exact, out_gradient, norms, window, state, after_gradient)
     return dq, dk, dv, q.new_empty(0, dtype=torch.float32) if before is None else before
 
 
@@ -141,8 +140,7 @@ def attention_(
 ) -> Tensor:
     """out [B, H, W, C]. state holds the correlation before, if this one `follows`, and after, if one is to `carry`."""
     before, after = state if follows else None, state if carry else None
-    out: Tensor = KERNELS[kernel].forward(q, k, v, window, before, after)
-    return out
+    return KERNELS[kernel].forward(q, k, v, window, before, after)
 
 
 @torch.library.register_fake("nlrn::attention_", lib=LIBRARY)  # type: ignore[untyped-decorator]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from nlrn.errors import BackendError, InputError
 from nlrn.ops import cpu, custom_ops, reference, tiled
 from nlrn.ops.forking import note_computation
+from nlrn.ops.interface import BELOW_ALL_LOGITS, Backend, DirectBackend
 
-BACKENDS: dict[str, ModuleType] = {  # each: unsupported, rows, to_dense, of_pixel, state_bytes
-    **custom_ops.KERNELS,
-    "reference": reference,
-    "tiled": tiled,
-}
-_PREFERENCE = (*custom_ops.KERNELS, "tiled")
+DIRECT: dict[str, DirectBackend] = {"tiled": tiled, "reference": reference}
+BACKENDS: dict[str, Backend] = {**custom_ops.KERNELS, **DIRECT}  # in the order in which "auto" tries them
 
 
 def neighborhood_attention(
@@ -70,8 +65,8 @@ def neighborhood_attention(
     else:
         with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits
             wide = torch.promote_types(q.dtype, torch.float32)
-            widened = (x.to(wide) for x in (q, k, v))
-            out, after = BACKENDS[name].attend(*widened, window, correlation, return_correlation)
+            qw, kw, vw = (x.to(wide) for x in (q, k, v))
+            out, after = DIRECT[name].attend(qw, kw, vw, window, correlation, return_correlation)
     out = out.to(v.dtype)
     return out if after is None else (out, after)
 
@@ -89,8 +84,7 @@ def unsupported(backend: str, q: Tensor, window: int | None) -> str | None:
     """Why ``backend`` cannot run queries like q [B, H, W, Cm] with this window; None when it can."""
     if backend not in BACKENDS:
         return f"no backend is called {backend!r}; there are {', '.join(sorted(BACKENDS))}"
-    reason: str | None = BACKENDS[backend].unsupported(q, window)
-    return reason
+    return BACKENDS[backend].unsupported(q, window)
 
 
 def select_backend(q: Tensor, window: int | None, backend: str = "auto") -> str:
@@ -101,21 +95,21 @@ def select_backend(q: Tensor, window: int | None, backend: str = "auto") -> str:
     if cpu.MISNAMED and q.device.type == "cpu" and backend in ("auto", "cpu"):
         raise BackendError(cpu.MISNAMED)
     if backend == "auto":
-        return next(name for name in _PREFERENCE if unsupported(name, q, window) is None)
+        return next(name for name in BACKENDS if unsupported(name, q, window) is None)
     reason = unsupported(backend, q, window)
     if reason is not None:
         raise BackendError(f"backend {backend!r} cannot run: {reason}")
     return backend
 
 
-def _backend(name: str) -> ModuleType:
+def _backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise BackendError(f"no backend is called {name!r}; there are {', '.join(sorted(BACKENDS))}")
     return BACKENDS[name]
 
 
 def _check_correlation(
-    backend: ModuleType, correlation: Tensor, batch: int, height: int, width: int, window: int | None
+    backend: Backend, correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> None:
     expected = backend.state_bytes(batch, height, width, window, 1)
     if correlation.numel() != expected:
@@ -144,8 +138,7 @@ def correlation_to_dense(
     """
     chosen = _backend(backend)
     _check_correlation(chosen, correlation, batch, height, width, window)
-    dense: Tensor = chosen.to_dense(correlation, batch, height, width, window)
-    return dense
+    return chosen.to_dense(correlation, batch, height, width, window)
 
 
 def correlation_of_pixel(
@@ -166,8 +159,7 @@ def correlation_of_pixel(
     _check_correlation(chosen, correlation, batch, height, width, window)
     if any(not 0 <= i < n for i, n in zip(pixel, (batch, height, width), strict=True)):
         raise InputError(f"the pixel {pixel} lies outside {(batch, height, width)}")
-    found: Tensor = chosen.of_pixel(correlation, batch, height, width, window, pixel)
-    return found
+    return chosen.of_pixel(correlation, batch, height, width, window, pixel)
 
 
 @torch.no_grad()
@@ -185,7 +177,7 @@ def correlation_statistics(
         entropy = logits.logsumexp(-1) - (p * logits).sum(-1)
         block = effective[b, y, x]
         block.copy_(entropy.exp().view(block.shape))
-        largest = max(largest, float(logits.masked_fill(logits < -1e29, 0).abs().max()))
+        largest = max(largest, float(logits.masked_fill(logits < BELOW_ALL_LOGITS, 0).abs().max()))
     return effective, largest
 
 
@@ -193,5 +185,4 @@ def state_bytes(
     *, batch: int, height: int, width: int, window: int | None, backend: str = "tiled", itemsize: int = 4
 ) -> int:
     """Bytes of the correlation a backend carries from state to state."""
-    size: int = _backend(backend).state_bytes(batch, height, width, window, itemsize)
-    return size
+    return _backend(backend).state_bytes(batch, height, width, window, itemsize)

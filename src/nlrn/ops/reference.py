@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nlrn.ops.interface import MASKED
+
 
 def unsupported(q: Tensor, window: int | None) -> str | None:
     """The definition runs everywhere: always None."""
@@ -70,10 +72,10 @@ def of_pixel(
 def rows(
     correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
-    """One block: ((batch, rows, columns), logits [B, H * W, keys] with -1e30 at keys outside the image)."""
+    """One block: ((batch, rows, columns), logits [B, H * W, keys] with MASKED at keys outside the image)."""
     logits = correlation
     if window is not None:
-        logits = logits.masked_fill(~valid_offsets(height, width, window, correlation.device), -1e30)
+        logits = logits.masked_fill(~valid_offsets(height, width, window, correlation.device), MASKED)
     block = (slice(0, batch), slice(0, height), slice(0, width))
     yield block, logits.reshape(batch, height * width, -1)
 

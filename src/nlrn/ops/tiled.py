@@ -4,7 +4,7 @@ The image is cut into tiles of queries. A tile's keys are the tile grown by r on
 the image's border, so that a tile is three dense matrix products and a softmax under a mask, [Q, K]. Tiles of
 one shape that lie side by side make a strip, and as many of them as fit a block are worked on together.
 
-The correlation is one flat tensor: tile after tile, each [B, Q, K], with MASKED (-1e30) where a key lies
+The correlation is one flat tensor: tile after tile, each [B, Q, K], with MASKED where a key lies
 outside the query's window. Adding logits to MASKED leaves MASKED, so the mask is paid for once, at the first
 state. The backward pass is written out and computes the probabilities again, block by block; the gradient of
 the correlation has the correlation's own dtype, never a narrower one: its entries are too small for float16.
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MASKED = -1e30
+from nlrn.ops.interface import MASKED
+
 BLOCK = 1 << 20  # logits worked on at once: 4 MiB in float32, some part of a last-level cache
 
 _Spans = tuple[int, int, int, int, int, int]  # th, tw, kh, kw of a tile, and its first query minus its first key

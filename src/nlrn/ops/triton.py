@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import InputError
+from nlrn.ops.interface import MASKED
 from nlrn.ops.reference import offsets_inside
 
-MASKED = -1e30
 _CHANNELS_LIMIT = 512  # more of them do not fit a program's registers and shared memory
 _COLUMNS_LIMIT = 32_000  # of a window, else the numbers of a halo's pixels are not taken apart exactly
 _NARROW = 1 << 31  # entries of one image's state that a program can number with 32 bits

@@ -19,8 +19,10 @@ import triton
 import triton.language as tl
 from triton.language import constexpr, tensor
 
+from nlrn.ops.interface import MASKED
+
 LOG2E = constexpr(1.4426950408889634)
-LOWEST = constexpr(-1e30)  # finite: a maximum over nothing must not turn into inf - inf
+LOWEST = constexpr(MASKED)  # finite: a maximum over nothing must not turn into inf - inf
 FAR = constexpr(1 << 29)  # the window of a pixel that does not exist starts here
 HALF_LIMIT = constexpr(65504.0)  # the largest float16
 

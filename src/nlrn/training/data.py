@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,13 @@ JPEG_GRID = 16  # pixels after which the blocks of a JPEG repeat, chroma subsamp
 LEVEL_ONE = 0.75  # share of patches of level 1, what the model is asked for unless somebody asks for more or less
 HIGHEST_LEVEL = 2.0
 
-Batch = tuple[Tensor, Tensor, Tensor | None]
+
+class Batch(NamedTuple):
+    """Images of a step, [B, C, P, P] in 0..image_range: degraded, clean, and sigma / 255 [B] or None."""
+
+    degraded: Tensor
+    clean: Tensor
+    sigma: Tensor | None
 
 
 class Batches:
@@ -61,7 +68,7 @@ class Batches:
             return self._photographed(step, first, clean, stage.patch)
         sigma, noise = self._noise(step, first, clean.shape)
         largest = self.config.image_range
-        return (
+        return Batch(
             largest * (clean / 255 + noise),
             largest * (clean / 255),
             sigma if self.config.model.sigma_input else None,
@@ -108,7 +115,7 @@ class Batches:
             targets.append(target_at(image[part], photograph, float(levels[i])))
         seen, target = (self._planes(np.stack(x)) for x in (noisy, targets))
         plane = torch.from_numpy(levels * np.float32(config.level_one / 255)).to(self.processes.device)
-        return seen, target, plane if config.sigma_input else None
+        return Batch(seen, target, plane if config.sigma_input else None)
 
     def _planes(self, images: np.ndarray) -> Tensor:
         """[B, H, W, C] -> [B, C, H, W], channels last in memory."""
@@ -151,7 +158,7 @@ class Batches:
             part = (slice(down, down + patch), slice(right, right + patch))
             pairs.append((self._through(image, scale, rounded)[part], image[part]))
         degraded, whole = (torch.stack(x)[:, None] / 255 for x in zip(*pairs, strict=True))
-        return degraded, whole, None
+        return Batch(degraded, whole, None)
 
     def _through(self, image: Tensor, scale: int, rounded: bool) -> Tensor:
         """HW, 0..255, after the small image; rounded: half up and clipped after each axis, as MATLAB's uint8 is."""

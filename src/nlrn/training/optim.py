@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -144,25 +143,32 @@ def clip_gradients(parameters: list[nn.Parameter], o: OptimConfig) -> Tensor:
     return torch.stack(norms).max()
 
 
-def compile_states(block: RecurrentBlock, backend: str = "inductor") -> None:
-    """Compile one recurrent state in place: all states run the same graphs, each with its own batch norms.
+class CompiledBlock(RecurrentBlock):
+    """A recurrent block whose states are compiled in training: all run the same graphs, each with its batch norms.
 
-    The attention stays outside of them, whatever backend it runs on. Only training is compiled.
+    The attention stays outside of the graphs, whatever backend it runs on. block: whose parts these are (shared, not
+    copied).
     """
-    attention = copy.copy(block.non_local)
-    attention.attend = torch.compiler.disable(block.non_local.attend)  # type: ignore[method-assign,no-untyped-call]
-    states = []
-    for t in range(len(block.norm1)):
-        state = copy.copy(block)
-        own = {name: nn.ModuleList([getattr(block, name)[t]]) for name in ("norm1", "norm2", "norm3")}
-        state._modules = {**block._modules, **own, "non_local": attention}
-        states.append(state)
-    compiled, eager = torch.compile(RecurrentBlock.forward, dynamic=False, backend=backend), block.forward
 
-    def forward(s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool) -> tuple[Tensor, Tensor | None]:
-        if not block.training:
-            return eager(s, s0, correlation, t, keep)
-        found: tuple[Tensor, Tensor | None] = compiled(states[t], s, s0, correlation, 0, keep)
+    def __init__(self, block: RecurrentBlock, backend: str = "inductor") -> None:
+        nn.Module.__init__(self)
+        for name, part in block.named_children():
+            self.add_module(name, part)
+        self.train(block.training)
+        self._attend = torch.compiler.disable(self.non_local.attend)  # type: ignore[no-untyped-call]
+        self._compiled = torch.compile(RecurrentBlock.state, dynamic=False, backend=backend)
+
+    def forward(
+        self, s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if not self.training:
+            return super().forward(s, s0, correlation, t, keep)
+        found: tuple[Tensor, Tensor | None] = self._compiled(
+            self, self.norms(t), self._attend, s, s0, correlation, keep
+        )
         return found
 
-    block.forward = forward  # type: ignore[method-assign]
+
+def compile_states(model: NLRN, backend: str = "inductor") -> None:
+    """Compile the recurrent states of a model for training, in place; backend: of ``torch.compile``."""
+    model.block = CompiledBlock(model.block, backend)

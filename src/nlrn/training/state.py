@@ -13,6 +13,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nlrn.errors import CheckpointError, ConfigError
 from nlrn.models.checkpoint import read_tensors
 from nlrn.system.atomic import publish
 from nlrn.training.config import TrainConfig
+from nlrn.training.optim import Muon
 
 BEFORE_DECAY = "before-decay.safetensors"
 LATEST = "latest.txt"  # the name of the newest rolling state, so that its loss is noticed
@@ -36,7 +38,29 @@ _META: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 _YOUNGER = ("first", "steps", "decay", "seconds")  # than some released states
 
-State = tuple[Path, dict[str, Tensor], dict[str, Any]]  # file, tensors, meta
+
+@dataclass(frozen=True)
+class FoundState:
+    """A training state that was read and verified.
+
+    path: its file. tensors: parameters, averages and moments by name, as `pack` made them. meta: where the run stood:
+    "step", "decay_start", "decay_steps", "end" and "world" (int), "recipe" (its digest), and in all but the oldest
+    files "first", "steps" (int), "decay" and "seconds".
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps made."""
+        return int(self.meta["step"])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run stood at its planned end."""
+        return self.step >= int(self.meta["end"])
 
 
 def prepare(folder: Path, *, create: bool) -> None:
@@ -94,7 +118,7 @@ def _check_fit(
     """Raises CheckpointError for an average or moments of other parameters or shapes, or of another optimiser."""
     parameters = dict(model.named_parameters())
     orthogonal = {id(p) for group in optimizer.param_groups if group.get("orthogonal") for p in group["params"]}
-    muon = hasattr(optimizer, "MOMENTUM")
+    muon = isinstance(optimizer, Muon)
     problem = None
     if ema.keys() != parameters.keys() or not (moments.keys() <= parameters.keys()):
         odd = sorted((ema.keys() ^ parameters.keys()) | (moments.keys() - parameters.keys()))
@@ -142,28 +166,29 @@ def write_compact(source: Path, path: Path) -> int:
 
     A run that resumes from it is not the same to the bit, which no result depends on. Raises CheckpointError.
     """
-    tensors, meta = read_state(source)
-    moments = {k for k, v in tensors.items() if k.startswith("optim.") and v.is_floating_point() and v.dim() > 0}
-    write_state(path, {k: v.bfloat16() if k in moments else v for k, v in tensors.items()}, meta)
-    return int(meta["step"])
+    found = read_state(source)
+    moments = {k for k, v in found.tensors.items() if k.startswith("optim.") and v.is_floating_point() and v.dim() > 0}
+    rounded = {k: v.bfloat16() if k in moments else v for k, v in found.tensors.items()}
+    write_state(path, rounded, found.meta)
+    return found.step
 
 
 def undecayed(folder: Path) -> Path | None:
     """The newest verified state of a run folder that no decay has touched; None where there is none."""
     for path in rolling(folder):
         try:
-            meta = read_state(path)[1]
+            found = read_state(path)
         except CheckpointError as error:
             _warn(str(error))
             continue
-        if meta["step"] <= meta["decay_start"]:
+        if found.step <= found.meta["decay_start"]:
             return path
     path = folder / BEFORE_DECAY
     return path if os.path.lexists(path) else None
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and meta of a state. Raises CheckpointError when the file is damaged in any bit."""
+def read_state(path: Path) -> FoundState:
+    """The state in a file. Raises CheckpointError when the file is damaged in any bit."""
     header, tensors = read_tensors(path)  # finds a damaged header; the digest finds the rest
     if "meta" not in header or header.get("digest") != _digest(tensors, header["meta"]):
         raise CheckpointError(f"{path.name} is damaged: its contents do not match its digest")
@@ -172,7 +197,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is no training state: {error}") from error
     _check_meta(path, meta)
-    return tensors, meta
+    return FoundState(path, tensors, meta)
 
 
 def _check_meta(path: Path, meta: Any) -> None:
@@ -208,7 +233,7 @@ def holds_a_run(folder: Path) -> bool:
     return bool(rolling(folder)) or any(os.path.lexists(folder / name) for name in (LATEST, BEFORE_DECAY))
 
 
-def newest_verified(folder: Path) -> State | None:
+def newest_verified(folder: Path) -> FoundState | None:
     """The newest rolling state that verifies, else the one before the decay; None when there are no files.
 
     A damaged or missing one is warned about. Raises CheckpointError when there are files and none verifies: a
@@ -228,12 +253,12 @@ def newest_verified(folder: Path) -> State | None:
     return first_verified([*files, folder / BEFORE_DECAY])
 
 
-def first_verified(candidates: Iterable[Path]) -> State | None:
+def first_verified(candidates: Iterable[Path]) -> FoundState | None:
     """The first of these files that verifies, warning about each that does not; None when there are none."""
     files, problems = [path for path in candidates if os.path.lexists(path)], []  # a dangling link is a damaged one
     for path in files:
         try:
-            return path, *read_state(path)
+            return read_state(path)
         except CheckpointError as error:
             problems.append(str(error))
             _warn(str(error))

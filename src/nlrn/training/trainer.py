@@ -118,7 +118,7 @@ class Trainer:
         start_embeddings(self.model, config.embedding_gain, config.embedding_tied)
         sync_norms(self.model, processes)
         if config.compile and device.type == "cuda":
-            compile_states(self.model.block)
+            compile_states(self.model)
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.optimizer = make_optimizer(config, self.model)
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware_bf16(device))
@@ -187,24 +187,25 @@ class Trainer:
         found = state.newest_verified(self.folder)
         if found is None:
             raise CheckpointError(f"there is nothing to resume in {self.folder}")
-        step, end = found[2]["step"], found[2]["end"]
-        unfinished = step < self.config.schedule.warmup
-        later = step >= end and end < self.config.schedule.steps and (unfinished or self._shipped(step))
+        unfinished = found.step < self.config.schedule.warmup
+        more = found.ended and found.meta["end"] < self.config.schedule.steps
+        later = more and (unfinished or self._shipped(found.step))
         if not state.rolling(self.folder):  # the state before some decay, alone: released to resume from
             later = True
         elif later:
             files = [self.folder / state.BEFORE_DECAY, *state.rolling(self.folder)]
             found = state.first_verified(files) or found
-        self._restore(*found, later)
+        self._restore(found, later)
 
-    def _restore(self, path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], later: bool) -> None:
-        """Take a state's place; `later`: as the beginning of another slice."""
+    def _restore(self, found: state.FoundState, later: bool) -> None:
+        """Continue from a state; `later`: as the beginning of another slice."""
+        path, meta = found.path, found.meta
         if meta["recipe"] != self.config.digest():
             raise ConfigError(f"{path} belongs to another recipe; only steps and decay may change on the way")
         if meta["world"] != self.processes.world:
             raise ConfigError(f"{path} was written by {meta['world']} processes, not {self.processes.world}")
-        state.unpack(tensors, self.model, self.ema, self.optimizer)
-        self.step, self.seconds_before = meta["step"], meta.get("seconds", 0.0)
+        state.unpack(found.tensors, self.model, self.ema, self.optimizer)
+        self.step, self.seconds_before = found.step, meta.get("seconds", 0.0)
         self.first = self.step if later else meta.get("first", 0)
         schedule = self.config.schedule
         planned = meta.get("steps", meta["end"]), meta.get("decay", schedule.decay)
