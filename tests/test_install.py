@@ -114,6 +114,6 @@ def test_the_sdist_holds_the_kernel_and_nothing_that_was_built(source: Path) -> 
 def test_the_version_stands_in_one_place_and_in_the_changelog() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["dynamic"] == ["version"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "nlrn.__version__"}
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "nlrn._version.__version__"}
     found = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert found[0] == nlrn.__version__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from nlrn._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from nlrn.errors import (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nlrn.cli.images import add_image_options, restore_input
 from nlrn.cli.shared import number, sigma_level, sigma_or_auto
 from nlrn.errors import ConfigError, InputError
+from nlrn.functional.limits import MAX_SIGMA
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("denoise", help="remove noise from an image")
-    parser.add_argument("--sigma", type=sigma_or_auto, help="noise level in 0-255 units, 0..75, or auto (default)")
+    parser.add_argument(
+        "--sigma", type=sigma_or_auto, help=f"noise level in 0-255 units, 0..{MAX_SIGMA:g}, or auto (default)"
+    )
     parser.add_argument(
         "--sigma-map",
         type=Path,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.interrupts import check_interrupt
 from nlrn.errors import InputError
+from nlrn.functional.limits import MAX_SIGMA
 from nlrn.system.atomic import check_target
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def sigma_or_auto(text: str) -> float | str:
 
 
 def sigma_level(text: str) -> float:
-    return number(text, "noise level", 0, 75, " (0-255 units)")
+    return number(text, "noise level", 0, MAX_SIGMA, " (0-255 units)")
 
 
 def number(text: str, what: str, low: float, high: float, unit: str = "") -> float:

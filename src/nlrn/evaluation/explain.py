@@ -13,7 +13,8 @@ from torch import Tensor
 from nlrn.errors import ConfigError, InputError
 from nlrn.evaluation.plotting import new_figure, write_figure
 from nlrn.functional.degradations import add_gaussian_noise
-from nlrn.functional.ranges import MAX_SIGMA, checked_image
+from nlrn.functional.limits import MAX_SIGMA
+from nlrn.functional.ranges import checked_image
 from nlrn.functional.tiling import PATCH
 from nlrn.inference.memory import within_memory
 from nlrn.inference.restorer import Restorer

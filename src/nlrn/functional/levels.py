@@ -10,8 +10,8 @@ from torch import Tensor, bfloat16, float16
 
 from nlrn.errors import InputError
 from nlrn.functional.alpha import hidden
+from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NoiseEstimate, estimate_noise
-from nlrn.functional.ranges import MAX_SIGMA
 
 
 def channels_of(image: np.ndarray) -> int:

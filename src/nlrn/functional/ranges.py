@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from nlrn.errors import ConfigError, InputError
+from nlrn.functional.limits import MAX_SIGMA
 
 RANGES = ("auto", "type", "image")
 Range = str | tuple[float, float]  # one of RANGES, or (black, white)
 SMALL, LARGE = 0.25, 0.5  # parts of the type's range: up to here the image's own, from there on the type's
-MAX_SIGMA = 75.0  # up to which the denoisers are trained, 0-255 units
 _APART = 1000  # one in so many pixels may lie beyond either end of an image's range
 _AT_LEAST = 4  # pixels of an image of 256 and more
 _BEYOND = 0.5  # of the range: how far values beyond it are shown to the network

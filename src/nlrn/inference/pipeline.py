@@ -19,8 +19,9 @@ from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 from nlrn.functional.alpha import enlarged_alpha, fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of, check_auto, level_of, scale_hint
+from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NOISES, NoiseEstimate, level_text
-from nlrn.functional.ranges import MAX_SIGMA, Range, Scale, on_unit_scale
+from nlrn.functional.ranges import Range, Scale, on_unit_scale
 from nlrn.inference.memory import backing_off
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.self_ensemble import Progress

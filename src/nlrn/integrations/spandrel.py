@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import BackendError, ConfigError
+from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import estimate_noise
-from nlrn.functional.ranges import MAX_SIGMA
 from nlrn.integrations import require
 from nlrn.integrations.scaled import on_own_range
 from nlrn.models.checkpoint import list_models, load_model, read_tensors, resolve_model

@@ -33,6 +33,7 @@ from nlrn.io.formats import (
     png_colour_count,
     png_colours,
     png_exif,
+    png_header,
     png_left_out,
     png_parts,
     png_size,
@@ -189,7 +190,7 @@ def _depth(image: ImageFile, data: bytes) -> int:
 def _bits(image: ImageFile, data: bytes) -> int:
     """Bits a sample in the file, where Pillow's mode does not tell."""
     if isinstance(image, PngImageFile):
-        return data[24]
+        return png_header(data).bits
     if isinstance(image, AvifImageFile):
         return avif_bits(data)
     arguments = image.tile[0][3] if isinstance(image, PpmImageFile) else None
@@ -228,7 +229,7 @@ def _planes(image: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | N
         return values[..., 0] if image.mode == "LA" else values[..., :3], values[..., -1].copy()
     if key is None:
         return values, None
-    levels = 2 ** data[24] - 1 if isinstance(image, PngImageFile) else 255
+    levels = 2 ** png_header(data).bits - 1 if isinstance(image, PngImageFile) else 255
     wanted = (np.array(key) & levels) * (255 // levels)  # the file's own sample value, one a channel
     same = values == wanted
     opaque = ~(same.all(axis=2) if values.ndim == 3 else same)

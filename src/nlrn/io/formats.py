@@ -6,18 +6,37 @@ fill the memory. Everything here takes time in proportion to the file and hardly
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from nlrn.errors import InputError
 
+PNG_HEADER = 33  # bytes of the signature and IHDR
 _PIECE = 1 << 16  # bytes of a compressed stream that are looked at together
 _MAX_CHUNKS = 1 << 16  # 512 MiB in pieces of 8 KiB, which is what most writers make
 _TAG_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8), start=1))  # by TIFF type
 _COLOUR_CHUNKS = frozenset({b"cHRM", b"cICP", b"gAMA", b"sRGB"})  # what the numbers of a PNG mean, besides its profile
 _POINTERS = frozenset({34665, 34853, 40965})  # tags that hold the place of another directory
 _SUB_DIRECTORIES, _MOST_DIRECTORIES = 330, 64
+
+
+class PngHeader(NamedTuple):
+    """The chunk IHDR of a PNG. colour: 0 grey, 2 RGB, 3 palette, 4 and 6 the first two with alpha."""
+
+    width: int
+    height: int
+    bits: int
+    colour: int
+    compression: int
+    filters: int
+    interlace: int
+
+
+def png_header(data: bytes) -> PngHeader:
+    """The header of a PNG, which begins behind the signature and the chunk's length and name."""
+    return PngHeader._make(struct.unpack_from(">IIBBBBB", data, 16))
 
 
 def gif_frames(data: bytes) -> int:
@@ -144,7 +163,7 @@ def png_parts(data: bytes) -> list[memoryview]:
             break
     else:
         raise InputError(f"damaged: over {_MAX_CHUNKS:,} chunks")
-    if data[25] == 3 and b"PLTE" not in seen:
+    if png_header(data).colour == 3 and b"PLTE" not in seen:
         raise InputError("damaged: the palette is missing")
     if not parts:
         raise InputError("damaged: no rows")
@@ -169,21 +188,22 @@ def _check_png_order(kind: bytes, before: bytes, seen: dict[bytes, int]) -> None
 
 def _check_header(body: memoryview, data: bytes) -> None:
     depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-    if len(body) != 13 or 0 in (int.from_bytes(body[:4], "big"), int.from_bytes(body[4:8], "big")):
+    if len(body) != 13 or 0 in (header := png_header(data))[:2]:
         raise InputError("damaged: its header is of another length, or of an image without pixels")
-    if body[8] not in depths.get(body[9], ()) or body[10] or body[11] or body[12] > 1:
-        raise InputError(f"damaged: {body[8]} bits of colour type {body[9]}, or a method that does not exist")
+    if header.bits not in depths.get(header.colour, ()) or header.compression or header.filters or header.interlace > 1:
+        raise InputError(f"damaged: {header.bits} bits of colour type {header.colour}, or a method that does not exist")
 
 
 def _check_palette(body: memoryview, data: bytes) -> None:
-    most = 2 ** data[24] if data[25] == 3 else 256
-    if data[25] in (0, 4) or len(body) % 3 or not 3 <= len(body) <= 3 * most:
+    header = png_header(data)
+    most = 2**header.bits if header.colour == 3 else 256
+    if header.colour in (0, 4) or len(body) % 3 or not 3 <= len(body) <= 3 * most:
         raise InputError("damaged: a palette of a size that cannot be, or of a grey image")
 
 
 def _check_transparency(body: memoryview, data: bytes) -> None:
     sizes = {0: (2,), 2: (6,), 3: range(1, 257)}
-    if len(body) not in sizes.get(data[25], ()):
+    if len(body) not in sizes.get(png_header(data).colour, ()):
         raise InputError("damaged: its transparency is of another size than its colours")
 
 
@@ -272,10 +292,10 @@ def png_colours(data: bytes) -> bytes:
 
 def png_size(data: bytes) -> int:
     """Bytes of the filtered rows of a PNG, from its header."""
-    width, height = (int.from_bytes(data[k : k + 4], "big") for k in (16, 20))
-    pixel = data[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[data[25]]
+    header = png_header(data)
+    pixel = header.bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[header.colour]
     passes = [(0, 0, 1, 1)]
-    if data[28]:  # Adam7: first column and row, steps
+    if header.interlace:  # Adam7: first column and row, steps
         passes = [
             (0, 0, 8, 8),
             (4, 0, 8, 8),
@@ -285,7 +305,7 @@ def png_size(data: bytes) -> int:
             (1, 0, 2, 2),
             (0, 1, 1, 2),
         ]
-    sizes = [(-((x - width) // dx), -((y - height) // dy)) for x, y, dx, dy in passes]
+    sizes = [(-((x - header.width) // dx), -((y - header.height) // dy)) for x, y, dx, dy in passes]
     return sum(rows * (1 + -(-columns * pixel // 8)) for columns, rows in sizes if columns > 0)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from nlrn.errors import BackendError, InputError
-
-_HEADER = 33  # bytes of a PNG: the signature and IHDR
+from nlrn.io.formats import PNG_HEADER, png_header
 
 
 def is_wide_png(data: bytes, transparent: bool) -> bool:
     """16 bits that are not plain grey. transparent: one of its colours is."""
-    return data[24] == 16 and (data[25] != 0 or transparent)
+    header = png_header(data)
+    return header.bits == 16 and (header.colour != 0 or transparent)
 
 
 def ready() -> None:
@@ -60,12 +60,12 @@ def png(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     """A PNG of uint16 [H, W, 1 to 4]; metadata: icc_profile and exif, as Pillow takes them."""
     image = _vips().Image.new_from_array(values, interpretation="rgb16" if values.shape[2] > 2 else "grey16")
     plain = bytes(image.pngsave_buffer(bitdepth=16, compression=6))
-    parts = [plain[:_HEADER]]
+    parts = [plain[:PNG_HEADER]]
     if "icc_profile" in metadata:
         parts.append(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata["icc_profile"])))
     if "exif" in metadata:
         parts.append(_chunk(b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")))
-    place = _HEADER
+    place = PNG_HEADER
     while place < len(plain):
         end = place + 12 + int.from_bytes(plain[place : place + 4], "big")
         if plain[place + 4 : place + 8] in (b"IDAT", b"IEND"):
@@ -81,7 +81,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 def png_with(data: bytes, colours: bytes, dpi: tuple[float, float] | None) -> bytes:
     """The PNG with the chunks of nlrn.io.formats.png_colours and a resolution, in pixels per inch across and down."""
     metres = b"" if dpi is None else _chunk(b"pHYs", struct.pack(">IIB", *(round(x / 0.0254) for x in dpi), 1))
-    return data[:_HEADER] + colours + metres + data[_HEADER:] if colours or metres else data
+    return data[:PNG_HEADER] + colours + metres + data[PNG_HEADER:] if colours or metres else data
 
 
 def _vips() -> Any:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlrn.errors import ConfigError, InputError
-from nlrn.functional.ranges import MAX_SIGMA
+from nlrn.functional.limits import MAX_SIGMA
 from nlrn.models.distances import CARRIED, DISTANCES
 from nlrn.ops import convolve3, neighborhood_attention, select_backend
 from nlrn.ops.forking import note_computation

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from nlrn.errors import ConfigError
+from nlrn.functional.limits import MAX_SIGMA
 from nlrn.models.nlrn import NLRNConfig
 
 MAX_RECIPE = 1 << 20  # bytes
@@ -56,7 +57,7 @@ class NoiseConfig:
     """
 
     low: float = 0.0
-    high: float = 75.0
+    high: float = MAX_SIGMA
     kind: str = "gaussian"
     enlarge: float = 1.0
 

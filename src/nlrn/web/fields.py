@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
+from nlrn.functional.limits import MAX_SIGMA
+
 Format = Literal["avif", "bmp", "jpeg", "jpg", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"]
-Level = Annotated[float, Field(ge=0, le=75, allow_inf_nan=False)]
+Level = Annotated[float, Field(ge=0, le=MAX_SIGMA, allow_inf_nan=False)]
 Tile = Annotated[int, Field(ge=0, le=0)] | Annotated[int, Field(ge=32, le=1_000_000)]
 Side = Annotated[int, Field(ge=1, le=1_000_000)]
 
