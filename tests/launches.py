@@ -242,7 +242,7 @@ def talk() -> None:
                     raise ValueError(f"of {rank}")
         except Exception as error:
             said = f"{type(error).__name__} {error}"
-        elsewhere = "ElsewhereError process 1 of this run met an error, and says which"
+        elsewhere = "ElsewhereError process 1 of this run failed; its message names the error"
         assert said == ("ValueError of 1" if rank == 1 else elsewhere), said
         processes.wait()
     threads = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]  # on Linux

@@ -366,7 +366,7 @@ def test_training_under_autocast_follows_float32() -> None:
         ({"window": -3}, "not -3"),
         ({"task": "deblur"}, "'deblur'"),
         ({"distance": "cosine", "propagation": False}, "'cosine'"),
-        ({"distance": "gaussian"}, "gaussian wants propagation = false"),
+        ({"distance": "gaussian"}, "gaussian requires propagation = false"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused_by_value(setting: dict[str, object], message: str) -> None:

@@ -118,7 +118,7 @@ def test_more_steps_or_another_decay_may_be_asked_for_on_the_way(recipe: Path, t
     third.start(resume=True)
     assert (third.decay_start, third.end) == (18, 60)
     shorter = dataclasses.replace(config.schedule, steps=9)
-    with pytest.raises(ConfigError, match="stands at step 10"):
+    with pytest.raises(ConfigError, match="is at step 10"):
         trainer(recipe, tmp_path, schedule=shorter).start(resume=True)
 
 
@@ -133,7 +133,7 @@ def test_a_run_folder_is_neither_overwritten_nor_taken_for_another(
     weights = tmp_path / "other" / "tiny.safetensors"
     weights.parent.mkdir()
     weights.write_bytes(b"precious")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         trainer(recipe, weights.parent).start(resume=False)
     assert weights.read_bytes() == b"precious"
     with pytest.raises(ConfigError, match="another recipe"):

@@ -82,7 +82,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Names arrive when they are used, so that `nlrn --help` does not wait for torch."""
+    """Import a public name on first use, so that `nlrn --help` does not wait for torch."""
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"nlrn.{home}"), name)

@@ -9,6 +9,7 @@ from nlrn.system.allocator import keep_freed_memory
 
 
 def main() -> None:
+    """Run the command line and end the process with its exit code."""
     keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 

@@ -2,17 +2,17 @@
 
 NLRNError
 ├── ConfigError        (ValueError)    a setting, recipe key or argument that is invalid
-├── InputError         (ValueError)    an image, array or file that is refused; says what was expected
+├── InputError         (ValueError)    an image, array or file that is refused; the message gives what was expected
 │   └── NotFiniteError                 a model's result for it is not finite: the model ran away
 ├── ModelError         (ValueError)
-│   ├── ModelNotFoundError             no weights of that name; lists the names there are
+│   ├── ModelNotFoundError             no weights of that name; lists the names that exist
 │   └── CheckpointError                a weights or training file that is damaged or does not fit
-├── BackendError       (RuntimeError)  a compute backend asked for by name cannot run; says why
+├── BackendError       (RuntimeError)  a compute backend asked for by name cannot run; the message gives the reason
 │   └── StoreError                     an object store takes no results, or gave the folder to another run
 ├── MemoryBudgetError  (MemoryError)   the work does not fit the memory it was given
 └── TrainingError      (RuntimeError)  training cannot continue (a loss that is not finite)
-    ├── UnfinishedError                it ended before it came to anything; its state is kept
-    └── ElsewhereError                 another process of the training met an error, and says which
+    ├── UnfinishedError                it ended within its warm-up; its state is kept
+    └── ElsewhereError                 another process of the training failed; its message names the error
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ class ConfigError(NLRNError, ValueError):
 
 
 class InputError(NLRNError, ValueError):
-    """An image, array or file that is refused. limit: "pixels" or "frames" where it is larger than what is taken."""
+    """An image, array or file that is refused.
+
+    limit: "pixels" or "frames" where it exceeds that limit, else None.
+    """
 
     def __init__(self, message: object = "", *, limit: str | None = None) -> None:
         super().__init__(message)
@@ -38,7 +41,7 @@ class InputError(NLRNError, ValueError):
 
 
 class NotFiniteError(InputError):
-    """What a model makes of an image is not finite."""
+    """The result of a model for an image is not finite."""
 
 
 class ModelError(NLRNError, ValueError):
@@ -58,7 +61,7 @@ class BackendError(NLRNError, RuntimeError):
 
 
 class StoreError(BackendError):
-    """An object store takes no results any more, or the folder is another run's by now."""
+    """An object store accepts no results any more, or another run has taken over the folder."""
 
 
 class MemoryBudgetError(NLRNError, MemoryError):
@@ -74,7 +77,7 @@ class UnfinishedError(TrainingError):
 
 
 class ElsewhereError(TrainingError):
-    """Another process of this training met an error, and says which."""
+    """Another process of this training failed; the message of that process names the error."""
 
 
 def number(value: object, what: str, error: type[NLRNError] = InputError) -> Any:

@@ -1,4 +1,4 @@
-"""Colour that nobody sees: under alpha = 0 it must not bleed into the pixels beside it."""
+"""Invisible colour: under alpha = 0 it must not bleed into the neighbouring pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nlrn.functional.degradations import resize_bicubic, resize_bicubic8
 
 
 def hidden(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Bool, HW or HW1 as image [H, W] or [H, W, C] wants it: where alpha [H, W] is 0."""
+    """Bool, HW for an image HW and HW1 for HWC: where alpha [H, W] is 0. Raises InputError for another shape."""
     alpha = np.asarray(alpha)
     if alpha.shape != image.shape[:2]:
         raise InputError(f"alpha of shape {alpha.shape} does not fit an image of {image.shape[:2]}")
@@ -17,7 +17,7 @@ def hidden(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def fill_hidden(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The image, float HW or HWC, with hidden colour replaced by what lies around it.
+    """The image, float HW or HWC, with hidden colour replaced by the visible colour around it.
 
     Holes are filled from coarser and coarser means of the visible pixels (push-pull); visible pixels are kept.
     """
@@ -49,7 +49,10 @@ def _halve(x: np.ndarray) -> np.ndarray:
 
 
 def enlarged_alpha(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
-    """alpha, uint8 or uint16 [H, W], in another size by bicubic, of the same type; in its own it stays as it is."""
+    """Alpha, uint8 or uint16 [H, W], resized by bicubic to height x width, of the same type.
+
+    It is returned unchanged where it has that size.
+    """
     if alpha.shape == (height, width):
         return alpha
     if alpha.dtype == np.uint8:

@@ -6,7 +6,7 @@ raw denoising, CVPR 2019); that the noise has to pass demosaicing and JPEG is fr
 gradient-corrected demosaicing is that of Malvar, He and Cutler (ICASSP 2004).
 
 Both kinds of demosaicing are linear, so noise passes them by itself: D(x + n) - D(x) = D(n). Therefore the content,
-which some camera has interpolated already, is not interpolated again: the noise alone is, and the blurs and the
+which some camera has interpolated already, is not interpolated again: only the noise is, and the blurs and the
 resizing behind it, where a camera smooths its noise.
 """
 
@@ -67,7 +67,7 @@ class Camera:
     value x in [0, 1] is shot * x + read^2. row, column: standard deviations of what whole rows and columns share.
     phase: place of the red pixel in the 2 x 2 tile, 2 * row + column. demosaic: one of DEMOSAICING. luma_blur,
     chroma_blur: standard deviations, in pixels, of the Gaussians by which the camera smooths its noise; chroma: what is
-    left of its chroma beside that. scale: size of the image beside the camera's own. quality, subsampling: of the
+    left of its chroma in addition. scale: size of the image relative to the sensor's. quality, subsampling: of the
     JPEG; None: no JPEG, 8 bits.
     """
 
@@ -94,7 +94,7 @@ class Camera:
         if not all(0 <= x < math.inf for x in strengths):
             raise ConfigError(f"noise, blurs and chroma of a camera must be numbers >= 0: {self}")
         if self.phase not in range(4) or self.demosaic not in DEMOSAICING or self.subsampling not in SUBSAMPLING:
-            raise ConfigError(f"a camera requires phase 0 to 3, and demosaic and subsampling that are known: {self}")
+            raise ConfigError(f"a camera requires phase 0 to 3, and a known demosaic and subsampling: {self}")
         if len(self.matrix) != 9 or not np.allclose(np.reshape(self.matrix, (3, 3)).sum(1), 1):
             raise ConfigError(f"a camera's matrix has 3 rows of 3, each of sum 1, not {self.matrix}")
         if self.quality is not None and not 1 <= self.quality <= 100:
@@ -112,7 +112,7 @@ def draw_camera(random: np.random.Generator) -> Camera:
     White balance, colour matrix (a mixture of four cameras') and the relation of read to shot noise are those of Brooks
     et al. 2019; the strength, the blurs and the JPEG's parameters span, and exceed, what the noisy images of a Canon 5D
     Mark II in the PolyU set show on flat parts (scripts/measure_camera.py). The weakest noise is nearly none, and every
-    tenth image is not compressed, so that a model learns to leave clean images alone.
+    tenth image is not compressed, so that a model learns to leave clean images unchanged.
     """
     mixture = random.dirichlet(np.ones(4))
     of_srgb = np.tensordot(mixture, _CAMERAS, 1) @ _XYZ
@@ -141,7 +141,7 @@ def draw_camera(random: np.random.Generator) -> Camera:
 def add_camera_noise(image: np.ndarray, camera: Camera, random: np.random.Generator) -> np.ndarray:
     """`image` as this camera would have taken and stored it: same shape and dtype, in [0, 1], of 8 bits.
 
-    image: HWC in [0, 1], at least 8 x 8. Its content changes by clipping and JPEG alone. Raises InputError.
+    image: HWC in [0, 1], at least 8 x 8. Its content changes by clipping and JPEG only. Raises InputError.
     """
     image = _colour(image)
     noise = _noise(image, camera, random)
@@ -177,11 +177,11 @@ def at_level(camera: Camera, level: float) -> Camera:
 
 
 def target_at(clean: np.ndarray, noisy: np.ndarray, level: float) -> np.ndarray:
-    """What a model asked for `level` times its usual restoration is trained to make of `noisy`: HWC of clean's dtype.
+    """The target, HWC of clean's dtype, of a model that is given `level` times its usual noise level for `noisy`.
 
     Level 1: clean. Below, down to 0: clean + (1 - level) * (noisy - clean), so that a part of the noise stays. Above 1
-    there is no more noise to remove, and clean - (level - 1) * (noisy - clean) would be noise again: what is asked for
-    is that detail as weak as the noise goes too. The self-guided filter (He et al., Guided image filtering, PAMI 2013;
+    there is no more noise to remove, and clean - (level - 1) * (noisy - clean) would be noise again: the target
+    is without detail as weak as the noise, too. The self-guided filter (He et al., Guided image filtering, PAMI 2013;
     5 x 5 pixels, epsilon the square of (level - 1) times the standard deviation of noisy - clean) takes away the detail
     whose local variance lies below epsilon, and leaves edges.
     """
@@ -303,8 +303,10 @@ def _filtered(padded: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def smoothed(noise: np.ndarray, luma: float, chroma: float, gain: float = 1.0) -> np.ndarray:
-    """HWC with its luma and its chroma (JFIF) each convolved with a Gaussian of that standard deviation in pixels, and
-    its chroma multiplied by `gain`."""
+    """HWC with its luma and its chroma (JFIF) each convolved with a Gaussian, and its chroma multiplied by `gain`.
+
+    luma, chroma: standard deviations of the Gaussians, in pixels.
+    """
     if luma == chroma == 0 and gain == 1:
         return noise
     matrix = _YCBCR.astype(noise.dtype)

@@ -1,6 +1,6 @@
 """Noise that a camera correlated, read from blocks of an image: measurements, and a small network that judges them.
 
-A block of noise and a block of fine texture can have the same deviation. What tells them apart is how the deviation
+A block of noise and a block of fine texture can have the same deviation. What distinguishes them is how the deviation
 falls from scale to scale, how far a pixel resembles its neighbours, and how alike the flattest blocks of the image are:
 noise is the same in all of them, texture is not. `measurements` are logarithms and correlations of this kind, in blocks
 less a fitted plane; a network of one hidden layer, fitted by scripts/fit_noise.py to photographs with simulated camera
@@ -33,9 +33,12 @@ _OUTLIER = 3.5  # standard deviations; what lies farther than the network has se
 
 @dataclass(frozen=True)
 class Judgement:
-    """level: standard deviation of the noise, 0-255 units, mean square over channels. sigma: the level of white noise
-    at which a denoiser for white noise serves this image best. white: probability that the noise is white. correlation:
-    of neighbouring pixels in the flattest blocks."""
+    """The estimate for one image.
+
+    level: standard deviation of the noise, 0-255 units, mean square over channels. sigma: the level of white noise at
+    which a denoiser for white noise scores best on this image. white: probability that the noise is white.
+    correlation: of neighbouring pixels in the flattest blocks.
+    """
 
     level: float
     sigma: float
@@ -139,8 +142,11 @@ def _chroma(planes: np.ndarray) -> np.ndarray:
 
 
 def _of_scale(planes: np.ndarray, side: int) -> np.ndarray | None:
-    """Deviations of the blocks; of the flattest the correlations at several lags, and how much they differ from block
-    to block; deviations of the second difference across both diagonals, which smooth content has none of."""
+    """The features of one scale, or None with too few blocks.
+
+    Deviations of the blocks; of the flattest the correlations at several lags, and how much they differ from block to
+    block; deviations of the second difference across both diagonals, which smooth content has none of.
+    """
     residuals, variances = _residuals(planes, side)
     if len(variances) < _LEAST_BLOCKS:
         return None

@@ -23,9 +23,11 @@ def channels_of(image: np.ndarray) -> int:
 def found_noise(
     image: np.ndarray, in_channels: int, alpha: np.ndarray | None = None, noise: str = "auto"
 ) -> tuple[NoiseEstimate, ...]:
-    """What `estimate_noise` finds in an image, HW or HWC: once, or in each channel that goes by itself through a model
-    of fewer channels. Where alpha is 0 nothing is estimated from."""
-    seen = image if alpha is None else np.where(hidden(image, alpha), 0, image)  # of one value: passed over
+    """What `estimate_noise` finds in an image HW or HWC: once, or for each channel if the model takes one at a time.
+
+    in_channels: of the model. alpha [H, W]: pixels where it is 0 are left out.
+    """
+    seen = image if alpha is None else np.where(hidden(image, alpha), 0, image)  # areas of one value are ignored
     if in_channels < channels_of(seen):
         return tuple(estimate_noise(seen[..., c], noise) for c in range(image.shape[2]))
     return (estimate_noise(seen, noise),)
@@ -41,7 +43,7 @@ def scale_hint(sigma: object) -> str | None:
     """One line for a level that looks as if it were on the scale of the image, 0..1; None for others."""
     try:
         level = float(np.max(plain(sigma)))
-    except (TypeError, ValueError, RuntimeError):  # not a level at all, which others say
+    except (TypeError, ValueError, RuntimeError):  # not a level at all, which is checked elsewhere
         return None
     if not 0 < level < 1:
         return None
@@ -60,8 +62,10 @@ def plain(sigma: Any) -> np.ndarray:
 
 
 def level_of(found: tuple[NoiseEstimate, ...], spread: float = 1.0) -> float | np.ndarray:
-    """What a denoiser for white noise is given for it, a number, or one for each channel [C]: at most 75, or that many
-    times the spread of a larger range."""
+    """The level for a denoiser of white noise, a number, or one for each channel [C].
+
+    It is at most MAX_SIGMA, times the spread of a range larger than the type's.
+    """
     levels = [min(one.sigma, MAX_SIGMA * max(1.0, spread)) for one in found]
     return levels[0] if len(levels) == 1 else np.array(levels)
 
@@ -71,7 +75,8 @@ def checked_level(
 ) -> float | np.ndarray:
     """A level in 0-255 units as given: a number, a map HW, or [C] for channels that go by themselves.
 
-    Raises InputError for another shape, and outside 0..75, or that many times the spread of a larger range.
+    Raises InputError for another shape, and outside 0..MAX_SIGMA times the spread of a range
+    larger than the type's.
     """
     try:
         level = plain(sigma)

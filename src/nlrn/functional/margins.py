@@ -1,4 +1,4 @@
-"""Margins of an image with a faint noise of their own: the bars of a letterbox, the paper around a scanned photograph.
+"""Margins of an image with fainter noise than the rest: bars of a letterbox, paper around a scanned photograph.
 
 An estimate of noise looks where an image is flat, and would take theirs for that of the whole.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 _LEAST = 8  # rows of a margin, and more than a few of the rest
-_FIRST = 4  # rows at the edge that say what the margin looks like
+_FIRST = 4  # rows at the edge that define the margin
 _ROUNDED = 0.5 / 255
 _BLOCK = 16
 _DIFFERS = 2.0  # times the noise of the margin, from which on the rest has another
@@ -52,5 +52,5 @@ def _margin(plane: np.ndarray) -> tuple[int, float]:
         return 0, 0.0
     rows, columns = count // _LEAST * _LEAST, width // _BLOCK * _BLOCK
     blocks = plane[:rows, :columns].reshape(rows // _LEAST, _LEAST, columns // _BLOCK, _BLOCK).mean(axis=(1, 3))
-    flat = blocks.std() <= 2.5 * noise / math.sqrt(_LEAST * _BLOCK) + _ROUNDED / 4  # white noise alone, no gradient
+    flat = blocks.std() <= 2.5 * noise / math.sqrt(_LEAST * _BLOCK) + _ROUNDED / 4  # white noise only, no gradient
     return (count, noise) if flat else (0, 0.0)

@@ -1,7 +1,7 @@
 """PSNR and SSIM as the field scores them (docs/reproduce.md): pure functions of two arrays in [0, 1].
 
 Nothing is rounded or clipped unless asked: score `psnr(clean, quantize8(output))` for a restored image;
-a noisy input is scored as it is, neither clipped nor rounded.
+a noisy input is scored unchanged, neither clipped nor rounded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def studio_luma(image: np.ndarray) -> np.ndarray:
 
 
 def luma8(image: np.ndarray) -> np.ndarray:
-    """The plane that super-resolution is about: a uint8 image HW as it is, HWC as its studio luma in 8 bits, HW."""
+    """The luminance that super-resolution restores, uint8 HW: an image HW itself, or the studio luma of HWC."""
     return image if image.ndim == 2 else np.rint(255 * studio_luma(image / 255)).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""The noise level of an image, estimated from the image alone.
+"""The noise level of an image, estimated from the image only.
 
 Method: Liu, Tanaka, Okutomi, "Single-Image Noise Level Estimation for Blind Denoising", IEEE TIP 2013. Where an image
 is smooth, the covariance of its patches is that of the noise: its small eigenvalues are the noise's variance. Patches
@@ -30,9 +30,9 @@ NOISES = ("auto", "gaussian")  # what noise an image may be taken to have where 
 LEAST_SIDE = 16
 _PATCH = 7
 _MOST_ROUNDS = 10
-_LEAST_PATCHES = 4  # for every pixel of a patch; with fewer the smallest eigenvalues say too little
+_LEAST_PATCHES = 4  # for every pixel of a patch; with fewer the smallest eigenvalues are unreliable
 _FAR = 1e6  # whatever lies beyond is no image on the 0..1 scale
-_SCATTER = 0.5  # by experiment on BSDS500's training part; pure noise alone would want 0.65
+_SCATTER = 0.5  # by experiment on BSDS500's training part; pure noise would need 0.65
 _NORMAL_999 = 3.0902  # what 999 of 1,000 normal numbers do not exceed
 _MOST_PATCHES = 2**20  # more of them cost time and change the third digit
 _CHUNK = 2**14  # patches held at once: 8 MiB
@@ -73,7 +73,7 @@ class NoiseEstimate:
 
 
 def level_text(level: float) -> str:
-    """A noise level as it is printed: one decimal, and of a small one two digits."""
+    """A noise level for messages: one decimal, and of a small one two digits."""
     return f"{level:.1f}" if level >= 1 or level == 0 else f"{level:.2g}"
 
 
@@ -88,7 +88,7 @@ def estimate_noise(image: np.ndarray, noise: str = "auto") -> NoiseEstimate:
         raise InputError(f"noise must be {' or '.join(NOISES)}, not {noise!r}")
     image = np.asarray(image)
     if image.ndim == 3 and image.shape[2] > 1 and np.array_equal(image, np.broadcast_to(image[..., :1], image.shape)):
-        image = image[..., 0]  # grey in several channels has no chroma that could tell of noise
+        image = image[..., 0]  # grey in several channels has no chroma to estimate noise from
     sigma = estimate_sigma(image)
     image, margin = _seen(image)
     white = NoiseEstimate(sigma, "white", 0.0, sigma, margin)
@@ -101,7 +101,8 @@ def estimate_noise(image: np.ndarray, noise: str = "auto") -> NoiseEstimate:
 def estimate_sigma(image: np.ndarray) -> float:
     """Standard deviation of additive white Gaussian noise in `image`, in 0-255 units, mean over channels.
 
-    Areas of one single value, such as a border, are passed over, and margins of a fainter noise (functional.margins).
+    Areas of one single value, such as a border, are ignored, and so are margins of a fainter noise
+    (functional.margins).
 
     image: float HW or HWC on the 0..1 scale, not clipped, at least 16 pixels on each side. On photographs
     it is mostly within 0.5, and at worst 2 too high, where nothing in the image is smooth (docs/sigma.md has the
@@ -139,7 +140,7 @@ def _plane_sigma(plane: np.ndarray) -> float:
     # 7 x 7 in a 16 x 16 image would estimate half the noise.
     patch = min(_PATCH, min(plane.shape) // 5)
     texture = np.concatenate([_texture(patches) for patches in _patches(plane, patch)])
-    some = texture > 0  # a border, a page's margin and the like say nothing of noise
+    some = texture > 0  # borders and margins carry no information about noise
     if not some.any():
         return 0.0
     limit = _texture_of_noise(patch)

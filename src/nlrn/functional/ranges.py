@@ -35,7 +35,7 @@ _MOST_PIXELS = 1 << 21  # that are looked at, an even grid of them
 
 @dataclass(frozen=True)
 class Scale:
-    """low, spread: the network sees (x - low) / spread, limited to least..most; what is beyond is passed by."""
+    """low, spread: the network sees (x - low) / spread, limited to least..most; values beyond bypass it."""
 
     low: float = 0.0
     spread: float = 1.0
@@ -72,7 +72,7 @@ class Scale:
 def scale_of(image: np.ndarray, chosen: Range = "auto", sigma: float | np.ndarray = 0.0) -> Scale:
     """The scale for an image, float HW or HWC, its type's range being 0..1.
 
-    chosen: "auto" as the module says, "type", "image" (its own range whatever its part), or (black, white).
+    chosen: "auto" as described above, "type", "image" (its own range whatever its part), or (black, white).
     sigma: the level, or the levels, of the noise where they are known, 0-255 units of the type's range. An image's
     range is taken so large that none exceeds 75 on it. Raises InputError where it does on a range that was given.
     """

@@ -2,7 +2,7 @@
 
 Tiles (`plan`, `weight`, `Blend`) are large, overlap a little, and are faded into each other. Patches
 (`patches`, `Average`) are the authors' protocol: small, heavily overlapping, and averaged with equal weight.
-No model is known here; a tile's result has the size of the region that was read.
+It is independent of any model; a tile's result has the size of the region that was read.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ class Tile:
 
     @property
     def height(self) -> int:
+        """Rows of the region."""
         return self.y1 - self.y0
 
     @property
     def width(self) -> int:
+        """Columns of the region."""
         return self.x1 - self.x0
 
     @property

@@ -1,1 +1,1 @@
-"""The network, and what stands beside it."""
+"""The network, its weights files, and forms of it for inference and for measurements."""

@@ -33,7 +33,10 @@ _COUNTERS = "num_batches_tracked"
 def save_model(
     path: str | Path, model: NLRN, metadata: dict[str, str] | None = None, *, overwrite: bool = True
 ) -> None:
-    """Write parameters and statistics in float32, the configuration and ``metadata``, atomically."""
+    """Write a weights file atomically: parameters and statistics in float32, the configuration and ``metadata``.
+
+    Raises InputError where the file exists and `overwrite` is False, or cannot be written.
+    """
     header = {**(metadata or {}), "config": json.dumps(dataclasses.asdict(model.config), sort_keys=True)}
     publish(path, save(_state(model), header), overwrite=overwrite)
 
@@ -56,24 +59,26 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu") 
 
 
 def to_device(model: NLRN, device: torch.device) -> NLRN:
-    """The model on a device, channels last, which is how every backend wants it."""
+    """The model on a device, channels last in memory, as every backend requires."""
     moved: NLRN = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
 
 
 def model_metadata(name_or_path: str | Path) -> dict[str, str]:
-    """The header's metadata: configuration, recipe, steps and whatever the trainer noted."""
+    """The header's metadata: configuration, recipe, steps and what else the trainer recorded."""
     return read_header(resolve_model(name_or_path))
 
 
 def list_models() -> list[ModelInfo]:
-    """The models inside this package, by name; each has name, path, task ("denoise" or "sr"), channels of its images,
-    parameters, sha256 and metadata."""
+    """The models inside this package, ordered by name.
+
+    Each has name, path, task ("denoise" or "sr"), channels of its images, parameters, sha256 and metadata.
+    """
     return [describe(path) for path in sorted(WEIGHTS.glob("*.safetensors"))]
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
-    """The file of a shipped name, or the path itself. Raises ModelNotFoundError naming what there is."""
+    """The file of a shipped name, or the path itself. Raises ModelNotFoundError, which lists the shipped names."""
     shipped = WEIGHTS / f"{name_or_path}.safetensors"
     if "/" not in str(name_or_path) and shipped.is_file():
         return shipped
@@ -84,8 +89,11 @@ def resolve_model(name_or_path: str | Path) -> Path:
 
 
 def default_model(task: str, channels: int, *, photo: bool = False) -> str:
-    """The base model of a task if it is shipped, else the small one; a grey one where colour has none. photo: of the
-    denoisers the one for the noise of cameras. Raises ModelNotFoundError."""
+    """The name of the base model of a task if it is shipped, else of the small one; a grey one where colour has none.
+
+    task: "denoise" or "sr". channels: of the image, 1 or 3. photo: the denoiser for the noise of cameras. Raises
+    ModelNotFoundError.
+    """
     kinds = {"denoise": ["denoise-color", "denoise-gray"][-1 if channels == 1 else 0 :], "sr": ["sr"]}[task]
     kinds = ["denoise-photo"] if photo else kinds
     for name in (f"{kind}{size}" for kind in kinds for size in ("", "-small")):
@@ -113,10 +121,10 @@ def sha256(path: Path) -> str:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, its header bounded before it is parsed."""
+    """The metadata of a safetensors file, its header bounded before it is parsed. Raises CheckpointError."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe waits for its other end
-            raise CheckpointError(f"{path.name} is no regular file")
+            raise CheckpointError(f"{path.name} is not a regular file")
         with path.open("rb") as file:
             start = file.read(8)
         if len(start) < 8 or struct.unpack("<Q", start)[0] > MAX_HEADER:
@@ -180,7 +188,7 @@ def _check(path: Path, model: NLRN, tensors: dict[str, Tensor]) -> None:
 
 
 def describe(path: Path) -> ModelInfo:
-    """What a weights file says of its model. Raises CheckpointError."""
+    """The ModelInfo of a weights file. Raises CheckpointError."""
     metadata = read_header(path)
     config = _config(path, metadata)
     with torch.device("meta"):

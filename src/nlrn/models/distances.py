@@ -19,12 +19,12 @@ Weighting = Callable[[Tensor, Tensor, Tensor, int | None, str], Tensor]
 
 
 def products(q: Tensor, k: Tensor, log_h: Tensor | None) -> tuple[Tensor, Tensor]:
-    """q and k as they are: the logits are their products."""
+    """q and k unchanged: the logits are their products."""
     return q, k
 
 
 def negative_squares(q: Tensor, k: Tensor, log_h: Tensor | None) -> tuple[Tensor, Tensor]:
-    """q [B, H, W, C] and k with a channel more, whose products are -|q - k|^2 / h^2 up to a term in q only.
+    """q and k [B, H, W, C] with one channel more, whose products are -|q - k|^2 / h^2 up to a term in q only.
 
     -|a - b|^2 / h^2 = (2 a.b - |b|^2) / h^2 - |a|^2 / h^2, whose last term a softmax over b cancels.
     """

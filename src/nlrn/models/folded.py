@@ -1,12 +1,12 @@
-"""The network as images are run: every batch norm folded into the convolution beside it, buffers used again.
+"""The network for inference: every batch norm folded into a neighbouring convolution, buffers used again.
 
 With fixed statistics a batch norm is x -> a x + b by channel. Those of one state (paper, section 4) go:
 
 - the first, before a ReLU, into the convolution before it, of the state before: its output is scaled by a, and
   the skip from the first features is added as a times these;
-- the second into g: the weights of the attention sum to 1, so their average of a v + b is a z + b, and what is left of
-  norm(x + z) is a x, added to it. (Into the convolution behind it b cannot go, which pads with zeros.)
-- the third, behind a convolution, into that.
+- the second into g: the weights of the attention sum to 1, so their average of a v + b is a z + b, and what remains of
+  norm(x + z) is a x, added to it. (b cannot go into the convolution after it, which pads with zeros.)
+- the third, after a convolution, into that.
 
 What remains of a state is three convolutions, one attention, two fused multiply-adds and two ReLUs.
 """
@@ -31,7 +31,7 @@ _Conv = tuple[Tensor, Tensor]  # weight, bias
 class FoldedNLRN:
     """An NLRN in eval mode, its convolutions in `dtype`; called like it, without gradients and observer.
 
-    The image that comes in, the sigma plane and the last sum are float32 whatever the dtype. A later change of
+    The input image, the sigma plane and the last sum are float32 whatever the dtype. A later change of
     the model does not reach it.
     """
 
@@ -46,7 +46,7 @@ class FoldedNLRN:
         self.first_norm = [v.float()[None, :, None, None] for v in _affine(model.head_norm)]
         self.head = self._conv(*_double(model.head))
         self.tail = self._conv(*_double(model.tail))
-        self.norm1 = [self._planes(x) for x in norms1[0]]  # of the first state alone: scale, shift
+        self.norm1 = [self._planes(x) for x in norms1[0]]  # of the first state only: scale, shift
         self.skip = [self._planes(scale) for scale, _ in following]
         self.split = [*(part.out_channels for part in block.non_local.embeddings), model.config.channels]
         self.embed: list[_Conv] = []
@@ -83,11 +83,11 @@ class FoldedNLRN:
     def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """The restored image [B, C, H, W], float32, as NLRN's forward defines it."""
         note_computation()
-        with torch.autocast(x.device.type, enabled=False):  # the dtype is this network's own, whatever is around it
+        with torch.autocast(x.device.type, enabled=False):  # the dtype is this network's, not the caller's
             return self.restored(x, sigma)
 
     def restored(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:
-        """The same, for those who trace it."""
+        """As a call, without its contexts, for exporters that trace it."""
         scale, shift = self.first_norm
         first = with_sigma_plane(self.config, torch.addcmul(shift, x, scale), sigma)
         s0 = convolve(first.to(self.dtype, memory_format=torch.channels_last), self.head)
@@ -123,7 +123,7 @@ class FoldedNLRN:
 class Unfolded:
     """A model of one of the other distances under the interface of FoldedNLRN: in float32, as the model defines it.
 
-    What the two dot products average with does not sum to 1, which folding needs; these are for comparisons.
+    The weights of the two dot products do not sum to 1, which folding needs; these are for comparisons.
     """
 
     def __init__(self, model: NLRN) -> None:

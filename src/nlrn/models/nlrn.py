@@ -1,7 +1,7 @@
 """The Non-Local Recurrent Network of Liu, Wen, Fan, Loy and Huang (NeurIPS 2018), from top to bottom.
 
-Two things live here: ``NonLocal2d``, the paper's general non-local module with its six distances (section 3),
-to be put into any network; and ``NLRN``, the recurrent network whose state carries the correlations along
+It defines ``NonLocal2d``, the paper's general non-local module with its six distances (section 3), for use in any
+network, and ``NLRN``, the recurrent network whose state carries the correlations along
 (section 4), as the authors' published code computes it.
 """
 
@@ -25,7 +25,7 @@ from nlrn.ops import convolve3, neighborhood_attention, select_backend
 from nlrn.ops.forking import note_computation
 
 TASKS = ("denoise", "sr")
-MAX_SIZE = 1024  # channels, states, or pixels of a window: far beyond any model, far below what fills a memory
+MAX_SIZE = 1024  # channels, states, or pixels of a window: far beyond any model, far below what exhausts memory
 Observer = Callable[[int, Tensor], None]
 
 
@@ -58,14 +58,14 @@ def _zero_conv(channels: int) -> nn.Conv2d:
 
 
 class NonLocal2d(nn.Module):
-    """X + Z, Z = Phi(X) G(X) / delta(X): every pixel averages its look-alikes in a confined neighbourhood.
+    """X + Z, Z = Phi(X) G(X) / delta(X): every pixel averages similar pixels in a confined neighbourhood.
 
     Args:
         channels: channels of X.
         embed_channels: channels of theta and phi, by default half of ``channels`` (at least 1).
         distance: Phi, one of ``DISTANCES`` (paper, section 3, table of distance measures).
         window: odd side length q of the neighbourhood (clipped at the border), or None for the whole image.
-        h: start value of the learned bandwidth, used by "euclidean" alone.
+        h: start value of the learned bandwidth, used by "euclidean" only.
         backend: of ``neighborhood_attention``.
 
     ``forward`` takes and returns [B, C, H, W]. The four exponential distances are a softmax over the
@@ -115,6 +115,7 @@ class NonLocal2d(nn.Module):
         return [getattr(self, name) for name in DISTANCES[self.distance].embeddings]
 
     def forward(self, x: Tensor) -> Tensor:
+        """X + Z, [B, C, H, W] of x's dtype."""
         kind = DISTANCES[self.distance]
         maps = [embedding(x) for embedding in self.embeddings] or [x]
         theta, phi, g = maps[0], maps[-1], self.g(x)
@@ -140,7 +141,7 @@ class NonLocal2d(nn.Module):
             window=self.window,
             correlation=correlation,
             return_correlation=keep,
-            overwrite=True,  # nobody but the next state reads it
+            overwrite=True,  # only the next state reads it
             backend=self.backend,
         )
         z, correlation = found if isinstance(found, tuple) else (found, None)
@@ -149,13 +150,13 @@ class NonLocal2d(nn.Module):
 
 @dataclass(frozen=True)
 class NLRNConfig:
-    """What a network is made of; without arguments the paper's grey denoiser (340,099 parameters).
+    """The configuration of a network; by default the paper's grey denoiser (340,099 parameters).
 
     in_channels: 1 or 3, in and out. channels, embed_channels: of the state, and of theta and phi. states: T.
     window: q, odd, or None for the whole image. propagation: carry the correlations from state to state.
     sigma_input: a second input plane holds the noise level. task: "denoise" or "sr" (luminance). distance: Phi, one of
-    DISTANCES (paper, section 3), of which CARRIED alone has correlations to carry. level_one: 0, or for a model that
-    finds the noise itself the sigma (0-255) that stands for level 1 in that plane, which then holds level *
+    DISTANCES (paper, section 3), of which only CARRIED has correlations to carry. level_one: 0, or for a model that
+    finds the noise itself the sigma (0-255) that represents level 1 in that plane, which then holds level *
     level_one / 255; the level is relative to the noise that is found (`nlrn.functional.camera.target_at`).
     """
 
@@ -183,8 +184,8 @@ class NLRNConfig:
         if self.distance not in DISTANCES:
             raise ConfigError(f"distance must be one of {', '.join(DISTANCES)}, not {self.distance!r}")
         if self.propagation and self.distance != CARRIED:
-            raise ConfigError(f"{CARRIED} alone carries correlations: {self.distance} wants propagation = false")
-        object.__setattr__(self, "level_one", float(self.level_one))  # a recipe may say 12; a header's type is checked
+            raise ConfigError(f"only {CARRIED} carries correlations: {self.distance} requires propagation = false")
+        object.__setattr__(self, "level_one", float(self.level_one))  # 12 in a recipe; a header's type is checked
         if not 0 <= self.level_one <= MAX_SIGMA or (self.level_one and not self.sigma_input):
             raise ConfigError(f"level_one lies in 0..{MAX_SIGMA:g} and requires sigma_input, not {self.level_one:g}")
         if self.task not in TASKS:
@@ -203,7 +204,7 @@ PRESETS = {
 
 
 class RecurrentBlock(nn.Module):
-    """The transition of the recurrent network: one set of convolutions, batch norms of its own per state."""
+    """The transition of the recurrent network: one set of convolutions, separate batch norms for every state."""
 
     def __init__(self, config: NLRNConfig, backend: str) -> None:
         super().__init__()
@@ -220,6 +221,10 @@ class RecurrentBlock(nn.Module):
     def forward(
         self, s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool
     ) -> tuple[Tensor, Tensor | None]:
+        """State t from the one before: (s [B, C, H, W], the new correlation or None).
+
+        s0: the first features. correlation: carried so far, or None. keep: whether the new one is returned.
+        """
         return self.state(self.norms(t), self.non_local.attend, s, s0, correlation, keep)
 
     def norms(self, t: int) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -251,14 +256,13 @@ class NLRN(nn.Module):
     """The Non-Local Recurrent Network: an image in, the restored image out, same shape.
 
     Input [B, C, H, W], float, on the 0..1 scale (noise may exceed it). With ``config.sigma_input`` the noise
-    level goes beside it, on the SAME scale (sigma / 255), as a number, a [B] tensor or a [B, 1, H, W] map; it
+    level is a second argument, on the SAME scale (sigma / 255), as a number, a [B] tensor or a [B, 1, H, W] map; it
     bypasses the first batch norm, which would erase it. The output is not clipped.
 
     ``observer(t, correlation)`` is called after each state with the summed logits S_t, opaque as the operator
     returns them (see ``nlrn.ops.correlation_statistics``); the next state may overwrite them.
 
-    Raises InputError when the channels do not fit, or sigma is missing or not wanted. Source: paper, section
-    4.
+    Raises InputError when the channels do not fit, or sigma is missing or not accepted. Source: paper, section 4.
     """
 
     def __init__(self, config: NLRNConfig | None = None, *, backend: str = "auto") -> None:
@@ -277,6 +281,7 @@ class NLRN(nn.Module):
         return None if c.window is None else c.states * (c.window // 2 + 2) + 2
 
     def forward(self, x: Tensor, sigma: float | Tensor | None = None, observer: Observer | None = None) -> Tensor:
+        """The restored image [B, C, H, W], not clipped, of x [B, C, H, W] on the 0..1 scale; sigma on that scale."""
         if x.dim() != 4 or x.shape[1] != self.config.in_channels:
             raise InputError(f"this model takes [B, {self.config.in_channels}, H, W], not {tuple(x.shape)}")
         if not torch.compiler.is_compiling():
@@ -294,7 +299,10 @@ class NLRN(nn.Module):
         return out
 
     def reconfigured(self, **changes: Any) -> NLRN:
-        """The same parameters (shared, not copied) under another window or with propagation on or off."""
+        """A network with the same parameters (shared, not copied) and another `window` or `propagation`.
+
+        Raises ConfigError for a change that would change the parameters.
+        """
         config = dataclasses.replace(self.config, **changes)
         fixed = dataclasses.replace(config, window=self.config.window, propagation=self.config.propagation)
         if fixed != self.config:
@@ -318,7 +326,7 @@ class NLRN(nn.Module):
 def on_unit_scale(model: NLRN, largest: int) -> NLRN:
     """A network trained on images in 0..largest as one for 0..1: other(x) = model(largest * x) / largest in eval mode.
 
-    The first batch norm and the last convolution know the scale. The model itself where largest is 1, else a copy.
+    The first batch norm and the last convolution depend on the scale. The model itself where largest is 1, else a copy.
     """
     if largest == 1:
         return model
@@ -332,9 +340,9 @@ def on_unit_scale(model: NLRN, largest: int) -> NLRN:
 
 
 def with_sigma_plane(config: NLRNConfig, x: Tensor, sigma: float | Tensor | None) -> Tensor:
-    """What the first convolution sees: x [B, C, H, W], normalised, and beside it sigma, where the model takes one.
+    """The input of the first convolution: x [B, C, H, W], normalised, and a plane of sigma where the model takes one.
 
-    sigma: a number, [B], or a map [B, 1, H, W]. Raises InputError when it is missing, not wanted or does not fit.
+    sigma: a number, [B], or a map [B, 1, H, W]. Raises InputError when it is missing, not accepted or does not fit.
     """
     if not config.sigma_input:
         if sigma is not None:

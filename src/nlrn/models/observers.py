@@ -1,4 +1,4 @@
-"""Does the attention live? How widely every recurrent state looks, read off the correlations it carries."""
+"""How widely every recurrent state attends, measured on the correlations it carries."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class AttentionMeter:
         self.largest: list[float] = []
 
     def __call__(self, t: int, correlation: Tensor) -> None:
+        """Measure state t, whose correlation is as the operator returns it."""
         effective, largest = correlation_statistics(
             correlation,
             batch=self.batch,

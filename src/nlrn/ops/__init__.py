@@ -1,4 +1,4 @@
-"""The operator NLRN spends its time in: attention of every pixel over its clipped q x q neighbourhood."""
+"""Neighborhood attention, the operator that NLRN spends its time in: every pixel over its clipped q x q window."""
 
 from __future__ import annotations
 

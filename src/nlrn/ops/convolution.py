@@ -19,7 +19,7 @@ from nlrn.ops.custom_ops import LIBRARY, operator
 def weight_gradient(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """The definition: gradients of the kernel [out, in, 3, 3] and the bias [out] of a 3 x 3 convolution, padded by 1.
 
-    x [B, in, H, W], floating, is what it takes; gradient [B, out, H, W] that of what it gives.
+    x [B, in, H, W], floating: the input. gradient [B, out, H, W]: that of the output.
     """
     height, width = x.shape[2:]
     padded = F.pad(x, (1, 1, 1, 1))
@@ -32,10 +32,13 @@ def weight_gradient(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pays(x: Tensor, weight: Tensor) -> str | None:
-    """Why the kernel's gradient is left to torch, or None: measured by shape, on Zen 5 (docs/training.md)."""
+    """Why the kernel's gradient is left to torch, or None where the fused kernel is faster.
+
+    The shapes were measured on Zen 5 (docs/training.md).
+    """
     inputs, lanes = weight.shape[1], cpu.lanes()
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
-        return "torch is fast, or nothing else is there, beside float32 on a CPU"
+        return "the fused kernel is for float32 on a CPU only"
     if torch.is_autocast_enabled("cpu"):
         return "autocast decides the type"
     if cpu.instruction_set() == "none":

@@ -48,7 +48,7 @@ class _WeightsProblem(ctypes.Structure):
 
 
 def _load_openmp() -> None:
-    """macOS: torch's libomp, for all to see: the library names none, so that there are never two. Elsewhere nothing."""
+    """macOS: load torch's libomp globally: the library links none, so that there are never two. Elsewhere nothing."""
     libomp = Path(torch.__file__).with_name("lib") / "libomp.dylib"
     if sys.platform == "darwin" and libomp.exists():
         ctypes.CDLL(str(libomp), ctypes.RTLD_GLOBAL)
@@ -169,7 +169,7 @@ def _problem(
 
 
 def _pixels(x: Tensor) -> tuple[Tensor, int]:
-    """x [B, H, W, C] and the numbers from one pixel to the next: a slice of channels is taken as it lies."""
+    """x [B, H, W, C] and the numbers from one pixel to the next: a slice of channels is used without a copy."""
     _, height, width, channels = x.shape
     if not x.is_contiguous():
         apart = x.stride(2)
@@ -177,7 +177,7 @@ def _pixels(x: Tensor) -> tuple[Tensor, int]:
         if fits and apart >= channels:
             return x, apart
         x = x.contiguous()
-    return x, channels  # whatever the strides of sides of length 1 say
+    return x, channels  # strides of sides of length 1 have no meaning
 
 
 def _pointer(x: Tensor | None) -> ctypes.c_void_p:
@@ -189,7 +189,7 @@ def _run(name: str, problem: _Problem, tensors: list[Tensor | None], backward: b
         raise BackendError(_problem_found)
     size = _library.nlrn_workspace_bytes(_number, ctypes.byref(problem), int(backward))
     workspace, start = _workspace(size)
-    assert all(x is None or x.is_contiguous() for x in tensors[3:])  # all but q, k and v are handed over bare
+    assert all(x is None or x.is_contiguous() for x in tensors[3:])  # the kernel receives no strides of these
     arrays = (ctypes.c_void_p * len(tensors))(*(_pointer(x) for x in tensors))
     getattr(_library, name)(_number, ctypes.byref(problem), ctypes.byref(arrays), start)
     del workspace
@@ -204,7 +204,7 @@ def _workspace(size: int) -> tuple[Tensor, ctypes.c_void_p]:
 def weight_gradient(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of a 3 x 3 convolution's kernel [out, in, 3, 3], in channels_last, and of its bias [out].
 
-    x [B, in, H, W], float32, is what it takes, padded by 1; gradient [B, out, H, W] that of what it gives.
+    x [B, in, H, W], float32: the input, padded by 1. gradient [B, out, H, W]: that of the output.
     """
     if _library is None:
         raise BackendError(_problem_found)
@@ -236,11 +236,11 @@ def forward(
     norms: Tensor | None = None,
     exact: Tensor | None = None,
 ) -> Tensor:
-    """out [B, H, W, C] of v's dtype.
+    """One pass of attention: out [B, H, W, C] of v's dtype, softmax_j(q_i.k_j + before) v_j over the window.
 
-    after: where to put the correlation; may be `before`. For the backward pass, in float32: norms [2, B, H, W], where
-    to put a maximum M of the logits and the sum of exp(logit - M), and exact [B, H, W, C], where to put out before
-    it is rounded.
+    before: the correlation carried so far, or None. after: where to put the new one, or None; may be `before`. For the
+    backward pass, in float32: norms [2, B, H, W], where to put a maximum M of the logits and the sum of exp(logit - M),
+    and exact [B, H, W, C], where to put out before it is rounded.
     """
     if before is not None and after is not None and before.dtype != after.dtype:
         raise BackendError(f"a correlation of {before.dtype} cannot be carried on as {after.dtype}")

@@ -45,7 +45,7 @@ def _state_size(kernel: str, q: Tensor, window: int | None) -> int:
 
 
 def _kept(kernel: str, q: Tensor, v: Tensor, window: int | None, carried: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for what `attention` returns beside out."""
+    """Room for what `attention` returns in addition to out."""
     exact = v.new_empty((0,) if v.dtype == torch.float32 else v.shape, dtype=torch.float32)
     norms = q.new_empty((NORMS, *q.shape[:3]), dtype=torch.float32)
     return exact, norms, q.new_empty(_state_size(kernel, q, window) if carried else 0, dtype=torch.float32)
@@ -55,7 +55,7 @@ def _kept(kernel: str, q: Tensor, v: Tensor, window: int | None, carried: bool) 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out [B, H, W, C], the same before it was rounded, what else the backward pass needs, correlation).
+    """One state: (out [B, H, W, C], out before it was rounded, norms for the backward pass, correlation).
 
     Empty are the second, where nothing was rounded, and the last, where nothing is carried.
     """
@@ -138,7 +138,10 @@ torch.library.register_autograd("nlrn::attention", _differentiate, setup_context
 def attention_(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, follows: bool, carry: bool, window: int | None, kernel: str
 ) -> Tensor:
-    """out [B, H, W, C]. state holds the correlation before, if this one `follows`, and after, if one is to `carry`."""
+    """One state in place: out [B, H, W, C].
+
+    state: the correlation before, if this one `follows`; afterwards the new one, if it is to `carry`.
+    """
     before, after = state if follows else None, state if carry else None
     return KERNELS[kernel].forward(q, k, v, window, before, after)
 
@@ -162,7 +165,7 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """q, k [B, H, W, Cm], v [B, H, W, C] -> out [B, H, W, C] and, when asked for, the correlation.
 
-    Where no gradient is wanted, the correlation of 16-bit queries is float16, clamped to +-65504.
+    Where no gradient is needed, the correlation of 16-bit queries is float16, clamped to +-65504.
     """
     tensors = (q, k, v) if correlation is None else (q, k, v, correlation)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
@@ -179,6 +182,6 @@ def attend(
         state = correlation.contiguous()
     follows = correlation is not None
     if not (torch.compiler.is_compiling() or state.is_inference()):
-        increment_version(state)  # so that a gradient that needs what stood there before is refused, not wrong
+        increment_version(state)  # so that a gradient that needs the former values is refused, not wrong
     out = torch.ops.nlrn.attention_(q, k, v, state, follows, return_correlation, window, kernel)
     return out, state if return_correlation else None

@@ -1,7 +1,7 @@
-"""What is left of the threads after a fork: none, while torch's pool of them believes that they are there.
+"""Threads after a fork: they are gone, while torch's pool still counts on them.
 
 A process that has computed and then forks, as multiprocessing did by default on Linux up to Python 3.13, leaves its
-child a pool of threads that are gone: the child's first computation would wait for them for ever. With one thread
+child a pool of threads that do not exist: the child's first computation would wait for them forever. With one thread
 nothing waits, so the child begins with one. Asking for more there is refused at once.
 """
 

@@ -1,4 +1,4 @@
-"""neighborhood_attention: the checks, the choice of a backend, what can be read off a carried correlation."""
+"""neighborhood_attention: the checks, the choice of a backend, and what a carried correlation shows."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def neighborhood_attention(
         v: values [B, H, W, C].
         window: odd side length of the neighbourhood, or None for the whole image.
         correlation: the summed logits of the states before, as a call with the same shape, window and backend
-            returned them. Opaque; ``correlation_to_dense`` gives it its meaning.
+            returned them. Opaque; ``correlation_to_dense`` unpacks it.
         return_correlation: return S as well, to be carried into the next state.
         overwrite: the new S may take the place of ``correlation``, where the backend can do so and no gradient
-            is wanted: one S is held instead of two.
+            is needed: one S is held instead of two.
         backend: a key of ``BACKENDS``, or "auto".
 
     Returns:

@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-MASKED = -1e30  # the logit of a key outside the image or the window; adding logits to it leaves it what it is
-BELOW_ALL_LOGITS = -1e29  # a logit below it is MASKED, with something added perhaps
+MASKED = -1e30  # the logit of a key outside the image or the window; adding logits to it does not change it
+BELOW_ALL_LOGITS = -1e29  # a logit below it is MASKED, possibly with something added
 Block = tuple[slice, slice, slice]  # images of the batch, rows, columns
 
 
 class Backend(Protocol):
-    """What every backend can do. Sizes are of the queries: batch, height, width; window None is the whole image."""
+    """The functions of every backend; batch, height and width are the queries', window None is the whole image."""
 
     def unsupported(self, q: Tensor, window: int | None, /) -> str | None:
         """Why queries like q [B, H, W, Cm] cannot be handled here; None when they can."""
@@ -64,7 +64,7 @@ class DirectBackend(Backend, Protocol):
 
 
 class KernelBackend(Backend, Protocol):
-    """A fused kernel with a gradient of its own: cpu.py, triton.py. custom_ops.py makes PyTorch operators of it."""
+    """A fused kernel that computes its own gradient: cpu.py, triton.py. custom_ops.py makes PyTorch operators of it."""
 
     def state_elements(self, batch: int, height: int, width: int, window: int | None, /) -> int:
         """Numbers of a correlation, which may be laid out in any way."""
@@ -81,10 +81,10 @@ class KernelBackend(Backend, Protocol):
         exact: Tensor | None = None,
         /,
     ) -> Tensor:
-        """out [B, H, W, C] of v's dtype; fills `after` (may be `before`) and, for the gradient, norms and exact.
+        """One pass: out [B, H, W, C] of v's dtype.
 
-        norms: float32 [2, B, H, W], M_i = max_j S_ij and sum_j exp(S_ij - M_i). exact: out before it is rounded,
-        float32.
+        It fills `after`, which may be `before`, and, for the gradient, norms and exact. norms: float32 [2, B, H, W],
+        M_i = max_j S_ij and sum_j exp(S_ij - M_i). exact: out before it is rounded, float32.
         """
 
     def backward(

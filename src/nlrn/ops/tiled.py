@@ -9,7 +9,7 @@ outside the query's window. Adding logits to MASKED leaves MASKED, so the mask i
 state. The backward pass is written out and computes the probabilities again, block by block; the gradient of
 the correlation has the correlation's own dtype, never a narrower one: its entries are too small for float16.
 
-`average` takes the products themselves for weights, by the number of neighbours, where `attend` takes their softmax.
+`average` uses the products divided by the number of neighbours as weights, where `attend` uses their softmax.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ def unsupported(q: Tensor, window: int | None) -> str | None:
 
 @dataclass(frozen=True)
 class Strip:
-    """`count` tiles of th x tw queries side by side, the first at (y, x); each sees kh x kw keys, the first of
-    which for the first tile is (ky, kx). A tile further right, everything moves by tw."""
+    """`count` tiles of th x tw queries side by side, the first at (y, x).
+
+    Each sees kh x kw keys, the first of which for the first tile is (ky, kx). A tile further right, both move by tw.
+    """
 
     count: int
     y: int
@@ -55,14 +57,16 @@ class Strip:
 
     @property
     def queries(self) -> int:
+        """Queries of one tile."""
         return self.th * self.tw
 
     @property
     def keys(self) -> int:
+        """Keys of one tile."""
         return self.kh * self.kw
 
     def part(self, start: int, count: int) -> Strip:
-        """Some of the tiles."""
+        """The strip of `count` of its tiles from number `start` on."""
         moved = {"x": self.x + start * self.tw, "kx": self.kx + start * self.tw}
         return replace(self, count=count, offset=self.offset + start * self.queries * self.keys, **moved)
 

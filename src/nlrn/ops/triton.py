@@ -26,15 +26,17 @@ from nlrn.ops.reference import offsets_inside
 _CHANNELS_LIMIT = 512  # more of them do not fit a program's registers and shared memory
 _COLUMNS_LIMIT = 32_000  # of a window, else the numbers of a halo's pixels are not taken apart exactly
 _NARROW = 1 << 31  # entries of one image's state that a program can number with 32 bits
-_ROWS_BLOCK = 1 << 24  # logits handed out at once by rows: 64 MiB in float32
+_ROWS_BLOCK = 1 << 24  # logits that `rows` yields at once: 64 MiB in float32
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How the pixels are cut: rows and columns of a program's tile, the pixels streamed past it at a time; its warps
-    and the stages of its pipeline."""
+    """How the pixels are cut: rows and columns of a program's tile, and the pixels streamed past it at a time.
+
+    warps, stages: of the program, and of its pipeline.
+    """
 
     tall: int
     wide: int
@@ -134,7 +136,7 @@ def _adjoining(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 
 
 def _is_new(state: Tensor | None, known: Tensor | None) -> bool:
-    """Is this a state whose entries outside the image have yet to be zeroed: not the one known already?"""
+    """Whether the entries of a state outside the image have yet to be zeroed: it is not `known`."""
     return state is not None and (known is None or state.data_ptr() != known.data_ptr())
 
 
@@ -233,14 +235,18 @@ def backward(
     """Gradients of a step of forward, by two gathers: over the keys of every query, then the queries of every key.
 
     Args:
-        q, k, v, window: as forward had them.
-        out, norms: what forward returned and wrote. With 16-bit inputs give its exact instead of out: dS is a
-            difference of two sums, and where attention is narrow the rounding of out is most of its error.
+        q: as forward had it, and so k, v and window.
+        k: keys [B, H, W, Cm].
+        v: values [B, H, W, C].
+        out: what forward returned; with 16-bit inputs its `exact`: dS is a difference of two sums, and where attention
+            is narrow the rounding of out is most of its error.
         dout: gradient of out, [B, H, W, C].
+        norms: as forward filled them.
+        window: odd side length of the neighbourhood.
         after: the state that forward filled. None only if it neither read nor filled one: the logits are q.k then.
         grad_after: gradient of that state from the states after, [B, H, W, q, q] float32 or bfloat16, or None.
         grad_dtype: of the gradient returned: float32 or bfloat16.
-        needs_grad_before: is the gradient of the state before wanted? None: where a state was filled.
+        needs_grad_before: whether the gradient of the state before is computed. None: where a state was filled.
         into: room for it, in grad_dtype and zero outside the image; it may be ``grad_after``, which is then
             overwritten. None: new room.
 

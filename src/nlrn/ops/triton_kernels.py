@@ -163,8 +163,11 @@ def _rounded(logits: tensor, state: tensor) -> tensor:
 
 @triton.jit
 def _gradient_dot(ds: tensor, x: tensor, total: tensor, precision: constexpr) -> tensor:
-    """total + ds x. Entries of ds are as small as 1e-12, zero in float16: with such an x both become tf32, which
-    holds every float16 and keeps float32's exponents."""
+    """total + ds x.
+
+    Entries of ds are as small as 1e-12, zero in float16: with such an x both become tf32, which holds every float16
+    and keeps float32's exponents.
+    """
     if x.dtype == tl.float16:
         total = tl.dot(ds, x.to(tl.float32), total, input_precision=precision)
     else:
@@ -182,11 +185,10 @@ def forward_pass(
     embedded: constexpr, embedded_padded: constexpr, channels: constexpr, channels_padded: constexpr,
     tall: constexpr, wide: constexpr, streamed: constexpr, precision: constexpr, narrow: constexpr, clear: constexpr,
 ) -> None:  # fmt: skip
-    """out and, where given, the correlation after from the one before, exact = out before it is rounded, and most
-    and whole: the maximum of the logits and the sum of exp(logit - most), apart because their logarithm would lose the
-    sum where the logits are large.
+    """One tile of out and, where given, of the correlation after, of exact (out before it is rounded), most and whole.
 
-    clear: zero the entries of after that point out of the image.
+    most, whole: the maximum of the logits and the sum of exp(logit - most), apart because their logarithm would lose
+    the sum where the logits are large. clear: zero the entries of after that point out of the image.
     """
     radius = window // 2
     image, top, left, y, x, inside = _tile(height, width, tall, wide)

@@ -1,1 +1,1 @@
-"""Files that appear whole; what this machine is and has."""
+"""Atomic writes, and what this machine is and has."""

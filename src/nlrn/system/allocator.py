@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     """Let this process use freed memory again instead of asking the system for zeroed pages; False where it cannot.
 
     glibc returns every block above 32 MiB at once, and an image's feature maps are larger: the pages' faults
-    take as long as the arithmetic. For programs of our own; a library leaves its user's allocator alone.
+    take as long as the arithmetic. For this package's commands only; a library must not change its user's allocator.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -30,7 +30,7 @@ def check_target(
     """Find out before any work whether `path` can be written. Raises InputError with the reason.
 
     Checked: an existing folder that files can be written in, no file of that name (with `overwrite`: nothing but a
-    file), and that it is none of `inputs`, which are never written whatever `overwrite` says.
+    file), and that it is none of `inputs`, which are never written, with or without `overwrite`.
     """
     path = Path(path)
     try:
@@ -43,16 +43,16 @@ def check_target(
             if not overwrite:
                 raise InputError(f"{path} exists already; give another name, or --overwrite")
             if not path.is_file():
-                raise InputError(f"{path} exists and is no file; give another name")
+                raise InputError(f"{path} exists and is not a file; give another name")
         tempfile.TemporaryFile(dir=path.parent).close()
     except InputError:
         raise
-    except (OSError, ValueError) as error:  # a name that is too long or holds a NUL, a folder that is not ours
+    except (OSError, ValueError) as error:  # a name that is too long or holds a NUL, a folder without permission
         raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
-    """Write ``data`` to ``path`` atomically: a temporary file beside it, synced, then linked or renamed.
+    """Write ``data`` to ``path`` atomically: a temporary file in the same folder, synced, then linked or renamed.
 
     A reader sees the old file or the new one, never a part; a full disk leaves the old one as it was. Without
     ``overwrite`` an existing file is refused, also one that appears meanwhile. Raises InputError with the
@@ -88,7 +88,7 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
 
 
 def publish_json(path: str | Path, result: dict[str, Any]) -> Path:
-    """A result as JSON, in the place of what is there. Raises InputError."""
+    """Write a result as JSON, atomically; an existing file is replaced. Raises InputError."""
     return publish(path, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
 
 
@@ -96,7 +96,7 @@ def open_record(path: Path) -> IO[bytes]:
     """A file of this package's own records, to read and to append to; made where there is none, never truncated.
 
     Raises ConfigError for a symbolic link, a file with a second name (a hard link) and anything that is no regular
-    file: what stands behind those may be an original.
+    file: what those refer to may be an original.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -141,13 +141,13 @@ def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Unless somebody holds it. It is held here meanwhile, so that who has just made it sees that it is taken."""
+    """Delete a file unless a process holds its lock; it is locked meanwhile, so that its maker sees that it is lost."""
     if os.name == "nt":
         path.unlink()
         return
-    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)  # NFS locks what is open for writing alone
+    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)  # NFS locks only what is open for writing
     try:
-        with contextlib.suppress(OSError):  # where files cannot be locked, nobody holds any
+        with contextlib.suppress(OSError):  # where files cannot be locked, none is held
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -158,7 +158,7 @@ def _remove(path: Path) -> None:
 
 
 def _begun(folder: Path) -> tuple[Path, IO[bytes]]:
-    """A new temporary file, locked where files can be, so that nobody takes it for a leftover."""
+    """A new temporary file, locked where files can be, so that no process takes it for a leftover."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
         path = folder / f".nlrn-{secrets.token_hex(8)}.part"
@@ -195,14 +195,14 @@ def _keep_rights(file: IO[bytes], path: Path) -> None:
 
 
 def _is_ours(file: IO[bytes]) -> bool:
-    """Lock a file that was just made; False where somebody took it for a leftover before."""
+    """Lock a file that was just made; False where another process took it for a leftover before."""
     if os.name == "nt":
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # it cannot be locked there, by anybody
+    except OSError:  # files cannot be locked there
         return True
     return os.fstat(file.fileno()).st_nlink > 0
 

@@ -11,7 +11,7 @@ from nlrn.errors import BackendError
 
 
 def memory() -> dict[str, int] | None:
-    """ "total" and "available" MiB for this process, by Linux's /proc and its control group; None elsewhere."""
+    """MiB "total" and "available" to this process, by Linux's /proc and its control group; None elsewhere."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -74,7 +74,7 @@ def hardware_bf16(device: torch.device) -> bool:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of that name, "auto" being the best there is. Raises BackendError."""
+    """The device of that name; "auto" is CUDA where there is one, else the CPU. Raises BackendError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

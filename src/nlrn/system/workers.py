@@ -1,4 +1,4 @@
-"""Processes of our own that share the threads, and that end at once with the work."""
+"""Worker processes that share the threads of this one and end with it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from nlrn.system.allocator import keep_freed_memory
 def pool(workers: int, first: Callable[[], None]) -> Iterator[ProcessPoolExecutor]:
     """A pool of so many fresh processes, each with a share of this one's threads; each calls `first` first.
 
-    Ctrl-C reaches this process alone; when the context ends, by an error or an interrupt too, its processes are
-    ended, whatever they are at. They end by themselves when this one is killed.
+    Only this process receives Ctrl-C; when the context ends, by an error or an interrupt too, its processes are
+    terminated, whatever they do. They end by themselves when this one is killed.
     """
     threads, others = max(1, torch.get_num_threads() // workers), set(active_children())
     executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads, os.getpid(), first))
@@ -39,7 +39,7 @@ def _begin(threads: int, parent: int, first: Callable[[], None]) -> None:
 
 
 def begin(threads: int, parent: int) -> None:
-    """What a process of our own begins with: so many threads, deaf to Ctrl-C, and its end with that of `parent`."""
+    """Set up a worker process: so many threads, Ctrl-C ignored, and an end when the process `parent` ends."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

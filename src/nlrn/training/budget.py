@@ -1,4 +1,4 @@
-"""The time that a training run may take, by the wall's clock or by the processor's, and what fits into it."""
+"""The time that a training run may take, by wall-clock or by CPU time, and what fits into it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from nlrn.errors import ConfigError, UnfinishedError
 from nlrn.training.config import TrainConfig
 from nlrn.training.logging import Pace
 
-FORWARD = 0.4  # of a training step's time, what a forward pass alone takes, to plan the end of a slice
+FORWARD = 0.4  # of a training step's time, what a forward pass takes, to plan the end of a slice
 RESERVE = 0.25  # of the time, at most, for what comes after the last step
 LEAST_BATCHES = 8  # for the statistics of the averaged weights
 
 
 class Budget:
-    """minutes: of the wall's clock, from now on. cpu_minutes: of the CPU time of this process divided by its threads,
-    so that neither a pause nor other programs shorten the run. Without either there is no limit.
+    """The time limit of a run, from now on; none without arguments.
 
-    Raises ConfigError for a limit that is not positive, or two.
+    minutes: of wall-clock time. cpu_minutes: of the CPU time of this process divided by its threads, so that neither a
+    pause nor other programs shorten the run. Raises ConfigError for a limit that is not positive, or two.
     """
 
     def __init__(self, minutes: float | None = None, cpu_minutes: float | None = None) -> None:
@@ -40,19 +40,19 @@ class Budget:
         return self.seconds < math.inf
 
     def now(self) -> float:
-        """Seconds of the clock that counts."""
+        """Seconds on the clock of the limit."""
         return time.process_time() / torch.get_num_threads() if self.cpu else time.monotonic()
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds that are left; infinity without a limit."""
         return self.seconds - (self.now() - self.began)
 
     def decay_steps(self, pace: Pace, step: int, share: float, limit: int, batches: float) -> int:
         """How many steps the decay has when it begins at `step`, or -1 while it need not begin.
 
-        It begins when its share is what remains. What comes after it is paid for too, a validation and the statistics
-        of `batches` batches, but with no more than a quarter of the time. limit: steps that the recipe leaves.
+        It begins when its share is what remains. Time for what comes after it is reserved, a validation and the
+        statistics of `batches` batches, but no more than a quarter of the whole. limit: steps that the recipe leaves.
         """
         a_step = pace.seconds(step, step + 1) - pace.aside / pace.config.validate_every
         usable = self.seconds - min(batches * FORWARD * a_step + pace.aside, RESERVE * self.seconds)
@@ -60,7 +60,7 @@ class Budget:
         return pace.fitting(step, usable - spent, limit) if spent >= usable * (1 - share) else -1
 
     def batches(self, pace: Pace, step: int, wanted: int, world: int) -> int:
-        """How many of the wanted batches the last statistics are measured on: a quarter of the time pays for them."""
+        """How many of the `wanted` batches the last statistics are measured on: what a quarter of the time allows."""
         a_step = pace.seconds(step, step + 1) - pace.aside / pace.config.validate_every
         if not self.limited or a_step <= 0:
             return wanted

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
 import tomllib
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from nlrn.errors import ConfigError
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.models.nlrn import NLRNConfig
+from nlrn.training.tables import FORMER_KEYS, build
 
 MAX_RECIPE = 1 << 20  # bytes
 MAX_NAME = 200  # bytes, with room for a suffix below the 255 that file systems take
 MAX_BATCH_PIXELS = 1 << 26
-FORMER_KEYS = (("data", "validation_pictures", "validation_images"),)  # codespell:ignore - of headers and digests
 
 
 def _check_name(name: str, what: str) -> None:
-    """Raises ConfigError for what no file can be called: control characters, or more than systems take."""
+    """Raises ConfigError for what is no file name: control characters, or longer than file systems allow."""
     if not name.isprintable() or len(name.encode()) > MAX_NAME:
         raise ConfigError(f"{what} cannot be called {name[:80]!r}: control characters, or over {MAX_NAME} bytes")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """folders: below the data root; what nlrn.io.datasets.HELD_OUT names of one is not trained on. validation: a folder
-    that is neither trained on nor a scoring set, or one of `folders` with a part held out, and then that part.
+    """The images of a run.
+
+    folders: below the data root; the part of a folder that nlrn.io.datasets.HELD_OUT names is not trained on.
+    validation: a folder that is neither trained on nor a scoring set, or one of `folders` with such a part, and then
+    that part. validation_images, validation_size: how many of its images, and the side of their centre crops.
     """
 
     folders: tuple[str, ...] = ("bsds500/train", "bsds500/test")
@@ -49,11 +49,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """kind "gaussian": sigma uniform in [low, high] on the 0..255 scale; equal bounds mean one fixed level.
+    """The noise of a denoiser's training patches.
+
+    kind "gaussian": sigma uniform in [low, high] on the 0..255 scale; equal bounds mean one fixed level.
     kind "camera": of a camera drawn for each patch (nlrn.functional.camera.draw_camera), which has its own levels.
-    enlarge, with "camera": a third of the patches are taken as they are, the others are enlarged by a factor drawn,
+    enlarge, with "camera": a third of the patches are used unchanged, the others are enlarged by a factor drawn,
     uniform in its logarithm, from 1 to this one: at 100 % a photograph holds less detail a pixel than the reduced
-    images that people train on.
+    images of the usual training sets.
     """
 
     low: float = 0.0
@@ -69,13 +71,15 @@ class NoiseConfig:
         if self.kind == "camera" and (self.low, self.high) != (NoiseConfig.low, NoiseConfig.high):
             raise ConfigError("camera noise draws its levels itself: leave noise.low and noise.high out")
         if not 0 <= self.low <= self.high <= 255:
-            raise ConfigError(f"noise wants 0 <= low <= high <= 255, not {self.low} and {self.high}")
+            raise ConfigError(f"noise requires 0 <= low <= high <= 255, not {self.low} and {self.high}")
 
 
 @dataclass(frozen=True)
 class ResizeConfig:
-    """What a model of the task "sr" undoes, one of `scales` for each patch: luminance made smaller by MATLAB's bicubic
-    and back to its size. rounded: the share of patches whose small image is rounded to 8 bits, as files are.
+    """The degradation that a model of the task "sr" undoes.
+
+    scales: of these one is drawn for each patch, whose luminance is made smaller by MATLAB's bicubic and enlarged to
+    its size. rounded: the share of patches whose small image is rounded to 8 bits, as files are.
     """
 
     scales: tuple[int, ...] = (2, 3, 4)
@@ -83,15 +87,15 @@ class ResizeConfig:
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) < 2 or max(self.scales) > 8 or not 0 <= self.rounded <= 1:
-            raise ConfigError(f"resize wants scales of 2 to 8 and rounded in [0, 1], not {self}")
+            raise ConfigError(f"resize requires scales of 2 to 8 and rounded in [0, 1], not {self}")
 
 
 @dataclass(frozen=True)
 class StartConfig:
-    """from: the trained weights, a shipped model's name or a file, that a run begins with
-    (nlrn.training.starting.start_from).
+    """The trained weights that a run begins with (nlrn.training.starting.start_from).
 
-    Where the first stage is frozen, the statistics of its batch norms stay those of the start.
+    from: a shipped model's name or a file. Where the first stage is frozen, the statistics of its batch norms stay
+    those of the start.
     """
 
     from_: str
@@ -104,8 +108,10 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """optimizer: "muon" (nlrn.training.optim.Muon), "adamw", "adam", or "tf-adam", Adam as TensorFlow has it. clip:
-    limit of the gradient norm, over all or for each variable.
+    """The optimiser, its learning rate and the clipping.
+
+    optimizer: "muon" (nlrn.training.optim.Muon), "adamw", "adam", or "tf-adam", Adam as TensorFlow computes it. clip:
+    limit of the gradient norm, over all variables together or (clip_per_variable) for each.
     """
 
     optimizer: str = "adamw"
@@ -127,7 +133,9 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """kind "slices": warm-up, constant rate, then a decay branch over the last `decay` of the run, to zero.
+    """The learning rate over the steps.
+
+    kind "slices": warm-up, constant rate, then a decay branch over the last `decay` of the run, to zero.
     kind "halving": the paper's; the rate is halved every `halve_every` steps, or after each of the steps `halve_at`.
     """
 
@@ -142,7 +150,7 @@ class ScheduleConfig:
         if self.kind not in ("slices", "halving"):
             raise ConfigError(f"schedule kind must be slices or halving, not {self.kind!r}")
         if self.steps < 1 or self.warmup < 0 or not 0 <= self.decay < 1 or self.halve_every < 1:
-            raise ConfigError("schedule wants steps >= 1, warmup >= 0, 0 <= decay < 1, halve_every >= 1")
+            raise ConfigError("schedule requires steps >= 1, warmup >= 0, 0 <= decay < 1, halve_every >= 1")
         if list(self.halve_at) != sorted(set(self.halve_at)) or min(self.halve_at, default=1) < 1:
             raise ConfigError(f"schedule.halve_at must be steps that rise from 1 on, not {list(self.halve_at)}")
         if self.halve_at and self.kind != "halving":
@@ -154,9 +162,9 @@ class Stage:
     """From step `start` on: patches of `patch` x `patch` pixels, `batch` of them over all processes.
 
     lr: a factor on the schedule's learning rate. frozen: when the first such stage begins, the averaged weights
-    take over with statistics of their own, and from there on the batch norms keep these: a step computes what
-    inference does. The recurrent states feed themselves; the statistics of a batch hide where that runs away,
-    and add their own chance to every gradient. accumulate: the batch goes through in so many parts, one after the
+    take over with statistics measured for them, and from there on the batch norms keep these: a step computes what
+    inference does. The recurrent states feed themselves; statistics of a batch hide where that diverges, and add noise
+    to every gradient. accumulate: the batch goes through in so many parts, one after the
     other, whose gradients add up: less memory, the same step once frozen; before, each part is normalised by its own
     statistics, as a smaller batch is.
     """
@@ -172,24 +180,25 @@ class Stage:
         if not 1 <= self.accumulate <= self.batch:
             raise ConfigError(f"a batch of {self.batch} can be accumulated in 1 to {self.batch} parts: {self}")
         if self.start < 0 or self.patch < 1 or self.batch < 1 or self.lr <= 0:
-            raise ConfigError(f"a stage wants start >= 0, patch >= 1, batch >= 1 and lr > 0, not {self}")
+            raise ConfigError(f"a stage requires start >= 0, patch >= 1, batch >= 1 and lr > 0, not {self}")
         if self.batch * self.patch**2 > MAX_BATCH_PIXELS:
             raise ConfigError(f"a batch of a stage holds at most {MAX_BATCH_PIXELS:,} pixels: {self}")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. loss: "rms", the root-mean-square error of each patch, or "mse"; of all of it, or of the middle
-    loss_region x loss_region pixels. image_range: the largest value of the images that the network is trained on, 1 or
+    """One training run.
+
+    loss: "rms", the root-mean-square error of each patch, or "mse"; of all of it, or of the middle loss_region x
+    loss_region pixels. image_range: the largest value of the images that the network is trained on, 1 or
     255, which decides what the clip of the gradients touches; the weights written are for 0..1 in any case.
 
-    ema: decay of the averaged weights that are scored and shipped, their batch-norm statistics taken anew
-    over norm_batches batches; 0 ships the weights and statistics as they are. embedding_gain: the factor on the
-    kernels of theta and phi at the start, embedding_lr: on their learning rate; 1 is the paper. embedding_tied: phi
-    starts as a copy of theta. A model for many
-    noise levels wants less: its features grow with the noise and the logits with their square, are summed over
-    the states, and a softmax that is saturated from the start never learns. precision "auto": bf16 autocast
-    on CUDA and on CPUs with bf16 units, else float32. compile: on CUDA, one recurrent state through
+    ema: decay of the averaged weights that are scored and shipped, their batch-norm statistics measured over
+    norm_batches batches; 0 ships the last weights and statistics. embedding_gain: the factor on the kernels of theta
+    and phi at the start, embedding_lr: on their learning rate; 1 is the paper. embedding_tied: phi starts as a copy of
+    theta. A model for many noise levels needs less: its features grow with the noise and the logits with their square,
+    are summed over the states, and a softmax that is saturated from the start never learns. precision "auto": bf16
+    autocast on CUDA and on CPUs with bf16 units, else float32. compile: on CUDA, one recurrent state through
     torch.compile.
     """
 
@@ -238,7 +247,7 @@ class TrainConfig:
         self._check_task()
 
     def _check_task(self) -> None:
-        """What the model is for must fit what it is and what it is shown."""
+        """Raises ConfigError where task, model and degradation do not fit together."""
         gaussian = self.model.task == "denoise" and self.noise.kind == "gaussian"
         if self.image_range != 1 and (not gaussian or self.model.sigma_input or self.compile):
             raise ConfigError("image_range = 255 is for Gaussian noise of one level, without compile")
@@ -252,12 +261,12 @@ class TrainConfig:
             raise ConfigError('a model with a level_one is trained on noise.kind = "camera"')
         if self.model.task == "denoise":
             if not self.model.sigma_input and self.noise.low != self.noise.high:
-                raise ConfigError("a range of noise levels needs a model with sigma_input = true")
+                raise ConfigError("a range of noise levels requires a model with sigma_input = true")
             return
         if self.model.in_channels != 1 or self.model.sigma_input:
             raise ConfigError("super-resolution restores luminance: in_channels = 1 and sigma_input = false")
         if any(self.data.validation_size % scale for scale in self.resize.scales):
-            raise ConfigError("super-resolution wants a validation_size that every scale divides")
+            raise ConfigError("super-resolution requires a validation_size that every scale divides")
 
     def stage(self, step: int) -> Stage:
         """The stage that `step` belongs to."""
@@ -281,15 +290,14 @@ class TrainConfig:
         """The learning rate of a step: a pure function of the step and of where the decay branch lies."""
         s = self.schedule
         rate = self.optim.lr * self.stage(step).lr * min(1.0, (step + 1) / max(1, s.warmup))
-        if (
-            s.kind == "halving"
-        ):  # halve_at as in TensorFlow's piecewise_constant: that step itself still has the old rate
+        if s.kind == "halving":
+            # halve_at as in TensorFlow's piecewise_constant: that step itself still has the old rate
             return rate * 0.5 ** (sum(at < step for at in s.halve_at) if s.halve_at else step // s.halve_every)
         left = 1 - (step - decay_start) / decay_steps if decay_steps else 1.0
         return rate * min(1.0, max(0.0, left))
 
     def _values(self) -> dict[str, Any]:
-        """Every field that means something; those younger than released states unless they have their defaults."""
+        """Every field that has a meaning here; those newer than released states unless they have their defaults."""
         values = dataclasses.asdict(self)
         del values["noise" if self.model.task == "sr" else "resize"]
         younger = (("model", "distance"), ("model", "level_one"), ("noise", "kind"), ("noise", "enlarge"))
@@ -308,11 +316,11 @@ class TrainConfig:
         return values
 
     def header(self) -> str:
-        """The whole recipe as the weights file keeps it."""
+        """The whole recipe as JSON, for the header of the weights file."""
         return json.dumps(self._values(), sort_keys=True)
 
     def digest(self) -> str:
-        """Identifies what a step computes, so that a run is never resumed under another recipe."""
+        """16 hex digits that identify what a step computes, so that a run is never resumed under another recipe."""
         fixed = {k: v for k, v in self._values().items() if k not in ("validate_every", "checkpoint_minutes")}
         fixed["schedule"] = {k: v for k, v in fixed["schedule"].items() if k not in ("steps", "decay")}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
@@ -329,55 +337,15 @@ _SECTIONS = {
 }
 
 
-def build(kind: type, values: Any, where: str) -> Any:
-    """A dataclass from a table; an unknown key names the nearest known one, a wrong type both types."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where} must be a table, not {values!r}")
-    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(kind)}  # "from" is a word of Python
-    for table, old, new in FORMER_KEYS:
-        if table == where and old in values and new in values:
-            raise ConfigError(f"{where} has {new} and {old}, its former name: give {new} only")
-        if table == where:
-            values = {new if key == old else key: value for key, value in values.items()}
-    hints = {name.rstrip("_"): hint for name, hint in get_type_hints(kind).items()}
-    for key, value in values.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(fields))}"
-            raise ConfigError(f"unknown key {key!r} in {where}{hint}")
-        if not _fits(hints[key], value):
-            raise ConfigError(f"{where}.{key} must be {fields[key].type}, not {value!r}")
-    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
-    missing = [name for name in required if name not in values]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}")
-    return kind(**{fields[k].name: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def _fits(wanted: Any, value: Any) -> bool:
-    """Whether a TOML value has an annotated type. Integers are floats too; bools and nan are not."""
-    origin, parts = get_origin(wanted), get_args(wanted)
-    if origin in (Union, types.UnionType):
-        return any(_fits(part, value) for part in parts)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        of = parts[:1] * len(value) if parts[-1] is ... else parts
-        return len(of) == len(value) and all(map(_fits, of, value))
-    if wanted is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return type(value) is wanted
-
-
 def read_recipe(path: str | Path) -> TrainConfig:
-    """The TrainConfig in a TOML file. Raises ConfigError for a file that is not one, naming key and place.
+    """The TrainConfig in a TOML file. Raises ConfigError, with key and table, for a file that is not one.
 
-    The file's tables are the fields of TrainConfig; [model] window = 0 stands for None (the whole image),
+    The file's tables are the fields of TrainConfig; [model] window = 0 means None (the whole image),
     and [[stages]] are listed in order.
     """
     try:
         if not Path(path).is_file() and Path(path).exists():  # to open a pipe waits for its other end
-            raise ConfigError(f"the recipe {path} is no regular file")
+            raise ConfigError(f"the recipe {path} is not a regular file")
         with Path(path).open("rb") as file:
             text = file.read(MAX_RECIPE + 1)
         if len(text) > MAX_RECIPE:

@@ -21,7 +21,7 @@ NOISE_STREAM = 1  # keep the counters of noise and scales apart from the patches
 SCALE_STREAM = 2
 CAMERA_STREAM = 3
 JPEG_GRID = 16  # pixels after which the blocks of a JPEG repeat, chroma subsampled
-LEVEL_ONE = 0.75  # share of patches of level 1, what the model is asked for unless somebody asks for more or less
+LEVEL_ONE = 0.75  # share of patches of level 1, the default in use
 HIGHEST_LEVEL = 2.0
 
 
@@ -34,8 +34,10 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """(degraded, clean, sigma / 255) by step, images in 0..config.image_range, for one of several processes: put
-    together, theirs are one's."""
+    """The batches of one of several processes, by step; those of all processes together are those of a single one.
+
+    Raises InputError and ConfigError as `training_images` for data that cannot be used.
+    """
 
     def __init__(self, config: TrainConfig, data: Path, processes: Processes) -> None:
         self.config, self.processes = config, processes
@@ -48,7 +50,7 @@ class Batches:
         self.patches = PatchSet(images, max(sides), device=processes.device).with_patch(sides[0])  # all fit, or none
 
     def __call__(self, step: int, part: int = 0, *, whole: bool = False) -> Batch:
-        """degraded and clean [B, C, P, P], sigma / 255 [B] or None: of this process, or (`whole`) of all together.
+        """The Batch of a step: of this process, or (`whole`) of all together.
 
         part: of those in which the batch is accumulated; each is shared by all processes. Shares may differ by one.
         """
@@ -77,7 +79,7 @@ class Batches:
     # -- noise ---------------------------------------------------------------------------------------------
 
     def _noise(self, step: int, first: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """(sigma / 255 [B], noise [B, C, H, W]): a stream of its own for every place in the global batch."""
+        """(sigma / 255 [B], noise [B, C, H, W]): an independent stream for every place in the global batch."""
         low, high = self.config.noise.low, self.config.noise.high
         device = self.processes.device
         sigmas, noise = np.empty(shape[0], np.float32), []
@@ -95,10 +97,10 @@ class Batches:
     # -- camera noise ----------------------------------------------------------------------------------------
 
     def _photographed(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
-        """(noisy, target, level * level_one / 255 [B] or None): a camera of its own for every place in the batch.
+        """(noisy, target, level * level_one / 255 [B] or None): another camera for every place in the batch.
 
-        clean [B, 3, side, side], 0..255: a part of each is used, which lies anywhere on the JPEG's grid and away from
-        the border, where demosaicing knows less.
+        clean [B, 3, side, side], 0..255: a part of each is used, anywhere on the JPEG's grid and away from
+        the border, where demosaicing has fewer neighbours.
         """
         config, noisy, targets = self.config.model, [], []
         levels = np.ones(len(clean), np.float32)
@@ -122,7 +124,7 @@ class Batches:
         return torch.from_numpy(images).to(self.processes.device).permute(0, 3, 1, 2)
 
     def _random(self, step: int, place: int, stream: int) -> np.random.Generator:
-        """The generator of a place in the global batch of a step; Philox counts up its first word alone."""
+        """The generator of a place in the global batch of a step; Philox increments only the first word."""
         return np.random.Generator(np.random.Philox(key=[self.config.seed, step], counter=[0, place, stream, 0]))
 
     # -- a smaller image, enlarged -------------------------------------------------------------------------
@@ -133,8 +135,10 @@ class Batches:
         return 4 * max(self.config.resize.scales)
 
     def _side(self, patch: int) -> int:
-        """Of what is cut out of the images for a patch: with a margin and room to lie on every grid, a multiple of
-        every scale."""
+        """Side of the square that is cut out of an image for a patch.
+
+        With a margin and room for every position on the grids, a multiple of every scale.
+        """
         if self.config.noise.kind == "camera":
             return patch + JPEG_GRID
         if not self.enlarges:

@@ -1,4 +1,4 @@
-"""One process or several of a training run: torchrun's group, and what the processes tell each other."""
+"""One process or several of a training run: torchrun's group, and the messages between the processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nlrn.errors import ElsewhereError, TrainingError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place: `rank` of `world`, on `device`. Alone unless set otherwise."""
+    """This process's place: `rank` of `world`, on `device`; by default the only one."""
 
     device: torch.device
     rank: int = 0
@@ -31,7 +31,7 @@ class Processes:
         return self.rank == 0
 
     def agree(self, value: int) -> int:
-        """Rank 0's value, for all."""
+        """Rank 0's value, in all processes."""
         if self.world == 1:
             return value
         answer = torch.tensor(value, device=self.device)
@@ -70,7 +70,7 @@ class Processes:
                 tensor.copy_(theirs)
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.world > 1:
             with _talking():
                 dist.barrier()
@@ -79,7 +79,7 @@ class Processes:
     def as_one(self) -> Iterator[None]:
         """What is done inside succeeds in all processes or in none.
 
-        The first of those that met an error raises it, the others ElsewhereError.
+        The first that failed raises its error, the others ElsewhereError.
         """
         if self.world == 1:
             yield
@@ -100,7 +100,7 @@ class Processes:
         if problem is not None and int(first) == self.rank:
             raise problem
         if int(first) < self.world:
-            raise ElsewhereError(f"process {int(first)} of this run met an error, and says which") from problem
+            raise ElsewhereError(f"process {int(first)} of this run failed; its message names the error") from problem
 
 
 class _Summed(torch.autograd.Function):
@@ -124,15 +124,15 @@ def _talking() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        said = str(error).partition("\n")[0]
-        raise TrainingError(f"another process of this run is gone; the last state is kept ({said})") from error
+        text = str(error).partition("\n")[0]
+        raise TrainingError(f"another process of this run is gone; the last state is kept ({text})") from error
 
 
 def use_private_compiler_cache() -> None:
     """Let TorchInductor, which every optimiser of torch imports, keep its files in the user's cache folder.
 
-    Its usual folder lies in the shared temporary folder under a name that anybody can foresee, and take. A folder that
-    TORCHINDUCTOR_CACHE_DIR names is left as it is, and so is the usual one where there is no cache folder.
+    Its usual folder lies in the shared temporary folder under a name that other users can predict and occupy. A folder
+    that TORCHINDUCTOR_CACHE_DIR names is kept, and so is the usual one where there is no cache folder.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
@@ -155,7 +155,7 @@ class joined:  # noqa: N801  # a context, used like a function
         self.several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         if not self.several:
             return Processes(device)
-        # The optimiser imports this. After init_process_group it would keep the group for good, whose threads then
+        # The optimiser imports this. After init_process_group it would keep the group forever, whose threads then
         # outlive destroy_process_group and can abort the process at its end, when they free a tensor.
         import_module("torch._dynamo")
 

@@ -1,4 +1,4 @@
-"""What a training run shows and keeps: its pace, a progress bar, log.jsonl and, on request, TensorBoard."""
+"""What a training run displays and records: its pace, a progress bar, log.jsonl and, on request, TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG = "log.jsonl"
 class Pace:
     """How long steps take: measured over the last ones, by their pixels since stages differ in them.
 
-    The first measurements are dropped as soon as there is a later one: a first step also pays for what is set up once,
+    The first measurements are dropped as soon as there is a later one: a first step also includes what is set up once,
     and on a busy machine takes minutes.
     """
 
@@ -62,10 +62,10 @@ class _Display(Protocol):
 
 
 class TrainingLog:
-    """A context: steps() every few steps, validation() after each validation.
+    """The display and the log of a run, a context: steps() every few steps, validation() after each validation.
 
-    show: draw a progress bar (plain lines where rich is not installed). keep: write log.jsonl in the run
-    folder.
+    show: draw a progress bar, or plain lines where the output is not a terminal. keep: write log.jsonl in the run
+    folder. tensorboard: write the same numbers for TensorBoard; raises ConfigError where it is not installed.
     """
 
     def __init__(self, folder: Path, *, show: bool = True, keep: bool = True, tensorboard: bool = False) -> None:
@@ -119,7 +119,7 @@ class TrainingLog:
         self.say(f"step {step}, {weights} weights: {summary(result)}")
 
     def say(self, text: str) -> None:
-        """A line for the person who watches."""
+        """Display a line of text, where anything is displayed."""
         if self.display is not None:
             self.display.say(text)
 

@@ -14,9 +14,9 @@ from nlrn.training.distributed import Processes
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """A batch norm by the statistics of all processes' shares taken together, which may differ in size.
 
-    What one process computes over the whole batch, with its gradient: the sums over the processes are differentiated
-    through. PyTorch's SyncBatchNorm does so for CUDA tensors alone. In eval mode it is a plain batch norm.
-    plain: whose parameters and statistics these are (shared, not copied).
+    It computes what one process would over the whole batch, gradients included: the sums over the processes are
+    differentiated. PyTorch's SyncBatchNorm does so for CUDA tensors only. In eval mode it is a plain batch norm. plain:
+    whose parameters and statistics these are (shared, not copied).
     """
 
     def __init__(self, plain: nn.BatchNorm2d, processes: Processes) -> None:
@@ -28,6 +28,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self._over_all = torch.compiler.disable(self._together)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
+        """X [B, C, H, W] normalised, of its dtype."""
         result: Tensor = self._over_all(x) if self.training else super().forward(x)
         return result
 
@@ -47,7 +48,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor, n: Tensor) -> None:
-        """The running statistics take their step, as PyTorch's do: the variance is the unbiased one."""
+        """Update the running statistics as PyTorch does: the variance is the unbiased one."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -58,7 +59,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 def sync_norms(model: nn.Module, processes: Processes) -> None:
-    """In place: the model's batch norms normalise by all processes' statistics. Alone, they stay as they are."""
+    """Make the model's batch norms normalise by all processes' statistics, in place; nothing with one process."""
     if processes.world == 1:
         return
     for parent in list(model.modules()):
@@ -68,7 +69,7 @@ def sync_norms(model: nn.Module, processes: Processes) -> None:
 
 
 def freeze_norms(model: nn.Module) -> None:
-    """Batch norms normalise by their running statistics and leave them alone, while the rest trains on."""
+    """Make the batch norms normalise by their running statistics and keep them; the rest continues to train."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -82,9 +83,9 @@ def measure_norms(
     processes: Processes,
     autocast: AbstractContextManager[object],
 ) -> None:
-    """Statistics of a model in training mode: the mean of those of the batches of all processes.
+    """Measure the statistics of a model in training mode: the mean of those of the batches of all processes.
 
-    batches: of this process, each of which is a whole one; share: what part of all they are.
+    batches: of this process, each a whole one (Batch). share: their part of all batches. autocast: around each call.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:

@@ -12,9 +12,9 @@ from nlrn.training.config import OptimConfig, TrainConfig
 
 
 def loss_of(restored: Tensor, clean: Tensor, kind: str, region: int = 0) -> Tensor:
-    """ "mse", or "rms": the mean over patches [B, C, H, W] of each patch's root-mean-square error.
+    """The loss of kind "mse", or "rms": the mean over patches [B, C, H, W] of their root-mean-square errors.
 
-    region: of the middle region x region pixels alone; 0: of all.
+    region: of the middle region x region pixels only; 0: of all.
     """
     if region:
         top, left = (n // 2 - region // 2 for n in clean.shape[2:])
@@ -29,7 +29,7 @@ class Muon(torch.optim.AdamW):
 
     A kernel [out, in, height, width] counts as a matrix of `out` rows; its step is the nearest matrix of equal
     singular values (to within some 30 %), scaled to the root mean square that AdamW's steps have, so that one learning
-    rate serves both. ``torch.optim.Muon`` takes matrices only, and no other parameters beside them. Source: Jordan et
+    rate serves both. ``torch.optim.Muon`` takes matrices only, and no other parameters. Source: Jordan et
     al., Muon, 2024; the scale is that of Liu et al., arXiv 2502.16982, section 2.2.
     """
 
@@ -37,6 +37,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step: AdamW's for the usual groups, then the orthogonal ones."""
         groups = self.param_groups
         try:
             self.param_groups = [g for g in groups if not g["orthogonal"]]
@@ -69,6 +70,7 @@ class TensorFlowAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of Adam with TensorFlow's epsilon."""
         for group in self.param_groups:
             epsilon = group.setdefault("epsilon", group["eps"])
             done = max((int(self.state[p]["step"]) for p in group["params"] if self.state.get(p)), default=0)
@@ -87,10 +89,10 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def make_optimizer(config: TrainConfig, model: NLRN) -> torch.optim.Optimizer:
-    """Adam, AdamW or Muon; weight decay on convolution kernels alone, never on biases or batch norms.
+    """Adam, AdamW or Muon; weight decay on convolution kernels only, never on biases or batch norms.
 
-    Muon's orthogonal steps are for the kernels of the recurrent block but theta's and phi's. Every group has a `factor`
-    on the learning rate: that of theta and phi is the recipe's embedding_lr.
+    Muon's orthogonal steps are for the kernels of the recurrent block except theta's and phi's. Every group has a
+    `factor` on the learning rate: that of theta and phi is the recipe's embedding_lr.
     """
     o, block = config.optim, model.block
     embeddings = {id(p) for part in block.non_local.embeddings for p in part.parameters()}
@@ -118,10 +120,10 @@ def make_optimizer(config: TrainConfig, model: NLRN) -> torch.optim.Optimizer:
 
 @torch.no_grad()
 def start_embeddings(model: NLRN, gain: float, tied: bool = False) -> None:
-    """The kernels of theta and phi times `gain`, so that the logits start gain squared times as large.
+    """Multiply the kernels of theta and phi by `gain`: the logits start gain squared times as large.
 
-    tied: phi starts as theta, so that from the first step on pixels of like features have the largest logits; two
-    kernels drawn apart start with a random bilinear form, to which look-alikes are nothing special.
+    tied: phi starts as theta, so that from the first step on pixels of similar features have the largest logits; two
+    independent kernels start with a random bilinear form, which does not prefer similar pixels.
     """
     embeddings = model.block.non_local.embeddings
     if tied:
@@ -133,7 +135,7 @@ def start_embeddings(model: NLRN, gain: float, tied: bool = False) -> None:
 
 @torch.no_grad()
 def clip_gradients(parameters: list[nn.Parameter], o: OptimConfig) -> Tensor:
-    """Scale the gradients down to norm `clip`, all together or each alone; the (largest) norm before that."""
+    """Scale the gradients down to norm `clip`, all together or each separately; the (largest) norm before that."""
     if not o.clip_per_variable:
         return nn.utils.clip_grad_norm_(parameters, o.clip)
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -161,6 +163,7 @@ class CompiledBlock(RecurrentBlock):
     def forward(
         self, s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool
     ) -> tuple[Tensor, Tensor | None]:
+        """As RecurrentBlock; compiled in training only."""
         if not self.training:
             return super().forward(s, s0, correlation, t, keep)
         found: tuple[Tensor, Tensor | None] = self._compiled(

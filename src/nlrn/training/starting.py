@@ -18,12 +18,12 @@ _ENDS = ("head_norm", "head", "tail_norm", "tail")
 
 @torch.no_grad()
 def start_from(model: NLRN, source: str | Path, *, statistics: bool = False) -> list[str]:
-    """Take the recurrent block of trained weights over, in place, and return the names of the parts that were taken.
+    """Copy the recurrent block of trained weights, in place, and return the names of the parts that were copied.
 
     source: a shipped model's name or a weights file. The convolutions, embeddings and g of the block must fit; batch
-    norms go state by state, and states beyond the source's begin as its last one. Layers at the entry and the exit are
-    taken where their shapes are equal, and stay as they are where not. statistics: those of all batch norms are needed,
-    since they will not be measured. Raises ConfigError for a block that does not fit, or an end that has to and does
+    norms go state by state, and states beyond the source's begin as its last one. The first and the last layers are
+    copied where their shapes are equal. statistics: those of all batch norms are needed, since they will not be
+    measured. Raises ConfigError for a block that does not fit, or with `statistics` a first or last layer that does
     not; ModelNotFoundError and CheckpointError as `load_model`.
     """
     other = load_model(source)

@@ -1,8 +1,8 @@
 """The state of a training run on disk: safetensors that carry their own digest, newest verified one first.
 
 A run folder holds ``state-<step>.safetensors`` (the last few), ``before-decay.safetensors`` (what a later
-slice resumes from) and ``log.jsonl``. No pickle; a file whose digest is wrong is passed over, loudly, for the
-one before.
+slice resumes from) and ``log.jsonl``. No pickle; a file whose digest is wrong is skipped, with a warning, for
+the one before.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _YOUNGER = ("first", "steps", "decay", "seconds")  # than some released states
 class FoundState:
     """A training state that was read and verified.
 
-    path: its file. tensors: parameters, averages and moments by name, as `pack` made them. meta: where the run stood:
+    path: its file. tensors: parameters, averages and moments by name, as `pack` made them. meta: where the run was:
     "step", "decay_start", "decay_steps", "end" and "world" (int), "recipe" (its digest), and in all but the oldest
     files "first", "steps" (int), "decay" and "seconds".
     """
@@ -59,7 +59,7 @@ class FoundState:
 
     @property
     def ended(self) -> bool:
-        """Whether the run stood at its planned end."""
+        """Whether the run was at its planned end."""
         return self.step >= int(self.meta["end"])
 
 
@@ -75,7 +75,7 @@ def prepare(folder: Path, *, create: bool) -> None:
 
 
 def pack(model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All that a step depends on, by name: parameters and statistics, their average, the moments."""
+    """All tensors that a step depends on, by name: parameters and statistics, their average, the moments."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.items()}
     for name, p in model.named_parameters():
@@ -87,7 +87,7 @@ def pack(model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimi
 def unpack(
     tensors: dict[str, Tensor], model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put what ``pack`` took back in its places, bit for bit. Raises CheckpointError if it does not fit."""
+    """Restore what ``pack`` returned, bit for bit. Raises CheckpointError if it does not fit."""
     parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in _PARTS}
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
@@ -134,7 +134,7 @@ def _check_fit(
 
 
 def provenance(config: TrainConfig, step: int, seconds: float, device: torch.device, world: int) -> dict[str, str]:
-    """What a weights file says of its origin."""
+    """The metadata of a weights file about its origin."""
     return {
         "name": config.name,
         "steps": str(step),
@@ -164,7 +164,7 @@ def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
 def write_compact(source: Path, path: Path) -> int:
     """A copy of a state whose momenta are rounded to bfloat16, to be kept in a repository; returns its step.
 
-    A run that resumes from it is not the same to the bit, which no result depends on. Raises CheckpointError.
+    A run that resumes from it does not give the same bits; no result depends on that. Raises CheckpointError.
     """
     found = read_state(source)
     moments = {k for k, v in found.tensors.items() if k.startswith("optim.") and v.is_floating_point() and v.dim() > 0}
@@ -201,7 +201,7 @@ def read_state(path: Path) -> FoundState:
 
 
 def _check_meta(path: Path, meta: Any) -> None:
-    """Raises CheckpointError for a state that does not say, in numbers that can be, where its run stood."""
+    """Raises CheckpointError for a state whose header lacks a valid number of where its run was."""
     if not isinstance(meta, dict):
         raise CheckpointError(f"{path.name} is no training state: its header holds no table")
     for name, kinds in _META.items():
@@ -237,7 +237,7 @@ def newest_verified(folder: Path) -> FoundState | None:
     """The newest rolling state that verifies, else the one before the decay; None when there are no files.
 
     A damaged or missing one is warned about. Raises CheckpointError when there are files and none verifies: a
-    run never starts again from scratch unless asked to.
+    run never starts again from scratch unless requested.
     """
     files = rolling(folder)
     latest = folder / LATEST

@@ -1,4 +1,4 @@
-"""A training run that is asked to end: Ctrl-C or SIGTERM, taken between two steps, or at once beside them."""
+"""The end of a training run by Ctrl-C or SIGTERM: between two steps, or at once outside of the steps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 
 class Stopped(BaseException):
-    """A signal asked for the end. Not an Exception: nothing on the way may take it for an error of its own."""
+    """A signal requested the end. Not an Exception: no handler of errors may catch it."""
 
 
 class StopRequests:
-    """A context that takes SIGINT and SIGTERM; `number` is the signal that came, or 0.
+    """A context that handles SIGINT and SIGTERM; `number` is the signal that arrived, or 0.
 
     Inside `beside_the_steps()`, where nothing is computed that a state keeps, the signal raises Stopped at once. A
-    second signal does what it does elsewhere. In a thread other than the main one no signal arrives, and none is taken.
+    second signal has its usual effect. In a thread other than the main one no signal arrives, and none is handled.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class StopRequests:
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) != signal.SIG_IGN:  # a worker that is deaf to Ctrl-C stays so
+                if signal.getsignal(number) != signal.SIG_IGN:  # a worker that ignores Ctrl-C keeps ignoring it
                     self._before[number] = signal.signal(number, self._take)
         return self
 
@@ -50,7 +50,7 @@ class StopRequests:
 
     @contextmanager
     def beside_the_steps(self) -> Iterator[None]:
-        """What is done inside, validations and statistics, can be left at any point."""
+        """Around validations and statistics, which can be interrupted at any point."""
         self._at_once = True
         try:
             if self.number:
@@ -60,8 +60,10 @@ class StopRequests:
             self._at_once = False
 
     def ended(self) -> SystemExit:
-        """Let the signal do now what it would have done, by the handler from before: KeyboardInterrupt for Ctrl-C, the
-        end of the process for SIGTERM. To be called after the context; what to raise where that handler returns."""
+        """Raise the signal again for the handler from before: KeyboardInterrupt for Ctrl-C, the end for SIGTERM.
+
+        To be called after the context; returns what to raise where that handler returns.
+        """
         sys.stdout.flush()
         signal.raise_signal(self.number)
         return SystemExit(128 + self.number)

@@ -1,7 +1,7 @@
-"""Training: one visible loop over a recipe, which is the same alone, under torchrun, on CPU and on CUDA.
+"""Training: one visible loop over a recipe, the same in one process, under torchrun, on CPU and on CUDA.
 
-What a step computes follows from the recipe, the seed and the step alone (the clock only decides when to stop
-and where the decay branch begins, and that is written down), so a resumed run gives the same bytes on a CPU.
+What a step computes follows from the recipe, the seed and the step only (the clock decides when to stop
+and where the decay branch begins, and that is recorded), so a resumed run gives the same bytes on a CPU.
 On CUDA the noise is drawn on the device: the same sigmas and patches as on a CPU, other noise.
 """
 
@@ -36,16 +36,16 @@ from nlrn.training.starting import start_from
 from nlrn.training.stopping import Stopped, StopRequests
 from nlrn.training.validation import Validation
 
-LOOKS = 10  # steps between two looks at the loss where a look costs: it waits for the device or for the others
+LOOKS = 10  # steps between two readings of the loss where one waits for the device or for other processes
 
 
 def train_from_recipe(
     recipe: str | Path, *, steps: int | None = None, decay: float | None = None, **options: Any
 ) -> Path:
-    """Train as a TOML file says and return the path of the weights it ends with.
+    """Train by the recipe in a TOML file and return the path of the weights file.
 
-    steps, decay: instead of the recipe's. options: those of train(). Raises ConfigError, InputError, CheckpointError,
-    TrainingError.
+    steps, decay: override the recipe's. options: those of nlrn.training.trainer.train. Raises ConfigError, InputError,
+    CheckpointError, TrainingError.
     """
     config = read_recipe(recipe)
     changes = {name: value for name, value in (("steps", steps), ("decay", decay)) if value is not None}
@@ -66,16 +66,16 @@ def train(
     data: str | Path | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Train as a recipe says and return the path of the weights it ends with.
+    """Train by a recipe and return the path of the weights file.
 
     output: the run folder, by default runs/<recipe name>. resume: resume from the newest verified state; a run
     that had ended resumes from its state before the decay when there are more steps to make, as does a folder that
-    holds that state alone. minutes: stop by the clock, the last part of them spent on the decay branch (a resumed
-    run that is in its decay already finishes it). cpu_minutes: the same by the CPU time of the process divided by its
+    holds only that state. minutes: stop by the clock, the last part of them spent on the decay branch (a resumed run
+    that is in its decay already finishes it). cpu_minutes: the same by the CPU time of the process divided by its
     threads, so that neither a pause nor other programs shorten the run. Raises ConfigError, InputError,
     CheckpointError, UnfinishedError where the clock ended the run within its warm-up (the state is kept), or
-    TrainingError when the loss stops being finite (the last good state is kept). Ctrl-C and SIGTERM end it after the
-    step under way, its state saved, as they would have ended it.
+    TrainingError when the loss stops being finite (the last good state is kept). Ctrl-C and SIGTERM end it as usual,
+    but after the current step, with its state saved.
     """
     budget = Budget(minutes, cpu_minutes)
     folder = Path(output or Path("runs") / config.name)
@@ -99,7 +99,7 @@ def train(
 
 
 class Trainer:
-    """A model on its way: `start` it (fresh or resumed), `run` it, `finish` it."""
+    """A training run: `start` it (fresh or resumed), `run` it, `finish` it. Raises ConfigError, InputError."""
 
     def __init__(
         self, config: TrainConfig, folder: Path, data: Path, processes: Processes, budget: Budget | None = None
@@ -125,7 +125,7 @@ class Trainer:
         self.batches = Batches(config, data, processes)
         self.validation = Validation(config, data, device)
         self.pace, self.norm_batches = Pace(config), config.norm_batches
-        self.health = torch.zeros((), device=device)  # the sum of what must be finite, looked at now and then
+        self.health = torch.zeros((), device=device)  # the sum of what must be finite, checked now and then
         self.step = self.first = 0  # first: where this slice began
         self._plan()
 
@@ -136,13 +136,13 @@ class Trainer:
         schedule = self.config.schedule
         self.end, self.decay_steps = schedule.steps, 0
         if self.end < self.step:
-            raise ConfigError(f"this run stands at step {self.step} already, beyond the {self.end} asked for")
+            raise ConfigError(f"this run is at step {self.step} already, beyond the {self.end} asked for")
         if schedule.kind == "slices":
             self.decay_steps = min(int(schedule.decay * (self.end - self.first)), self.end - self.step)
         self.decay_start = self.end - self.decay_steps
 
     def meta(self) -> dict[str, Any]:
-        """What a state says beside its tensors. `seconds` is what the way here took; no step uses it."""
+        """The metadata of a state. `seconds` is the time it took so far; no step uses it."""
         names = ("step", "first", "decay_start", "decay_steps", "end")
         return {name: getattr(self, name) for name in names} | {
             "world": self.processes.world,
@@ -154,20 +154,20 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Time spent on the way to the present step, over all slices."""
+        """Seconds spent up to the present step, over all slices."""
         return self.seconds_before + time.monotonic() - self.began
 
     @property
     def weights(self) -> Path:
-        """The file that the run ends with."""
+        """The weights file of the run."""
         return self.folder / f"{self.config.name}.safetensors"
 
     def start(self, resume: bool) -> None:
-        """Fresh, or from the newest verified state; after a finished run, from the state before its decay."""
+        """Begin afresh, or `resume` (see `train`). Raises ConfigError, CheckpointError."""
         if not resume and state.holds_a_run(self.folder):
             raise ConfigError(f"{self.folder} holds a run already: resume it (--resume), or give another folder")
         if not resume and self.weights.exists():
-            raise ConfigError(f"{self.weights} is there already: give another folder")
+            raise ConfigError(f"{self.weights} exists already: give another folder")
         if resume:
             self._resume()
         elif self.config.start is not None:
@@ -177,7 +177,7 @@ class Trainer:
             remove_leftovers(self.folder)
 
     def align(self) -> None:
-        """All processes begin where rank 0 does. Raises CheckpointError where one found another state."""
+        """Make all processes begin where rank 0 does. Raises CheckpointError where one found another state."""
         with self.processes.as_one():
             if self.processes.agree(self.step) != self.step:
                 raise CheckpointError(f"not all processes find the same state in {self.folder}: is it one folder?")
@@ -190,7 +190,7 @@ class Trainer:
         unfinished = found.step < self.config.schedule.warmup
         more = found.ended and found.meta["end"] < self.config.schedule.steps
         later = more and (unfinished or self._shipped(found.step))
-        if not state.rolling(self.folder):  # the state before some decay, alone: released to resume from
+        if not state.rolling(self.folder):  # only the state before some decay: released to resume from
             later = True
         elif later:
             files = [self.folder / state.BEFORE_DECAY, *state.rolling(self.folder)]
@@ -211,7 +211,7 @@ class Trainer:
         planned = meta.get("steps", meta["end"]), meta.get("decay", schedule.decay)
         if later or (planned != (schedule.steps, schedule.decay) and self.step <= meta["decay_start"]):
             self._plan()
-        else:  # exactly what was under way
+        else:  # exactly the plan from before
             self.decay_start, self.decay_steps, self.end = (meta[k] for k in ("decay_start", "decay_steps", "end"))
 
     def _shipped(self, step: int) -> bool:
@@ -222,7 +222,7 @@ class Trainer:
             return False
 
     def save(self) -> None:
-        """Rank 0 writes the rolling state, and the one before the decay when that is where we are."""
+        """Rank 0 writes the rolling state, and the state before the decay when the decay begins."""
         self._check_health()
         if self.processes.leads:
             tensors, meta = state.pack(self.model, self.ema, self.optimizer), self.meta()
@@ -239,7 +239,7 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------
 
     def run(self, log: TrainingLog) -> None:
-        """Until the planned end, or until the time is up, decay included."""
+        """Train until the planned end or the end of the time, decay included. Raises TrainingError, UnfinishedError."""
         if self.step >= self.end:
             log.say(f"this run ended at step {self.end}; ask for more steps to resume from before its decay")
             return
@@ -276,7 +276,7 @@ class Trainer:
         self.budget.check_warmup(self.config, self.step)
 
     def _report(self, log: TrainingLog, losses: Tensor, norm: float, since: int, seconds: float) -> None:
-        """Show and keep what the steps from `since` on came to."""
+        """Display and record the steps from `since` on."""
         self._check_health()
         count = self.step - since
         self.pace.add(since, self.step, seconds)
@@ -286,7 +286,7 @@ class Trainer:
         log.steps(self.step, self.end, loss=loss, count=count, seconds=seconds, lr=lr, norm=norm, left=left)
 
     def _validate(self, log: TrainingLog, model: NLRN, weights: str = "raw") -> None:
-        """By rank 0 alone; the others wait for it at the next step."""
+        """Validate on rank 0 only; the others wait for it at the next step."""
         if self.processes.leads:
             mark = self.budget.now()
             with self.requests.beside_the_steps():
@@ -319,7 +319,7 @@ class Trainer:
 
     @property
     def _measured(self) -> bool:
-        """Whether the weights that the run ends with need no statistics of their own."""
+        """Whether the weights that the run ends with need no new statistics."""
         return self.frozen or self.config.ema == 0
 
     def train_step(self) -> tuple[Tensor, Tensor]:
@@ -371,17 +371,16 @@ class Trainer:
         averaged = self.averaged_model()
         self._validate(log, averaged, "averaged")
         if self.processes.leads:
-            said = state.provenance(self.config, self.step, self.seconds, self.device, self.processes.world)
-            save_model(self.weights, on_unit_scale(averaged, self.config.image_range), said)
+            origin = state.provenance(self.config, self.step, self.seconds, self.device, self.processes.world)
+            save_model(self.weights, on_unit_scale(averaged, self.config.image_range), origin)
         self.processes.wait()
         return self.weights
 
     def averaged_model(self) -> NLRN:
         """A model of the averaged weights, under batch-norm statistics that were measured with them.
 
-        Averaged weights under statistics that other weights left behind lose up to 0.16 dB. Frozen batch norms
-        keep the statistics that the weights were trained under. Without averaging (ema = 0) it is the model as
-        it is.
+        Averaged weights under the statistics of other weights lose up to 0.16 dB. Frozen batch norms keep the
+        statistics that the weights were trained under. Without averaging (ema = 0) it is a copy of the model.
         """
         model = to_device(NLRN(self.config.model), self.device)
         model.load_state_dict(self.model.state_dict())
@@ -392,7 +391,7 @@ class Trainer:
         return model.eval()
 
     def measure_statistics(self, model: NLRN) -> None:
-        """Over `norm_batches` batches, each a whole one, so that they do not depend on the number of processes."""
+        """Measure over `norm_batches` batches, each a whole one: the number of processes makes no difference."""
         count = self.norm_batches
         mine = range(self.processes.rank, count, self.processes.world)
         batches = (self.batches(self.step + i, whole=True) for i in mine)

@@ -1,4 +1,4 @@
-"""What a trainer looks at on the way: PSNR on held-out images, and whether the attention lives."""
+"""Validation during training: PSNR on held-out images, and how widely the attention reaches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from nlrn.training.config import TrainConfig
 
 
 class Validation:
-    """Centre crops of the recipe's validation folder, noise of a fixed seed or scales; called with a model."""
+    """Centre crops of the recipe's validation folder, noise of a fixed seed or scales; called with a model.
+
+    Raises InputError where no image is large enough.
+    """
 
     def __init__(self, config: TrainConfig, data: Path, device: torch.device) -> None:
         size, enlarges = config.data.validation_size, config.model.task == "sr"
@@ -47,11 +50,11 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, model: NLRN) -> dict[str, Any]:
-        """{"psnr_<s>": dB, "neighbours_<s>": a median per state, "largest_<s>": |S|max per state} by sigma s, or by
-        scale: x2, x3 ...
+        """Scores by sigma s, or by scale (x2, x3 ...).
 
-        The PSNR is the mean over the images of the clipped, unrounded output; the attention is that of the
-        first. Of the other distances there is the PSNR alone.
+        {"psnr_<s>": dB, "neighbours_<s>": a median per state, "largest_<s>": |S|max per state}. The PSNR is the mean
+        over the images of the clipped, unrounded output; the attention is that of the first. Of the other distances
+        there is only the PSNR.
         """
         model = on_unit_scale(model, self.image_range)
         training = model.training
