@@ -285,7 +285,7 @@ def test_a_manifest_does_not_depend_on_who_listens(
             assert command([*words, "-o", str(tmp_path / name)]) == 0
         finally:
             logging.disable(logging.NOTSET)
-        assert ("going on with tiles of 128" in caplog.text) == (name == "heard")
+        assert ("continuing with tiles of 128" in caplog.text) == (name == "heard")
         caplog.clear()
         found.append(records(tmp_path / name))
     assert found[0] == found[1]

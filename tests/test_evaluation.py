@@ -120,7 +120,7 @@ def test_a_model_for_photographs_is_scored_at_its_level_one(tmp_path: Path) -> N
         (["--given-sigma", "3"], 0.0, "--given-sigma is for models that receive"),
         (["--auto", "--noise", "camera"], 0.0, "--auto is for"),
         (["--attention", "--noise", "camera"], 0.0, "requires --given-sigma"),
-        ([], 12.0, "say --noise camera"),
+        ([], 12.0, "give --noise camera"),
     ],
 )
 def test_words_that_do_not_fit_camera_noise_are_refused(

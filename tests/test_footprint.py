@@ -51,7 +51,7 @@ def test_where_memory_is_refused_the_work_goes_on_in_smaller_tiles_and_says_so(t
     """The result is that of the smaller tiles; a tile that was asked for by name is not replaced."""
     backed_off = restored(-1, 230, tmp_path / "a.npy")
     lines = [line for line in backed_off.stderr.splitlines() if "no memory" in line]
-    assert lines[0] == "no memory for the whole image; going on with tiles of 256"
+    assert lines[0] == "no memory for the whole image; continuing with tiles of 256"
     side = int(lines[-1].split()[-1])
     image = np.random.default_rng(0).random((300, 330), np.float32)
     smaller = nlrn.Restorer("denoise-gray-small", settings=nlrn.Settings(tile=side, precision="fp32"))

@@ -299,7 +299,7 @@ def test_the_scale_that_a_network_was_trained_on_is_told_or_said(outputs: dict[s
     as_usual, shown = convert(found, propagation=True), convert(found, propagation=True, trained_on=255)
     assert all(torch.equal(a, b) for a, b in zip(as_usual.parameters(), shown.parameters(), strict=True))
     later = read_checkpoint(AUTHORS / "later.ckpt")
-    with pytest.raises(CheckpointError, match="as was said"):
+    with pytest.raises(CheckpointError, match="as given"):
         convert(later, propagation=False, trained_on=255)
     with pytest.raises(ConfigError, match="trained_on"):
         convert(later, propagation=False, trained_on=2)

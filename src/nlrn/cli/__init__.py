@@ -47,12 +47,12 @@ COMMANDS = (
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; nothing but the code and the printed lines comes back."""
+    """Run one command line and return its exit code."""
     return execute(_parser(), arguments)
 
 
 def execute(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
-    """Call `run` of what the parser makes of the arguments; an error becomes one sentence and an exit code."""
+    """Parse the arguments and call the command's `run`; an error becomes one sentence and an exit code."""
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -72,11 +72,11 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("nlrn: interrupted; nothing was left half written", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our lines went away; Python would complain once more at exit
+    except BrokenPipeError:  # the reader of the output closed it; Python would report it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 3
     except Exception as error:
-        return _file_metadata(error)
+        return _report(error)
 
 
 def _as_file(argument: str) -> str:
@@ -85,7 +85,7 @@ def _as_file(argument: str) -> str:
     return f"./{argument}" if dashed and Path(argument).is_file() else argument
 
 
-def _file_metadata(error: Exception) -> int:
+def _report(error: Exception) -> int:
     """Print one sentence, and give the exit code."""
     code, text = 3, str(error)
     if isinstance(error, NLRNError):
@@ -103,16 +103,17 @@ def _file_metadata(error: Exception) -> int:
 
 
 class _Lines(logging.Formatter):
-    """A record on a line."""
+    """One line for each record."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         return printable(super().formatMessage(record))
 
 
 class Parser(argparse.ArgumentParser):
-    """One sentence for a usage error: the list of all options before it would hide it."""
+    """A parser with one sentence for a usage error, without the list of all options."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the message with a hint, and exit with 2."""
         rest = message.partition("unrecognized arguments: ")[2]
         if rest and not rest.startswith("-"):  # nlrn denoise *.png -o out
             message += " (there is one input at a time, a file or a folder)"

@@ -10,6 +10,7 @@ from nlrn.cli.shared import count, reporter
 
 
 def add(commands: Any) -> None:
+    """Add the parser of `nlrn convert` to the subparsers of argparse."""
     parser = commands.add_parser("convert", help="turn the authors' TensorFlow weights into a weights file")
     parser.add_argument(
         "input", type=Path, metavar="CHECKPOINT", help="its prefix, a training folder, or that of a SavedModel"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
+    """Add the parser of `nlrn denoise` to the subparsers of argparse."""
     parser = commands.add_parser("denoise", help="remove noise from an image")
     parser.add_argument(
         "--sigma", type=sigma_or_auto, help=f"noise level in 0-255 units, 0..{MAX_SIGMA:g}, or auto (default)"

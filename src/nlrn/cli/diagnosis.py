@@ -1,4 +1,4 @@
-"""What this installation can do here, and why not more."""
+"""What nlrn doctor prints: versions, machine, backends, models and optional libraries."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 
 
 def add(commands: Any) -> None:
+    """Add the parser of `nlrn doctor` to the subparsers of argparse."""
     parser = commands.add_parser("doctor", help="what this installation can do here, and why not more")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=_doctor)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
+    """Add the parser of `nlrn evaluate` to the subparsers of argparse."""
     parser = commands.add_parser("evaluate", help="score a model on the field's data sets")
     parser.add_argument("--data", type=Path, help="folder of the data sets, or of images (default: $NLRN_DATA)")
     parser.add_argument("--set", dest="sets", nargs="+", default=[], metavar="NAME", help="set12, bsd68, cbsd68 ...")
@@ -105,14 +106,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace, config: NLRNConfig) -> None:
-    """Raises ConfigError where the words do not fit the model."""
+    """Raises ConfigError where the options do not fit the model."""
     camera, given = options.noise == "camera", config.sigma_input and not config.level_one
     if config.task != options.task:
-        raise ConfigError(f"this model is for {config.task}: say --task {config.task}")
+        raise ConfigError(f"this model is for {config.task}: give --task {config.task}")
     if camera and (options.task == "sr" or config.in_channels != 3):
         raise ConfigError("--noise camera is for models that denoise colour")
     if config.level_one and not camera:
-        raise ConfigError("this model finds the noise itself, as cameras make it: say --noise camera")
+        raise ConfigError("this model finds the noise itself, as cameras make it: give --noise camera")
     if options.given_sigma is not None and not (camera and given):
         raise ConfigError("--given-sigma is for models that receive the noise level, under --noise camera")
     if options.auto and (camera or not given):

@@ -10,8 +10,9 @@ from nlrn.cli.shared import add_model_options, check_result, make_restorer, prin
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("explain", help="draw where a pixel finds its look-alikes, state by state")
-    parser.add_argument("input", type=Path, metavar="IMAGE", help="taken for clean; noise is added beside it")
+    """Add the parser of `nlrn explain` to the subparsers of argparse."""
+    parser = commands.add_parser("explain", help="draw which pixels a pixel attends to, state by state")
+    parser.add_argument("input", type=Path, metavar="IMAGE", help="a clean image; a copy with noise is explained too")
     parser.add_argument(
         "--at", type=_pixel, required=True, metavar="X,Y", help="column and row, from 0 at the top left"
     )

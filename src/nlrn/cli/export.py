@@ -10,6 +10,7 @@ from nlrn.cli.shared import check_result, reporter
 
 
 def add(commands: Any) -> None:
+    """Add the parser of `nlrn export` to the subparsers of argparse."""
     parser = commands.add_parser("export", help="write a model as an ONNX file, for runtimes without torch")
     parser.add_argument("model", metavar="NAME|FILE", help="a shipped model (see: nlrn models) or a weights file")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.onnx")

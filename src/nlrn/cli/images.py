@@ -87,12 +87,12 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-r", "--recursive", action="store_true", help="the folders below it too")
     group.add_argument("--suffix", default="", metavar="TEXT", help="at the end of the results' names: --suffix=-clean")
     group.add_argument("--format", metavar="EXT", help="of all results: png, tif ... (default: each image's own)")
-    group.add_argument("--skip-existing", action="store_true", help="leave results that are there as they are")
+    group.add_argument("--skip-existing", action="store_true", help="keep results that exist")
     group.add_argument(
         "-j", "--jobs", type=side, help="images at once, sharing the threads (default: 1; of ray: all that fit)"
     )
     group.add_argument("--json", action="store_true", help="print the outcome as JSON")
-    group.add_argument("--engine", choices=("local", "ray"), default="local", help="who restores them (default: local)")
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="what restores (default: local)")
     group.add_argument(
         "--address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: Ray is started here)"
     )
@@ -123,7 +123,7 @@ def _range(text: str) -> Range:
 
 
 def of_its_size(asked: Options, image: ImageData) -> ImageData:
-    """What is expected where a result has the size of its image."""
+    """The expected result of a command that keeps the size of an image."""
     return image
 
 
@@ -136,9 +136,9 @@ def restore_input(
     another: an image of the size of the result, before there is one.
     """
     if options.mode == "patch" and options.tile is not None:
-        raise ConfigError("tiles are for window mode: patch mode has patches of its own")
+        raise ConfigError("tiles are for window mode: patch mode has its own patches")
     stored = isinstance(options.input, ObjectPath)
-    if not (stored or options.input.exists()):  # before OUT is looked at, which of a folder has no suffix
+    if not (stored or options.input.exists()):  # before OUT is checked, which of a folder has no suffix
         raise InputError(f"there is no file or folder {options.input}")
     if stored or options.input.is_dir():
         return _restore_folder(options, asked, restored, what, expected)
@@ -159,7 +159,7 @@ def restore_input(
 
 
 def _read_input(options: argparse.Namespace, asked: Options, expected: Expected) -> ImageData:
-    """The image IN, once nothing speaks against writing what is expected of it as OUT."""
+    """The image IN, once it is certain that the expected result can be written as OUT."""
     from nlrn.io.image import check_output, read_image
 
     given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual]
@@ -273,14 +273,14 @@ def _check_folder(output: Place) -> None:
 
 
 def _account(output: Place) -> str:
-    """Where it is written what was done."""
+    """Where the results are listed."""
     from nlrn.batch.manifest import MANIFEST
 
     return f"{output / MANIFEST} lists them" if isinstance(output, Path) else f"metadata in {output} says of what"
 
 
 def _check_memory(options: argparse.Namespace) -> None:
-    """Several images at once must fit what is free: where memory runs out, the system kills silently."""
+    """Raises ConfigError where several images at once may exceed the free memory: the system would kill silently."""
     from nlrn.inference.restorer import MEMORY
     from nlrn.system.hardware import memory
 
@@ -314,7 +314,7 @@ def _engine(options: argparse.Namespace, work: str) -> RayEngine | None:
 
 
 def _seen_by_a_worker(options: argparse.Namespace) -> str:
-    """On another machine perhaps."""
+    """The digest as a worker, possibly on another machine, computes it."""
     if not options.input.is_dir():
         raise InputError(f"there is no folder {options.input}; every machine of the cluster must see it there")
     return _digest(options)

@@ -1,4 +1,4 @@
-"""Ctrl-C that is not lost: the exception can be dropped on its way by compiled code that clears errors."""
+"""Ctrl-C that is not lost: compiled code that clears errors can drop the exception."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class InterruptHandler:
-    """A context that takes SIGINT where Python's own handler would, and remembers that it came.
+    """A context that handles SIGINT in place of Python's handler, and records that it arrived.
 
     It raises KeyboardInterrupt as usual. Where torch drops that, `check_interrupt`, called after each tile, raises it
     again.
@@ -20,6 +20,7 @@ class InterruptHandler:
         self._before: Any = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal: raises KeyboardInterrupt."""
         self.came = True
         raise KeyboardInterrupt
 
@@ -37,7 +38,7 @@ class InterruptHandler:
 
 
 def check_interrupt() -> None:
-    """Raises KeyboardInterrupt where a Ctrl-C came, and nothing ended."""
+    """Raises KeyboardInterrupt where a Ctrl-C arrived whose exception was dropped."""
     handler = signal.getsignal(signal.SIGINT)
     if isinstance(handler, InterruptHandler) and handler.came:
         raise KeyboardInterrupt

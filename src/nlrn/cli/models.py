@@ -8,6 +8,7 @@ from typing import Any
 
 
 def add(commands: Any) -> None:
+    """Add the parser of `nlrn models` to the subparsers of argparse."""
     parser = commands.add_parser("models", help="list the models inside this package")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=_models)

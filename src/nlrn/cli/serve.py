@@ -26,6 +26,7 @@ _DEADLINES = (
 
 
 def add(commands: Any) -> None:
+    """Add the parser of `nlrn serve` to the subparsers of argparse."""
     parser = commands.add_parser("serve", help="a page and an HTTP service on this machine")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, help="default: 8000; 0: a free one")

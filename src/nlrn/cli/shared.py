@@ -41,6 +41,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True)
 
 
 def model_name(options: argparse.Namespace, channels: int, photo: bool = False) -> str:
+    """The model of the options, by default the shipped one of the task for that many channels."""
     from nlrn.models.checkpoint import default_model
 
     task = getattr(options, "task", "denoise")
@@ -48,14 +49,14 @@ def model_name(options: argparse.Namespace, channels: int, photo: bool = False) 
 
 
 def make_restorer(options: argparse.Namespace, **more: Any) -> Restorer:
-    """Of grey images, as the options and more say."""
+    """The Restorer of the options, and of more, for grey images."""
     from nlrn.inference.options import Options
 
     return Options.of(vars(options), model=model_name(options, 1), **more).restorer(1)
 
 
 def check_result(path: Path | None, suffix: str, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
-    """Before any work: can a file of numbers or a plot be written there, and is that its name? None is no file."""
+    """Check before any work that a file with this suffix can be written. Raises InputError; None is accepted."""
     if path is None:
         return
     if path.suffix.lower() != suffix:
@@ -64,6 +65,7 @@ def check_result(path: Path | None, suffix: str, *, overwrite: bool, inputs: Ite
 
 
 def print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on standard output."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -77,25 +79,28 @@ def print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequenc
 
 
 def reporter(options: argparse.Namespace) -> Report:
+    """A function that prints one line, or under --quiet does nothing."""
     return (lambda line: None) if options.quiet else lambda line: print(printable(line), flush=True)
 
 
 def complain(line: str) -> None:
-    """One line of an error."""
+    """Print one line of an error."""
     print(f"nlrn: {printable(line)}", file=sys.stderr)
 
 
 def printable(line: str) -> str:
-    """A line without what a terminal would obey: file names may hold escape sequences and line feeds."""
+    """A line without control characters: file names may hold escape sequences and line feeds."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 class ProgressBar:
-    """A bar on a terminal while tiles, patches or images are worked on; elsewhere a line every HEARTBEAT seconds, so
-    that a log shows that the work goes on. Nothing under --quiet."""
+    """The progress of tiles, patches or images: a bar on a terminal, elsewhere a line every HEARTBEAT seconds.
+
+    Nothing under --quiet.
+    """
 
     def __init__(self, options: argparse.Namespace, what: str, total: int | None = None) -> None:
-        self.what, self.pace = what, total is not None  # how many images a second, of tiles it says nothing
+        self.what, self.pace = what, total is not None  # how many images a second, not of tiles
         self.unit, self.state = "images" if self.pace else "parts", (0, total or 0)
         self.quiet, self.ended = options.quiet, threading.Event()
         terminal = not options.quiet and bool(sys.stderr and sys.stderr.isatty())
@@ -141,10 +146,12 @@ class ProgressBar:
 
 
 def sigma_or_auto(text: str) -> float | str:
+    """The type of an argument that is a noise level or "auto"."""
     return text if text == "auto" else sigma_level(text)
 
 
 def sigma_level(text: str) -> float:
+    """The type of an argument that is a noise level, 0..MAX_SIGMA."""
     return number(text, "noise level", 0, MAX_SIGMA, " (0-255 units)")
 
 
@@ -160,12 +167,14 @@ def number(text: str, what: str, low: float, high: float, unit: str = "") -> flo
 
 
 def count(text: str) -> int:
+    """The type of an argument that is a whole number of at least 0."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
 def side(text: str) -> int:
+    """The type of an argument that is a whole number of at least 1."""
     value = count(text)
     if value < 1:
         raise argparse.ArgumentTypeError("expected at least 1")
@@ -173,6 +182,7 @@ def side(text: str) -> int:
 
 
 def mebibytes(text: str) -> int:
+    """The type of an argument in MiB, as bytes."""
     value = count(text)
     if value < 1:
         raise argparse.ArgumentTypeError("memory must be at least 1 MiB")

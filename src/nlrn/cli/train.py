@@ -12,7 +12,8 @@ from nlrn.errors import ConfigError, ElsewhereError
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("train", help="train a model as a recipe says")
+    """Add the parser of `nlrn train` to the subparsers of argparse."""
+    parser = commands.add_parser("train", help="train a model by a recipe")
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: runs/<recipe name>")
@@ -44,8 +45,8 @@ def _train(options: argparse.Namespace) -> int:
             data=options.data,
             quiet=options.quiet,
         )
-    except ElsewhereError:  # one error is said once
+    except ElsewhereError:  # one error is printed once
         return 3
-    if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, one process prints
         reporter(options)(f"wrote {path}")
     return 0

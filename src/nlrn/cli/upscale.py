@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
+    """Add the parser of `nlrn upscale` to the subparsers of argparse."""
     parser = commands.add_parser("upscale", help="enlarge an image (super-resolution)")
     parser.add_argument("-s", "--scale", type=_scale, help="how many times, 1.5 to 16 (default: 2)")
     parser.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")

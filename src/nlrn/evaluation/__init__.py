@@ -1,1 +1,1 @@
-"""Scores and maps."""
+"""Scores of models, and maps of their attention."""

@@ -1,4 +1,4 @@
-"""Where a pixel finds its look-alikes: the correlations of one query, state by state (paper, section 5: the maps)."""
+"""Which pixels a pixel attends to: the correlations of one query, state by state (paper, section 5: the maps)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ GREY = np.array([0.299, 0.587, 0.114], np.float32)  # full-range BT.601 luma, wh
 
 @dataclass(frozen=True)
 class Maps:
-    """The correlations of one pixel. image: float HW or HWC, the part that they cover, black outside of it.
+    """The correlations of one pixel.
 
-    states: float32 [T, h, w], of every state how much each pixel of that part counts: the softmax of S_t, sum 1.
-    centre: (row, column) of the query in that part. sigma: the noise level the image holds and the model received.
+    image: float HW or HWC, the part that they cover, black outside of it. states: float32 [T, h, w], of every state how
+    much each pixel of that part counts: the softmax of S_t, sum 1. centre: (row, column) of the query in that part.
+    sigma: the noise level the image holds and the model received.
     """
 
     image: np.ndarray
@@ -49,7 +50,7 @@ class Maps:
 def correlation_maps(restorer: Restorer, image: np.ndarray, at: tuple[int, int], sigma: float) -> Maps:
     """The maps of the pixel `at` (x, y), column and row from the top left, counted from 0.
 
-    image: float HW or HWC on the 0..1 scale, as the model shall see it, with noise of `sigma` (0..75, in 0-255
+    image: float HW or HWC on the 0..1 scale, as the model is to see it, with noise of `sigma` (0..75, in 0-255
     units) in it; a grey model sees the luma of a colour image. A part of the image that holds all the pixel
     depends on is run; a model that looks at the whole image sees the authors' patch around the pixel. Raises
     InputError for a pixel outside the image, and what Restorer.denoise raises.
@@ -57,7 +58,7 @@ def correlation_maps(restorer: Restorer, image: np.ndarray, at: tuple[int, int],
     image = checked_image(image)
     (x, y), config = at, restorer.model.config
     if not restorer.model.block.non_local.carries:
-        raise ConfigError(f"there are maps of {CARRIED} alone, and this model's distance is {config.distance}")
+        raise ConfigError(f"there are maps of {CARRIED} only, and this model's distance is {config.distance}")
     height, width = image.shape[:2]
     if not (0 <= x < width and 0 <= y < height):
         raise InputError(f"the pixel {x},{y} lies outside the image of {width} x {height} pixels")
@@ -119,7 +120,7 @@ def explain(restorer: Restorer, clean: np.ndarray, at: tuple[int, int], sigma: f
 
 
 def draw(rows: list[Maps], path: Path, *, overwrite: bool = False) -> None:
-    """The maps as a PNG: a row each, first what the model sees, then the states, each map on a scale of its own.
+    """The maps as a PNG: a row each, first what the model sees, then the states, each map on its own scale.
 
     Raises BackendError without matplotlib, InputError when the file cannot be written.
     """

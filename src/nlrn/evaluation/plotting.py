@@ -29,7 +29,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def write_figure(figure: Any, path: Path, *, overwrite: bool = True) -> None:
-    """The figure as a PNG, published whole or not at all. Raises InputError."""
+    """Write a figure as a PNG, atomically. Raises InputError."""
     data = io.BytesIO()
     figure.savefig(data, dpi=110, format="png")
     publish(path, data.getvalue(), overwrite=overwrite)

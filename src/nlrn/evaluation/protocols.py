@@ -61,8 +61,10 @@ Report = Callable[[str], None]
 
 
 def usual_sets(task: str, channels: int) -> tuple[str, ...]:
-    """What the field scores a model on: set12 and bsd68 for a grey denoiser, cbsd68 for a colour one, set5, set14 and
-    bsd100 for super-resolution."""
+    """The sets that the field scores a model on.
+
+    set12 and bsd68 for a grey denoiser, cbsd68 for a colour one, set5, set14 and bsd100 for super-resolution.
+    """
     return ("set5", "set14", "bsd100") if task == "sr" else ("set12", "bsd68") if channels == 1 else ("cbsd68",)
 
 
@@ -76,8 +78,8 @@ def find_sets(
 ) -> dict[str, list[NamedImage]]:
     """The images to score on: the named scoring sets below `data`, or `data` itself as one set.
 
-    With no names: the usual ones, those that are there. A grey model takes images as they are, colour channel by
-    channel or as their luminance; for a colour model grey ones are made colour. Raises InputError when there is nothing
+    With no names: the usual ones, as far as they exist. A grey model takes images unchanged, colour channel by channel
+    or as their luminance; for a colour model grey ones become colour. Raises InputError when there is nothing
     to score on, two images of a set share a name, or one is too small for SSIM, at one of the `scales`
     without its border.
     """
@@ -107,7 +109,7 @@ def find_sets(
             ):
                 border = f" inside a border of {max(borders)}" if scales else ""
                 raise InputError(
-                    f"{stem} of {name} is too small to score: SSIM wants {LEAST_SIDE} x {LEAST_SIDE} pixels{border}"
+                    f"{stem} of {name} is too small to score: SSIM needs {LEAST_SIDE} x {LEAST_SIDE} pixels{border}"
                 )
     return sets
 
@@ -121,7 +123,7 @@ class Condition:
 
     score: [PSNR, SSIM] of a restorer on a clean uint8 image; where it estimates the noise also the estimate, and the
     PSNR when it receives the true level. extra: names of the numbers that follow PSNR and SSIM there, whose means are
-    kept too. seen: the planes [B, C, H, W], float64, that the network sees of it, and the
+    recorded too. seen: the planes [B, C, H, W], float64, that the network sees of it, and the
     noise level it receives, on their scale, or None.
     """
 
@@ -159,8 +161,10 @@ def _noise(sigma: float, seed: int, auto: bool) -> Condition:
 
 
 def photographs(levels: Iterable[float], given: float | str) -> list[Condition]:
-    """Camera noise of each level (PROTOCOLS["camera"]). given: the sigma that the model receives for every image, or
-    "auto", as estimated; of a model that finds the noise itself its level_one.
+    """Camera noise of each level (PROTOCOLS["camera"]).
+
+    given: the sigma that the model receives for every image, or "auto", as estimated; of a model that finds the noise
+    itself its level_one.
     """
     return [_photograph(level, given) for level in levels]
 
@@ -228,7 +232,7 @@ def evaluate(
     *,
     say: Report = lambda line: None,
 ) -> dict[str, Any]:
-    """{set: {condition: {"psnr", "ssim", "seconds", "images": {name: [psnr, ssim]}}}}, PSNR in dB."""
+    """Score a model: {set: {condition: {"psnr", "ssim", "seconds", "images": {name: [psnr, ssim]}}}}, PSNR in dB."""
     scores: dict[str, Any] = {}
     for name, images in sets.items():
         scores[name] = {}
@@ -253,11 +257,12 @@ def attention_study(
     *,
     say: Report = lambda line: None,
 ) -> dict[str, Any]:
-    """What the attention of a trained model is worth, for every condition: mean PSNR (dB) of the VARIANTS, and over
-    all pixels the median effective neighbours and the largest |S| of every state.
+    """What the attention of a trained model contributes, for every condition.
 
-    "self only" is a 1 x 1 window: every pixel averages itself alone. Nothing is trained again, so a loss says
-    how much this model leans on the part taken away, not how well a network without it could do.
+    Mean PSNR (dB) of the VARIANTS, and over all pixels the median effective neighbours and the largest |S| of every
+    state. "self only" is a 1 x 1 window: every pixel averages only itself. Nothing is trained again, so a loss shows
+    how much this model depends on the part taken away, not how well a network trained without it would do. Raises
+    ConfigError for a model without a window or of another distance.
     """
     if restorer.model.config.window is None:
         raise ConfigError("the attention study narrows a window, and this model has none: it sees the whole image")
@@ -299,7 +304,7 @@ def _spread(
 
 
 def provenance(restorer: Restorer) -> dict[str, Any]:
-    """What a result file says of how it came about: date, commit, versions, machine, settings."""
+    """The origin of a result for its file: date, commit, versions, machine, settings."""
     settings = restorer.settings
     return machine(restorer.device) | {
         "mode": settings.mode,

@@ -1,4 +1,4 @@
-"""The calls everyone starts with: an image in, the restored image out, of the same kind, dtype and size."""
+"""The simplest calls: an image in, the restored image out, of the same kind, dtype and size."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def denoise(
     mode: "window", or "patch" for the authors' slow test protocol. strength: how much of the noise goes, 0..1.
     noise: what a sigma of "auto" is estimated for: "auto", white noise or the correlated noise of cameras, whichever
     the image has; "gaussian", white noise; "photo", the noise of cameras, removed by the model for photographs, which
-    finds it by itself. level: of what that model finds, how much is removed, 0..2. value_range: the values that the
+    estimates it itself. level: of what that model finds, how much is removed, 0..2. value_range: the values that the
     network sees as black and white: "type" (0 and 255, 0 and 65535, 0 and 1 of floats), "image" (those of the image
     itself), two numbers on the image's own scale, or "auto", the image's own where they are a small part of the
-    type's (12 bits in 16; nlrn.functional.ranges says which part). sigma stays in 1/255 of the type's range, whatever
-    is chosen.
+    type's (12 bits in 16; nlrn.functional.ranges defines which part). sigma stays in 1/255 of the type's range in any
+    case.
 
     >>> import numpy, nlrn
     >>> noisy = numpy.random.default_rng(0).normal(0.5, 25 / 255, (32, 32))
@@ -71,7 +71,6 @@ def denoise(
 
     Raises InputError for an image or sigma that is refused, ModelError for the model.
     """
-
     if not isinstance(sigma, str | PoissonNoise) and (hint := scale_hint(sigma)) is not None:
         _LOG.warning("%s", hint)
     settings = Settings(mode=mode, level=level)
@@ -97,14 +96,13 @@ def upscale(
 ) -> ImageT:
     """The image enlarged `scale` times (1.5 to 16), of the same kind, dtype and device as the one given.
 
-    image: as for `denoise`, as is what happens to its numbers; alpha is enlarged by bicubic. The sides are rounded
-    to whole pixels, halves up. The network restores the luminance, whatever the scale: it was trained for 2, 3 and 4;
+    image: as for `denoise`, also in how its numbers are scaled; alpha is enlarged by bicubic. The sides are rounded
+    to whole pixels, halves up. The network restores the luminance at any scale: it was trained for 2, 3 and 4;
     below 2 it runs at 2, beyond 4 twice. model: a shipped name, a weights file or an NLRN; None takes the best one.
     mode, value_range: as for `denoise`.
 
     Raises InputError for an image or scale that is refused, ModelError for the model.
     """
-
     settings = Settings(mode=mode)
     restorer = (
         Restorer(model, settings=settings)

@@ -1,4 +1,4 @@
-"""Images of every kind that is taken, as float arrays and back: of the same kind, dtype and device as the one given."""
+"""Images of every accepted kind as float arrays, and results of the same kind, dtype and device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nlrn.functional.ranges import Range, checked_image, on_unit_scale
 from nlrn.io.image import rounded
 
 ImageT = TypeVar("ImageT", np.ndarray, Tensor, Image.Image)
-# float HW or HWC, its alpha, the range that was asked for on its scale -> the result
+# float HW or HWC, its alpha, the range that was chosen, on its scale -> the result
 Restore = Callable[[np.ndarray, np.ndarray | None, Range], np.ndarray]
 _TENSORS = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LEVELS = {"uint8": 255, "uint16": 65535}
@@ -24,7 +24,7 @@ _PIL_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L")
 
 
 def floats_or_same_kind(image: ImageT, restore: Restore, value_range: Range) -> ImageT:
-    """A NumPy array that is no uint8 or uint16 goes to `restore` as it is; the rest as for `of_the_same_kind`."""
+    """As `of_the_same_kind`, but a NumPy array other than uint8 and uint16 goes to `restore` unchanged."""
     given: Any = image
     if isinstance(given, np.ndarray) and given.dtype.name not in _LEVELS:
         restored: Any = restore(given, None, value_range)
@@ -33,8 +33,10 @@ def floats_or_same_kind(image: ImageT, restore: Restore, value_range: Range) -> 
 
 
 def of_the_same_kind(image: ImageT, restore: Restore, value_range: Range) -> ImageT:
-    """What `restore` makes of an image: integers are scaled by their range, and rounded and clipped again; floats are
-    neither. A PIL image keeps its alpha, its profile and EXIF; a tensor HW, CHW or BCHW its device.
+    """The result of `restore` for an image, of the image's kind, dtype and device.
+
+    Integers are scaled by their range, and rounded and clipped again; floats are neither. A PIL image keeps its alpha,
+    its profile and EXIF; a tensor HW, CHW or BCHW its device.
 
     Raises InputError for an image of another kind, dtype or shape.
     """

@@ -1,4 +1,4 @@
-"""What an image takes of memory: predicted before any work, and one error where the system refuses it."""
+"""The memory of an image: predicted before any work, and one error where the system refuses it."""
 
 from __future__ import annotations
 
@@ -54,11 +54,10 @@ def within_memory(height: int, width: int) -> Iterator[None]:
 def backing_off(
     restorer: Restorer, shape: tuple[int, ...], work: Callable[[Restorer], np.ndarray]
 ) -> tuple[np.ndarray, int | None]:
-    """(what `work` makes with the restorer, None); where the system refuses it memory, the same from the start in
-    smaller tiles, and their side.
+    """(result of `work` with the restorer, None), or with smaller tiles and their side where memory was refused.
 
-    shape: (height, width) of the result. Raises MemoryBudgetError where there are no smaller tiles, in patch mode, and
-    for a tile that was chosen.
+    Each attempt starts from the beginning. shape: (height, width) of the result. Raises MemoryBudgetError where there
+    are no smaller tiles, in patch mode, and for a tile that was chosen.
     """
     found = None
     while True:
@@ -73,5 +72,5 @@ def backing_off(
             if smaller is None:
                 raise
             what = "the whole image" if side >= max(shape) else f"tiles of {side}"
-            _LOG.warning("no memory for %s; going on with tiles of %d", what, smaller)
+            _LOG.warning("no memory for %s; continuing with tiles of %d", what, smaller)
             found = smaller

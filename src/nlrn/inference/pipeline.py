@@ -1,7 +1,7 @@
-"""One image restored, with what is said about it on the way: what the command line and the service share, so that
-they give the same bytes.
+"""One image restored, with messages about it: every entry (Python, command line, service) comes through here.
 
-Everything decided here is decided for both: which model an image goes to, what of it the model sees, its alpha.
+It decides which model an image goes to, its range, its noise level, its alpha, and whether the memory suffices; so all
+entries give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Report = Callable[[str], None]
 Sigma = float | str | np.ndarray
 RestorerFor = Callable[[int, bool], Restorer]
 KINDS = (*NOISES, "photo")
-# Of a camera's noise, 0-255 units: from it on the model for photographs is taken (docs/photographs.md)
+# Of a camera's noise, 0-255 units: from it on the model for photographs is used (docs/photographs.md)
 PHOTO_LEVEL = 4.0
 
 
 def restorer_of(name: str, device: str, settings: Settings) -> Restorer:
-    """Of a shipped name or a weights file, loaded once for all images. Raises what Restorer raises."""
+    """The Restorer of a shipped name or a weights file, loaded once for all images. Raises as Restorer."""
     path = resolve_model(name).absolute()
     found = path.stat()  # a file that was written again is another model
     return _loaded(path, found.st_mtime_ns, found.st_size, device, settings)
@@ -52,12 +52,12 @@ def _loaded(path: Path, time: int, size: int, device: str, settings: Settings) -
 
 @dataclass(frozen=True)
 class Denoising:
-    """What is asked of a denoiser, the same for every entry.
+    """The options of denoising, the same for every entry.
 
     sigma, strength: as of Restorer.denoise. noise: "auto", "gaussian" as of `estimate_noise`; "photo", the noise of
-    cameras, which the model for photographs finds by itself. named: a model was named, so that none is chosen.
+    cameras, which the model for photographs estimates itself. named: a model was named, so that none is chosen.
     value_range: as of Restorer.denoise, numbers being sample values. Raises InputError for another noise, and for a
-    sigma beside "photo".
+    sigma together with "photo".
     """
 
     sigma: Sigma | PoissonNoise = "auto"
@@ -70,14 +70,17 @@ class Denoising:
         if self.noise not in KINDS:
             raise InputError(f"noise must be {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {self.noise!r}")
         if self.noise == "photo" and not (isinstance(self.sigma, str) and self.sigma == "auto"):
-            raise InputError("noise 'photo' takes no sigma: its model finds the noise; level asks for more or less")
+            raise InputError("noise 'photo' takes no sigma: its model finds the noise; level sets more or less")
 
 
 @dataclass(frozen=True)
 class Result:
-    """array: the restored image, float HW or HWC, not clipped. alpha: HW, of its size, or None. limits: what was seen
+    """One restored image.
+
+    array: the restored image, float HW or HWC, not clipped. alpha: HW, of its size, or None. limits: what was seen
     as black and white, in sample values. noise: what was found in the image, or in each of its channels. tile: the side
-    of the tiles in which it was made after all, where the system refused memory for larger ones."""
+    of the tiles in which it was made, where the system refused memory for larger ones.
+    """
 
     array: np.ndarray
     alpha: np.ndarray | None
@@ -94,8 +97,10 @@ def denoised(
     say: Report = lambda line: None,
     progress: Progress | None = None,
 ) -> ImageData:
-    """The denoised image; its `noise` is what was found, its `value_range` what was seen as black and white, in
-    sample values. The rest as for `denoised_array`."""
+    """The denoised image; its `noise` is the estimate, its `value_range` the black and white in sample values.
+
+    The rest as for `denoised_array`.
+    """
     for note in image.notes:
         say(note)
     result = denoised_array(
@@ -121,8 +126,8 @@ def denoised_array(
     """An image HW or HWC in [0, 1], denoised: every entry comes through here.
 
     restorer_for(channels, photo): of the number of channels that have colour, 1 or 3, the one that restores; photo: it
-    should be the one for photographs. levels: the sample value of 1. say is given what is worth knowing, a line each:
-    the noise that was found, the range, how colour is treated, tiles. form: of the file, by Pillow's name. Raises what
+    should be the one for photographs. levels: the sample value of 1. say receives messages, a line each: the
+    noise that was found, the range, how colour is treated, tiles. form: of the file, by Pillow's name. Raises what
     Restorer.denoise raises, MemoryBudgetError before any work where too little is free.
     """
     seen = image if alpha is None else fill_hidden(image, alpha)
@@ -181,7 +186,7 @@ def say_range(say: Report, scale: Scale, levels: float, chosen: Range) -> None:
 
 
 def _say_how(say: Report, restorer: Restorer, asked: Denoising, found: tuple[NoiseEstimate, ...], form: str) -> None:
-    """One line, or two: the noise that was found or is given, and what the model makes of it."""
+    """One line, or two: the noise that was found or is given, and how the model treats it."""
     config, sigma = restorer.model.config, asked.sigma
     if not config.sigma_input:
         say("this model was trained for one noise level and takes none")
@@ -256,7 +261,7 @@ def upscaled_array(
     """
     restorer.require("sr")
     if passes_of(image.shape[:2], (height, width)) > 1:
-        say("beyond 4 times: two equal steps, the second on what the first made")
+        say("beyond 4 times: two equal steps, the second on the result of the first")
     say_plan(restorer, say, height, width)
     seen = image if alpha is None else fill_hidden(image, alpha)
     chosen = on_unit_scale(value_range, levels)
@@ -280,10 +285,10 @@ def result_size(
     to_width: int | None = None,
     most: int = MAX_RESULT_PIXELS,
 ) -> tuple[int, int]:
-    """(height, width) of an enlarged image, one that is offered: by a scale (2), or by a side or both.
+    """(height, width) of an enlarged image: by a scale (default 2), or by a side or both.
 
-    A side alone sets the other, halves rounded up. Raises InputError for a scale beside a side, and for a size that is
-    not offered, or that has more pixels than `most`.
+    One side sets the other, halves rounded up. Raises InputError for a scale together with a side, and for a size that
+    is not offered, or that has more pixels than `most`.
     """
     if scale is not None and (to_width or to_height):
         raise InputError("give a scale, or a width and a height, not both")
@@ -301,7 +306,7 @@ def result_size(
 
 
 def say_plan(restorer: Restorer, say: Report, height: int, width: int) -> None:
-    """One line where an image of this size is cut up. Raises MemoryBudgetError where even so too little is free."""
+    """Report the tiles of an image of this size, if any. Raises MemoryBudgetError where too little memory is free."""
     if restorer.settings.mode != "window":
         return
     side = restorer.tile_for(height, width)

@@ -1,4 +1,4 @@
-"""Restorer: a model, where it runs and how. The single way from an image to the restored image.
+"""Restorer: a model, its device and its settings. The single way from an image to the restored image.
 
 Images here are NumPy float arrays HW or HWC on the 0..1 scale; they may exceed it (noise does) and results are
 not clipped. Files, other array types and user interfaces are converted by the modules above this one.
@@ -38,12 +38,12 @@ _BATCH_PIXELS = 1 << 16  # pixels of patches that go through the model together
 
 
 class Restorer:
-    """A model on a device under fixed settings; it holds nothing of any image.
+    """A model on a device under fixed settings; it keeps nothing of any image.
 
-    An NLRN given as the model is copied, in float32 and eval mode; the caller's stays as it is.
+    An NLRN given as the model is copied, in float32 and eval mode; the caller's is not changed.
 
     model: a loaded NLRN, a shipped name, a weights file, or None for the default grey denoiser.
-    device: "auto", or anything torch takes. Raises ModelNotFoundError, CheckpointError, BackendError.
+    device: "auto", or any of torch's. Raises ModelNotFoundError, CheckpointError, BackendError.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Restorer:
 
         image: float HW or HWC (C = 1 or 3) on the 0..1 scale, or whatever else `nlrn.denoise` takes, of which the same
         kind comes back; a colour image goes through a grey model channel by channel. sigma: the noise's standard
-        deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate it, for every channel by itself where
-        each goes through the model by itself, or a PoissonNoise, which grows with the light. strength: how much of the
+        deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate it, for every channel where each goes
+        through the model separately, or a PoissonNoise, which grows with the light. strength: how much of the
         noise goes, 0..1. noise: what is estimated, as of `estimate_noise`. alpha: HW, or None; the colour of pixels
         where it is 0 does not reach the others and comes back as it was. value_range: what the network sees as 0..1,
         as of `functional.ranges.scale_of`; sigma stays in 1/255 of 0..1. progress: progress(done, total) is called
@@ -128,9 +128,9 @@ class Restorer:
         alpha: np.ndarray | None = None,
         value_range: Range = "auto",
     ) -> Scale:
-        """What of the values of an image the network sees as 0..1, as of `nlrn.functional.ranges.scale_of`.
+        """The range of values of an image that the network sees as 0..1, as of `nlrn.functional.ranges.scale_of`.
 
-        Noise of photons has a scale of its own, and a model of one fixed level keeps the type's range for "auto".
+        Noise of photons has its own scale, and a model of one fixed level keeps the type's range for "auto".
         """
         config = self.model.config
         fixed = config.task == "denoise" and not config.sigma_input
@@ -213,7 +213,7 @@ class Restorer:
             raise ConfigError(f"this model is for {self.model.config.task}, not for {task}: give another")
 
     def _restored(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
-        """[B, C, H, W] as the settings say."""
+        """[B, C, H, W] restored by the settings."""
         run = self._patchwise if self.settings.mode == "patch" else self._tilewise
         return over_views(run, planes, noise, progress) if self.settings.tta else run(planes, noise, progress)
 
@@ -234,7 +234,7 @@ class Restorer:
         """
         if self.model.config.level_one:
             if not isinstance(sigma, str):
-                raise InputError("this model finds the noise itself: give no sigma; level asks for more or less")
+                raise InputError("this model finds the noise itself: give no sigma; level sets more or less")
             check_auto(sigma)
             return self.model.config.level_one * self.settings.level
         if not isinstance(sigma, str):
@@ -252,8 +252,11 @@ class Restorer:
         noise: str = "auto",
         value_range: Range = "auto",
     ) -> tuple[NoiseEstimate, ...]:
-        """The noise that "auto" finds: one estimate, or one for each channel that goes by itself; none for a model
-        that takes no sigma. It is looked for in what the network sees; levels are in 1/255 of 0..1 as always."""
+        """The noise that "auto" finds: one estimate, or one for each channel that the model takes separately.
+
+        None for a model that takes no sigma. It is estimated on the range that the network sees; levels are in 1/255
+        of 0..1 as always.
+        """
         config = self.model.config
         if not config.sigma_input or config.level_one:
             return ()
@@ -265,7 +268,7 @@ class Restorer:
     def memory_per_pixel(self, height: int, width: int) -> float:
         """Bytes a pixel that an image of this size takes at the peak of one pass.
 
-        Fitted to the presets on a CPU; python -m benchmarks.model sets it beside the peak.
+        Fitted to the presets on a CPU; python -m benchmarks.model compares it with the peak.
         """
         return memory_per_pixel(self.model, height, width, self.bf16)
 
@@ -292,7 +295,7 @@ class Restorer:
         return height * width * self.memory_per_pixel(height, width)
 
     def limited(self, largest: int) -> Restorer:
-        """The same, that neither cuts into tiles of a larger side nor backs off by itself."""
+        """The same, that neither cuts into tiles of a larger side nor backs off."""
         same = copy.copy(self)
         same._largest = largest
         return same
@@ -300,7 +303,7 @@ class Restorer:
     # -- two ways over an image -----------------------------------------------------------------------------
 
     def _tilewise(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
-        """Each image of the batch is run by itself, so memory does not grow with B."""
+        """One image of the batch at a time, so memory does not grow with B."""
         height, width = planes.shape[2:]
         side = self.tile_for(height, width) or max(height, width)
         overlap = self.settings.overlap_of(side)
@@ -346,7 +349,7 @@ class Restorer:
 
     @torch.inference_mode()
     def _run(self, window: int | None, x: np.ndarray, noise: float | np.ndarray) -> np.ndarray:
-        """[B, C, H, W] through the model; what is not finite is tried again in float32, then refused."""
+        """[B, C, H, W] through the model; a result that is not finite is computed again in float32, then refused."""
         batch = torch.from_numpy(np.require(x, np.float32, ["C", "W"])).to(self.device)
         sigma: float | Tensor | None = None
         if self.model.config.sigma_input:
@@ -362,7 +365,7 @@ class Restorer:
         raise NotFiniteError("the model gave numbers that are not finite; nothing is written")
 
     def _network(self, dtype: torch.dtype, window: int | None) -> FoldedNLRN | Unfolded:
-        """The model as it runs, its batch norms folded; made at the first use."""
+        """The model for inference, its batch norms folded; built at the first use."""
         if not self.model.block.non_local.carries:
             return Unfolded(self.model).with_window(window)
         if dtype not in self._folded:
@@ -371,7 +374,7 @@ class Restorer:
 
     @property
     def bf16(self) -> bool:
-        """Whether convolutions run in bf16 here, whatever "auto" stands for."""
+        """Whether convolutions run in bf16 here, "auto" being resolved."""
         if self.settings.precision != "auto":
             return self.settings.precision == "bf16"
         return hardware_bf16(self.device)

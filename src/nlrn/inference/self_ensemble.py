@@ -1,4 +1,4 @@
-"""How an image is laid out for a network: as planes, in parts, and in 8 views turned by quarters and mirrored."""
+"""Images as input of a network: as planes, in parts, and in 8 views, rotated by quarter turns and mirrored."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def _turned_back(x: np.ndarray, view: int) -> np.ndarray:
 
 
 def planes_of(image: np.ndarray, channels: int) -> np.ndarray:
-    """HW or HWC -> [B, channels, H, W]: a colour image becomes a batch of three for a grey model."""
+    """HW or HWC -> [B, channels, H, W]: a colour image becomes a batch of three for a grey model.
+
+    Raises InputError for a grey image and a model of colour.
+    """
     chw = np.atleast_3d(image).transpose(2, 0, 1)
     if channels == 1:
         return chw[:, None]
@@ -50,12 +53,12 @@ def planes_of(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def image_of(planes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The other way: an image HW or HWC of this shape."""
+    """The inverse of `planes_of`: an image HW or HWC of this shape."""
     return np.ascontiguousarray(planes.reshape(-1, *shape[:2]).transpose(1, 2, 0).reshape(shape))
 
 
 def part_of(noise: float | np.ndarray, part: tuple[slice, slice]) -> float | np.ndarray:
-    """The level of a part of an image: of a number the same."""
+    """The noise level of a part of an image: that part of a map, or the number itself."""
     return noise if isinstance(noise, float) else noise[part]
 
 

@@ -1,7 +1,7 @@
-"""An image made larger the paper's way: bicubic, its luminance restored, the colour differences left alone.
+"""An image made larger the paper's way: bicubic, its luminance restored, the colour differences unchanged.
 
-Everything is in float32 and, where float64 is needed, in strips of rows, so that what a large result takes beside the
-network stays at about 24 bytes for each of its pixels.
+Everything is in float32 and, where float64 is needed, in strips of rows, so that a large result takes about 24 bytes a
+pixel in addition to the network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def enlarged_size(size: Sequence[int], scale: SupportsFloat) -> tuple[int, int]:
 def passes_of(size: Sequence[int], wanted: Sequence[int]) -> int:
     """How often an image is enlarged on the way from one size (rows, columns) to another: once or twice.
 
-    Raises InputError for a factor outside 1.5..16; sides are whole, so half a pixel more or less is none.
+    Raises InputError for a factor outside 1.5..16; sides are whole, so half a pixel more or less is accepted.
     """
     pairs = list(zip(size, wanted, strict=True))
     if any(m + 0.5 < LEAST * n or m - 0.5 > MOST**2 * n for n, m in pairs):
@@ -45,8 +45,10 @@ def passes_of(size: Sequence[int], wanted: Sequence[int]) -> int:
 
 
 def seen_size(size: Sequence[int], wanted: Sequence[float]) -> tuple[int, int]:
-    """(rows, columns) that the network sees on the way from one size to another, halves rounded up: not below twice
-    the first, which it would sharpen too much, since it was trained for 2, 3 and 4."""
+    """(rows, columns) that the network sees on the way from one size to another, halves rounded up.
+
+    At least twice the first size: below it would sharpen too much, since it was trained for 2, 3 and 4.
+    """
     rows, columns = (max(2 * n, math.floor(m + 0.5)) for n, m in zip(size, wanted, strict=True))
     return rows, columns
 
@@ -64,7 +66,7 @@ def enlarged(image: np.ndarray, height: int, width: int, restore: Callable[[np.n
     detail = restore(luma)[0, 0]
     detail -= luma[0, 0]
     if colour:
-        detail *= 255 / 219  # as much of it in every channel leaves the colour differences alone
+        detail *= 255 / 219  # the same in every channel keeps the colour differences
         larger += detail[..., None]
     else:
         larger += detail.reshape(larger.shape)

@@ -1,6 +1,6 @@
-"""Where else an NLRN fits in: the model hub, ONNX, deepinv, spandrel. Each module is imported by its name alone.
+"""An NLRN in other programs: the model hub, ONNX, deepinv, spandrel. Import each module by its name.
 
-Each stands on a library of its own, an optional extra of this package; without it the module's calls raise
+Each requires another library, an optional extra of this package; without it the module's calls raise
 BackendError with the name of the extra.
 """
 
@@ -12,7 +12,7 @@ from nlrn.errors import BackendError
 
 
 def require(extra: str, *libraries: str) -> None:
-    """Raises BackendError, naming the extra to install, unless all the libraries (names of modules) are there."""
+    """Raises BackendError, naming the extra to install, unless all the libraries (names of modules) are installed."""
     missing = [name for name in libraries if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendError(f'this needs {" and ".join(missing)}: pip install "nlrn[{extra}]"')

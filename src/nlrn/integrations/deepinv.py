@@ -1,6 +1,6 @@
 """An NLRN as a denoiser of deepinv: a prior for plug-and-play and unfolded reconstruction (the extra nlrn[deepinv]).
 
-The adapter itself needs torch alone: deepinv asks of a denoiser that it is called as denoiser(y, sigma).
+The adapter itself needs torch only: deepinv requires of a denoiser that it is called as denoiser(y, sigma).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nlrn.models.nlrn import NLRN
 class NLRNDenoiser(nn.Module):
     """denoiser(y, sigma) in deepinv's convention, differentiable in y, in sigma and in the model's parameters.
 
-    model: an NLRN (used as it is, not copied), a shipped name, a weights file, or None for the default grey denoiser.
+    model: an NLRN (used itself, not copied), a shipped name, a weights file, or None for the default grey denoiser.
     y: [B, C, H, W], float, on the 0..1 scale up to noise; C is the model's, or any through a grey model, channel by
     channel. sigma: standard deviation on that same scale, a number, a tensor of one number, [B], [B, 1, 1, 1], or a
     map of it, [H, W], [1, 1, H, W] or [B, 1, H, W]; through a grey model also one for each channel, [B, C, 1, 1] or
@@ -37,6 +37,7 @@ class NLRNDenoiser(nn.Module):
             raise ConfigError("a prior requires a model that denoises and receives the noise level (sigma_input)")
 
     def forward(self, y: Tensor, sigma: float | Tensor) -> Tensor:
+        """The denoised images, of y's shape [B, C, H, W] and dtype; arguments as described for the class."""
         if y.dim() != 4:
             raise InputError(f"expected images [B, C, H, W], not {tuple(y.shape)}")
         weight = self.model.head.weight

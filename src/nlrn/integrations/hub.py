@@ -1,8 +1,8 @@
 """The Hugging Face hub: save_pretrained, from_pretrained and push_to_hub for an NLRN (the extra nlrn[hub]).
 
 A folder, or a repository, holds model.safetensors, a weights file of this package with the configuration in its header,
-README.md, the model card, and a copy of the configuration, config.json, by which the hub counts. What is loaded is the
-weights file alone, checked strictly (`nlrn.models.checkpoint`).
+README.md, the model card, and a copy of the configuration, config.json, by which the hub counts. Only the weights file
+is loaded, checked strictly (`nlrn.models.checkpoint`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Images are [B, {in_channels}, H, W] on the 0..1 scale{sigma}.
 class HubNLRN(NLRN, ModelHubMixin):
     """An NLRN that can be saved to, loaded from and pushed to a repository of the hub, or a folder laid out like one.
 
-    `HubNLRN.of(model)` shares the parameters of an NLRN that is there.
+    `HubNLRN.of(model)` shares the parameters of an existing NLRN.
     """
 
     @classmethod

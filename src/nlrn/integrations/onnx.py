@@ -50,7 +50,7 @@ class _Graph(nn.Module):
 
 
 def export(model: NLRN | str | Path, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write the model as an ONNX file (opset 18), whole or not at all, and return its path.
+    """Write the model as an ONNX file (opset 18), atomically, and return its path.
 
     model: an NLRN, a shipped name or a weights file, of a window and the embedded Gaussian. In the file: the input
     `image` [B, C, H, W], float32 on the 0..1 scale, for a model that receives the noise level `sigma` [B, 1, H, W],
@@ -74,7 +74,7 @@ def graph(model: NLRN) -> bytes:
     if config.window is None or not model.block.non_local.carries:
         raise ConfigError("only models with a window and the distance embedded_gaussian are exported to ONNX")
     proto = _traced(_Graph(_Rowwise(model)).eval(), config.in_channels, config.sigma_input)
-    for node in proto.graph.node:  # where in our source a node comes from is nobody's business
+    for node in proto.graph.node:  # without the places in the source that made the nodes
         del node.metadata_props[:]
         node.doc_string = ""
     onnx.helper.set_model_props(

@@ -1,4 +1,4 @@
-"""Neighbourhood attention in ONNX: one operator for torch.export, and the nodes it stands for.
+"""Neighbourhood attention in ONNX: one operator for torch.export, and the nodes that replace it.
 
 A window is worked on row by row. Queries go in blocks of BLOCK columns of an image row, and such a block meets, for
 each of the window's q rows, the `pieces` * BLOCK columns that some query of it can see: one matrix product. What is
@@ -51,7 +51,7 @@ def pieces(window: int) -> int:
 
 @torch.library.impl(_library, "row_attention", "CPU")
 def _run(q: Tensor, k: Tensor, v: Tensor, window: int, correlation: list[Tensor]) -> list[Tensor]:
-    raise BackendError("this operator is for ONNX files alone; nlrn.neighborhood_attention runs in torch")
+    raise BackendError("this operator is for ONNX files only; nlrn.neighborhood_attention runs in torch")
 
 
 @torch.library.register_fake("nlrn_onnx::row_attention", lib=_library)  # type: ignore[untyped-decorator]
@@ -62,7 +62,7 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor, window: int, correlation: list[Tens
 
 
 def translations() -> dict[Any, Any]:
-    """What torch.onnx.export needs to know about the operator."""
+    """The translation table of torch.onnx.export: the operator, and the function that makes its nodes."""
     return {torch.ops.nlrn_onnx.row_attention.default: _nodes}
 
 
@@ -92,7 +92,7 @@ def _nodes(q: Any, k: Any, v: Any, window: int, correlation: Sequence[Any]) -> l
 
 
 def _framed(x: Any, r: int, seen: int, value: float = 0.0) -> Any:
-    """[B, C, H, W] with r rows above and below, r columns before, and behind as many as blocks can want."""
+    """[B, C, H, W] with r rows above and below, r columns before, and after as many as blocks can need."""
     return _opset().Pad(x, _ints(0, 0, r, r, 0, 0, r, seen * BLOCK), _floats(value))
 
 

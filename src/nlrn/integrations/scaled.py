@@ -1,4 +1,4 @@
-"""A network that is called as it is, on the range of values that the Restorer would choose (nlrn.functional.ranges)."""
+"""A bare network on the range of values that the Restorer would choose (nlrn.functional.ranges)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nlrn.functional.ranges import scale_of
 def on_own_range(run: Callable[[Tensor, Tensor], Tensor], x: Tensor, level: Tensor) -> Tensor:
     """run(x, level) of images [B, C, H, W], each on its range; level: [B], on the images' scale (0..1, not 0..255).
 
-    The range is a constant for gradients. What lies far beyond it, a hot pixel, is passed by as it was.
+    The range is a constant for gradients. Values far beyond it, such as hot pixels, bypass the network.
     """
     arrays = (image.movedim(0, -1).cpu().double().numpy() for image in x.detach())
     scales = [scale_of(image, "auto", 255 * float(one)) for image, one in zip(arrays, level.detach(), strict=True)]

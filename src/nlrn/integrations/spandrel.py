@@ -1,8 +1,8 @@
 """An NLRN for programs that load their models by spandrel (the extra nlrn[spandrel]).
 
-spandrel's loader hands on the tensors of a file and not its header, and tensors do not say what the window is or
-whether correlations are carried. So what is registered is not a guess by shapes but a file: its header is read once,
-and its tensors are known again by their digest.
+spandrel's loader passes the tensors of a file without its header, and tensors define neither the window nor whether
+correlations are carried. So a file is registered, instead of a guess by shapes: its header is read once, and its
+tensors are recognised by their digest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ try:
     from spandrel import MAIN_REGISTRY, Architecture, ArchRegistry, ArchSupport, ImageModelDescriptor, StateDict
 except RuntimeError as error:  # of torchvision, which spandrel imports
     raise BackendError(
-        f"spandrel wants torchvision of the same build as torch, from the same index: {error}"
+        f"spandrel requires torchvision of the same build as torch, from the same index: {error}"
     ) from error
 
 __all__ = ["NLRNArch", "register"]
@@ -48,7 +48,7 @@ class NLRNArch(Architecture[NLRN]):  # type: ignore[misc]
         self.model = load_model(path)
         if self.model.config.task != "denoise":
             raise ConfigError(
-                "spandrel wants one scale for a model, and ours of super-resolution have none: denoisers only"
+                "spandrel requires one scale for a model, and nlrn's of super-resolution have none: denoisers only"
             )
         if sigma != "auto" and not (isinstance(sigma, int | float) and 0 <= sigma <= MAX_SIGMA):
             raise ConfigError(f"sigma must be 'auto' or lie in 0..{MAX_SIGMA:g} (0-255 units), not be {sigma!r}")
@@ -60,6 +60,7 @@ class NLRNArch(Architecture[NLRN]):  # type: ignore[misc]
         return "block.norm1.0.weight" in state_dict and _digest(state_dict) == self.digest
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[NLRN]:
+        """The descriptor of these tensors, which spandrel calls when `detect` accepted them."""
         config = self.model.config
         return ImageModelDescriptor(
             NLRN(config),
@@ -92,7 +93,7 @@ class NLRNArch(Architecture[NLRN]):  # type: ignore[misc]
 def register(
     *models: str | Path, sigma: float | str = "auto", registry: ArchRegistry = MAIN_REGISTRY
 ) -> list[NLRNArch]:
-    """Teach spandrel's loaders these weights files or shipped names, by default every shipped denoiser.
+    """Register these weights files with spandrel's loaders or shipped names, by default every shipped denoiser.
 
     registry: spandrel's own, which every ModelLoader without another reads. Raises as NLRNArch, and ConfigError for
     tensors that are registered already under another sigma or header.

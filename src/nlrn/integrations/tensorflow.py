@@ -1,6 +1,6 @@
 """The authors' TensorFlow weights as an NLRN: a reader of TensorFlow checkpoints, and the authors' names of variables.
 
-TensorFlow itself would take 1.5 GB to read 4 MB, so its checkpoint format (a sorted table of names beside raw tensors,
+TensorFlow itself would take 1.5 GB to read 4 MB, so its checkpoint format (a sorted table of names, and raw tensors,
 https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/util/tensor_bundle/tensor_bundle.h) is read here.
 The names are those of github.com/Ding-Liu/NLRN and of the older NLRN_v0, which puts "model/" before them and computes
 on the 0..255 scale. `tests/authors` holds what TensorFlow wrote and computed with both.
@@ -57,20 +57,19 @@ def convert(
     """The network of the authors' variables, in eval mode, on the 0..1 scale.
 
     variables: by the authors' names; others, such as an optimiser's, are left out. propagation: whether the model
-    carries correlations; its variables do not tell (the authors' models of 12 states do, those of 15 do not). window:
-    the variables do not tell it either; the authors look at the whole of a 45 x 45 patch, which is None. task:
-    "denoise" or "sr", which the variables do not tell either. trained_on: 1 or 255, the largest value of the images
+    carries correlations; its variables do not show it (the authors' models of 12 states do, those of 15 do not).
+    window: the variables do not show it either; the authors look at the whole of a 45 x 45 patch, which is None. task:
+    "denoise" or "sr", which the variables do not show either. trained_on: 1 or 255, the largest value of the images
     that the network was trained on; None takes 255 for names that begin with "model/", as in the authors' first code,
-    and 1 for others.
-    Raises CheckpointError for variables that are missing or do not fit, ConfigError for an even window, another task
-    or range, and for super-resolution of colour.
+    and 1 for others. Raises CheckpointError for variables that are missing or do not fit, ConfigError for an even
+    window, another task or range, and for super-resolution of colour.
     """
     if trained_on not in (None, *RANGES):
         raise ConfigError(f"trained_on must be 1 or 255, or None, not {trained_on!r}")
     first = "model/conv1/kernel" in variables
     largest = trained_on or (255 if first else 1)
     found = {name.removeprefix("model/"): value for name, value in variables.items()}
-    NLRNConfig(window=window, task=task)  # its complaint is about the caller, those below are about the variables
+    NLRNConfig(window=window, task=task)  # errors of the caller's arguments; those below are of the variables
     config = _config(found, propagation, window, task)
     if task == "sr" and config.in_channels != 1:
         raise ConfigError(f"super-resolution restores luminance, and this network has {config.in_channels} channels")
@@ -79,7 +78,7 @@ def convert(
     for name, own in tensors.items():
         own.copy_(_variable(found, name, own.shape))
     if largest == 255:
-        _to_unit_scale(model, "its names begin with model/" if trained_on is None else "as was said")
+        _to_unit_scale(model, "its names begin with model/" if trained_on is None else "as given")
     for name, own in tensors.items():
         if not bool(own.isfinite().all()) or (name.endswith("running_var") and bool((own < 0).any())):
             raise CheckpointError(f"the variable for {name} holds a number that is not finite, or a negative variance")
@@ -87,7 +86,7 @@ def convert(
 
 
 def _config(found: Mapping[str, np.ndarray], propagation: bool, window: int | None, task: str) -> NLRNConfig:
-    """What the shapes and the number of batch norms tell."""
+    """The configuration by the shapes and the number of batch norms."""
     norms = len([name for name in found if re.fullmatch(r"rnn/batch_normalization(_\d+)?/gamma", name)])
     try:
         shapes = {key: found[f"{name}/kernel"].shape for key, name in _CONVS.items()}
@@ -133,9 +132,9 @@ def _norm_name(module: str) -> str:
 
 @torch.no_grad()
 def _to_unit_scale(model: NLRN, because: str) -> None:
-    """From images in 0..255 to 0..1: the first statistics and the last convolution know the scale.
+    """From images in 0..255 to 0..1: the first statistics and the last convolution depend on the scale.
 
-    because: why the images are taken to be in 0..255. Raises CheckpointError where the statistics say otherwise.
+    because: why the images are taken to be in 0..255. Raises CheckpointError where the statistics contradict it.
     """
     norm = model.head_norm
     assert norm.running_mean is not None
@@ -144,7 +143,7 @@ def _to_unit_scale(model: NLRN, because: str) -> None:
     if 0 <= smallest < norm.eps * 255**2 - norm.eps:
         raise CheckpointError(
             f"the network is taken to be trained on images in 0..255 ({because}), and the variance of its input,"
-            f" {smallest:g}, is too small for them: say that they were in 0..1 (--trained-on 1)"
+            f" {smallest:g}, is too small for them: give 1, for images in 0..1 (--trained-on 1)"
         )
     norm.running_mean.div_(255)
     norm.running_var.add_(norm.eps).div_(255**2).sub_(norm.eps)
@@ -168,7 +167,7 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     try:
         for file, most in ((index, MAX_INDEX), (data, MAX_DATA)):
             if not stat.S_ISREG(file.stat().st_mode):
-                raise CheckpointError(f"{file} is no regular file")
+                raise CheckpointError(f"{file} is not a regular file")
             if file.stat().st_size > most:
                 raise CheckpointError(f"{file} is over {most:,} bytes, more than any model's")
         table, tensors = index.read_bytes(), data.read_bytes()
@@ -197,7 +196,7 @@ def checkpoint_files(path: str | Path) -> tuple[Path, Path]:
 
 
 def _prefix(path: Path) -> Path:
-    """The prefix that a path means. Raises CheckpointError, naming what to pass, for a folder that holds none."""
+    """The prefix of a checkpoint that a path names. Raises CheckpointError for a folder that holds none."""
     if path.is_dir():
         return _prefix_in(path)
     if path.name == "checkpoint" and path.is_file():
@@ -232,13 +231,13 @@ def _newest(state: Path) -> Path:
     """The prefix that TensorFlow's file "checkpoint", a protocol buffer as text, calls the newest one."""
     try:
         with state.open("rb") as file:
-            said = file.read(1 << 16).decode(errors="replace")
+            text = file.read(1 << 16).decode(errors="replace")
     except OSError as error:
         raise CheckpointError(f"cannot read {state}: {error.strerror or error}") from error
-    found = re.search(r'^model_checkpoint_path: "([^"\\\0\n]+)"', said, re.MULTILINE)
+    found = re.search(r'^model_checkpoint_path: "([^"\\\0\n]+)"', text, re.MULTILINE)
     if found is None:
         raise CheckpointError(f"{state} names no checkpoint: pass the prefix of NAME.index itself")
-    here = state.parent / Path(found[1]).name  # folders are moved: what it names is looked for beside it first
+    here = state.parent / Path(found[1]).name  # folders are moved: what it names is searched in this folder first
     if here.with_name(here.name + ".index").exists():
         return here
     return state.parent / found[1]

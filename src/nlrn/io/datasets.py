@@ -53,7 +53,7 @@ def data_root(explicit: str | Path | None = None) -> Path:
 def read_folder(path: str | Path, *, channels: int | None = None) -> list[NamedImage]:
     """All 8-bit images directly in a folder, as (stem, uint8 array HW or HWC), sorted by file name.
 
-    channels=1 gives HW: grey files as they are, colour by Pillow's convert("L"), which is full-range BT.601
+    channels=1 gives HW: grey files unchanged, colour by Pillow's convert("L"), which is full-range BT.601
     luma (299 R + 587 G + 114 B) / 1000 rounded to 8 bits. channels=3 gives HWC, a grey image three
     times. channels=None keeps grey HW and colour HWC. Alpha is dropped.
     Raises InputError for a folder without images and for a file that cannot be read or has over 8 bits.
@@ -146,7 +146,7 @@ class PatchSet:
     def batch(self, seed: int, step: int, size: int, sample: int = 0) -> torch.Tensor:
         """Patches `sample` to `sample + size - 1` of a step's global batch: uint8 [size, C, patch, patch].
 
-        A pure function of its arguments: rank r of n processes asks for sample = r * size and the n results
+        A pure function of its arguments: rank r of n processes passes sample = r * size, and the n results
         put together are the batch of one process. seed and step are in 0 .. 2**64 - 1.
         """
         starts, down, right = self._draw(seed, step, size, sample)
@@ -202,8 +202,10 @@ def _random_words(seed: int, step: int, size: int, sample: int) -> np.ndarray:
 def _orient(
     corner: np.ndarray, row: np.ndarray, column: int, patch: int, orientation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start and strides that read a patch in one of 8 orientations: bit 0 flips the rows, bit 1 the columns,
-    bit 2 transposes. No pixel outside the patch is ever addressed."""
+    """Start and strides that read a patch in one of 8 orientations.
+
+    Bit 0 flips the rows, bit 1 the columns, bit 2 transposes. No pixel outside the patch is ever addressed.
+    """
     upward, leftward, transposed = orientation & 1, orientation >> 1 & 1, orientation >> 2 & 1
     start = corner + (patch - 1) * (upward * row + leftward * column)
     down, right = row * (1 - 2 * upward), column * (1 - 2 * leftward)

@@ -44,7 +44,7 @@ from nlrn.io.metadata import TURNS, Decoded, FileMetadata, left_out, likely_dpi,
 from nlrn.io.tiffs import read_tiff
 from nlrn.io.wide import is_wide_png, read, ready
 
-# The readers are called by name: Image.open has a limit of its own, global to the process.
+# The readers are called by name: Image.open has another limit, global to the process.
 _READERS: dict[bytes, type[ImageFile]] = {
     b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd8\xff": JpegImageFile, b"BM": BmpImageFile,
     b"GIF8": GifImageFile, b"RIFF": WebPImageFile, b"II*\0": TiffImageFile, b"MM\0*": TiffImageFile,
@@ -57,7 +57,7 @@ _MODES = _GREY16 | {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 def is_avif(data: bytes) -> bool:
-    """Its decoder believes the frame, not the size in the container: nlrn.io.sandbox decodes it."""
+    """Whether a file is AVIF, to be decoded by nlrn.io.sandbox: its decoder ignores the size in the container."""
     brands = data[8 : min(256, int.from_bytes(data[:4], "big"))]  # the chief one, a version, those that fit too
     return data[4:8] == b"ftyp" and any(brands[i : i + 4] in (b"avif", b"avis") for i in range(0, len(brands), 4))
 
@@ -143,7 +143,7 @@ def _wide(
     before_pixels: Callable[[int, int], None],
 ) -> Decoded:
     """A PNG of 16-bit colour or alpha, upright."""
-    ready()  # what the library itself takes is none of the image's
+    ready()  # the memory of the library itself is not the image's
     before_pixels(*size)
     turn = TURNS.get(metadata.orientation, np.asarray)
     colour, alpha = read(data, size)
@@ -171,7 +171,7 @@ def _readable_exif(image: Image.Image) -> Image.Exif:
 
 
 def _depth(image: ImageFile, data: bytes) -> int:
-    """The depth, 8 or 16, of an image that Pillow reads as it is; InputError for any other."""
+    """The depth, 8 or 16, of an image that Pillow reads exactly; InputError for any other."""
     bits, mode = _bits(image, data), image.mode
     if isinstance(image, PpmImageFile) and mode == "I":  # grey with a maximum over 255, scaled to 65535
         return 16
@@ -188,7 +188,7 @@ def _depth(image: ImageFile, data: bytes) -> int:
 
 
 def _bits(image: ImageFile, data: bytes) -> int:
-    """Bits a sample in the file, where Pillow's mode does not tell."""
+    """Bits a sample in the file, which Pillow's mode does not always show."""
     if isinstance(image, PngImageFile):
         return png_header(data).bits
     if isinstance(image, AvifImageFile):
@@ -209,7 +209,7 @@ def _apply_orientation(image: ImageFile) -> None:
     try:
         _check_exif(image)
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # EXIF that cannot be read says nothing about the orientation
+    except Exception:  # EXIF that cannot be read holds no orientation
         return
 
 

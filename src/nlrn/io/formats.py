@@ -1,6 +1,6 @@
 """The outer structure of AVIF, PNG, GIF and TIFF files, read before Pillow sees them.
 
-Pillow passes over wrong checksums and missing rows in a PNG, and some small files keep it busy for minutes or
+Pillow ignores wrong checksums and missing rows in a PNG, and some small files keep it busy for minutes or
 fill the memory. Everything here takes time in proportion to the file and hardly any memory.
 """
 
@@ -17,7 +17,7 @@ PNG_HEADER = 33  # bytes of the signature and IHDR
 _PIECE = 1 << 16  # bytes of a compressed stream that are looked at together
 _MAX_CHUNKS = 1 << 16  # 512 MiB in pieces of 8 KiB, which is what most writers make
 _TAG_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8), start=1))  # by TIFF type
-_COLOUR_CHUNKS = frozenset({b"cHRM", b"cICP", b"gAMA", b"sRGB"})  # what the numbers of a PNG mean, besides its profile
+_COLOUR_CHUNKS = frozenset({b"cHRM", b"cICP", b"gAMA", b"sRGB"})  # the meaning of a PNG's numbers, with its profile
 _POINTERS = frozenset({34665, 34853, 40965})  # tags that hold the place of another directory
 _SUB_DIRECTORIES, _MOST_DIRECTORIES = 330, 64
 
@@ -40,7 +40,10 @@ def png_header(data: bytes) -> PngHeader:
 
 
 def gif_frames(data: bytes) -> int:
-    """Number of frames; a comment in very many pieces is refused, Pillow takes the square of their number."""
+    """Number of frames of a GIF.
+
+    Raises InputError for a comment in over 1,000 pieces: Pillow's time is the square of their number.
+    """
     place, frames, comments = 13 + _gif_table(data[10]), 0, 0
     while place < len(data) and data[place] != 0x3B:
         comment = data[place : place + 2] == b"\x21\xfe"
@@ -79,8 +82,8 @@ def tiff_pages(data: bytes, *, strict: bool = False) -> int:
     """Number of pages of a TIFF file or EXIF block, at most 10,000.
 
     Refused when the tags of the first page claim more bytes than there are: Pillow would read them all. strict: also
-    where a directory of any page, or of those they point to, or a value of its tags ends beyond the file: readers pass
-    over such tags, which may say how the pixels are stored.
+    where a directory of any page, or of those they point to, or a value of its tags ends beyond the file: readers
+    ignore such tags, which may define how the pixels are stored.
     """
     walk = _Directories(data, strict)
     offset, seen = walk.number(8 if walk.big else 4, walk.wide), set[int]()
@@ -97,7 +100,7 @@ def tiff_pages(data: bytes, *, strict: bool = False) -> int:
 
 
 class _Directories:
-    """The directories of a TIFF file or EXIF block, as far as their tags say how long they are and where they lie."""
+    """The directories of a TIFF file or EXIF block, as far as their tags give lengths and offsets."""
 
     def __init__(self, data: bytes, strict: bool) -> None:
         self.data, self.strict, self.seen = data, strict, set[int]()
@@ -139,8 +142,11 @@ class _Directories:
 
 
 def png_parts(data: bytes) -> list[memoryview]:
-    """The pieces of the compressed rows of a PNG. What Pillow lets pass is refused: wrong checksums, and whatever the
-    specification forbids of the chunks that decide about pixels (PNG, third edition, 5.6 and 11.2)."""
+    """The pieces of the compressed rows of a PNG.
+
+    Raises InputError for what Pillow accepts silently: wrong checksums, and whatever the specification forbids of the
+    chunks that decide about pixels (PNG, third edition, 5.6 and 11.2).
+    """
     place, seen, parts, view = 8, dict[bytes, int](), list[memoryview](), memoryview(data)
     before = b""
     for _ in range(_MAX_CHUNKS):
@@ -177,7 +183,7 @@ def _check_png_order(kind: bytes, before: bytes, seen: dict[bytes, int]) -> None
     if (kind == b"IHDR") != (not before):
         raise InputError("damaged: a PNG begins with its one chunk IHDR")
     if kind[:1].isupper() and kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
-        raise InputError(f"it has a chunk {kind!r} without which it cannot be understood, and which is not known")
+        raise InputError(f"it has a chunk {kind!r} that is critical and unknown")
     if kind == b"IDAT" and b"IDAT" in seen and before != b"IDAT":
         raise InputError("damaged: other chunks between those of its rows")
     if kind in (b"PLTE", b"tRNS") and (kind in seen or b"IDAT" in seen):
@@ -211,12 +217,12 @@ _PNG_CHECKS = {b"IHDR": _check_header, b"PLTE": _check_palette, b"tRNS": _check_
 
 
 def png_colour_count(data: bytes) -> int:
-    """Entries of the palette."""
+    """Entries of the palette of a PNG; 0 without one."""
     return next(((end - place - 12) // 3 for kind, place, end in _png_chunks(data) if kind == b"PLTE"), 0)
 
 
 def png_left_out(data: bytes) -> list[str]:
-    """Names of the metadata in it that is not carried over."""
+    """Names of the metadata in a PNG that is not carried over."""
     kinds = [kind for kind, place, end in _png_chunks(data)]
     xmp = sum(data[place + 8 : place + 8 + 17] == b"XML:com.adobe.xmp" for kind, place, _ in _png_chunks(data))
     texts = sum(kinds.count(kind) for kind in (b"tEXt", b"zTXt", b"iTXt")) - xmp
@@ -239,7 +245,7 @@ def jpeg_left_out(data: bytes) -> list[str]:
 
 
 def webp_left_out(data: bytes) -> list[str]:
-    """The same of a WebP."""
+    """Names of the metadata in a WebP that is not carried over."""
     place = 12
     while place + 8 <= len(data):
         if data[place : place + 4] == b"XMP ":
@@ -282,7 +288,7 @@ def png_exif(data: bytes) -> bytes:
 
 
 def png_colours(data: bytes) -> bytes:
-    """Its chunks gAMA, cHRM, sRGB and cICP as they are, the first of each; empty for none."""
+    """The chunks gAMA, cHRM, sRGB and cICP of a PNG, unchanged, the first of each; empty for none."""
     found: dict[bytes, bytes] = {}
     for kind, place, end in _png_chunks(data):
         if kind in _COLOUR_CHUNKS and end - place <= 12 + 32:

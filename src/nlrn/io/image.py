@@ -1,4 +1,4 @@
-"""Image files <-> float arrays in [0, 1]: exactly what the file says, or a refusal that gives the reason.
+"""Image files <-> float arrays in [0, 1]: exactly the samples of the file, or an error with the reason.
 
 Read: AVIF, BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey; 16 bits stay 16 bits in PNG, TIFF and grey PGM,
 floats stay floats in TIFF. Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind
@@ -52,12 +52,12 @@ _DECODING = threading.Lock()  # warning filters belong to the whole process
 
 @dataclass(frozen=True)
 class ImageData:
-    """An image and what its file said besides.
+    """An image and the metadata of its file.
 
     array: float32 HW (grey) or HWC with 3 channels, in [0, 1]; a restored one may exceed the range.
     alpha: HW uint8 or None, uint16 for depth 16, kept as it was. depth: bits a sample of the file, 8 or 16, or 32 for
     floats, which have no alpha and are neither clipped nor rounded. format: Pillow's name.
-    icc: colour profile. exif: without orientation (it has been applied) and, unless asked for, without GPS. dpi: pixels
+    icc: colour profile. exif: without orientation (it has been applied) and, unless requested, without GPS. dpi: pixels
     per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. notes: what
     of the file was left out or converted, a line each. levels: the sample value of the file that is 1 here: 255, 65535,
     or 1 of floats; 0 sets it by the depth. Of a restored image, noise: what was found in the noisy one, or in each of
@@ -141,7 +141,7 @@ def read_image(
 ) -> ImageData:
     """Read one image from a path, or from the bytes of a file. gps: the place stays in the EXIF.
 
-    The limits are checked before anything is decoded. apart: it is decoded in a process of its own, limited in memory
+    The limits are checked before anything is decoded. apart: it is decoded in a separate process, limited in memory
     and time; None: AVIF is, and a file of over 256 KiB, which can keep a decoder busy for minutes. Raises InputError,
     and nothing else, for whatever cannot be read exactly (see the module); the message names the file and the reason.
     """
@@ -195,7 +195,7 @@ def write_image(
 def encode_image(image: ImageData, format: str, *, quality: int = 95) -> bytes:  # noqa: A002 - Pillow's word
     """The bytes of a file of one of the formats AVIF, BMP, JPEG, PNG, PPM, TIFF, WEBP.
 
-    The array is clipped to [0, 1] and rounded, halves to even, to the image's depth; floats are written as they are.
+    The array is clipped to [0, 1] and rounded, halves to even, to the image's depth; floats are written unchanged.
     AVIF, BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG and AVIF (4:4:4
     at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
     Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels; the resolution
@@ -281,7 +281,7 @@ def file_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
         if not stat.S_ISREG(Path(source).stat().st_mode):
             raise InputError(f"{source} is no regular file (a folder, pipe or device)")
         with Path(source).open("rb") as file:
-            return file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)  # room for what is there alone
+            return file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)  # no more memory than the file needs
     except FileNotFoundError as error:
         raise InputError(f"no file {source}") from error
     except InputError:
@@ -291,8 +291,9 @@ def file_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
 
 
 def rounded(array: np.ndarray, depth: int) -> np.ndarray:
-    """uint8 or uint16 of the same shape; in float64 as nlrn.functional.metrics.quantize8 rounds, block by
-    block; floats for 32.
+    """An array in [0, 1] as uint8 or uint16 of the same shape; float32 for depth 32.
+
+    Rounding is in float64, block by block, as nlrn.functional.metrics.quantize8.
 
     Raises InputError for values that are not finite.
     """

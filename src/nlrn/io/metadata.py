@@ -1,4 +1,4 @@
-"""What a file says besides its samples: EXIF and TIFF tags, resolution, orientation, descriptions.
+"""The metadata of a file: EXIF and TIFF tags, resolution, orientation, descriptions.
 
 What no longer holds of the image as it is read or written is brought up to date or left out; what is left out is named.
 """
@@ -38,7 +38,7 @@ _OME_TYPES = {8: "uint8", 16: "uint16", 32: "float"}
 
 
 class FileMetadata(NamedTuple):
-    """What a file says of its image as it is stored."""
+    """The metadata of a file about its image as stored."""
 
     exif: Image.Exif
     orientation: int | None
@@ -58,9 +58,11 @@ class FileMetadata(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Samples HW or HW3 (uint8; uint16 for depth 16, float32 for 32), alpha HW of their type or None, and what else the
-    file said. dpi: pixels per inch, across and down; colours: see nlrn.io.formats.png_colours; notes: what of the file
-    was left out or converted, a line each."""
+    """A decoded file: samples HW or HW3 (uint8; uint16 for depth 16, float32 for 32), and metadata.
+
+    alpha: HW of their type or None. dpi: pixels per inch, across and down; colours: see nlrn.io.formats.png_colours;
+    notes: what of the file was left out or converted, a line each.
+    """
 
     colour: np.ndarray
     alpha: np.ndarray | None
@@ -182,7 +184,7 @@ def is_calibrated(exif: bytes | None) -> bool:
 
 
 def _stale(text: str, size: tuple[int, int], channels: int, depth: int, grown: tuple[float, float]) -> str:
-    """What a description says it is, where it does not hold of such an image; else empty."""
+    """The kind of a description that is not valid for such an image; else empty."""
     if "<OME" in text[:2000]:
         said = dict(re.findall(r'\b(SizeX|SizeY|SizeC|Type)="([^"]*)"', text))
         holds = {"SizeX": str(size[1]), "SizeY": str(size[0]), "SizeC": str(channels), "Type": _OME_TYPES[depth]}

@@ -1,7 +1,7 @@
-"""Decoding in a process of its own, whose memory and time are limited by the system: what a decoder makes of a file
-that lies about its size, or that it was never tried on, ends with that process.
+"""Decoding in a separate process, whose memory and time are limited by the system.
 
-The process is given the bytes of the file, and answers with a line of JSON and the samples behind it.
+A decoder that fails on a file, or exhausts memory on one that declares a wrong size, ends with that process only. The
+process receives the bytes of the file, and answers with a line of JSON and the samples after it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ except ImportError:  # not on Windows, where nothing is limited but the time
     resource = None  # type: ignore[assignment]
 
 _SECONDS = 60
-_ALLOWANCE, _PER_PIXEL = 64 << 20, 48  # bytes beyond what the process has when it knows the image's size
-_BEFORE = 256 << 20  # more of them until then: for what stands before the pixels, and for libvips
+_ALLOWANCE, _PER_PIXEL = 64 << 20, 48  # bytes beyond what the process has when the image's size is known
+_BEFORE = 256 << 20  # more of them until then: for what precedes the pixels, and for libvips
 # One thread and one pool of memory: each further one is charged with more address space than it uses.
 _LEAN = {"VIPS_CONCURRENCY": "1", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _PARTS = ("colour", "alpha")
@@ -40,8 +40,8 @@ _LONGEST_HEAD = 64 << 20  # profiles and EXIF among it
 def decode_apart(data: bytes, max_pixels: int, *, gps: bool = False) -> Decoded:
     """As nlrn.io.decode.decode, in a fresh process with 64 MiB and 48 bytes a pixel, for 60 seconds at most.
 
-    Raises InputError for what the decoder says, and when it ends silently; BackendError when the process cannot
-    be had, or says what it should not.
+    Raises InputError for errors of the decoder, and when it ends silently; BackendError when the process cannot be
+    started, or answers what it should not.
     """
     command = [
         sys.executable,
@@ -77,33 +77,33 @@ def _feed(pipe: IO[bytes], data: bytes) -> None:
 
 
 def _answered(pipe: IO[bytes], max_pixels: int) -> Decoded:
-    """What the process says; no more of it is read than what it may have to say."""
+    """The answer of the process; no more is read than a correct answer can have."""
     head = pipe.readline(_LONGEST_HEAD)
     if not head.endswith(b"\n"):
         raise InputError(f"damaged: its decoder ended silently, probably out of memory, or of time ({_SECONDS} s)")
     try:
-        said = json.loads(head)
-        if "refused" in said:
-            raise InputError(str(said["refused"]), limit=said.get("limit"))
+        answer = json.loads(head)
+        if "refused" in answer:
+            raise InputError(str(answer["refused"]), limit=answer.get("limit"))
         planes: dict[str, Any] = {
-            part: said[part] and _plane(pipe, said[part][0], said[part][1], max_pixels) for part in _PARTS
+            part: answer[part] and _plane(pipe, answer[part][0], answer[part][1], max_pixels) for part in _PARTS
         }
-        blocks: dict[str, Any] = {name: said[name] and bytes.fromhex(said[name]) for name in ("icc", "exif")}
-        dpi = said["dpi"] and (float(said["dpi"][0]), float(said["dpi"][1]))
-        colours = bytes.fromhex(said["colours"])
+        blocks: dict[str, Any] = {name: answer[name] and bytes.fromhex(answer[name]) for name in ("icc", "exif")}
+        dpi = answer["dpi"] and (float(answer["dpi"][0]), float(answer["dpi"][1]))
+        colours = bytes.fromhex(answer["colours"])
         return Decoded(
             **planes,
-            depth=said["depth"],
-            format=said["format"],
+            depth=answer["depth"],
+            format=answer["format"],
             **blocks,
             dpi=dpi,
             colours=colours,
-            notes=tuple(map(str, said["notes"])),
+            notes=tuple(map(str, answer["notes"])),
         )
     except InputError:
         raise
     except (ValueError, TypeError, KeyError) as error:
-        raise BackendError(f"the process that decodes said what was not expected ({error})") from error
+        raise BackendError(f"the process that decodes gave an unexpected answer ({error})") from error
 
 
 def _plane(pipe: IO[bytes], shape: list[int], dtype: str, max_pixels: int) -> np.ndarray:
@@ -121,15 +121,15 @@ def _plane(pipe: IO[bytes], shape: list[int], dtype: str, max_pixels: int) -> np
 
 
 def answer() -> None:
-    """What the process does. Whatever goes wrong is said as the reason of a refusal."""
+    """The work of the process; any error becomes the reason of a refusal in its answer."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each takes of the memory that is allowed
-    said: dict[str, Any]
+    answer: dict[str, Any]
     planes: list[np.ndarray]
     try:
         data, most = sys.stdin.buffer.read(), int(sys.argv[1])
-        _limit(_BEFORE + _PER_PIXEL * most, for_good=False)
+        _limit(_BEFORE + _PER_PIXEL * most, permanent=False)
         found = decode(
             data,
             most,
@@ -137,22 +137,22 @@ def answer() -> None:
             before_pixels=lambda width, height: _limit(_ALLOWANCE + _PER_PIXEL * width * height),
         )
     except InputError as error:
-        said, planes = {"refused": str(error), "limit": error.limit}, []
+        answer, planes = {"refused": str(error), "limit": error.limit}, []
     except Exception as error:
-        said, planes = {"refused": f"damaged or truncated ({error or type(error).__name__})", "limit": None}, []
+        answer, planes = {"refused": f"damaged or truncated ({error or type(error).__name__})", "limit": None}, []
     else:
         pairs = [(part, _little_endian(getattr(found, part))) for part in _PARTS]
-        said = {part: plane if plane is None else (plane.shape, plane.dtype.str) for part, plane in pairs}
-        said |= {
+        answer = {part: plane if plane is None else (plane.shape, plane.dtype.str) for part, plane in pairs}
+        answer |= {
             "depth": found.depth,
             "format": found.format,
             "dpi": found.dpi,
             "colours": found.colours.hex(),
             "notes": found.notes,
         }
-        said |= {name: value and value.hex() for name, value in (("icc", found.icc), ("exif", found.exif))}
+        answer |= {name: value and value.hex() for name, value in (("icc", found.icc), ("exif", found.exif))}
         planes = [plane for _, plane in pairs if plane is not None]
-    out.write(json.dumps(said).encode() + b"\n")
+    out.write(json.dumps(answer).encode() + b"\n")
     for plane in planes:
         out.write(np.ascontiguousarray(plane).data)
     out.flush()
@@ -162,17 +162,17 @@ def _little_endian(plane: np.ndarray | None) -> np.ndarray | None:
     return None if plane is None else plane.astype(plane.dtype.newbyteorder("<"), copy=False)
 
 
-def _limit(more: int, *, for_good: bool = True) -> None:
+def _limit(more: int, *, permanent: bool = True) -> None:
     """From here on this process gets so many bytes more than it has, and 60 seconds of the processor in all."""
     if resource is not None:
         if sys.platform == "linux":
             pages = int(Path("/proc/self/statm").read_text().split()[0])
-            _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + more, for_good)
-        _lower(resource.RLIMIT_CPU, _SECONDS, for_good)
+            _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + more, permanent)
+        _lower(resource.RLIMIT_CPU, _SECONDS, permanent)
 
 
-def _lower(kind: int, limit: int, for_good: bool) -> None:
-    """To this, or to what it is already; for good, or so that it can be raised again."""
+def _lower(kind: int, limit: int, permanent: bool) -> None:
+    """Lower a limit to this, unless it is lower already; permanently, or so that it can be raised again."""
     hardest = resource.getrlimit(kind)[1]
     limit = limit if hardest == resource.RLIM_INFINITY else min(limit, hardest)
-    resource.setrlimit(kind, (limit, limit if for_good else hardest))
+    resource.setrlimit(kind, (limit, limit if permanent else hardest))

@@ -1,7 +1,7 @@
 """Samples that Pillow would cut or misread: 16 bits with colour or alpha in PNG, and compressed TIFFs.
 
-libvips (pyvips) decodes both and compresses PNG; it sees pixels alone. Profiles and EXIF are read and written here and
-by Pillow, since libvips rewrites them. It is imported when such an image comes.
+libvips (pyvips) decodes both and compresses PNG; it handles pixels only. Profiles and EXIF are read and written here
+and by Pillow, since libvips rewrites them. It is imported for such an image only.
 """
 
 from __future__ import annotations
