@@ -26,10 +26,10 @@ from nlrn.training.config import (
     Stage,
     StartConfig,
     TrainConfig,
-    build,
     read_recipe,
 )
 from nlrn.training.distributed import Processes
+from nlrn.training.tables import build
 from nlrn.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -13,6 +13,7 @@ from typing import Any
 from nlrn.errors import ConfigError
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.models.nlrn import NLRNConfig
+from nlrn.training.degradations import NOISES, degradation_of
 from nlrn.training.tables import FORMER_KEYS, build
 
 MAX_RECIPE = 1 << 20  # bytes
@@ -66,8 +67,8 @@ class NoiseConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.enlarge <= 4 or (self.kind != "camera" and self.enlarge != 1):
             raise ConfigError(f"noise.enlarge is for camera noise, from 1 to 4, not {self.enlarge:g}")
-        if self.kind not in ("gaussian", "camera"):
-            raise ConfigError(f"noise.kind must be gaussian or camera, not {self.kind!r}")
+        if self.kind not in NOISES:
+            raise ConfigError(f"noise.kind must be {' or '.join(NOISES)}, not {self.kind!r}")
         if self.kind == "camera" and (self.low, self.high) != (NoiseConfig.low, NoiseConfig.high):
             raise ConfigError("camera noise draws its levels itself: leave noise.low and noise.high out")
         if not 0 <= self.low <= self.high <= 255:
@@ -248,25 +249,9 @@ class TrainConfig:
 
     def _check_task(self) -> None:
         """Raises ConfigError where task, model and degradation do not fit together."""
-        gaussian = self.model.task == "denoise" and self.noise.kind == "gaussian"
-        if self.image_range != 1 and (not gaussian or self.model.sigma_input or self.compile):
-            raise ConfigError("image_range = 255 is for Gaussian noise of one level, without compile")
-        if self.noise.kind == "camera":
-            if self.model.task != "denoise" or self.model.in_channels != 3:
-                raise ConfigError('camera noise is for models of the task "denoise" with in_channels = 3')
-            if self.model.sigma_input and not self.model.level_one:
-                raise ConfigError("camera noise has no one sigma: sigma_input requires a level_one")
-            return
-        if self.model.level_one:
-            raise ConfigError('a model with a level_one is trained on noise.kind = "camera"')
-        if self.model.task == "denoise":
-            if not self.model.sigma_input and self.noise.low != self.noise.high:
-                raise ConfigError("a range of noise levels requires a model with sigma_input = true")
-            return
-        if self.model.in_channels != 1 or self.model.sigma_input:
-            raise ConfigError("super-resolution restores luminance: in_channels = 1 and sigma_input = false")
-        if any(self.data.validation_size % scale for scale in self.resize.scales):
-            raise ConfigError("super-resolution requires a validation_size that every scale divides")
+        if self.model.task != "denoise" and self.noise.kind != NoiseConfig.kind:
+            raise ConfigError(f'{self.noise.kind} noise is for models of the task "denoise", not {self.model.task!r}')
+        degradation_of(self).check(self)
 
     def stage(self, step: int) -> Stage:
         """The stage that `step` belongs to."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import InputError
-from nlrn.functional.camera import CAMERA_LEVELS, noisy_at
-from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.functional.metrics import luma8, psnr
 from nlrn.io.datasets import validation_images
 from nlrn.models.nlrn import NLRN, on_unit_scale
 from nlrn.models.observers import AttentionMeter
 from nlrn.training.config import TrainConfig
+from nlrn.training.degradations import degradation_of
 
 
 class Validation:
@@ -27,26 +25,16 @@ class Validation:
     """
 
     def __init__(self, config: TrainConfig, data: Path, device: torch.device) -> None:
-        size, enlarges = config.data.validation_size, config.model.task == "sr"
-        channels = None if enlarges else config.model.in_channels
+        size, degradation = config.data.validation_size, degradation_of(config)(config, device)
+        channels = None if degradation.luminance else config.model.in_channels
         found = validation_images(data, config.data.validation, config.data.folders, channels=channels)
         large = [image for _, image in found if min(image.shape[:2]) >= size]
         if not large:
             raise InputError(f"no image of {config.data.validation} has {size} x {size} pixels to validate on")
         crops = [_centre(image, size) for image in large[: config.data.validation_images]]
-        self.clean = [(luma8(crop) if enlarges else crop) / 255 for crop in crops]
+        self.clean = [(luma8(crop) if degradation.luminance else crop) / 255 for crop in crops]
         self.device, self.image_range = device, config.image_range
-        self.tasks: dict[str, tuple[float | None, Callable[[np.ndarray, int], np.ndarray]]] = {}
-        if enlarges:
-            self.tasks = {f"x{s}": (None, _enlarged(s)) for s in config.resize.scales}
-            return
-        if config.noise.kind == "camera":
-            level = config.model.level_one / 255 if config.model.sigma_input else None
-            self.tasks = {f"camera_{s:g}": (level, _photographed(s)) for s in CAMERA_LEVELS}
-            return
-        low, high = config.noise.low, config.noise.high
-        for s in [low] if low == high else [s for s in (15.0, 25.0, 50.0) if low <= s <= high] or [high]:
-            self.tasks[f"{s:g}"] = (s / 255 if config.model.sigma_input else None, _noisy(s))
+        self.tasks = degradation.conditions()
 
     @torch.no_grad()
     def __call__(self, model: NLRN) -> dict[str, Any]:
@@ -73,22 +61,6 @@ class Validation:
             result[f"psnr_{name}"] = float(np.mean(scores))
         model.train(training)
         return result
-
-
-def _noisy(sigma: float) -> Callable[[np.ndarray, int], np.ndarray]:
-    return lambda clean, number: add_gaussian_noise(clean, sigma, seed=number)
-
-
-def _photographed(level: float) -> Callable[[np.ndarray, int], np.ndarray]:
-    return lambda clean, _: noisy_at(clean, level)
-
-
-def _enlarged(scale: int) -> Callable[[np.ndarray, int], np.ndarray]:
-    def through(clean: np.ndarray, _: int) -> np.ndarray:
-        height, width = clean.shape
-        return resize_bicubic(resize_bicubic(clean, height // scale, width // scale), height, width)
-
-    return through
 
 
 def _centre(image: np.ndarray, size: int) -> np.ndarray:

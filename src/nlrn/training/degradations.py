@@ -1,0 +1,285 @@
+"""What a training undoes: each kind of degradation with its checks, its training pairs and its validation.
+
+A kind is one class, listed in ``NOISES`` by its name in a recipe (noise.kind), or that of super-resolution. Every pair
+is a pure function of the seed, the step and its place in the global batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlrn.errors import ConfigError
+from nlrn.functional.camera import CAMERA_LEVELS, add_camera_noise, draw_camera, noisy_at, target_at
+from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic, resize_matrix
+
+if TYPE_CHECKING:
+    from nlrn.training.config import TrainConfig
+
+NOISE_STREAM = 1  # keep the counters of noise and scales apart from the patches'
+SCALE_STREAM = 2
+CAMERA_STREAM = 3
+JPEG_GRID = 16  # pixels after which the blocks of a JPEG repeat, chroma subsampled
+LEVEL_ONE = 0.75  # share of patches of level 1, the default in use
+HIGHEST_LEVEL = 2.0
+_IMAGE_RANGE = "image_range = 255 is for Gaussian noise of one level, without compile"
+Degrade = Callable[[np.ndarray, int], np.ndarray]  # clean HW or HWC in 0..1 and the image's number -> the input
+
+
+class Batch(NamedTuple):
+    """Images of a step, [B, C, P, P] in 0..image_range: degraded, clean, and sigma / 255 [B] or None."""
+
+    degraded: Tensor
+    clean: Tensor
+    sigma: Tensor | None
+
+
+class Degradation(Protocol):
+    """One kind of degradation, made of a recipe and the device of the batches.
+
+    luminance: whether only the luminance of images is used.
+    """
+
+    luminance: bool
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None: ...
+
+    @staticmethod
+    def check(config: TrainConfig) -> None:
+        """Raises ConfigError where the recipe does not fit this degradation."""
+
+    def side(self, patch: int) -> int:
+        """Side of the square that is cut out of an image for a patch, with what the degradation needs around it."""
+
+    def pairs(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
+        """The batch of clean [B, C, side, side], 0..255, whose places in the global batch begin with `first`."""
+
+    def conditions(self) -> dict[str, tuple[float | None, Degrade]]:
+        """Of the validation, by name: the sigma / 255 that the model receives, and the degradation of an image."""
+
+
+def random_of(config: TrainConfig, step: int, place: int, stream: int) -> np.random.Generator:
+    """The generator of a place in the global batch of a step; Philox increments only the first word."""
+    return np.random.Generator(np.random.Philox(key=[config.seed, step], counter=[0, place, stream, 0]))
+
+
+class GaussianNoise:
+    """White noise of a level drawn for each patch, noise.low to noise.high."""
+
+    luminance = False
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+
+    @staticmethod
+    def check(config: TrainConfig) -> None:
+        """Raises ConfigError where the model does not fit the levels."""
+        if config.image_range != 1 and (config.model.sigma_input or config.compile):
+            raise ConfigError(_IMAGE_RANGE)
+        if config.model.level_one:
+            raise ConfigError('a model with a level_one is trained on noise.kind = "camera"')
+        if not config.model.sigma_input and config.noise.low != config.noise.high:
+            raise ConfigError("a range of noise levels requires a model with sigma_input = true")
+
+    def side(self, patch: int) -> int:
+        """The patch itself."""
+        return patch
+
+    def pairs(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
+        """(noisy, clean, sigma / 255), in 0..image_range."""
+        sigma, noise = self._noise(step, first, clean.shape)
+        largest = self.config.image_range
+        given = sigma if self.config.model.sigma_input else None
+        return Batch(largest * (clean / 255 + noise), largest * (clean / 255), given)
+
+    def _noise(self, step: int, first: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """(sigma / 255 [B], noise [B, C, H, W]): an independent stream for every place in the global batch."""
+        low, high = self.config.noise.low, self.config.noise.high
+        sigmas, noise = np.empty(shape[0], np.float32), []
+        for i in range(shape[0]):
+            random = random_of(self.config, step, first + i, NOISE_STREAM)
+            sigmas[i] = random.uniform(low, high) / 255
+            if self.device.type == "cpu":
+                noise.append(torch.from_numpy(random.standard_normal(shape[1:], dtype=np.float32)))
+            else:
+                generator = torch.Generator(self.device).manual_seed(int(random.integers(2**63)))
+                noise.append(torch.randn(shape[1:], generator=generator, device=self.device))
+        sigma = torch.from_numpy(sigmas).to(self.device)
+        return sigma, sigma.view(-1, 1, 1, 1) * torch.stack(noise)
+
+    def conditions(self) -> dict[str, tuple[float | None, Degrade]]:
+        """The one level, or those of 15, 25 and 50 in the range, else its highest."""
+        low, high = self.config.noise.low, self.config.noise.high
+        levels = [low] if low == high else [s for s in (15.0, 25.0, 50.0) if low <= s <= high] or [high]
+        given = self.config.model.sigma_input
+        return {f"{s:g}": (s / 255 if given else None, _noisy(s)) for s in levels}
+
+
+class CameraNoise:
+    """The noise of a camera drawn for each patch (nlrn.functional.camera)."""
+
+    luminance = False
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+
+    @staticmethod
+    def check(config: TrainConfig) -> None:
+        """Raises ConfigError for a model that is not one of colour, or has a sigma without a level_one."""
+        _check_unit_range(config)
+        if config.model.in_channels != 3:
+            raise ConfigError('camera noise is for models of the task "denoise" with in_channels = 3')
+        if config.model.sigma_input and not config.model.level_one:
+            raise ConfigError("camera noise has no one sigma: sigma_input requires a level_one")
+
+    def side(self, patch: int) -> int:
+        """With room for every position on the JPEG's grid."""
+        return patch + JPEG_GRID
+
+    def pairs(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
+        """(noisy, target, level * level_one / 255 [B] or None): another camera for every place in the batch.
+
+        clean [B, 3, side, side], 0..255: a part of each is used, anywhere on the JPEG's grid and away from the border,
+        where demosaicing has fewer neighbours.
+        """
+        config, noisy, targets = self.config.model, [], []
+        levels = np.ones(len(clean), np.float32)
+        for i, image in enumerate(clean.permute(0, 2, 3, 1).cpu().numpy() / np.float32(255)):
+            random = random_of(self.config, step, first + i, CAMERA_STREAM)
+            if self.config.noise.enlarge > 1:
+                image = enlarged_part(image, self.config.noise.enlarge, random)
+            down, right = random.integers(0, image.shape[0] - patch + 1, 2)
+            part = np.s_[down : down + patch, right : right + patch]
+            if config.sigma_input and random.random() >= LEVEL_ONE:
+                levels[i] = random.uniform(0, HIGHEST_LEVEL)
+            photograph = add_camera_noise(image, draw_camera(random), random)[part]
+            noisy.append(photograph)
+            targets.append(target_at(image[part], photograph, float(levels[i])))
+        seen, target = (self._planes(np.stack(x)) for x in (noisy, targets))
+        plane = torch.from_numpy(levels * np.float32(config.level_one / 255)).to(self.device)
+        return Batch(seen, target, plane if config.sigma_input else None)
+
+    def _planes(self, images: np.ndarray) -> Tensor:
+        """[B, H, W, C] -> [B, C, H, W], channels last in memory."""
+        return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+
+    def conditions(self) -> dict[str, tuple[float | None, Degrade]]:
+        """CAMERA_LEVELS, at level 1."""
+        model = self.config.model
+        level = model.level_one / 255 if model.sigma_input else None
+        return {f"camera_{s:g}": (level, _photographed(s)) for s in CAMERA_LEVELS}
+
+
+class Reduction:
+    """Super-resolution: luminance made smaller by MATLAB's bicubic and enlarged again, by a scale drawn a patch."""
+
+    luminance = True
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    @staticmethod
+    def check(config: TrainConfig) -> None:
+        """Raises ConfigError for a model of colour or with a sigma, and for validation images that do not fit."""
+        _check_unit_range(config)
+        if config.model.level_one:
+            raise ConfigError('a model with a level_one is trained on noise.kind = "camera"')
+        if config.model.in_channels != 1 or config.model.sigma_input:
+            raise ConfigError("super-resolution restores luminance: in_channels = 1 and sigma_input = false")
+        if any(config.data.validation_size % scale for scale in config.resize.scales):
+            raise ConfigError("super-resolution requires a validation_size that every scale divides")
+
+    @property
+    def _margin(self) -> int:
+        """How far one of the two bicubic kernels reaches, and the other beyond it, at the largest scale."""
+        return 4 * max(self.config.resize.scales)
+
+    def side(self, patch: int) -> int:
+        """With a margin and room for every position on the grids, a multiple of every scale."""
+        scales = self.config.resize.scales
+        step = math.lcm(*scales)
+        return -(-(patch + 2 * self._margin + max(scales) - 1) // step) * step
+
+    def pairs(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
+        """Every image of clean [B, 1, side, side] made smaller and larger again, and a part within the margin.
+
+        The part lies anywhere, so that the grid of the small image lies under it in every way.
+        """
+        resize, side = self.config.resize, clean.shape[-1]
+        pairs = []
+        for i, image in enumerate(clean[:, 0]):
+            random = random_of(self.config, step, first + i, SCALE_STREAM)
+            scale = resize.scales[random.integers(len(resize.scales))]
+            rounded = bool(random.random() < resize.rounded)
+            down, right = random.integers(self._margin, side - self._margin - patch + 1, 2)
+            part = (slice(down, down + patch), slice(right, right + patch))
+            pairs.append((self._through(image, scale, rounded)[part], image[part]))
+        degraded, whole = (torch.stack(x)[:, None] / 255 for x in zip(*pairs, strict=True))
+        return Batch(degraded, whole, None)
+
+    def _through(self, image: Tensor, scale: int, rounded: bool) -> Tensor:
+        """HW, 0..255, after the small image; rounded: half up and clipped after each axis, as MATLAB's uint8 is."""
+        smaller, larger = self._matrices(image.shape[-1], scale)
+        rows = smaller @ image
+        small = _round8(_round8(rows) @ smaller.mT) if rounded else rows @ smaller.mT
+        return larger @ small @ larger.mT
+
+    def _matrices(self, side: int, scale: int) -> tuple[Tensor, Tensor]:
+        """Of one axis, to the small image and back."""
+        if (side, scale) not in self._kept:
+            both = resize_matrix(side, side // scale), resize_matrix(side // scale, side)
+            smaller, larger = (torch.from_numpy(x).to(self.device, torch.float32) for x in both)
+            self._kept[side, scale] = smaller, larger
+        return self._kept[side, scale]
+
+    def conditions(self) -> dict[str, tuple[float | None, Degrade]]:
+        """Every scale of the recipe."""
+        return {f"x{s}": (None, _reduced(s)) for s in self.config.resize.scales}
+
+
+NOISES: dict[str, type[Degradation]] = {"gaussian": GaussianNoise, "camera": CameraNoise}
+
+
+def degradation_of(config: TrainConfig) -> type[Degradation]:
+    """The class of what a recipe's model undoes."""
+    return Reduction if config.model.task == "sr" else NOISES[config.noise.kind]
+
+
+def _check_unit_range(config: TrainConfig) -> None:
+    if config.image_range != 1:
+        raise ConfigError(_IMAGE_RANGE)
+
+
+def _round8(x: Tensor) -> Tensor:
+    return (x + 0.5).floor().clamp(0, 255)
+
+
+def enlarged_part(image: np.ndarray, most: float, random: np.random.Generator) -> np.ndarray:
+    """A square part of a square image HWC in [0, 1], anywhere in it, enlarged by bicubic to the image's size."""
+    side = len(image)
+    part = math.ceil(side / most ** max(0.0, random.uniform(-0.5, 1)))
+    down, right = random.integers(0, side - part + 1, 2)
+    image = image[down : down + part, right : right + part]
+    return image if part == side else resize_bicubic(image, side, side).clip(0, 1).astype(np.float32)
+
+
+def _noisy(sigma: float) -> Degrade:
+    return lambda clean, number: add_gaussian_noise(clean, sigma, seed=number)
+
+
+def _photographed(level: float) -> Degrade:
+    return lambda clean, _: noisy_at(clean, level)
+
+
+def _reduced(scale: int) -> Degrade:
+    def through(clean: np.ndarray, _: int) -> np.ndarray:
+        height, width = clean.shape
+        return resize_bicubic(resize_bicubic(clean, height // scale, width // scale), height, width)
+
+    return through
