@@ -4,9 +4,10 @@
     python scripts/trace_image.py recipe.toml --data folder
 
 Every call of a Python function of the package is recorded from the command on (the parsing of arguments before it
-visits the modules of all commands); what runs while a module is imported is not recorded. A module counts once, where it is first entered. A step back up is a module that is entered for the first time right after one that is
-lower in the order of imports, which pyproject.toml lists for import-linter. A call up is a call of a function in a
-higher package: imports go down only, so it can only be of a function that was passed down, and is printed.
+visits the modules of all commands); what runs while a module is imported is not recorded. A module counts once, where
+it is first entered. A step back up is a module that is entered for the first time right after one that is lower in the
+order of imports, which pyproject.toml lists for import-linter. A call up is a call of a function in a higher package:
+imports go down only, so it can only be of a function that was passed down, and is printed.
 """
 
 from __future__ import annotations
