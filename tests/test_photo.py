@@ -19,7 +19,7 @@ from nlrn.io.datasets import HELD_OUT, read_folder, training_images, validation_
 from nlrn.models.checkpoint import load_model, save_model
 from nlrn.models.nlrn import NLRN, NLRNConfig
 from nlrn.training.config import NoiseConfig, Stage, StartConfig, TrainConfig, read_recipe
-from nlrn.training.data import enlarged_part
+from nlrn.training.degradations import enlarged_part
 from nlrn.training.distributed import Processes
 from nlrn.training.starting import start_from
 from nlrn.training.trainer import Trainer, train
