@@ -5,9 +5,9 @@
 
 Every call of a Python function of the package is recorded from the command on (the parsing of arguments before it
 visits the modules of all commands); what runs while a module is imported is not recorded. A module counts once, where
-it is first entered. A step back up is a module that is entered for the first time right after one that is lower in the
-order of imports, which pyproject.toml lists for import-linter. A call up is a call of a function in a higher package:
-imports go down only, so it can only be of a function that was passed down, and is printed.
+it is first entered, and so does a package. A step back up is one that is entered for the first time right after one
+that is lower in the order of imports, which pyproject.toml lists for import-linter. A call up is a call of a function
+in a higher package: imports go down only, so it can only be of a function that was passed down, and is printed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,20 @@ class Trace:
     @property
     def steps_up(self) -> list[tuple[str, str]]:
         """(module, the next one entered) where the next is higher."""
-        return [(a, b) for a, b in pairwise(self.entered) if self.rank(b) < self.rank(a)]
+        return self._up(self.entered)
+
+    @property
+    def packages(self) -> list[str]:
+        """The packages of these modules, in the order of their first call."""
+        return list(dict.fromkeys(".".join(module.split(".")[:2]) for module in self.entered))
+
+    @property
+    def package_steps_up(self) -> list[tuple[str, str]]:
+        """(package, the next one entered) where the next is higher."""
+        return self._up(self.packages)
+
+    def _up(self, entered: list[str]) -> list[tuple[str, str]]:
+        return [(a, b) for a, b in pairwise(entered) if self.rank(b) < self.rank(a)]
 
     def record(self, frame: FrameType, event: str, _: Any) -> None:
         """A profile function, see sys.setprofile."""
@@ -110,12 +123,19 @@ def main() -> None:
         command = arguments[0]
         trace = traced(lambda: run(arguments), order_of_imports(), f"{PACKAGE}.cli.{command}._{command}")
     if options.json:
-        counts = {"modules": trace.entered, "steps_up": trace.steps_up, "calls_up": sorted(trace.calls)}
+        counts = {
+            "modules": trace.entered,
+            "steps_up": trace.steps_up,
+            "packages": trace.packages,
+            "package_steps_up": trace.package_steps_up,
+            "calls_up": sorted(trace.calls),
+        }
         print(json.dumps(counts, indent=1))
         return
     for module in trace.entered:
         print(f"{'  ' * trace.rank(module)}{module.removeprefix('nlrn.')}")
     print(f"{len(trace.entered)} modules entered, {len(trace.steps_up)} steps back up")
+    print(f"{len(trace.packages)} packages entered, {len(trace.package_steps_up)} steps back up")
     for source, module, name in sorted(trace.calls):
         print(f"call up, passed down: {source} -> {module}.{name}")
 

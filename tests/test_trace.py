@@ -31,6 +31,8 @@ def test_a_step_up_is_a_higher_package_entered_after_a_lower_one() -> None:
         ORDER, entered=["nlrn.cli.denoise", "nlrn.io.image", "nlrn.io.decode", "nlrn.inference.api"]
     )
     assert trace.steps_up == [("nlrn.io.decode", "nlrn.inference.api")]
+    assert trace.packages == ["nlrn.cli", "nlrn.io", "nlrn.inference"]
+    assert trace.package_steps_up == [("nlrn.io", "nlrn.inference")]
     assert trace.rank("nlrn") < trace.rank("nlrn.cli") < trace.rank("nlrn.io.image")
 
 
