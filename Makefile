@@ -1,4 +1,4 @@
-# Each target works alone on a bare machine with Python 3.11 or newer, g++ and pip.
+# Each target works by itself on a bare machine with Python 3.11 or newer, g++ and pip.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -52,7 +52,7 @@ test: check
 	$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE)
 	$(MAKE) test-avx2
 
-# What computes, once more as on a machine with AVX2 alone. On such a machine, or one without, there is nothing to hold.
+# The numeric tests again, held to AVX2; skipped on a machine that has no more than that.
 test-avx2: install
 	@if $(BIN)/python -c "import sys; from nlrn.ops.cpu import INSTRUCTION_SETS as s; sys.exit('avx2' not in list(s)[1:])"; \
 	then $(HELD) $(BIN)/python -m pytest $(PARALLEL) -m numeric $$($(BIN)/python tests/selection.py); \
