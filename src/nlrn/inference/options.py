@@ -1,4 +1,4 @@
-"""What is asked of an image: made where arguments or the fields of a form come in, the same for both."""
+"""The options of restoring an image, made of the arguments of a command or the fields of a form."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from nlrn.models.checkpoint import default_model
 
 @dataclass(frozen=True)
 class Options:
-    """model: a shipped name or a weights file, None for the best one. depth: bits a sample of the result, None for the
-    image's. range: as of Restorer.denoise, numbers being sample values. The rest is Settings."""
+    """The options of every restoration.
+
+    model: a shipped name or a weights file, None for the best one. depth: bits a sample of the result, None for the
+    image's. range: as of Restorer.denoise, numbers being sample values. The rest is Settings.
+    """
 
     task: ClassVar[str] = "denoise"
     model: str | None = None
@@ -36,8 +39,10 @@ class Options:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], **more: Any) -> Self:
-        """Of arguments or fields by their names, and more; what is None takes its usual value, other names are left
-        out. Raises ConfigError for a range that is none."""
+        """The options of arguments or fields by their names, and more.
+
+        What is None takes its default, other names are left out. Raises ConfigError for an invalid range.
+        """
         known = {field.name for field in fields(cls)}
         found = {name: value for name, value in {**given, **more}.items() if name in known and value is not None}
         if isinstance(found.get("range"), str):
@@ -47,7 +52,7 @@ class Options:
         return cls(**found)
 
     def restorer(self, channels: int, photo: bool = False) -> Restorer:
-        """The one for images of 1 or 3 channels, or for photographs. Raises what Restorer raises."""
+        """The Restorer for images of 1 or 3 channels, or for photographs. Raises as Restorer."""
         names = [field.name for field in fields(Settings)]
         settings = Settings(**{name: getattr(self, name) for name in names})
         name = default_model(self.task, channels, photo=photo) if self.model is None else self.model
@@ -60,8 +65,11 @@ class Options:
 
 @dataclass(frozen=True)
 class DenoiseOptions(Options):
-    """sigma, strength, noise: as of Denoising; noise "poisson": of counted photons, with a gain and the sigma of the
-    read-out, read_noise."""
+    """The options of denoising.
+
+    sigma, strength, noise: as of Denoising; noise "poisson": of counted photons, with a gain and the sigma of the
+    read-out, read_noise.
+    """
 
     sigma: Sigma = "auto"
     strength: float = 1.0
@@ -70,8 +78,11 @@ class DenoiseOptions(Options):
     read_noise: float | None = None
 
     def asked(self) -> Denoising:
-        """Raises ConfigError for a gain without noise of photons, and for such noise without a gain or with a sigma;
-        InputError as Denoising does."""
+        """The options for the pipeline.
+
+        Raises ConfigError for a gain without noise of photons, and for such noise without a gain or with a sigma;
+        InputError as Denoising.
+        """
         if self.noise == "poisson" and (self.gain is None or not isinstance(self.sigma, str)):
             raise ConfigError("poisson noise requires a gain, and takes no sigma")
         if self.noise != "poisson" and (self.gain is not None or self.read_noise is not None):
@@ -83,7 +94,10 @@ class DenoiseOptions(Options):
 
 @dataclass(frozen=True)
 class UpscaleOptions(Options):
-    """scale: how many times, 2 if no side is given; width, height: pixels of the result, one alone sets both."""
+    """The options of enlarging.
+
+    scale: how many times, 2 if no side is given; width, height: pixels of the result, one sets both.
+    """
 
     task: ClassVar[str] = "sr"
     scale: float | None = None
