@@ -76,6 +76,7 @@ def test_the_results_are_those_of_the_local_engine(
     assert f"is held by process {os.getpid()} on " in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_image_that_ends_its_worker_twice_is_left_and_the_rest_is_done(ray: Any, tmp_path: Path) -> None:
     fill(tmp_path / "in", 12)
     Image.new("L", (9, 9), 255).save(tmp_path / "in" / "005b.png")
@@ -95,7 +96,8 @@ def _unlucky() -> str:
     raise ConfigError("there is no folder here")
 
 
-def test_a_cluster_that_cannot_work_is_an_error_and_no_wait(ray: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_cluster_that_cannot_work_is_an_error_and_no_wait(ray: Any, tmp_path: Path, whole: bool) -> None:
     fill(tmp_path / "in", 3)
     jobs = plan(tmp_path / "in", tmp_path / "out")
 
@@ -109,6 +111,8 @@ def test_a_cluster_that_cannot_work_is_an_error_and_no_wait(ray: Any, tmp_path: 
     fails(plain, RayEngine(gpus=1), ConfigError, "1 GPUs")
     fails(plain, RayEngine(memory=1 << 50), ConfigError, "1,073,741,824 MiB")
     fails(plain, RayEngine(workers=1, check=_unlucky), ConfigError, "a worker on .*: there is no folder here")
+    if not whole:
+        return
     fails(plain, RayEngine(workers=1, expected="another"), ConfigError, "its version, options or weights are others")
     fails(_unfit, RayEngine(workers=1), BackendError, "end before they begin")
     assert len(run(jobs, plain, tmp_path / "out", "work", engine=RayEngine(workers=1)).done) == len(jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -147,11 +148,16 @@ def test_three_carried_states_and_their_gradients(
     assert bool((carried[exact.correlation == 0] == 0).all())  # outside the image
 
 
+@functools.cache  # for each instruction set
+def _twelve(shape: tuple[int | None, ...]) -> tuple[Case, Results]:
+    case = Case.draw(shape, 12, scale=0.5)
+    return case, case.exact()
+
+
 @pytest.mark.parametrize("shape", SHAPES[3:6])
 def test_twelve_states_without_gradients_carry_float16(instruction_set: str, shape: tuple[int | None, ...]) -> None:
     """As inference does: bf16, one correlation overwritten from state to state."""
-    case, carried, first = Case.draw(shape, 12, scale=0.5), None, None
-    exact = case.exact()
+    (case, exact), carried, first = _twelve(shape), None, None
     for (q, k, v), out in zip(case.states, exact.outs, strict=True):
         found, carried = neighborhood_attention(
             q.bfloat16(), k.bfloat16(), v.bfloat16(), window=case.window, correlation=carried,
@@ -488,7 +494,9 @@ assert neighborhood_attention(q, q, q, window=3, backend="tiled").shape == q.sha
 """
 
 
-@pytest.mark.parametrize("name", [*HERE[:1], *(pytest.param(n, marks=pytest.mark.slow) for n in HERE[1:]), "", "sse9"])
+@pytest.mark.parametrize(
+    "name", [*HERE[-1:], "sse9", *(pytest.param(n, marks=pytest.mark.slow) for n in (*HERE[:-1], ""))]
+)
 def test_the_instruction_set_that_the_environment_names_runs_or_is_refused(name: str) -> None:
     source = str(Path(cpu.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": source, cpu.VARIABLE: name}

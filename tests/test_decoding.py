@@ -518,6 +518,7 @@ for file in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_decoder_of_its_own_gets_what_the_size_that_was_checked_may_take(tmp_path: Path) -> None:
     (tmp_path / "good").write_bytes(file_of(Image.new("RGB", (16, 16)), "AVIF"))
     (tmp_path / "bomb").write_bytes(avif_bomb())  # 64 million pixels: 96 MB and more

@@ -48,7 +48,7 @@ def restored(tile: int, room: int, file: Path) -> subprocess.CompletedProcess[st
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process and its size are Linux's")
 def test_where_memory_is_refused_the_work_goes_on_in_smaller_tiles_and_says_so(tmp_path: Path) -> None:
-    """The result is that of the smaller tiles; a tile that was asked for by name is not replaced."""
+    """The result is that of the smaller tiles."""
     backed_off = restored(-1, 230, tmp_path / "a.npy")
     lines = [line for line in backed_off.stderr.splitlines() if "no memory" in line]
     assert lines[0] == "no memory for the whole image; continuing with tiles of 256"
@@ -56,6 +56,11 @@ def test_where_memory_is_refused_the_work_goes_on_in_smaller_tiles_and_says_so(t
     image = np.random.default_rng(0).random((300, 330), np.float32)
     smaller = nlrn.Restorer("denoise-gray-small", settings=nlrn.Settings(tile=side, precision="fp32"))
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), smaller.denoise(image, 25))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process and its size are Linux's")
+def test_where_memory_is_refused_a_tile_that_was_asked_for_is_not_replaced(tmp_path: Path) -> None:
     refused = restored(0, 230, tmp_path / "c.npy")
     assert refused.stdout.startswith("refused: no memory for 330 x 300 pixels at once")
     assert not (tmp_path / "c.npy").exists()

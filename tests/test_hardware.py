@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import nlrn
@@ -28,6 +29,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_is_used_again() -> None:
     """Ten blocks of 64 MiB, one after the other: their pages come from the system each time, or at most some times.
 

@@ -84,7 +84,7 @@ def test_the_file_says_what_it_is(small: Path) -> None:
     [
         {"window": 21, "states": 2},  # keys over three blocks
         {"window": 1, "sigma_input": False, "in_channels": 3, "states": 1},
-        {"propagation": False, "task": "sr", "sigma_input": False},
+        pytest.param({"propagation": False, "task": "sr", "sigma_input": False}, marks=pytest.mark.slow),
     ],
 )
 def test_other_networks_too(tmp_path: Path, changes: dict[str, Any]) -> None:

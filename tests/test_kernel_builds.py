@@ -68,12 +68,12 @@ BUILDS = {  # what stands in for what
 }
 
 
-QUICK = "sse2-lanes-as-for-msvc"  # the others under --slow
 HERE = [name for name, build in BUILDS.items() if build.is_here()]
 
 if HERE:
 
-    @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != QUICK)) for n in HERE])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", HERE)
     def test_the_laws_hold(name: str, tmp_path: Path) -> None:
         done = BUILDS[name].run(tmp_path)
         assert done.returncode == 0, done.stdout

@@ -515,7 +515,8 @@ def test_what_another_run_has_put_meanwhile_counts_where_it_is_the_same_work_on_
     assert set(store.puts("out").values()) == {2 if overwrite else 1, 1}
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_put_twice(
     store: Store, tmp_path: Path, weights: Path, count: Callable[[int], int], workers: str
 ) -> None:
