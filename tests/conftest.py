@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, their child processes too
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test takes two, they do not spin
 
 import pytest
 import selection
