@@ -266,8 +266,9 @@ def torchrun(*agent: str, recipe: Path, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.once
-@pytest.mark.parametrize("way", ["one agent", pytest.param("two agents", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["one agent", "two agents"])
 def test_torchrun_itself_makes_the_same_run(whole_run: Path, recipe: Path, tmp_path: Path, way: str) -> None:
     """The command as documentation shows it; `launch` starts the same agent from a Python that runs already.
 

@@ -138,6 +138,7 @@ def test_validation_scores_what_bicubic_enlarging_left(tmp_path: Path) -> None:
         assert len(result[f"neighbours_x{scale}"]) == config.model.states
 
 
+@pytest.mark.slow
 def test_a_short_training_beats_bicubic(tmp_path: Path) -> None:
     """On discs, whose edges bicubic blurs."""
     config = sr_recipe(tmp_path, norm_batches=8)

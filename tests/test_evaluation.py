@@ -93,6 +93,7 @@ def test_camera_noise_is_scored_by_its_protocol(given: float | str) -> None:
     assert scores["4"]["psnr_noisy"] > scores["9"]["psnr_noisy"]
 
 
+@pytest.mark.slow
 def test_psnr_of_images_under_camera_noise_meets_the_check_value(data_root: Path) -> None:
     """docs/reproduce.md; another release of the JPEG library may round otherwise."""
     found = [peak_signal_noise_ratio(x / 255, noisy_at(x / 255, 6)) for _, x in scoring_set(data_root, "cbsd68")]
