@@ -43,7 +43,17 @@ BOUNDS = {
 }
 
 
-@pytest.mark.parametrize(("name", "sigma"), [(name, sigma) for name, bounds in BOUNDS.items() for sigma in bounds])
+USUAL = [("set12", 0), ("set12", 15), ("set12", 50), ("cbsd68", 25)]
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma"),
+    [
+        pytest.param(name, sigma, marks=[pytest.mark.slow] * ((name, sigma) not in USUAL))
+        for name, bounds in BOUNDS.items()
+        for sigma in bounds
+    ],
+)
 def test_photographs_are_estimated_within_the_measured_bounds(
     data_root: Path, count: Count, name: str, sigma: int
 ) -> None:
