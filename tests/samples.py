@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import toy
 from networks import random_model
 from PIL import Image
@@ -37,6 +38,7 @@ def make(folder: Path) -> None:
     Image.fromarray(np.rint(np.clip(noisy, 0, 1) * 65535).astype(np.uint16)).save(folder / "scan.tif")
     Image.fromarray(noisy.astype(np.float32)).save(folder / "float.tif")
     _even_places(folder)
+    _stacks(folder, clean)
     _folders(folder, camera)
     save_model(folder / "your-sr.safetensors", random_model(task="sr", sigma_input=False), {"steps": "0"})
     save_model(folder / "tiny.safetensors", random_model(states=1, window=3), {"steps": "0"})
@@ -47,6 +49,17 @@ def make(folder: Path) -> None:
 def _save(image: np.ndarray, path: Path, factor: float = 1.0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.rint(np.clip(image * factor, 0, 1) * 255).astype(np.uint8)).save(path)
+
+
+def _stacks(folder: Path, clean: np.ndarray) -> None:
+    """Planes of 12 bits in 16: an ImageJ hyperstack, and pages that say nothing; an animation."""
+    planes = np.stack([add_gaussian_noise(clean * (0.8 + 0.1 * i), 15, seed=i) for i in range(6)])
+    counts = np.rint(400 + 1200 * planes.clip(0)).astype(np.uint16)
+    hyperstack = counts.reshape(3, 2, *clean.shape)
+    tifffile.imwrite(folder / "stack.tif", hyperstack, imagej=True, metadata={"axes": "ZCYX", "spacing": 0.5})
+    tifffile.imwrite(folder / "pages.tif", counts, metadata=None, photometric="minisblack")
+    frames = [Image.fromarray(np.rint(255 * plane.clip(0, 1)).astype(np.uint8)) for plane in planes[:3]]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:], duration=200)
 
 
 def _even_places(folder: Path) -> None:

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.images import add_image_options, restore_input
-from nlrn.cli.shared import number, sigma_level, sigma_or_auto
+from nlrn.cli.images import add_image_options, digest, restore_input
+from nlrn.cli.shared import mebibytes, number, side, sigma_level, sigma_or_auto
+from nlrn.cli.stacks import add_stack_options, is_stack, restore_stack
 from nlrn.errors import ConfigError, InputError
 from nlrn.functional.limits import MAX_SIGMA
 
@@ -26,7 +27,9 @@ def add(commands: Any) -> None:
     """Add the parser of `nlrn denoise` to the subparsers of argparse."""
     parser = commands.add_parser("denoise", help="remove noise from an image")
     parser.add_argument(
-        "--sigma", type=sigma_or_auto, help=f"noise level in 0-255 units, 0..{MAX_SIGMA:g}, or auto (default)"
+        "--sigma",
+        type=_sigma,
+        help=f"noise level in 0-255 units, 0..{MAX_SIGMA:g}, or auto (default); of a stack also per-plane",
     )
     parser.add_argument(
         "--sigma-map",
@@ -51,6 +54,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
     parser.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
     add_image_options(parser)
+    add_stack_options(parser, side, mebibytes)
     parser.set_defaults(run=_denoise)
 
 
@@ -64,8 +68,16 @@ def _denoise(options: argparse.Namespace) -> int:
             raise ConfigError("a map of noise levels fits one image, not a folder")
         if options.noise in ("photo", "poisson") or options.sigma is not None:
             raise ConfigError("--sigma-map takes neither --sigma nor --noise photo or poisson")
+    if options.sigma == "per-plane" and (options.input.is_dir() or not is_stack(options.input)):
+        raise ConfigError(f"{options.input} is no stack: --sigma per-plane is for one")
     restored = partial(_restored, sigma_map=options.sigma_map)
-    return restore_input(options, asked, restored, "denoising")
+    return restore_input(options, asked, restored, "denoising", stacked=_stacked)
+
+
+def _stacked(options: argparse.Namespace, asked: DenoiseOptions) -> int:
+    if options.sigma_map is not None:
+        asked = dataclasses.replace(asked, sigma=_map(options.sigma_map))
+    return restore_stack(options, asked, digest(options))
 
 
 def _restored(
@@ -96,6 +108,10 @@ def _gain(text: str) -> float:
 
 def _level(text: str) -> float:
     return number(text, "level", 0, 2)
+
+
+def _sigma(text: str) -> float | str:
+    return text if text == "per-plane" else sigma_or_auto(text)
 
 
 def _strength(text: str) -> float:

@@ -25,6 +25,7 @@ from nlrn.cli.shared import (
     reporter,
     side,
 )
+from nlrn.cli.stacks import is_stack
 from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     Restored = Callable[[Any, ImageData, Report, Progress | None], ImageData]  # Any: what is asked, as of its task
     Expected = Callable[[Any, ImageData], ImageData]
+    Stacked = Callable[[argparse.Namespace, Any], int]
 
 # of restoring a folder: options, and what they are where they are not given
 CLUSTER_OPTIONS = {"address": None, "worker_cpus": 1, "worker_gpus": 0.0}
@@ -44,9 +46,21 @@ FOLDER_OPTIONS = {
     "engine": "local", **CLUSTER_OPTIONS,
 }  # fmt: skip
 # What decides nothing about a result; the model receives by the digests of its weights.
-_FREE = {*FOLDER_OPTIONS, "max_pixels", "input", "output", "overwrite", "quiet", "run", "command", "model"}
+_FREE = {
+    *FOLDER_OPTIONS,
+    "max_pixels",
+    "max_planes",
+    "max_bytes",
+    "input",
+    "output",
+    "overwrite",
+    "quiet",
+    "run",
+    "command",
+    "model",
+}
 # Options that came later, at what they did before: a folder that was done without them is done.
-_YOUNGER = {"range": "auto"}
+_YOUNGER = {"range": "auto", "axes": None}
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -128,12 +142,18 @@ def of_its_size(asked: Options, image: ImageData) -> ImageData:
 
 
 def restore_input(
-    options: argparse.Namespace, asked: Options, restored: Restored, what: str, expected: Expected = of_its_size
+    options: argparse.Namespace,
+    asked: Options,
+    restored: Restored,
+    what: str,
+    expected: Expected = of_its_size,
+    stacked: Stacked | None = None,
 ) -> int:
     """IN, an image or a folder, restored into OUT; returns the exit code.
 
     restored(asked, image, say, tick): a function of a module, the result of one image. expected(asked, image),
-    another: an image of the size of the result, before there is one.
+    another: an image of the size of the result, before there is one. stacked(options, asked): restores a file of many
+    planes; without it those are refused.
     """
     if options.mode == "patch" and options.tile is not None:
         raise ConfigError("tiles are for window mode: patch mode has its own patches")
@@ -144,11 +164,16 @@ def restore_input(
         return _restore_folder(options, asked, restored, what, expected)
     from nlrn.io.image import write_image
 
+    many = stacked is not None and is_stack(options.input)
     if isinstance(options.output, Path) and options.output.is_dir():
         from nlrn.batch.plan import READ_ONLY
 
         suffix = READ_ONLY.get(options.input.suffix.lower(), options.input.suffix)
+        suffix = ".tif" if many and "tif" not in suffix.lower() else suffix
         options.output = options.output / f"{options.input.stem}{suffix}"
+    _check_single(options)
+    if stacked is not None and many:
+        return stacked(options, asked)
     image, say = _read_input(options, asked, expected), reporter(options)
     with ProgressBar(options, what) as tick:
         result = restored(asked, image, say, tick)
@@ -158,10 +183,8 @@ def restore_input(
     return 0
 
 
-def _read_input(options: argparse.Namespace, asked: Options, expected: Expected) -> ImageData:
-    """The image IN, once it is certain that the expected result can be written as OUT."""
-    from nlrn.io.image import check_output, read_image
-
+def _check_single(options: argparse.Namespace) -> None:
+    """Raises ConfigError for what is for folders only."""
     given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual]
     given = [name for name in given if (name, options.jobs) != ("jobs", 1)]
     if given:
@@ -170,6 +193,12 @@ def _read_input(options: argparse.Namespace, asked: Options, expected: Expected)
         raise ConfigError(
             f"{options.output} is in a store, which takes the results of a folder; {options.input} is none"
         )
+
+
+def _read_input(options: argparse.Namespace, asked: Options, expected: Expected) -> ImageData:
+    """The image IN, once nothing speaks against writing what is expected of it as OUT."""
+    from nlrn.io.image import check_output, read_image
+
     inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]
     check_output(options.output, overwrite=options.overwrite, inputs=inputs)
     image = asked.prepared(read_image(options.input, **_reading(options)))
@@ -220,7 +249,7 @@ def _restore_folder(
         if options.model is not None and Path(options.model).is_file():
             options.model = str(Path(options.model).absolute())
             asked = dataclasses.replace(asked, model=options.model)
-    work = _digest(options)
+    work = digest(options)
     form = options.format and f".{options.format.lower().lstrip('.')}"
     if options.engine == "local":
         _check_memory(options)
@@ -317,10 +346,10 @@ def _seen_by_a_worker(options: argparse.Namespace) -> str:
     """The digest as a worker, possibly on another machine, computes it."""
     if not options.input.is_dir():
         raise InputError(f"there is no folder {options.input}; every machine of the cluster must see it there")
-    return _digest(options)
+    return digest(options)
 
 
-def _digest(options: argparse.Namespace) -> str:
+def digest(options: argparse.Namespace) -> str:
     """Of what decides the results: the options, the weights, the version."""
     from nlrn.models.checkpoint import resolve_model, sha256, ships_photo_model
 

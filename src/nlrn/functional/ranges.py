@@ -148,8 +148,9 @@ def checked_image(image: np.ndarray, value_range: Range = "auto") -> np.ndarray:
         raise InputError(f"expected a float image on the 0..1 scale; got {image.dtype}; divide by 255 or 65535")
     if not np.isfinite(image).all():
         raise InputError("the image holds numbers that are not finite (NaN or infinity)")
-    low, high = float(image.min()), float(image.max())
-    black, white = (0.0, 1.0) if isinstance(chosen := checked(value_range), str) else chosen
+    chosen = checked(value_range)
+    low, high = (float(image.min()), float(image.max())) if isinstance(chosen, str) else robust_range(image)
+    black, white = (0.0, 1.0) if isinstance(chosen, str) else chosen
     if low < black - 4 * (white - black) or high > black + 5 * (white - black):
         advice = "divide by 255 or 65535" if isinstance(chosen, str) else "give the values of black and white"
         raise InputError(f"the image's values span {low:g}..{high:g}, far from {black:g}..{white:g}; {advice}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from nlrn.errors import InputError
 
@@ -78,8 +78,15 @@ def avif_bits(data: bytes) -> int:
     return bits
 
 
-def tiff_pages(data: bytes, *, strict: bool = False) -> int:
-    """Number of pages of a TIFF file or EXIF block, at most 10,000.
+class Bytes(Protocol):
+    """What is looked at of a file: bytes, or a file on a disk that is read as it is asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: slice, /) -> bytes: ...
+
+
+def tiff_pages(data: Bytes, *, strict: bool = False, most: int = 10_000) -> int:
+    """Number of pages of a TIFF file or EXIF block, at most so many.
 
     Refused when the tags of the first page claim more bytes than there are: Pillow would read them all. strict: also
     where a directory of any page, or of those they point to, or a value of its tags ends beyond the file: readers
@@ -89,7 +96,7 @@ def tiff_pages(data: bytes, *, strict: bool = False) -> int:
     offset, seen = walk.number(8 if walk.big else 4, walk.wide), set[int]()
     if walk.claimed(offset) > len(data):
         raise InputError("damaged: its tags claim more bytes than the file has")
-    while 0 < offset < len(data) and offset not in seen and len(seen) < 10_000:
+    while 0 < offset < len(data) and offset not in seen and len(seen) < most:
         if strict and offset not in walk.seen and len(seen) < _MOST_DIRECTORIES:
             walk.claimed(offset)
         seen.add(offset)
@@ -102,7 +109,7 @@ def tiff_pages(data: bytes, *, strict: bool = False) -> int:
 class _Directories:
     """The directories of a TIFF file or EXIF block, as far as their tags give lengths and offsets."""
 
-    def __init__(self, data: bytes, strict: bool) -> None:
+    def __init__(self, data: Bytes, strict: bool) -> None:
         self.data, self.strict, self.seen = data, strict, set[int]()
         self.order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
         self.big = b"+" in data[2:4]

@@ -67,7 +67,7 @@ def read_tiff(
     if pages > _MOST_PAGES:
         raise InputError(f"{pages:,} frames or pages; expected a single image", limit="frames")
     wide.ready()  # what the library itself takes is none of the image's
-    with _silent(), TiffFile(io.BytesIO(data), is_ome=False) as file:
+    with silent(), TiffFile(io.BytesIO(data), is_ome=False) as file:
         page, notes = _main(file, data)
         width, height = page.imagewidth, page.imagelength
         if min(width, height) < 1:
@@ -98,7 +98,7 @@ def read_tiff(
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """tifffile logs what it passes over; what matters of it is refused here."""
     logger = logging.getLogger("tifffile")
     before, logger.disabled = logger.disabled, True
@@ -151,19 +151,23 @@ def _is_level(page: Any, inner: Any) -> bool:
 
 
 def _refuse_raw(pages: list[Any], data: bytes) -> None:
-    make = str(pages[0].tags.valueof(Base.Make, "")).upper()
-    sensor = any(_photometric(page) in _SENSOR or _PATTERN in page.tags for page in pages)
-    name = ""
-    if data[8:10] == b"CR":
-        name = "CR2"
-    elif any(_DNG in page.tags for page in pages):
-        name = "DNG"
-    elif sensor:
-        name = next((kind for maker, kind in (("NIKON", "NEF"), ("SONY", "ARW")) if maker in make), "raw")
-    if name:
+    if name := is_raw(pages, data):
         raise InputError(
             f"a camera's raw file ({name}), of which only a preview could be read: develop it first, into a TIFF"
         )
+
+
+def is_raw(pages: list[Any], data: bytes) -> str:
+    """The kind of a camera's raw file; empty for other files. data: at least its first 16 bytes."""
+    make = str(pages[0].tags.valueof(Base.Make, "")).upper()
+    sensor = any(_photometric(page) in _SENSOR or _PATTERN in page.tags for page in pages)
+    if data[8:10] == b"CR":
+        return "CR2"
+    if any(_DNG in page.tags for page in pages):
+        return "DNG"
+    if sensor:
+        return next((kind for maker, kind in (("NIKON", "NEF"), ("SONY", "ARW")) if maker in make), "raw")
+    return ""
 
 
 def _photometric(page: Any) -> int:
@@ -232,6 +236,17 @@ def _bits(page: Any) -> set[int]:
 
 def _check_stack(file: TiffFile, page: Any, kind: Kind) -> None:
     """Raises InputError where a description declares more images than the one directory has."""
+    images = images_behind(file, page)
+    if images > 1:
+        raise InputError(
+            f"a stack of {images:,} images of {page.imagewidth} x {page.imagelength} behind one directory; expected a"
+            " single image: save them as files of their own",
+            limit="frames",
+        )
+
+
+def images_behind(file: TiffFile, page: Any) -> int:
+    """How many images a description declares that lie behind this one directory."""
     text = page.description if isinstance(page.description, str) else ""
     images = 1
     if "<OME" in text[:2000]:
@@ -242,12 +257,7 @@ def _check_stack(file: TiffFile, page: Any, kind: Kind) -> None:
         images = max([int(n) for n in re.findall(r"^images=(\d{1,9})\s*$", text, re.MULTILINE)], default=1)
     if images <= 1:
         images = _series_length(file, page)
-    if images > 1:
-        raise InputError(
-            f"a stack of {images:,} images of {page.imagewidth} x {page.imagelength} behind one directory; expected a"
-            " single image: save them as files of their own",
-            limit="frames",
-        )
+    return images
 
 
 def _ome_planes(pixels: str, samples: int) -> int:

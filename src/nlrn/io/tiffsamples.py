@@ -20,25 +20,25 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from nlrn.errors import InputError
 from nlrn.io import wide
-from nlrn.io.formats import inflated_size
+from nlrn.io.formats import Bytes, inflated_size
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, _MASK, CMYK, YCBCR = range(7)  # of the tag PhotometricInterpretation
 UINT, FLOAT = 1, 3  # of the tag SampleFormat
 ASSOCIATED, UNASSOCIATED = 1, 2  # of the tag ExtraSamples
 _PLAIN, _DEFLATE, _PREDICTED = 1, frozenset({8, 32946}), frozenset({1, 2})
 _OLD_JPEG = 6
-_COMPRESSIONS = {
+COMPRESSIONS = {
     1: "none", 2: "CCITT RLE", 3: "CCITT T.4", 4: "CCITT T.6", 5: "LZW", 6: "old JPEG", 7: "JPEG", 8: "deflate",
     32773: "PackBits", 32946: "deflate", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP",
 }  # fmt: skip
 _LOSSLESS = frozenset({1, 5, 8, 32773, 32946, 34925, 50000})
 _COEFFICIENTS, _REFERENCE = 529, 532
-_PIXEL_TAGS = frozenset(
+PIXEL_TAGS = frozenset(
     {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347}
     | {*range(512, 522), 529, 530, 532}
 )
-_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_LONG8 = {16: 4, 17: 9, 18: 13}  # types of a BigTIFF and what they are in a TIFF
+VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+LONG8 = {16: 4, 17: 9, 18: 13}  # types of a BigTIFF and what they are in a TIFF
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class _Grid:
 def checked_parts(page: Any, kind: Kind, data: bytes) -> list[memoryview]:
     """The strips or tiles as they lie in the file. Raises InputError where one is missing or ends early."""
     compression = int(page.compression)
-    if compression not in _COMPRESSIONS or (kind.bits > 8 and compression not in _LOSSLESS):
+    if compression not in COMPRESSIONS or (kind.bits > 8 and compression not in _LOSSLESS):
         raise InputError(
             f"compressed in a way that is not read{' with 16 bits or floats' if kind.bits > 8 else ''}"
-            f" ({_COMPRESSIONS.get(compression, compression)}); save it with LZW or deflate"
+            f" ({COMPRESSIONS.get(compression, compression)}); save it with LZW or deflate"
         )
     grid = _grid(page, kind)
     places, sizes = each_of(page.dataoffsets), each_of(page.databytecounts)
@@ -252,7 +252,7 @@ def _by_pillow(page: Any, kind: Kind, data: bytes) -> tuple[np.ndarray, np.ndarr
 
 def _alone(page: Any, data: bytes) -> bytes:
     """The file with one directory, of the tags of its pixels: a TIFF, of a BigTIFF too."""
-    return _with_directory(page, data, lambda tag: tag in _PIXEL_TAGS)
+    return _with_directory(page, data, lambda tag: tag in PIXEL_TAGS)
 
 
 def tags_of(page: Any, data: bytes) -> Image.Exif:
@@ -260,18 +260,18 @@ def tags_of(page: Any, data: bytes) -> Image.Exif:
     exif = Image.Exif()
     pointers = {Base.ExifOffset, Base.GPSInfo} if page.parent.is_bigtiff else set()
     try:
-        exif.load(_with_directory(page, data, lambda tag: tag not in _PIXEL_TAGS | pointers))
+        exif.load(_with_directory(page, data, lambda tag: tag not in PIXEL_TAGS | pointers))
     except Exception:  # what cannot be read is left out
         return Image.Exif()
     return exif
 
 
-def _raw(tag: Any, data: bytes) -> bytes:
+def raw_value(tag: Any, data: Bytes) -> bytes:
     """The bytes of a tag's value; tifffile follows those that point to directories."""
     wide, letter = (8, "Q") if tag.parent.is_bigtiff else (4, "I")
-    place, size = tag.offset + 4 + wide, tag.count * _BYTES[int(tag.dtype)]
+    place, size = tag.offset + 4 + wide, tag.count * VALUE_BYTES[int(tag.dtype)]
     if size > wide:
-        (place,) = struct.unpack_from(tag.parent.byteorder + letter, data, place)
+        (place,) = struct.unpack(tag.parent.byteorder + letter, data[place : place + wide])
     return data[place : place + size]
 
 
@@ -281,10 +281,10 @@ def _with_directory(page: Any, data: bytes, chosen: Callable[[int], bool]) -> by
     start = len(data) + len(data) % 2
     entries, after, behind = [], b"", start + 2 + 12 * len(tags) + 4
     for code, tag in sorted(tags.items()):
-        kind, raw = int(tag.dtype), _raw(tag, data)
-        if kind in _LONG8:
+        kind, raw = int(tag.dtype), raw_value(tag, data)
+        if kind in LONG8:
             values = struct.unpack(f"{order}{tag.count}Q", raw)
-            kind, raw = _LONG8[kind], struct.pack(f"{order}{tag.count}I", *(min(v, 2**32 - 1) for v in values))
+            kind, raw = LONG8[kind], struct.pack(f"{order}{tag.count}I", *(min(v, 2**32 - 1) for v in values))
         if len(raw) > 4:
             place = struct.pack(f"{order}I", behind + len(after))
             after += raw + bytes(len(raw) % 2)

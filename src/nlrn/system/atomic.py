@@ -63,17 +63,9 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
     try:
         temporary, file = _begun(path.parent)
         if overwrite:
-            _keep_rights(file, path)
+            keep_rights(file, path)
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        if os.name == "nt":  # where an open file is not renamed
-            file.close()
-        if overwrite:
-            temporary.replace(path)
-        else:
-            _appear(temporary, path)
-        _sync_folder(path.parent)
+        _named(temporary, file, path, overwrite=overwrite)
     except FileExistsError as error:
         raise InputError(f"{path} exists already; give another name, or --overwrite") from error
     except OSError as error:
@@ -87,18 +79,48 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
     return path
 
 
+def publish_file(temporary: Path, file: IO[bytes], path: Path, *, overwrite: bool = False) -> Path:
+    """Give a finished file beside ``path`` that name, as `publish` does; it is closed then, its other name gone.
+
+    Where it cannot have the name it stays as it is. Raises InputError with the reason.
+    """
+    try:
+        _named(temporary, file, path, overwrite=overwrite)
+        file.close()
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    except FileExistsError as error:
+        raise InputError(f"{path} exists already; give another name, or --overwrite") from error
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def _named(temporary: Path, file: IO[bytes], path: Path, *, overwrite: bool) -> None:
+    """The file with all its content gets the name."""
+    file.flush()
+    os.fsync(file.fileno())
+    if os.name == "nt":  # where an open file is not renamed
+        file.close()
+    if overwrite:
+        temporary.replace(path)
+    else:
+        _appear(temporary, path)
+    _sync_folder(path.parent)
+
+
 def publish_json(path: str | Path, result: dict[str, Any]) -> Path:
     """Write a result as JSON, atomically; an existing file is replaced. Raises InputError."""
     return publish(path, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
 
 
-def open_record(path: Path) -> IO[bytes]:
-    """A file of this package's own records, to read and to append to; made where there is none, never truncated.
+def open_record(path: Path, mode: str = "a+b") -> IO[bytes]:
+    """A file of this package's own, to read and to append to; made where there is none, never truncated.
 
-    Raises ConfigError for a symbolic link, a file with a second name (a hard link) and anything that is no regular
-    file: what those refer to may be an original.
+    mode: "r+b" to write into it anywhere. Raises ConfigError for a symbolic link, a file with a second name (a hard
+    link) and anything that is no regular file: what those refer to may be an original.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    flags = os.O_RDWR | os.O_CREAT | (os.O_APPEND if "a" in mode else 0)
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     advice = "remove it, or choose another folder"
     try:
@@ -112,7 +134,7 @@ def open_record(path: Path) -> IO[bytes]:
         os.close(descriptor)
         problem = "has a second name (a hard link)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
         raise ConfigError(f"{path} {problem}: {advice}")
-    return os.fdopen(descriptor, "a+b")
+    return os.fdopen(descriptor, mode)
 
 
 def check_no_links(folder: Path, target: Path) -> None:
@@ -170,7 +192,7 @@ def _begun(folder: Path) -> tuple[Path, IO[bytes]]:
             path.unlink()
 
 
-def _keep_rights(file: IO[bytes], path: Path) -> None:
+def keep_rights(file: IO[bytes], path: Path) -> None:
     """Give a new file, still empty, the owner, group and rights of the one that it will replace.
 
     Where the group cannot be kept, another has no rights of that one. A link that is replaced has none to keep.

@@ -1,0 +1,180 @@
+"""A stack restored plane by plane, for the commands that restore images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nlrn.cli.shared import ProgressBar, Report, reporter
+from nlrn.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nlrn.inference.options import DenoiseOptions
+    from nlrn.inference.stacks import Channel
+    from nlrn.io.image import ImageData
+    from nlrn.io.stacks import Stack
+    from nlrn.io.stackwriting import Writer
+    from nlrn.system.journal import Journal
+
+
+def add_stack_options(
+    parser: argparse.ArgumentParser, planes: Callable[[str], int], size: Callable[[str], int]
+) -> None:
+    """--axes and the limits of a file of many planes."""
+    group = parser.add_argument_group("where IN is a stack (OUT: a TIFF, or name_%%04d.png)")
+    group.add_argument(
+        "--axes", metavar="AXES", help="of planes whose file does not say: ZYX, or with all sizes but one, TC2YX"
+    )
+    group.add_argument("--max-planes", type=planes, metavar="COUNT", help="refuse files of more (default: 100,000)")
+    group.add_argument("--max-bytes", type=size, metavar="MIB", help="refuse larger files (default: 256 GiB)")
+
+
+def is_stack(path: Path) -> bool:
+    """Whether a file is restored plane by plane."""
+    from nlrn.io.frames import is_animation
+    from nlrn.io.stacks import is_tiff_stack
+
+    return is_tiff_stack(path) or is_animation(path)
+
+
+def restore_stack(options: argparse.Namespace, asked: DenoiseOptions, decides: str) -> int:
+    """IN, a file of many planes, restored into OUT; returns the exit code. decides: a digest of what decides the
+    result, besides the file."""
+    from nlrn.io.stackwriting import NumberedWriter, TiffStackWriter, check_stack_output, is_numbered
+    from nlrn.models.checkpoint import sha256
+    from nlrn.system.journal import Journal
+
+    say, inputs = reporter(options), [options.input]
+    inputs += [options.sigma_map] if options.sigma_map is not None else []
+    with _opened(options) as stack:
+        if not is_numbered(options.output) and options.depth is not None and options.depth != stack.read(0).depth:
+            raise ConfigError("a stack keeps its depth; --depth is for an image, or numbered files")
+        output: Path = options.output
+        work = {"input": sha256(options.input), "work": decides, "axes": options.axes, "planes": len(stack)}
+        with Journal(output, work) as journal:
+            resumed = bool(journal.records)
+            try:
+                if not resumed:
+                    check_stack_output(
+                        output, stack, asked.prepared(stack.read(0)), overwrite=options.overwrite, inputs=inputs
+                    )
+                _say_stack(say, stack)
+                levels, channels = _plan(options, stack, asked, journal, say)
+            except BaseException:
+                if not resumed:
+                    journal.remove()
+                raise
+            kind = NumberedWriter if is_numbered(output) else TiffStackWriter
+            with kind(output, stack, journal, overwrite=options.overwrite) as writer:
+                if writer.done:
+                    say(f"resumed: {writer.done} of {len(stack)} planes were done")
+                _write(options, asked, stack, writer, levels, channels, say)
+    say(f"wrote {output}, {len(stack)} planes")
+    return 0
+
+
+def _opened(options: argparse.Namespace) -> Stack:
+    from nlrn.io.frames import FrameStack
+    from nlrn.io.image import MAX_PIXELS
+    from nlrn.io.stacks import MAX_PLANES, MAX_STACK_BYTES, Limits, TiffStack, is_tiff_stack
+
+    limits = Limits(
+        options.max_pixels or MAX_PIXELS, options.max_planes or MAX_PLANES, options.max_bytes or MAX_STACK_BYTES
+    )
+    if is_tiff_stack(options.input):
+        return TiffStack(options.input, axes=options.axes, limits=limits)
+    if options.axes is not None:
+        raise ConfigError("--axes is for a TIFF: frames have one axis, time")
+    return FrameStack(options.input, limits=limits)
+
+
+def _say_stack(say: Report, stack: Stack) -> None:
+    sizes = " x ".join(f"{letter} {size}" for letter, size in zip(stack.axes, stack.sizes, strict=True))
+    say(f"{stack.kind}: {len(stack)} planes" + (f" ({sizes})" if len(stack.axes) > 1 or stack.axes not in "QI" else ""))
+    for note in stack.notes:
+        say(note)
+
+
+class _Planes:
+    """The planes of a file as arrays on the scale where `levels` is 1."""
+
+    def __init__(self, asked: DenoiseOptions, stack: Stack, levels: float) -> None:
+        self.asked, self.stack, self.levels = asked, stack, levels
+
+    def __len__(self) -> int:
+        return len(self.stack)
+
+    def channel(self, index: int) -> int:
+        return self.stack.channel(index)
+
+    def image(self, index: int) -> ImageData:
+        from nlrn.io.stacks import scaled
+
+        return self.asked.prepared(scaled(self.stack.read(index), self.levels))
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        image = self.image(index)
+        return image.array, image.alpha
+
+
+def _plan(
+    options: argparse.Namespace, stack: Stack, asked: DenoiseOptions, journal: Journal, say: Report
+) -> tuple[float, list[Channel]]:
+    """The sample value that is 1, of floats, and how each channel is restored: as the journal says, or by a look at
+    every plane."""
+    from nlrn.inference.stacks import Channel, channels_for, samples_of
+    from nlrn.io.stacks import float_levels
+
+    planes = _Planes(asked, stack, 1.0)
+    first = stack.read(0)
+    if journal.records:
+        plan = journal.records[0]
+        channels = [Channel.of(record, asked.asked()) for record in plan["channels"]]
+        levels = float(plan["levels"])
+    else:
+        with ProgressBar(options, "reading planes", total=len(stack)) as tick:
+            samples = samples_of(planes, lambda done: tick(done, len(stack)))
+        low, high = min(float(s.min()) for s in samples), max(float(s.max()) for s in samples)
+        levels = float_levels(low, high) if first.depth == 32 else first.levels
+        if first.depth == 32:
+            samples = [sample / levels for sample in samples]
+        planes.levels = levels
+        channels = channels_for(planes, samples, asked.restorer, asked.asked(), levels)
+        journal.add({"levels": levels, "channels": [channel.record() for channel in channels]})
+    for number, channel in enumerate(channels):
+        say((f"channel {number + 1}: " if len(channels) > 1 else "") + str(channel))
+    return levels, channels
+
+
+def _write(
+    options: argparse.Namespace,
+    asked: DenoiseOptions,
+    stack: Stack,
+    writer: Writer,
+    levels: float,
+    channels: list[Channel],
+    say: Report,
+) -> None:
+    """Every plane that is not done, one after the other."""
+    from nlrn.inference.pipeline import denoised
+
+    planes, tick_tile = _Planes(asked, stack, levels), _interruptible
+    with ProgressBar(options, "restoring planes", total=len(stack)) as tick:
+        for index in range(writer.done, len(stack)):
+            image = planes.image(index)
+            how = channels[stack.channel(index)].asked
+            result = denoised(image, asked.restorer, how, progress=tick_tile)
+            writer.put(index, result)
+            tick(index + 1, len(stack))
+    writer.finish()
+
+
+def _interruptible(done: int, total: int) -> None:
+    """Between the tiles of a plane Ctrl-C is obeyed."""
+    from nlrn.cli.interrupts import check_interrupt
+
+    check_interrupt()

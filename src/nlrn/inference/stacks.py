@@ -1,0 +1,174 @@
+"""A stack restored plane by plane: what is found over all its planes, then each plane through the one pipeline.
+
+The planes of a channel have one range of values and, where it is estimated, one noise level; a plane is restored as an
+image is with that sigma and that range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from nlrn.functional.alpha import fill_hidden
+from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.levels import channels_of, check_auto, level_of, plain
+from nlrn.functional.noise import NoiseEstimate
+from nlrn.functional.ranges import MAX_SIGMA, Range, Scale, on_unit_scale
+from nlrn.inference.pipeline import PHOTO_LEVEL, Denoising, RestorerFor
+from nlrn.inference.restorer import Restorer
+from nlrn.models.checkpoint import ships_photo_model
+
+PER_PLANE = "per-plane"
+_MOST_PIXELS = 1 << 21  # of a channel, that its range is found from
+_LEAST_PIXELS = 256  # of a plane
+_MOST_PLANES = 32  # of a channel, evenly chosen, that its noise is estimated from
+Plane = tuple[np.ndarray, np.ndarray | None]  # float HW or HWC in sample values / levels; alpha or None
+
+
+class Planes(Protocol):
+    """Planes that are read one at a time."""
+
+    def __len__(self) -> int: ...
+    def channel(self, index: int) -> int: ...
+    def read(self, index: int) -> Plane: ...
+
+
+@dataclass(frozen=True)
+class Channel:
+    """How the planes of a channel are restored. asked: with a sigma and a range as numbers, sample values. found: the
+    noise in its planes, the median, where it was estimated. planes: how many it has."""
+
+    asked: Denoising
+    planes: int
+    found: NoiseEstimate | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As a journal keeps it: `Channel.of` makes the same of it."""
+        sigma: Any = self.asked.sigma
+        if isinstance(sigma, PoissonNoise):
+            sigma = dataclasses.asdict(sigma)
+        if isinstance(sigma, np.ndarray):
+            sigma = None  # a map, which is given again
+        return {"sigma": sigma, "noise": self.asked.noise, "range": self.asked.value_range, "planes": self.planes}
+
+    @classmethod
+    def of(cls, record: dict[str, Any], asked: Denoising) -> Channel:
+        """What `record` was made of, and of the same request."""
+        sigma, chosen = record["sigma"], record["range"]
+        sigma = PoissonNoise(**sigma) if isinstance(sigma, dict) else asked.sigma if sigma is None else sigma
+        chosen = chosen if isinstance(chosen, str) else (chosen[0], chosen[1])
+        return cls(dataclasses.replace(asked, sigma=sigma, noise=record["noise"], value_range=chosen), record["planes"])
+
+    def __str__(self) -> str:
+        sigma, chosen = self.asked.sigma, self.asked.value_range
+        if self.asked.noise == "photo":
+            what = "the model for photographs"
+        elif isinstance(sigma, PoissonNoise):
+            what = f"gain {sigma.gain:.4g}, read noise {sigma.read_noise:.3g}"
+        else:
+            what = f"sigma {'of each plane' if sigma == 'auto' else sigma}"
+            what = "a map of sigma" if isinstance(sigma, np.ndarray) else what
+        if self.found is not None and self.found.kind != "white":
+            what = f"found {self.found}: restored as {what}"
+        where = "the type's range" if isinstance(chosen, str) else f"range {chosen[0]:g},{chosen[1]:g}"
+        return f"{self.planes} {'plane' if self.planes == 1 else 'planes'}: {what}, {where}"
+
+
+def samples_of(planes: Planes, tick: Callable[[int], None] = lambda done: None) -> list[np.ndarray]:
+    """Of each channel an even choice of its pixels, float32 [N] or [N, C]; every plane is read once."""
+    members = _members(planes)
+    found: list[list[np.ndarray]] = [[] for _ in members]
+    for index in range(len(planes)):
+        channel = planes.channel(index)
+        image, alpha = planes.read(index)
+        seen = image if alpha is None else fill_hidden(image, alpha)
+        most = max(_LEAST_PIXELS, _MOST_PIXELS // len(members[channel]))
+        step = math.ceil(math.sqrt(seen.shape[0] * seen.shape[1] / most))
+        found[channel].append(seen[::step, ::step].reshape(-1, *seen.shape[2:]).astype(np.float32))
+        tick(index + 1)
+    return [np.concatenate(parts) for parts in found]
+
+
+def channels_for(
+    planes: Planes, samples: Sequence[np.ndarray], restorer_for: RestorerFor, asked: Denoising, levels: float
+) -> list[Channel]:
+    """How each channel of a stack is restored. samples: of `samples_of`; levels: the sample value of 1.
+
+    asked.sigma may be "per-plane": each plane's own estimate. Raises what the pipeline raises.
+    """
+    return [
+        _channel(planes, members, samples[number], restorer_for, asked, levels)
+        for number, members in enumerate(_members(planes))
+    ]
+
+
+def _members(planes: Planes) -> list[list[int]]:
+    """The planes of each channel."""
+    found: dict[int, list[int]] = {}
+    for index in range(len(planes)):
+        found.setdefault(planes.channel(index), []).append(index)
+    return [found[channel] for channel in sorted(found)]
+
+
+def _channel(
+    planes: Planes, members: list[int], sample: np.ndarray, restorer_for: RestorerFor, asked: Denoising, levels: float
+) -> Channel:
+    image = sample[:, None] if sample.ndim == 1 else sample[:, None, :]
+    colours = channels_of(image)
+    restorer = restorer_for(colours, asked.noise == "photo")
+    restorer.require("denoise")
+    config = restorer.model.config
+    chosen = on_unit_scale(asked.value_range, levels)
+    if isinstance(asked.sigma, PoissonNoise):
+        return Channel(asked, len(members))
+    found, sigma = None, asked.sigma
+    if isinstance(sigma, str) and sigma == PER_PLANE:
+        asked, sigma = dataclasses.replace(asked, sigma="auto"), "auto"
+    elif isinstance(sigma, str) and config.sigma_input and not config.level_one:
+        check_auto(sigma)
+        scale = restorer.scale(image, value_range=chosen)
+        found = _noise_of(planes, members, restorer, asked.noise, scale.limits if scale != Scale() else "type")
+        strong = found.kind == "camera" and found.level >= PHOTO_LEVEL
+        if colours == 3 and strong and not asked.named and ships_photo_model():
+            restorer = restorer_for(colours, True)
+            asked = dataclasses.replace(asked, noise="photo")
+        else:
+            sigma = _rounded_down(float(np.max(level_of((found,), scale.spread))))
+    level = 0.0 if isinstance(sigma, str) else float(np.max(plain(sigma)))
+    scale = restorer.scale(image, level, value_range=chosen)
+    if scale.limits == (0.0, 1.0):
+        return Channel(dataclasses.replace(asked, sigma=sigma, value_range="type"), len(members), found)
+    low, high = (float(f"{limit * levels:.6g}") for limit in scale.limits)
+    if found is not None and not isinstance(sigma, str):  # the range may be smaller by its rounding
+        sigma = _rounded_down(min(float(np.max(plain(sigma))), MAX_SIGMA * (high - low) / levels))
+    return Channel(dataclasses.replace(asked, sigma=sigma, value_range=(low, high)), len(members), found)
+
+
+def _rounded_down(level: float) -> float:
+    """To four digits, as it is printed and can be given again; never more."""
+    if level <= 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(level)) - 3)
+    return float(f"{math.floor(level / unit) * unit:.4g}")
+
+
+def _noise_of(planes: Planes, members: list[int], restorer: Restorer, noise: str, chosen: Range) -> NoiseEstimate:
+    """The median over an even choice of the planes, of those that hold any."""
+    step = max(1, math.ceil(len(members) / _MOST_PLANES))
+    every: list[NoiseEstimate] = []
+    for index in members[::step]:
+        plane, alpha = planes.read(index)
+        every += restorer.found_noise(plane, alpha, noise, chosen)
+    held = [one for one in every if one.sigma > 0] or every
+    camera = [one for one in held if one.kind != "white"]
+    kind = camera if 2 * len(camera) > len(held) else [one for one in held if one.kind == "white"]
+    those = kind or held
+    level, correlation, sigma = (
+        float(np.median([getattr(one, name) for one in those])) for name in ("level", "correlation", "sigma")
+    )
+    return NoiseEstimate(level, those[0].kind, correlation, sigma)

@@ -1,0 +1,86 @@
+"""Directories of a TIFF or BigTIFF, in either byte order: their tags as bytes, and as a file has them.
+
+Values are kept as the bytes that they were, so that what a stack says of itself (OME-XML, ImageJ's metadata, its
+resolution) is written as it was read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nlrn.io.formats import Bytes
+from nlrn.io.tiffsamples import LONG8, raw_value
+
+Entry = tuple[int, int, bytes]  # type and count of a tag's value, its bytes
+SHORT, LONG, LONG_8 = 3, 4, 16  # types
+_WIDE = frozenset({*LONG8})  # types that a TIFF does not have
+
+
+@dataclass(frozen=True)
+class Form:
+    """Of a file: its byte order, "<" or ">", and whether it is a BigTIFF."""
+
+    order: Literal["<", ">"] = "<"
+    big: bool = False
+
+    @property
+    def wide(self) -> int:
+        """Bytes of a place in the file."""
+        return 8 if self.big else 4
+
+    def header(self, first: int) -> bytes:
+        """The file's first bytes, 8 or 16; first: the place of its first directory."""
+        mark = b"II" if self.order == "<" else b"MM"
+        if self.big:
+            return mark + struct.pack(self.order + "HHHQ", 43, 8, 0, first)
+        return mark + struct.pack(self.order + "HI", 42, first)
+
+    def short(self, *values: int) -> Entry:
+        """A tag of short numbers."""
+        return SHORT, len(values), struct.pack(f"{self.order}{len(values)}H", *values)
+
+    def places(self, values: Sequence[int]) -> Entry:
+        """A tag of places or sizes."""
+        letter = "Q" if self.big else "I"
+        packed = struct.pack(f"{self.order}{len(values)}{letter}", *values)
+        return LONG_8 if self.big else LONG, len(values), packed
+
+    def block(self, entries: Mapping[int, Entry], start: int, *, last: bool) -> bytes:
+        """A directory at this place, its values behind it; another follows at the next even place unless it is last."""
+        order, wide = self.order, self.wide
+        head = struct.pack(order + ("Q" if self.big else "H"), len(entries))
+        size = len(head) + len(entries) * (4 + 2 * wide) + wide
+        lines, values = [], bytearray()
+        for tag, entry in sorted(entries.items()):
+            kind, count, raw = entry if self.big else _narrow(entry, order)
+            if len(raw) > wide:
+                inside = struct.pack(order + ("Q" if self.big else "I"), start + size + len(values))
+                values += raw + bytes(len(raw) % 2)
+            else:
+                inside = raw.ljust(wide, b"\0")
+            lines.append(struct.pack(order + ("HHQ" if self.big else "HHI"), tag, kind, count) + inside)
+        behind = start + size + len(values)
+        following = 0 if last else behind + behind % 2
+        return b"".join([head, *lines, struct.pack(order + ("Q" if self.big else "I"), following), values])
+
+
+def _narrow(entry: Entry, order: str) -> Entry:
+    """An entry of a BigTIFF as a TIFF has it. Raises struct.error for numbers that do not fit."""
+    kind, count, raw = entry
+    if kind not in _WIDE:
+        return entry
+    signed = LONG8[kind] == 9
+    values = struct.unpack(f"{order}{count}{'q' if signed else 'Q'}", raw)
+    return LONG8[kind], count, struct.pack(f"{order}{count}{'i' if signed else 'I'}", *values)
+
+
+def entries_of(page: Any, data: Bytes, without: frozenset[int] = frozenset()) -> dict[int, Entry]:
+    """The tags of a page as tifffile parsed it, the first of each, with the bytes of their values."""
+    return {
+        int(tag.code): (int(tag.dtype), int(tag.count), raw_value(tag, data))
+        for tag in reversed(list(page.tags))
+        if int(tag.code) not in without
+    }

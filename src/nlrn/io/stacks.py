@@ -1,0 +1,378 @@
+"""Stacks: TIFF files of many planes, read one plane at a time; what they say of their axes and of themselves.
+
+A plane is handed to `nlrn.io.image.read_image` as a TIFF of its own, with the bytes of its strips or tiles as they lie
+in the file: it is read, checked and refused as an image file would be. Memory is that of one plane.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from nlrn.errors import InputError
+from nlrn.io.chunks import DEFLATE, PLAIN, WRITTEN, Layout
+from nlrn.io.directories import Entry, Form, entries_of
+from nlrn.io.formats import tiff_pages
+from nlrn.io.image import MAX_PIXELS, ImageData, read_image
+from nlrn.io.tiffs import images_behind, is_raw, silent
+from nlrn.io.tiffsamples import BLACK_IS_ZERO, COMPRESSIONS, PALETTE, PIXEL_TAGS, RGB, WHITE_IS_ZERO, YCBCR, each_of
+
+MAX_PLANES = 100_000
+MAX_STACK_BYTES = 256 << 30
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PLACES, _SIZES = frozenset({273, 324}), frozenset({279, 325})  # tags: of strips or of tiles
+_HERE = frozenset({1, 5, 8, 32773, 32946})  # compressions that keep no decoder busy for longer than their samples take
+_FEW = 16  # pages, which may be one image and reduced copies of it
+_MOST_CHUNKS = 1 << 16  # of a plane
+_ROOM = 1 << 16  # bytes by which a compressed plane may be larger than its samples
+_SUB, _EXIF, _GPS, _INTEROPERABILITY = 330, 34665, 34853, 40965
+_POINTERS = frozenset({_SUB, _EXIF, _GPS, _INTEROPERABILITY})
+_FILL_ORDER, _EXTRA_SAMPLES = 266, 338
+_JPEG_TAGS = frozenset({347, *range(512, 522), 529, 530, 532})
+_UNASSOCIATED = 2
+_FLOAT_LEVELS = (1.0, 255.0, 65535.0, 2.0**32 - 1)
+
+
+class Stack(Protocol):
+    """Planes of one file, in their order in it; a context."""
+
+    kind: str  # as it is printed
+    axes: str  # of the planes, "TZC"; one letter a number of `sizes`
+    sizes: tuple[int, ...]
+    channels: int  # of those that have a noise level and a range of their own
+    notes: tuple[str, ...]
+    one_directory: bool  # one directory stands for all planes, which lie one behind the other
+
+    def __enter__(self) -> Stack: ...
+    def __exit__(self, *_: object) -> None: ...
+    def __len__(self) -> int: ...
+    def channel(self, index: int) -> int: ...
+    def read(self, index: int) -> ImageData: ...
+    def form(self) -> Form: ...
+    def layout(self, index: int) -> Layout: ...
+    def entries(self, index: int) -> dict[int, Entry]: ...
+    def stored(self, index: int, values: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """pixels of a plane, planes and bytes of a file."""
+
+    pixels: int = MAX_PIXELS
+    planes: int = MAX_PLANES
+    bytes: int = MAX_STACK_BYTES
+
+
+class FileBytes:
+    """A file on a disk, sliced as bytes are, of which nothing stays in memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.size = file, os.fstat(file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: slice) -> bytes:
+        start, stop, _ = key.indices(self.size)
+        self.file.seek(start)
+        return self.file.read(max(0, stop - start))
+
+
+def is_tiff_stack(path: Path) -> bool:
+    """Whether a TIFF holds more images than one; False for what is no TIFF, and for what cannot be read."""
+    from tifffile import TiffFile
+
+    with suppress(Exception):  # of a damaged file, which is refused as an image is
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with path.open("rb") as file:
+            start = file.read(16)
+            if not start.startswith(_TIFF):
+                return False
+            file.seek(0)
+            with silent(), TiffFile(file, _multifile=False) as tiff:
+                pages: Any = tiff.pages
+                first = pages.first
+                if is_raw([first], start):
+                    return False
+                whole = sum(not page.is_reduced for page in pages) if len(pages) <= _FEW else 2
+                return whole > 1 or images_behind(tiff, first) > 1
+    return False
+
+
+class TiffStack:
+    """A TIFF of many planes; a context. axes: letters of the planes' axes where the file names none (see `split`).
+
+    Raises InputError for what cannot be read as one, and where it is beyond the limits, before any plane is decoded.
+    """
+
+    def __init__(self, path: Path, *, axes: str | None = None, limits: Limits = Limits()) -> None:
+        self.path, self.limits = path, limits
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        try:
+            self._open(axes)
+        except InputError as error:
+            self._file.close()
+            raise InputError(f"{path}: {error}", limit=error.limit) from None
+        except Exception as error:
+            self._file.close()
+            raise InputError(f"{path}: damaged or truncated ({error or type(error).__name__})") from error
+
+    def _open(self, axes: str | None) -> None:
+        from tifffile import TiffFile
+
+        self._data = data = FileBytes(self._file)
+        most = self.limits
+        if len(data) > most.bytes:
+            raise InputError(f"{len(data):,} bytes; the limit is {most.bytes:,}, raised by --max-bytes", limit="bytes")
+        pages = tiff_pages(data, strict=True, most=most.planes + 1)
+        if pages > most.planes:
+            raise InputError(f"over {most.planes:,} planes; --max-planes raises this limit", limit="frames")
+        with silent():
+            with TiffFile(self.path, _multifile=False) as tiff:
+                self._find_planes(tiff, axes)
+            self._file.seek(0)
+            self._tiff = TiffFile(self._file, _multifile=False)  # whose pages are parsed whole, each by itself
+        self._form = Form(self._tiff.byteorder, bool(self._tiff.is_bigtiff))
+        self._check_pages()
+
+    def _find_planes(self, tiff: Any, axes: str | None) -> None:
+        """Which page, and which image behind it, is a plane, and of which channel."""
+        found: list[tuple[int, int, int]] = []  # page, image behind it, channel
+        self.kind, self.channels, self.axes = _kind_of(tiff), 0, ""
+        self.sizes: tuple[int, ...] = ()
+        self.one_directory = False
+        for number, series in enumerate(tiff.series):
+            places = _places_of(series, len(tiff.pages))
+            letters, sizes = _leading(series, len(places))
+            if axes is not None and number == 0:
+                letters, sizes = split(axes, len(places))
+            channels = _channels(letters, sizes)
+            self.one_directory |= any(part for _, part in places)
+            found += [(page, part, self.channels + c) for (page, part), c in zip(places, channels, strict=True)]
+            self.channels += int(max(channels, default=0)) + 1
+            if number == 0:
+                self.axes, self.sizes = letters, sizes
+        if len(found) > self.limits.planes:
+            most = self.limits.planes
+            raise InputError(f"{len(found):,} planes; the limit is {most:,}, raised by --max-planes", limit="frames")
+        if self.one_directory and len(tiff.pages) > 1:
+            raise InputError("planes behind one directory, and other directories: save it as a plain stack")
+        self.planes = sorted(found)
+
+    def _check_pages(self) -> None:
+        self.notes: tuple[str, ...] = ()
+        first: Any = self._tiff.pages.first
+        if is_raw([first], self._data[0:16]):
+            raise InputError("a camera's raw file: develop it first, into a TIFF")
+        pointers = {int(tag.code) for tag in first.tags} & _POINTERS
+        names = {_SUB: "images below its planes (the levels of a pyramid)", _EXIF: "EXIF", _GPS: "GPS"}
+        left = [names[code] for code in (_SUB, _EXIF, _GPS) if code in pointers]
+        if left:
+            self.notes += (f"left out: {', '.join(left)}",)
+        compression = int(first.compression)
+        if compression not in WRITTEN:
+            self.notes += (f"{COMPRESSIONS.get(compression, compression)} would lose detail: written with deflate",)
+
+    def __enter__(self) -> TiffStack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tiff.close()
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self.planes)
+
+    def channel(self, index: int) -> int:
+        """The number of the channel of a plane."""
+        return self.planes[index][2]
+
+    def form(self) -> Form:
+        """Byte order and kind of the file."""
+        return self._form
+
+    def read(self, index: int) -> ImageData:
+        """One plane. Raises InputError as read_image does."""
+        try:
+            page, part, _ = self.planes[index]
+            data = self._plane(self._page(page), part)
+            here = int(self._page(page).compression) in _HERE
+            most = max(len(data), 1)
+            return read_image(data, max_pixels=self.limits.pixels, max_bytes=most, apart=False if here else None)
+        except InputError as error:
+            text = str(error).removeprefix("the image: ")
+            raise InputError(f"{self.path}: plane {index + 1} of {len(self)}: {text}", limit=error.limit) from error
+
+    def _page(self, number: int) -> Any:
+        with silent():
+            return self._tiff.pages[number]
+
+    def _plane(self, page: Any, part: int) -> bytes:
+        """A TIFF of one plane: the tags of its pixels, its strips or tiles as they are."""
+        width, height = int(page.imagewidth), int(page.imagelength)
+        if width * height > self.limits.pixels:
+            raise InputError(
+                f"{width} x {height} is {width * height:,} pixels; the limit is {self.limits.pixels:,}, raised by"
+                " --max-pixels",
+                limit="pixels",
+            )
+        places, sizes = list(each_of(page.dataoffsets)), list(each_of(page.databytecounts))
+        if self.one_directory:
+            places, sizes = [places[0] + part * page.nbytes], [page.nbytes]
+        if len(places) != len(sizes) or len(places) > _MOST_CHUNKS or int(page.compression) == 6:
+            raise InputError("its strips or tiles are in a form that is not read in stacks; save it uncompressed")
+        if sum(sizes) > 2 * page.nbytes + _ROOM + 64 * len(sizes):
+            raise InputError("damaged: its strips or tiles are larger than its samples")
+        form = Form(self._form.order)
+        without = _PLACES | _SIZES | ({320} if self._is_lookup(page) else frozenset())
+        entries = {tag: entry for tag, entry in entries_of(page, self._data, without).items() if tag in PIXEL_TAGS}
+        if self._is_lookup(page):
+            entries[262] = form.short(BLACK_IS_ZERO)
+        if self.one_directory:
+            entries[278] = form.places([height])
+        parts = [self._data[place : place + size] for place, size in zip(places, sizes, strict=True)]
+        at = np.cumsum([8, *map(len, parts)]).tolist()
+        for tags, values in ((_PLACES, at[:-1]), (_SIZES, sizes)):
+            entries[max(tags) if page.is_tiled else min(tags)] = form.places(values)
+        start = at[-1] + at[-1] % 2
+        body = b"".join(parts)
+        return form.header(start) + body + bytes(start - at[-1]) + form.block(entries, start, last=True)
+
+    def _is_lookup(self, page: Any) -> bool:
+        """Whether a palette is how a microscope's program shows grey values."""
+        return int(page.photometric) == PALETTE and self.kind != "TIFF"
+
+    def layout(self, index: int) -> Layout:
+        """How the samples of a plane are stored in the result: as they were."""
+        page = self._page(self.planes[index][0])
+        compression = int(page.compression)
+        chunk = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        if self.one_directory or not page.is_tiled:
+            rows = page.imagelength if self.one_directory else min(page.rowsperstrip, page.imagelength)
+            chunk = rows, page.imagewidth
+        return Layout(
+            compression if compression in WRITTEN else DEFLATE,
+            int(page.predictor) if compression in WRITTEN else 1,
+            (int(chunk[0]), int(chunk[1])),
+            bool(page.is_tiled),
+            bool(page.planarconfig == 2 and page.samplesperpixel > 1),
+            self._form.order,
+        )
+
+    def entries(self, index: int) -> dict[int, Entry]:
+        """The tags of the result's page, all but where its strips or tiles lie."""
+        page, form = self._page(self.planes[index][0]), self._form
+        entries = entries_of(page, self._data, _PLACES | _SIZES | _POINTERS | {_FILL_ORDER})
+        if int(page.compression) not in WRITTEN:
+            entries = {tag: entry for tag, entry in entries.items() if tag not in _JPEG_TAGS | {317}}
+            entries[259] = form.short(DEFLATE)
+            if int(page.photometric) == YCBCR:
+                entries[262] = form.short(RGB)
+        if not page.is_tiled:
+            entries[278] = form.places([self.layout(index).chunk[0]])
+        if _EXTRA_SAMPLES in entries:
+            entries[_EXTRA_SAMPLES] = form.short(_UNASSOCIATED)
+        return entries
+
+    def stored(self, index: int, values: np.ndarray) -> np.ndarray:
+        """[H, W, samples] as the page stores them."""
+        page = self._page(self.planes[index][0])
+        if int(page.photometric) == WHITE_IS_ZERO:
+            values = np.asarray(np.iinfo(values.dtype).max, values.dtype) - values
+        return values
+
+
+def float_levels(low: float, high: float) -> float:
+    """The sample value that is 1 in a stack of floats in this range: 1, or 255, 65535, 2^32 - 1 where they are counts
+    of 8, 16 or 32 bits."""
+    most = max(abs(low), abs(high))
+    return next((levels for levels in _FLOAT_LEVELS if most <= levels * (5 if levels == 1 else 1)), _FLOAT_LEVELS[-1])
+
+
+def scaled(image: ImageData, levels: float) -> ImageData:
+    """An image of floats with another value as 1; others as they are."""
+    if image.depth != 32 or levels == image.levels:
+        return image
+    return replace(image, array=image.array * np.float32(image.levels / levels), levels=levels)
+
+
+def split(axes: str, planes: int) -> tuple[str, tuple[int, ...]]:
+    """Letters and sizes of what `--axes` says of so many planes: "ZYX", or "TC2YX", each letter but one with its size.
+
+    Letters of planes are T, Z, C and others, not X, Y (which may stand at the end) and S. Raises InputError.
+    """
+    text = axes.upper()
+    for end in ("YXS", "YX"):
+        text = text.removesuffix(end)
+    letters, numbers = "", list[str]()
+    for sign in text:
+        if sign.isascii() and sign.isdigit() and numbers:
+            numbers[-1] += sign
+        elif sign.isascii() and sign.isalpha() and sign not in letters + "XYS":
+            letters += sign
+            numbers.append("")
+        else:
+            raise InputError(f"axes {axes!r}: expected letters, each once, such as ZYX, or with a size: TC2YX")
+    known = math.prod(int(number) for number in numbers if number)
+    if numbers.count("") > 1 or (not letters and planes > 1) or known < 1 or planes % known:
+        raise InputError(
+            f"axes {axes!r} for {planes} planes: give the size of every axis but one, such as TC2YX, so that"
+            f" their product is {planes}"
+        )
+    sizes = tuple(int(number) if number else planes // known for number in numbers)
+    if math.prod(sizes) != planes:
+        raise InputError(f"axes {axes!r} are of {math.prod(sizes)} planes, and the file has {planes}")
+    return letters, sizes
+
+
+def _kind_of(tiff: Any) -> str:
+    if tiff.is_ome:
+        return "OME-TIFF"
+    return "ImageJ stack" if tiff.is_imagej else "TIFF"
+
+
+def _places_of(series: Any, pages: int) -> list[tuple[int, int]]:
+    """(page, image behind it) of each plane of a series, in its order."""
+    listed = list(series._pages)
+    if any(page is None or page.parent is not series.parent for page in listed):
+        raise InputError("some of its planes lie in other files, or nowhere: save the stack as one file")
+    count = math.prod(series.get_shape(False)) // max(1, series.keyframe.size)
+    if count == len(listed):
+        return [(int(page.index), 0) for page in listed]
+    if len(listed) == 1 and pages == count:
+        return [(number, 0) for number in range(pages)]
+    page = listed[0]
+    if len(listed) == 1 and int(page.compression) == PLAIN and page.is_contiguous and series.dataoffset is not None:
+        end = int(page.dataoffsets[0]) + count * int(page.nbytes)
+        if end > series.parent.filehandle.size:
+            raise InputError("truncated: planes are missing")
+        return [(int(page.index), number) for number in range(count)]
+    raise InputError(f"{count} planes are declared, and {len(listed)} found: planes are missing")
+
+
+def _leading(series: Any, planes: int) -> tuple[str, tuple[int, ...]]:
+    """The axes of the planes as the file says them, without those of length 1."""
+    pairs = zip(series.get_axes(False), series.get_shape(False), strict=True)
+    found = [(letter, int(size)) for letter, size in pairs if letter not in "YXS" and size > 1]
+    if math.prod(size for _, size in found) != planes:
+        return "Q", (planes,)
+    return "".join(letter for letter, _ in found), tuple(size for _, size in found)
+
+
+def _channels(letters: str, sizes: tuple[int, ...]) -> list[int]:
+    """The channel of each plane, in the order of the axes."""
+    planes = np.arange(math.prod(sizes))
+    if "C" not in letters:
+        return [0] * len(planes)
+    return np.unravel_index(planes, sizes)[letters.index("C")].tolist()

@@ -1,0 +1,241 @@
+"""A restored stack, written one plane after another: a TIFF of the same kind, or a file for every plane.
+
+A TIFF is made in a file beside it, `NAME.nlrn-part`, with a journal of the planes that are done; it gets its name when
+it is whole. After a kill the same work resumes there, and the file equals that of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+
+from nlrn.errors import InputError
+from nlrn.io.chunks import chunks
+from nlrn.io.image import ImageData, check_output, rounded, write_image
+from nlrn.io.stacks import Stack
+from nlrn.system.atomic import check_target, keep_rights, open_record, publish_file
+from nlrn.system.journal import Journal
+
+PART = ".nlrn-part"
+_HEADER = 16  # bytes kept for the header of either form
+_STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 273, 279, 324, 325
+_TIFF_ENDS = 2**32 - 2**20
+_NUMBERED = re.compile(r"%0?\d{0,2}d")
+
+
+class Writer(Protocol):
+    """Takes the planes in their order; a context. done: how many an earlier run wrote."""
+
+    done: int
+
+    def __enter__(self) -> Writer: ...
+    def __exit__(self, *_: object) -> None: ...
+    def put(self, index: int, image: ImageData) -> None: ...
+    def finish(self) -> None: ...
+
+
+class TiffStackWriter:
+    """The stack as a TIFF of its own kind, with its tags. Raises InputError where it cannot be written."""
+
+    def __init__(self, path: Path, stack: Stack, journal: Journal, *, overwrite: bool) -> None:
+        self.path, self.stack, self.journal, self.overwrite = path, stack, journal, overwrite
+        self.part = path.with_name(path.name + PART)
+        self.form = stack.form()
+        self.done, self.end = 0, _HEADER
+        self._places: list[tuple[int, Sequence[int]]] = []  # of each plane, and the sizes of its parts
+
+    def __enter__(self) -> TiffStackWriter:
+        self._file: IO[bytes] = open_record(self.part, "r+b")
+        try:
+            if self.overwrite:
+                keep_rights(self._file, self.path)
+            self._resume()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # a full disk refuses what was not written
+            self._file.close()
+
+    def _resume(self) -> None:
+        """Keep the planes that the journal lists and the file holds, to the last of them."""
+        head = self._head()
+        self.end = _HEADER + len(head)
+        for record in self.journal.records:
+            sizes = record.get("sizes")
+            if sizes is None:
+                continue
+            self._file.seek(self.end)
+            data = self._file.read(sum(sizes))
+            if len(data) < sum(sizes) or zlib.crc32(data) != record["crc"]:
+                break
+            self._places.append((self.end, sizes))
+            self.end += len(data)
+        self.done = len(self._places)
+        self._file.truncate(self.end)
+        self._file.seek(0)
+        self._file.write(bytes(_HEADER) + head)
+
+    def _head(self) -> bytes:
+        """The directory that stands before the planes, where it is the only one."""
+        if not self.stack.one_directory:
+            return b""
+        entries, at = self.stack.entries(0), 0
+        size = len(b"".join(chunks(self.stack.stored(0, samples(self.stack.read(0))), self.stack.layout(0))))
+        for _ in range(2):  # the place decides nothing about the length
+            tags = {_STRIPS: self.form.places([at]), _STRIP_SIZES: self.form.places([size])}
+            block = self.form.block(entries | tags, _HEADER, last=True)
+            block += bytes(len(block) % 2)
+            at = _HEADER + len(block)
+        return block
+
+    def put(self, index: int, image: ImageData) -> None:
+        """Write a plane behind the others, and list it in the journal."""
+        values = self.stack.stored(index, samples(image))
+        parts = list(chunks(values, self.stack.layout(index)))
+        data = b"".join(parts)
+        sizes = [len(part) for part in parts]
+        try:
+            self._file.seek(self.end)
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {self.part}: {error.strerror or error}") from error
+        self.journal.add({"plane": index, "sizes": sizes, "crc": zlib.crc32(data)})
+        self._places.append((self.end, sizes))
+        self.end += len(data)
+        self.done += 1
+
+    def finish(self) -> None:
+        """Write the directories, and give the file its name."""
+        try:
+            first = _HEADER
+            if not self.stack.one_directory:
+                first = self.end + self.end % 2
+                self._directories(first)
+            self._file.seek(0)
+            self._file.write(self.form.header(first).ljust(_HEADER, b"\0"))
+        except OSError as error:
+            raise InputError(f"cannot write {self.part}: {error.strerror or error}") from error
+        publish_file(self.part, self._file, self.path, overwrite=self.overwrite)
+        self.journal.remove()
+
+    def _directories(self, first: int) -> None:
+        """One for each plane, as of a BigTIFF where a TIFF would be too small."""
+        try:
+            if first > _TIFF_ENDS and not self.form.big:
+                raise struct.error
+            self._write_directories(first)
+        except struct.error:  # a place that takes more than 32 bits
+            if self.form.big:
+                raise
+            self.form = replace(self.form, big=True)
+            self._write_directories(first)
+
+    def _write_directories(self, at: int) -> None:
+        self._file.truncate(self.end)
+        self._file.seek(self.end)
+        self._file.write(bytes(at - self.end))
+        for index, (place, sizes) in enumerate(self._places):
+            entries = self.stack.entries(index)
+            starts = (place + np.cumsum([0, *sizes[:-1]])).tolist()
+            tiled = self.stack.layout(index).tiled
+            entries[_TILES if tiled else _STRIPS] = self.form.places(starts)
+            entries[_TILE_SIZES if tiled else _STRIP_SIZES] = self.form.places(sizes)
+            last = index == len(self._places) - 1
+            block = self.form.block(entries, at, last=last)
+            block += bytes(len(block) % 2)
+            self._file.write(block)
+            at += len(block)
+            if at > _TIFF_ENDS and not self.form.big:
+                raise struct.error
+
+
+def samples(image: ImageData) -> np.ndarray:
+    """[H, W, samples] of the type of the image's file, rounded as any image is; alpha last."""
+    array = image.array * np.float32(image.levels) if image.depth == 32 else image.array
+    values = rounded(array, image.depth)
+    values = values[..., None] if values.ndim == 2 else values
+    return values if image.alpha is None else np.dstack((values, image.alpha))
+
+
+class NumberedWriter:
+    """Each plane as a file of its own, the first with the number 1; each appears whole."""
+
+    def __init__(self, pattern: Path, stack: Stack, journal: Journal, *, overwrite: bool) -> None:
+        self.pattern, self.journal, self.overwrite = pattern, journal, overwrite
+        self.done = 0
+
+    def __enter__(self) -> NumberedWriter:
+        for record in self.journal.records:
+            if "sha256" in record:
+                path = self.path(self.done)
+                if not path.is_file() or _sha256(path) != record["sha256"]:
+                    break
+                self.done += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
+
+    def path(self, index: int) -> Path:
+        """The file of a plane."""
+        return numbered(self.pattern, index)
+
+    def put(self, index: int, image: ImageData) -> None:
+        """Write the file of a plane. One that an earlier run published, and was killed before it could say so, is
+        replaced."""
+        begun = {"plane": index, "begun": True}
+        ours = self.journal.records and self.journal.records[-1] == begun
+        if not ours:
+            if not self.overwrite:
+                check_target(self.path(index), overwrite=False)
+            self.journal.add(begun)
+        write_image(self.path(index), image, overwrite=bool(self.overwrite or ours))
+        self.journal.add({"plane": index, "sha256": _sha256(self.path(index))})
+        self.done += 1
+
+    def finish(self) -> None:
+        """All files are there."""
+        self.journal.remove()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_numbered(path: Path) -> bool:
+    """Whether the name has a place for a number, as in clean_%04d.png."""
+    return len(_NUMBERED.findall(path.name)) == 1
+
+
+def numbered(pattern: Path, index: int) -> Path:
+    """The name of a plane's file: the first has the number 1."""
+    return pattern.with_name(_NUMBERED.sub(lambda found: found[0] % (index + 1), pattern.name))
+
+
+def check_stack_output(path: Path, stack: Stack, first: ImageData, *, overwrite: bool, inputs: Sequence[Path]) -> None:
+    """Find out before any work whether the result can be written under that name. Raises InputError."""
+    if is_numbered(path):
+        for index in range(len(stack)):
+            check_output(numbered(path, index), overwrite=overwrite, inputs=inputs, image=None if index else first)
+        return
+    if path.suffix.lower() not in (".tif", ".tiff", ".btf", ".tf8", ".tf2"):
+        raise InputError(
+            f"{path}: {len(stack)} planes are written as a TIFF (.tif), or as numbered files: name_%04d.png"
+        )
+    check_target(path, overwrite=overwrite, inputs=inputs)

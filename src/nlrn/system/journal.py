@@ -1,0 +1,108 @@
+"""A journal beside a file that is in the making: what of it is done, so that the same work resumes after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from nlrn.errors import ConfigError, InputError
+from nlrn.system.atomic import open_record
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
+SUFFIX = ".nlrn-journal"
+_MARK = "nlrn-journal"
+
+
+class Journal:
+    """Lines of JSON; a context. The first names the work, one follows for each part that is done.
+
+    records: those of an earlier run of the same work, in their order; a torn last line is passed over. One process at a
+    time holds it. Raises ConfigError where another does, and for a file of this name that is no journal.
+    """
+
+    def __init__(self, target: Path, work: dict[str, Any]) -> None:
+        self.path = target.with_name(target.name + SUFFIX)
+        self.work = work
+        self.records: list[dict[str, Any]] = []
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Journal:
+        self._file = file = open_record(self.path)
+        try:
+            self._hold(file)
+            first, *lines = _records(file)
+            if first == self._first:
+                self.records = lines
+            else:
+                file.truncate(0)
+                self._line(self._first)
+        except BaseException:
+            file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def _first(self) -> dict[str, Any]:
+        return {_MARK: 1, **json.loads(json.dumps(self.work))}
+
+    def _hold(self, file: IO[bytes]) -> None:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{self.path} is held: another run writes the same file") from error
+        file.seek(0)
+        start = file.read(len(_MARK) + 4)
+        if start and not start.startswith(b'{"' + _MARK.encode()[: len(start) - 2]):
+            raise ConfigError(f"{self.path} is not a journal of nlrn: move it, or choose another name")
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append a record, on the disk when this returns. Raises InputError where it cannot be written."""
+        self._line(record)
+        self.records.append(record)
+
+    def _line(self, record: dict[str, Any]) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def remove(self) -> None:
+        """The work is done."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+
+def _records(file: IO[bytes]) -> list[dict[str, Any]]:
+    """Every whole line up to the first that is not one; at least one, empty where there is none."""
+    file.seek(0)
+    found: list[dict[str, Any]] = []
+    end = 0
+    for line in file:
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            break
+        found.append(record)
+        end += len(line)
+    file.truncate(end)
+    return found or [{}]
