@@ -38,11 +38,14 @@ def values(shape: tuple[int, ...], kind: str) -> np.ndarray:
 
 def copied(source: Path, target: Path, **options: Any) -> Path:
     """The stack as it is written when nothing is restored."""
-    with TiffStack(source, **options) as stack, Journal(target, {}) as journal:
-        with TiffStackWriter(target, stack, journal, overwrite=False) as writer:
-            for index in range(len(stack)):
-                writer.put(index, stack.read(index))
-            writer.finish()
+    with (
+        TiffStack(source, **options) as stack,
+        Journal(target, {}) as journal,
+        TiffStackWriter(target, stack, journal, overwrite=False) as writer,
+    ):
+        for index in range(len(stack)):
+            writer.put(index, stack.read(index))
+        writer.finish()
     return target
 
 
