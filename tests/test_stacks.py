@@ -270,7 +270,6 @@ def test_axes_where_the_file_does_not_say(tmp_path: Path, weights: Path, capsys:
     assert split("T3C2", 6) == ("TC", (3, 2))
 
 
-@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
 def test_a_level_for_each_plane_on_request(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Planes of 20 and of 80 values of noise: each with its own level; elsewhere it is refused."""
     random, path = np.random.default_rng(0), tmp_path / "stack.tif"
@@ -288,6 +287,7 @@ def test_a_level_for_each_plane_on_request(tmp_path: Path, weights: Path, capsys
         assert run([*command, *options, "--sigma", "per-plane"]) == 2
 
 
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
 def test_animations_become_stacks(tmp_path: Path, weights: Path, form: str) -> None:
     """Each frame as Pillow shows it; durations are recorded."""
     frames = [Image.fromarray(values((24, 32, 3), "uint8")).quantize(16).convert("RGB") for _ in range(4)]
