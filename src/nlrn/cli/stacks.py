@@ -72,7 +72,7 @@ def restore_stack(options: argparse.Namespace, asked: DenoiseOptions, decides: s
             with kind(output, stack, journal, overwrite=options.overwrite) as writer:
                 if writer.done:
                     say(f"resumed: {writer.done} of {len(stack)} planes were done")
-                _write(options, asked, stack, writer, levels, channels, say)
+                _write(options, asked, stack, writer, levels, channels)
     say(f"wrote {output}, {len(stack)} planes")
     return 0
 
@@ -157,7 +157,6 @@ def _write(
     writer: Writer,
     levels: float,
     channels: list[Channel],
-    say: Report,
 ) -> None:
     """Every plane that is not done, one after the other."""
     from nlrn.inference.pipeline import denoised
