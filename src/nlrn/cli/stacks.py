@@ -42,8 +42,10 @@ def is_stack(path: Path) -> bool:
 
 
 def restore_stack(options: argparse.Namespace, asked: DenoiseOptions, decides: str) -> int:
-    """IN, a file of many planes, restored into OUT; returns the exit code. decides: a digest of what decides the
-    result, besides the file."""
+    """Restore IN, a file of many planes, into OUT; returns the exit code.
+
+    decides: a digest of what decides the result, besides the file.
+    """
     from nlrn.io.stackwriting import NumberedWriter, TiffStackWriter, check_stack_output, is_numbered
     from nlrn.models.checkpoint import sha256
     from nlrn.system.journal import Journal
@@ -124,8 +126,10 @@ class _Planes:
 def _plan(
     options: argparse.Namespace, stack: Stack, asked: DenoiseOptions, journal: Journal, say: Report
 ) -> tuple[float, list[Channel]]:
-    """The sample value that is 1, of floats, and how each channel is restored: as the journal says, or by a look at
-    every plane."""
+    """The sample value that is 1, of floats, and how each channel is restored.
+
+    As the journal says, or else found in all planes.
+    """
     from nlrn.inference.stacks import Channel, channels_for, samples_of
     from nlrn.io.stacks import float_levels
 

@@ -17,8 +17,9 @@ import numpy as np
 from nlrn.functional.alpha import fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of, check_auto, level_of, plain
+from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NoiseEstimate
-from nlrn.functional.ranges import MAX_SIGMA, Range, Scale, on_unit_scale
+from nlrn.functional.ranges import Range, Scale, on_unit_scale
 from nlrn.inference.pipeline import PHOTO_LEVEL, Denoising, RestorerFor
 from nlrn.inference.restorer import Restorer
 from nlrn.models.checkpoint import ships_photo_model
@@ -34,14 +35,21 @@ class Planes(Protocol):
     """Planes that are read one at a time."""
 
     def __len__(self) -> int: ...
-    def channel(self, index: int) -> int: ...
-    def read(self, index: int) -> Plane: ...
+
+    def channel(self, index: int) -> int:
+        """The number of the channel of a plane."""
+
+    def read(self, index: int) -> Plane:
+        """One plane."""
 
 
 @dataclass(frozen=True)
 class Channel:
-    """How the planes of a channel are restored. asked: with a sigma and a range as numbers, sample values. found: the
-    noise in its planes, the median, where it was estimated. planes: how many it has."""
+    """How the planes of a channel are restored.
+
+    asked: with a sigma and a range as numbers, sample values. found: the noise in its planes, the median, where it was
+    estimated. planes: how many it has.
+    """
 
     asked: Denoising
     planes: int

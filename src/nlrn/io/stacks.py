@@ -53,12 +53,24 @@ class Stack(Protocol):
     def __enter__(self) -> Stack: ...
     def __exit__(self, *_: object) -> None: ...
     def __len__(self) -> int: ...
-    def channel(self, index: int) -> int: ...
-    def read(self, index: int) -> ImageData: ...
-    def form(self) -> Form: ...
-    def layout(self, index: int) -> Layout: ...
-    def entries(self, index: int) -> dict[int, Entry]: ...
-    def stored(self, index: int, values: np.ndarray) -> np.ndarray: ...
+
+    def channel(self, index: int) -> int:
+        """The number of the channel of a plane."""
+
+    def read(self, index: int) -> ImageData:
+        """One plane. Raises InputError."""
+
+    def form(self) -> Form:
+        """Byte order and kind of the TIFF that it is written as."""
+
+    def layout(self, index: int) -> Layout:
+        """How the samples of a plane are stored in the result."""
+
+    def entries(self, index: int) -> dict[int, Entry]:
+        """The tags of the result's page, all but where its strips or tiles lie."""
+
+    def stored(self, index: int, values: np.ndarray) -> np.ndarray:
+        """[H, W, samples] as the page stores them."""
 
 
 @dataclass(frozen=True)
@@ -294,8 +306,10 @@ class TiffStack:
 
 
 def float_levels(low: float, high: float) -> float:
-    """The sample value that is 1 in a stack of floats in this range: 1, or 255, 65535, 2^32 - 1 where they are counts
-    of 8, 16 or 32 bits."""
+    """The sample value that is 1 in a stack of floats in this range.
+
+    1, or 255, 65535, 2^32 - 1 where they are counts of 8, 16 or 32 bits.
+    """
     most = max(abs(low), abs(high))
     return next((levels for levels in _FLOAT_LEVELS if most <= levels * (5 if levels == 1 else 1)), _FLOAT_LEVELS[-1])
 

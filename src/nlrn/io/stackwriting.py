@@ -40,8 +40,12 @@ class Writer(Protocol):
 
     def __enter__(self) -> Writer: ...
     def __exit__(self, *_: object) -> None: ...
-    def put(self, index: int, image: ImageData) -> None: ...
-    def finish(self) -> None: ...
+
+    def put(self, index: int, image: ImageData) -> None:
+        """Write a plane. Raises InputError."""
+
+    def finish(self) -> None:
+        """All planes are written."""
 
 
 class TiffStackWriter:
@@ -196,8 +200,10 @@ class NumberedWriter:
         return numbered(self.pattern, index)
 
     def put(self, index: int, image: ImageData) -> None:
-        """Write the file of a plane. One that an earlier run published, and was killed before it could say so, is
-        replaced."""
+        """Write the file of a plane.
+
+        One that an earlier run published before it was killed, and did not list any more, is replaced.
+        """
         begun = {"plane": index, "begun": True}
         ours = self.journal.records and self.journal.records[-1] == begun
         if not ours:
