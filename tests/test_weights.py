@@ -49,7 +49,7 @@ def test_a_file_changed_after_its_release_is_refused(tmp_path: Path, monkeypatch
         load_model("denoise-gray-small")
 
 
-@pytest.mark.parametrize("name", ["02", "05"])
+@pytest.mark.parametrize("name", ["02", pytest.param("05", marks=pytest.mark.slow)])
 def test_the_scores_come_out_again(data_root: Path, name: str) -> None:
     """Two images of Set12 at every level: to 0.001 dB in float32, to 0.01 dB in bf16."""
     images = [(stem, image) for stem, image in scoring_set(data_root, "set12") if stem == name]
@@ -93,7 +93,7 @@ def test_a_clean_image_stays_as_it_is_and_half_maps_are_their_halves(data_root: 
 
 
 @pytest.mark.parametrize("model", [info.name for info in list_models()])
-@pytest.mark.parametrize("sigma", [25, 50, 75])
+@pytest.mark.parametrize("sigma", [50, *(pytest.param(sigma, marks=pytest.mark.slow) for sigma in (25, 75))])
 def test_flat_images_come_back_flat(model: str, sigma: int) -> None:
     """Within 5 of 255 of every grey, the mean within 3: states that feed themselves once turned bright to white."""
     restorer = Restorer(model, device="cpu", settings=EXACT)
