@@ -25,7 +25,7 @@ CONDITIONS = (("15", "25", "50"), ("3", "6", "12"), ("x2", "x3", "x4"))  # of si
 class Entry:
     """One slice: when, where and with what, what it cost, where it led, and what became of it.
 
-    cpu_seconds: of all processes and threads; None where nobody measured it. steps, pixels: of the whole way to the
+    cpu_seconds: of all processes and threads; None where it was not measured. steps, pixels: of the whole way to the
     end of the slice; slice_pixels: of this slice. psnr: on the recipe's validation images at its end, by noise level or
     scale, empty where it was stopped before. decay: the share of the slice. decision: "continued", "stopped",
     "released", "not released" or "not better" (scored below the released one).

@@ -65,7 +65,7 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights file of a small network that nobody trained."""
+    """The weights file of a small network that was not trained."""
     from networks import random_model
 
     from nlrn.models.checkpoint import save_model

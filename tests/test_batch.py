@@ -154,7 +154,7 @@ def test_results_that_are_there_are_refused_left_or_replaced(
     assert digests(tmp_path / "out") == made  # other options are another work
 
     Image.new("L", (18, 16), 90).save(tmp_path / "in" / "001.png")  # another image under the old name
-    for _ in range(2):  # a failure does not make our result somebody else's, which would stop the whole folder
+    for _ in range(2):  # a failure does not make the result another's, which would stop the whole folder
         assert command(words) == 1
         assert "has changed since" in capsys.readouterr().err
     assert command([*words, "--overwrite"]) == 0
@@ -224,7 +224,7 @@ def test_what_a_format_cannot_hold_is_found_before_the_work(
 
 
 def _odd(image: ImageData, form: str) -> ImageData:
-    """Fails for an image that is white at a corner, in a way that nobody thought of."""
+    """Fails for an image that is white at a corner, in an unexpected way."""
     if image.array.flat[0] == 1:
         raise ZeroDivisionError("oh")
     if image.array.flat[0] == 0:

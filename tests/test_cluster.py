@@ -71,7 +71,7 @@ def test_the_results_are_those_of_the_local_engine(
     assert (len(outcome["skipped"]), outcome["done"]) == (21, [])
     done = Counter(r["in"] for r in records(tmp_path / "there") if r.get("published"))
     assert set(done.values()) == {1}
-    with Manifest(tmp_path / "there", "work"):  # somebody is at it
+    with Manifest(tmp_path / "there", "work"):  # another run holds it
         assert command(words) == 2
     assert f"is held by process {os.getpid()} on " in capfd.readouterr().err
 

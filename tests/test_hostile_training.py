@@ -1,4 +1,4 @@
-"""Recipes and training states that nobody would write by accident: one clear error each, soon."""
+"""Recipes and training states that are not written by accident: one clear error each, soon."""
 
 from __future__ import annotations
 

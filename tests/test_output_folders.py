@@ -17,7 +17,7 @@ from nlrn.io.image import ImageData
 from nlrn.system.atomic import open_record
 from nlrn.training.logging import LOG, TrainingLog
 
-TEXT = b"an original\nwhich nobody may touch"
+TEXT = b"an original\nwhich must not change"
 
 
 def _same() -> Restore:

@@ -35,7 +35,7 @@ ONE = 12.0
 
 @pytest.fixture(scope="module")
 def model() -> NLRN:
-    """Nobody trained it; every number counts."""
+    """It was not trained; every number counts."""
     torch.manual_seed(0)
     config = NLRNConfig(3, 8, 4, states=2, window=5, sigma_input=True, level_one=ONE)
     network = NLRN(config).eval()
@@ -106,7 +106,7 @@ def test_the_command_takes_a_level(
 
 @pytest.fixture(scope="module")
 def shipped(model: NLRN, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights as they would be shipped: for grey, colour and photographs, none of which anybody trained."""
+    """Weights as they would be shipped: for grey, colour and photographs, none of which was trained."""
     folder = tmp_path_factory.mktemp("weights")
     save_model(folder / "denoise-photo-small.safetensors", model)
     for name, channels in (("gray", 1), ("color", 3)):

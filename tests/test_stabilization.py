@@ -99,7 +99,7 @@ def test_colour_alpha_and_dtypes() -> None:
     scaled = image / 255
     restored = Restorer(model).denoise(scaled, noise, alpha=alpha)
     assert np.array_equal(restored[:5], scaled[:5])
-    scaled[:5] = 0.5  # what nobody sees does not reach the rest
+    scaled[:5] = 0.5  # what is invisible does not reach the rest
     assert np.array_equal(Restorer(model).denoise(scaled, noise, alpha=alpha)[5:], restored[5:])
 
 

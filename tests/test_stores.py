@@ -269,7 +269,7 @@ def test_results_that_are_there_are_refused_left_or_replaced(
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_result_that_appears_meanwhile_is_not_replaced(store: Store, tmp_path: Path, overwrite: bool) -> None:
-    """A late zombie of another run, or anybody: the store itself refuses what is there already, or is not as it was."""
+    """A late zombie of another run, or any client: the store itself refuses to replace what is there or has changed."""
     fill(tmp_path / "in", 5)
     jobs = plan(tmp_path / "in", ALBUM / "out")
     if overwrite:
@@ -278,13 +278,13 @@ def test_a_result_that_appears_meanwhile_is_not_replaced(store: Store, tmp_path:
 
     def beside(count: int) -> None:
         if count == 1:
-            store.put(f"out/{jobs[2].name}", b"somebody's")
+            store.put(f"out/{jobs[2].name}", b"another's")
 
     outcome = run(jobs, partial(give, same), ALBUM / "out", "work", tick=beside, overwrite=overwrite)
     reason = "has changed since this run began" if overwrite else "exists already; give another name, or --overwrite"
     assert outcome.failed == {jobs[2].name: f"s3://album/out/{jobs[2].name} {reason}"}
     files = store.files("out")
-    assert files[jobs[2].name] == b"somebody's"
+    assert files[jobs[2].name] == b"another's"
     assert b"as it was" not in files.values()
 
 
@@ -599,7 +599,7 @@ for ask in (lambda p: p.put(b"1"), lambda p: p.metadata(), lambda p: p.is_dir())
 
 
 def test_a_store_that_takes_a_question_and_is_silent_is_an_error_in_time() -> None:
-    """Neither a read timeout nor a retry ends a put whose body nobody wants."""
+    """Neither a read timeout nor a retry ends a put whose body is not read."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         environment = {**os.environ, **KEYS, "AWS_ENDPOINT_URL": url, "PYTHONPATH": str(ROOT / "src")}

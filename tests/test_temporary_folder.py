@@ -57,7 +57,7 @@ def test_inference_uses_neither_the_compiler_nor_a_temporary_folder() -> None:
 
 
 def _taken(folder: Path, how: str) -> dict[str, str]:
-    """An environment whose temporary folder somebody else has prepared."""
+    """An environment whose temporary folder another user has prepared."""
     name = folder / f"torchinductor_{getpass.getuser()}"
     if how == "file":
         name.touch()

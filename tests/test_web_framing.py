@@ -47,10 +47,10 @@ def sent(client: httpx.Client, body: bytes, *, chunked: bool = False) -> httpx.R
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_form_is_taken_whole_or_not_at_all(client: httpx.Client, form: bytes, chunked: bool) -> None:
-    """Cut anywhere, it is 400: the options behind the cut are missing, and nobody asked for what is left."""
+    """Cut anywhere, it is 400: the options behind the cut are missing, and what is left was not requested."""
     end = form.rindex(b"--edge--")
     assert sent(client, form, chunked=chunked).status_code == 200
-    assert sent(client, form[: end + 8], chunked=chunked).status_code == 200  # the last end of line is nobody's
+    assert sent(client, form[: end + 8], chunked=chunked).status_code == 200  # the last end of line belongs to no field
     starts = [form.index(b"--edge", 1), form.index(b'"sigma"'), form.rindex(b"--edge\r\n", 0, end), end - 1, end]
     for cut in (*starts, end + 1, end + 6, end + 7):
         answer = sent(client, form[:cut], chunked=chunked)

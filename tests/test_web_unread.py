@@ -1,4 +1,4 @@
-"""Answers that nobody takes: counted in the memory that is held, given up after a while, and no reason not to end."""
+"""Answers that are not read: counted in the memory that is held, given up after a while, and no reason not to end."""
 
 from __future__ import annotations
 

@@ -85,3 +85,24 @@ def test_a_release_is_the_version_and_by_no_token() -> None:
     pypi = WORKFLOWS["release"]["jobs"]["pypi"]
     assert (pypi["environment"], pypi["permissions"]) == ("pypi", {"id-token": "write"})
     assert "secrets" not in (FOLDER / "release.yml").read_text()
+
+
+def test_the_citation_fits_its_schema_and_names_the_paper() -> None:
+    file = ROOT / "CITATION.cff"
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.citation-file-format", str(file)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = yaml.safe_load(file.read_text())
+    assert [author["name"] for author in found["authors"]] == ["the nlrn contributors"]
+    names = [f"{author['given-names']} {author['family-names']}" for author in found["preferred-citation"]["authors"]]
+    assert names == ["Ding Liu", "Bihan Wen", "Yuchen Fan", "Chen Change Loy", "Thomas S. Huang"]
+
+
+def test_a_commit_is_checked_as_make_check_does() -> None:
+    """pre-commit runs the commands of the gate that take a commit's files, by the tools of the environment."""
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    entries = {hook["id"]: hook["entry"] for hook in local["hooks"]}
+    assert entries["ruff"].startswith("python -m ruff check")
+    assert entries["ruff-format"].startswith("python -m ruff format")
+    gate = (ROOT / "Makefile").read_text()
+    assert entries["codespell"].partition("codespell_lib ")[2] in gate.partition("/codespell ")[2]

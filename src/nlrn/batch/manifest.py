@@ -25,7 +25,7 @@ from nlrn.system.atomic import check_no_links, open_record, publish, remove_left
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where nobody is kept out
+except ImportError:  # not on Windows, where folders are not locked
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST, LOCK, PROBE = "nlrn-manifest.jsonl", ".nlrn-lock", ".nlrn-conditions"
@@ -37,10 +37,10 @@ _REFUSALS = 3  # results that a store may refuse one after the other, each tried
 
 
 class Manifest:
-    """Of a folder on a disk; a context.
+    """The manifest of a folder on a disk; a context.
 
     Its file, nlrn-manifest.jsonl, has a line when a result is ready to be published, with the sha256 of its file, and
-    one when it was; a torn last line is passed over. work: a digest of all that decides what a result is: options,
+    one when it was; a torn last line is ignored. work: a digest of all that decides what a result is: options,
     weights, version. Raises ConfigError when another run holds the folder.
     """
 
@@ -108,17 +108,17 @@ class Manifest:
         return (record.get("out"), record.get("work")) == (self._out(job), self.work)
 
     def holds(self, job: Job) -> bool:
-        """Whether what it knows is what lies there: the same image, the same result."""
+        """Whether the existing file is that result, made of the image as it is now."""
         return self._lies_there(job) and _is_of(self.records[job.name], job)
 
     def complete(self, job: Job) -> None:
-        """Say that a result was published, where the run that did was killed before it could."""
+        """Record that a result was published, where the run that did was killed before it could."""
         record = self.records.get(job.name, {})
         if self.knows(job) and not record.get("published"):
             self._write(job, {**record, "published": True})
 
     def publish(self, job: Job, encoded: Encoded, *, overwrite: bool) -> None:
-        """Give a result its name. Raises InputError for one that is there already."""
+        """Give a result its name. Raises InputError for a file that exists already."""
         if self._lies_there(job) and not overwrite:
             raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
         target, record = _path(job), _said_of(job, encoded)
@@ -146,7 +146,7 @@ class Manifest:
         self._note(record)
 
     def _note(self, record: dict[str, Any]) -> None:
-        """Remember the last result of an image; a failure since then does not make it somebody else's."""
+        """Keep the last result of an image; a failure since then does not change whose it is."""
         if "output" in record:
             self.records[record["in"]] = record
 
@@ -159,18 +159,18 @@ class Manifest:
 
 
 class StoreManifest:
-    """Of a folder of an object store; a context, with the methods of Manifest.
+    """The results of a folder of an object store; a context, with the methods of Manifest.
 
-    Nothing can be appended to there, and nothing locked. But an object appears together with its metadata, so each
-    result says for itself what it was made of; jobs: those whose results are looked at for it. And it appears only
-    where nothing is, or what lay there when the run began: what another run has put meanwhile stays, and counts as this
-    one's where it is the same work on the same image. Images that were refused are not recorded. Raises ConfigError for
-    a store that passes over these conditions.
+    A store can neither append nor lock. But an object appears together with its metadata, so each result carries what
+    it was made of; jobs: those whose results are read for it. And it appears only where no object is, or the one from
+    when the run began: what another run has put meanwhile stays, and counts as this one's where it is the same work on
+    the same image. Images that were refused are not recorded. Raises ConfigError for
+    a store that ignores these conditions.
     """
 
     def __init__(self, folder: ObjectPath, work: str, jobs: Sequence[Job]) -> None:
         self.work, self.jobs = work, jobs
-        self.records: dict[str, dict[str, str]] = {}  # of all results that lie there, by their keys
+        self.records: dict[str, dict[str, str]] = {}  # of all existing results, by their keys
         self._etags: dict[str, str] = {}
         self._folder = folder
         self._refused = 0  # results, one after the other
@@ -188,7 +188,7 @@ class StoreManifest:
         """There is nothing to give back."""
 
     def _check_store(self) -> None:
-        """An object that is there stays as it is; the first run puts it, and it is left for the next."""
+        """Raises ConfigError for a store that replaces an object on condition that there is none; leaves a probe."""
         probe = self._folder / PROBE
         probe.put(b"")
         for name, over in (("If-None-Match", ""), ("If-Match", "0" * 32)):
@@ -198,13 +198,16 @@ class StoreManifest:
                 )
 
     def exists(self, job: Job) -> bool:
+        """Whether an object had the name of the result when the run began."""
         return _object(job).key in self._etags
 
     def knows(self, job: Job) -> bool:
+        """Whether a run with the same options made that object of the image."""
         record = self.records.get(_object(job).key, {})
         return (record.get("nlrn-in"), record.get("nlrn-work")) == (_plain(job.name), self.work)
 
     def holds(self, job: Job) -> bool:
+        """Whether that object was made of the image as it is now."""
         record = self.records.get(_object(job).key, {})
         return self.knows(job) and _is_of({k.removeprefix("nlrn-"): v for k, v in record.items()}, job)
 
@@ -212,7 +215,7 @@ class StoreManifest:
         """There is nothing to complete."""
 
     def publish(self, job: Job, encoded: Encoded, *, overwrite: bool) -> None:
-        """Raises InputError for what is there already, and StoreError where the store takes nothing any more."""
+        """Put a result. Raises InputError for an object that exists already, StoreError where the store refuses all."""
         if self.knows(job) and not overwrite:
             raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
         metadata = {f"nlrn-{name}": _as_text(value) for name, value in _said_of(job, encoded).items()}
@@ -235,11 +238,11 @@ class StoreManifest:
         self.records[target.key] = metadata
 
     def refuse(self, job: Job, reason: str) -> None:
-        """The outcome lists it."""
+        """Nothing is recorded: only the outcome lists an image that was refused."""
 
 
 def manifest_of(folder: Place, work: str, jobs: Sequence[Job]) -> Manifest | StoreManifest:
-    """What keeps account of a run's output folder."""
+    """The manifest of a run's output folder."""
     return StoreManifest(folder, work, jobs) if isinstance(folder, ObjectPath) else Manifest(folder, work)
 
 
@@ -261,7 +264,7 @@ def _as_text(value: Any) -> str:
 
 
 def _plain(name: str) -> str:
-    """In the letters that metadata may have, and not too many."""
+    """A name in the characters that metadata may have, cut to 512."""
     return quote(name)[-512:]
 
 

@@ -1,4 +1,4 @@
-"""What is to be done in a folder of images: every image and where its result goes, planned before any work."""
+"""The plan of a folder: every image and where its result goes, before any work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nlrn.errors import ConfigError, InputError
 from nlrn.io.image import SUFFIXES
 from nlrn.system.atomic import check_no_links
 
-# What looks like an image and is not read
+# Suffixes of images that are not read
 _OTHERS = (
     "3fr arw bpg cr2 cr3 crw czi dcm dds djvu dng emf eps erf exr fff fit fits hdr heic heif hif icns ico iff iiq j2c"
     " j2k jls jp2 jpf jpx jxl jxr kdc lif lsm mef mng mos mrw nd2 ndpi nef nrw orf pam pcx pef pfm pic pict psb psd"
@@ -27,7 +27,7 @@ READ_ONLY = {".gif": ".png"}  # formats that are not written, and what is writte
 
 @dataclass(frozen=True)
 class Job:
-    """One image: its name below the input folder, as the manifest says it, and the files or objects."""
+    """One image: its name below the input folder, as in the manifest, and the files or objects."""
 
     name: str
     source: Place
@@ -41,9 +41,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an image comes to. source: the sha256 of its file; data: the file of its result; noted: what is recorded
-    besides, such as "tile", the side of the tiles where larger ones were refused memory, "noise" and "range".
-    Not recorded: said, what is worth printing, a line each, and the seconds that the image took."""
+    """The encoded result of an image.
+
+    source: the sha256 of its file; data: the file of its result; noted: what else is recorded, such as "tile", the side
+    of the tiles where larger ones were refused memory, "noise" and "range". Not recorded: said, messages to print, a
+    line each, and the seconds that the image took.
+    """
 
     source: str
     data: bytes

@@ -1,6 +1,6 @@
 """Images restored by a Ray cluster: Ray schedules; the plan, the manifest and publishing stay with nlrn.
 
-Every worker is an actor with a model of its own: it reads an image, restores and encodes it, and hands the bytes to
+Every worker is an actor with its own model: it reads an image, restores and encodes it, and hands the bytes to
 the process that runs the folder, the only one that writes. So a worker that was given up and comes late after all has
 nothing to replace a result with.
 """
@@ -58,8 +58,11 @@ class RayEngine:
     expected: str = ""
 
     def __call__(self, jobs: Sequence[Job], make: Make, read: Read) -> Results:
-        """Every job and what came of it, as they come. Raises BackendError without Ray, or where no worker stays;
-        ConfigError for workers that no machine of the cluster can hold."""
+        """Every job with its result, as they are completed.
+
+        Raises BackendError without Ray, or where no worker stays; ConfigError for workers that no machine of the
+        cluster can hold.
+        """
         waiting = deque(jobs)
         if not waiting:
             return
@@ -118,7 +121,7 @@ def _connected(address: str | None) -> Iterator[Any]:
 
 
 def _knock(address: str | None) -> None:
-    """Raises OSError where nobody answers, ValueError for what is no address; Ray itself would try for minutes."""
+    """Raises OSError where nothing answers, ValueError for an invalid address; Ray itself would try for minutes."""
     if address not in (None, "auto", "local"):
         place = urlsplit(address if "://" in address else f"ray://{address}")
         if place.hostname is None or place.port is None:

@@ -95,7 +95,7 @@ def run(
                     outcome.done.append(job.name)
                     outcome.said[job.name] = list(encoded.said)
                     report(job.name, encoded.said, encoded.seconds)
-                except (ConfigError, StoreError):  # not of the image: the next would say the same
+                except (ConfigError, StoreError):  # not of the image: the next would fail likewise
                     raise
                 except Exception as error:  # whatever it is, it is this image's
                     known = isinstance(error, NLRNError | OSError)
@@ -163,7 +163,7 @@ def failed(error: Exception) -> Future[Encoded]:
 
 
 def _by_processes(workers: int, jobs: Iterable[Job], make: Make, read: Read) -> Results:
-    """Several images at once, in their order; those under way when a process was killed are tried again, alone."""
+    """Several images at once, in their order; those under way when a process was killed are tried again, one by one."""
     waiting, made, first = deque(jobs), pickle.dumps(make), warn_for_workers()
     while waiting:
         running: deque[tuple[Job, Future[Encoded]]] = deque()
@@ -187,7 +187,7 @@ def _by_processes(workers: int, jobs: Iterable[Job], make: Make, read: Read) -> 
 
 
 def _work(job: Job, make: bytes, read: Read) -> Encoded:
-    """In a process of its own."""
+    """The work of a worker process."""
     return restored_file(job, _made(make), read)
 
 

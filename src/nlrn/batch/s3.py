@@ -1,4 +1,4 @@
-"""Folders in an object store, S3 or what speaks like it, by fsspec's s3fs: objects appear whole or not at all."""
+"""Folders in an object store, S3 or a compatible one, by fsspec's s3fs: objects appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ONE_REQUEST = 5 << 30  # bytes: the most that is put at once, so that no part o
 VERSION = "?versionId="  # what s3fs takes for the beginning of another thing
 LIMIT, SPEED = 30.0, 1e6  # seconds that a request may take, and bytes a second that its content may be had at least
 LONGEST = 1024  # bytes of a key
-_CONFLICTS = 3  # times that a store may say that somebody puts the same at the moment
+_CONFLICTS = 3  # times that a store may answer that another client puts the same at the moment
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ObjectPath:
 
     etag, size: of the object, bytes, where it comes from a listing. Of pathlib it has what a plan of images needs.
     Every call that asks the store raises InputError with the reason, ConfigError for settings that are invalid,
-    BackendError without s3fs. Where it is and who asks is set by the variables and files of AWS's own tools
+    BackendError without s3fs. Its address and the credentials are set by the variables and files of AWS's own tools
     (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE ...), once for a process.
     """
 
@@ -38,7 +38,7 @@ class ObjectPath:
 
     @staticmethod
     def of(url: str) -> ObjectPath:
-        """Of a place as it is typed. Raises ConfigError."""
+        """The path of a typed address. Raises ConfigError."""
         bucket, _, key = url.removeprefix(SCHEME).partition("/")
         found = ObjectPath(bucket, key.rstrip("/"))
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", bucket) or found.name_error():
@@ -67,14 +67,17 @@ class ObjectPath:
 
     @property
     def parts(self) -> tuple[str, ...]:
+        """The key between its slashes."""
         return tuple(self.key.split("/")) if self.key else ()
 
     @property
     def name(self) -> str:
+        """The last part of the key."""
         return self.key.rpartition("/")[2]
 
     @property
     def suffix(self) -> str:
+        """The suffix of the name, such as ".png", or empty."""
         return PurePosixPath(self.name).suffix
 
     def __truediv__(self, more: PurePosixPath | str) -> ObjectPath:
@@ -85,13 +88,14 @@ class ObjectPath:
         return self.bucket == other.bucket and other.parts[: len(self.parts)] == self.parts
 
     def is_dir(self) -> bool:
+        """Whether any object's key begins with this one and a slash."""
         with _asked(self) as store:
             start = f"{self.key}/" if self.key else ""
             metadata = store.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=start, MaxKeys=1, timeout=LIMIT)
         return not self.key or bool(metadata.get("Contents"))
 
     def below(self, *, recursive: bool = True) -> Iterator[ObjectPath]:
-        """Every object of the folder, without those of the folders below it unless they are asked for."""
+        """Every object of the folder, without those of the folders below it unless `recursive`."""
         with _asked(self) as store:
             listed = store.find if recursive else store.ls
             found = listed(self._path, detail=True)
@@ -112,7 +116,7 @@ class ObjectPath:
         return data
 
     def metadata(self) -> dict[str, str]:
-        """What was said of the object where it was put; nothing where there is none."""
+        """The metadata that the object was put with; empty where there is none."""
         with _asked(self) as store:
             try:
                 return dict(store.metadata(self._path, timeout=LIMIT))
@@ -120,10 +124,10 @@ class ObjectPath:
                 return {}
 
     def put(self, data: bytes, metadata: Mapping[str, str] = {}, *, over: str = "") -> str | None:
-        """Put an object and what is to be said of it, in one request; gives its etag, None if something else is there.
+        """Put an object with its metadata, in one request; returns its etag, or None if another object is there.
 
-        over: the etag of what it replaces; without, nothing may be there. The store decides (If-None-Match, If-Match),
-        so of several that do this at a time one succeeds.
+        over: the etag of what it replaces; without, no object may be there. The store decides (If-None-Match,
+        If-Match), so of several that do this at a time one succeeds.
         """
         options: dict[str, Any] = {"mode": "overwrite" if over else "create", "Metadata": dict(metadata)}
         options |= {"chunksize": _ONE_REQUEST, "timeout": LIMIT + len(data) / SPEED}
@@ -159,7 +163,7 @@ def place(text: str) -> Place:
 
 @contextmanager
 def _asked(what: ObjectPath) -> Iterator[Any]:
-    """The store, whose errors become one line that says what was asked for."""
+    """The store; its errors become one line that names the object."""
     try:
         import s3fs
         from aiohttp import ClientError
@@ -184,7 +188,7 @@ def _connected(s3fs: Any, what: ObjectPath) -> Any:
     try:
         store = s3fs.S3FileSystem(use_listings_cache=False)
         store.connect()
-    except (TypeError, AttributeError, KeyError, ValueError) as error:  # so it says that it does not know a setting
+    except (TypeError, AttributeError, KeyError, ValueError) as error:  # how s3fs reports an unknown setting
         reason = f"AWS_ENDPOINT_URL or FSSPEC_S3 is invalid: {_line(error)}"
         raise ConfigError(f"{what}: {reason}") from error
     return store

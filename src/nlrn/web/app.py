@@ -95,7 +95,7 @@ def _add_work(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
     async def preview(request: Request, form: Annotated[Upload, Form(media_type=_FORM)]) -> Response:
         return await done(request, "preview", form)
 
-    @app.post("/v1/explain", responses=_OF_WORK, summary="Where a pixel finds its look-alikes, state by state")
+    @app.post("/v1/explain", responses=_OF_WORK, summary="The pixels that a pixel attends to, state by state")
     async def explain(request: Request, form: Annotated[Explaining, Form(media_type=_FORM)]) -> Response:
         return await done(request, "explain", form)
 
@@ -168,7 +168,7 @@ async def _form(request: Request) -> Any:
     charset = email.message.Message()  # of its own choice a client could have fields decoded by codecs that take hours
     charset["content-type"] = request.headers["content-type"]
     if str(charset.get_param("charset", "utf-8")).lower() not in ("utf-8", "utf8"):
-        raise RefusedError(415, "fields are read as UTF-8 alone", field="Content-Type")
+        raise RefusedError(415, "fields are read as UTF-8 only", field="Content-Type")
     try:
         parser = _InMemory(request.headers, request.stream(), max_files=1, max_fields=_MAX_FIELDS)
         form = await parser.parse()
@@ -208,7 +208,7 @@ async def _gone(request: Request) -> None:
 
 
 _UNROUTED = {404: "there is nothing at this path", 405: "this path is not for that method"}
-_FAILED = "the service failed; its log says how"
+_FAILED = "the service failed; its log has the error"
 
 
 def _json(said: dict[str, Any], status: int, headers: Any = None) -> Response:

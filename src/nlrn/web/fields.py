@@ -1,4 +1,4 @@
-"""The fields of the requests: what each may be, said once for the checks and for the document at /openapi.json."""
+"""The fields of the requests: the type of each, defined once for the checks and for the document at /openapi.json."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Restoration(Upload):
     overlap: Annotated[int | None, Field(ge=0, le=1_000_000, description="pixels shared by tiles")] = None
     watch: Annotated[
         str | None,
-        Field(pattern=r"^[A-Za-z0-9_-]{16,64}$", description="a random word of yours; /v1/progress/WORD says how far"),
+        Field(pattern=r"^[A-Za-z0-9_-]{16,64}$", description="a random word; /v1/progress/WORD returns the progress"),
     ] = None
 
 

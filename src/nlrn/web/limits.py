@@ -1,4 +1,4 @@
-"""What the service takes and how long it waits, and what it says when it does not."""
+"""The limits of the service, and the error that it answers with beyond them."""
 
 from __future__ import annotations
 

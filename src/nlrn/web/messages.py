@@ -24,7 +24,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """content: the bytes of a file of the type `media`. headers: what is said besides."""
+    """content: the bytes of a file of the type `media`. headers: those of the answer in addition."""
 
     content: bytes
     media: str

@@ -1,4 +1,4 @@
-"""What /metrics tells, in Prometheus' text."""
+"""The metrics of the service, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GUARD, CONNECTION = "guard", "connection"
 
 
 class Metrics:
-    """Of one service; nothing of any image or client, so that there are no more labels than routes and codes.
+    """The metrics of one service; nothing of any image or client, so that labels are routes and codes only.
 
     route: its own path, `other` where none is, `guard` for what was refused before one was looked for, `connection`
     for what was refused before it was a request. status 499: the client went away before its answer.
@@ -35,8 +35,9 @@ class Metrics:
         busy.set_function(lambda: jobs.busy)
 
     def count(self, route: str, status: int) -> None:
-        """An answer."""
+        """Count an answer."""
         self.requests.labels(route, status).inc()
 
     def text(self) -> bytes:
+        """All metrics, for /metrics."""
         return generate_latest(self.registry)

@@ -83,7 +83,7 @@ class Guard:
         given = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         headers = dict(given)
         if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
-            # RFC 9112, 6.1: somebody between may take another length for the right one, and what follows for a request
+            # RFC 9112, 6.1: a proxy between may take another length for the right one, and what follows for a request
             raise RefusedError(400, "a body has a Content-Length or, in HTTP/1.1, a Transfer-Encoding, not both")
         for name in ("Host", "Origin"):
             if sum(key == name.lower() for key, _ in given) > 1:

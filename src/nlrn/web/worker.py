@@ -148,4 +148,4 @@ def _done(handlers: Any, task: Any, connection: Connection) -> tuple[str, Any]:
         return "refused", (refusal.status, refusal.said)
     except Exception:
         _LOG.exception("a task failed in a way that was not foreseen")
-        return "refused", (503, {"error": "the work failed; the log of the service says how"})
+        return "refused", (503, {"error": "the work failed; the log of the service has the error"})
