@@ -13,7 +13,7 @@ from nlrn.system.atomic import open_record
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where nobody is kept out
+except ImportError:  # not on Windows, where folders are not locked
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".nlrn-journal"
