@@ -24,11 +24,23 @@ import benchmarks.command
 import studies.command
 from benchmarks.suite import CELLS
 from nlrn import cli
+from nlrn.cli.naming import with_command
 from nlrn.training.config import read_recipe
 from nlrn.web.limits import Limits
 
 FENCE = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
-AS_WRITTEN = ("denoise", "upscale", "explain", "models", "doctor", "convert", "evaluate", "--help", "--version")
+AS_WRITTEN = (
+    "denoise",
+    "upscale",
+    "explain",
+    "models",
+    "doctor",
+    "convert",
+    "evaluate",
+    "completion",
+    "--help",
+    "--version",
+)
 SECONDS = re.compile(r"in \d+ s \(\d+\.\d+ a second\)|; \d+\.\d s$", re.MULTILINE)
 
 
@@ -112,7 +124,7 @@ def _line(line: str, code: int, rules: Rules) -> str:
         words = shlex.split(rules.reduced[line][0])
     else:
         assert words[0] == "nlrn", f"no rule for {line}"
-        assert words[1] in AS_WRITTEN, f"no rule for {line}"
+        assert words[1] in AS_WRITTEN or Path(words[1]).exists(), f"no rule for {line}"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         found = cli.execute(*_program(words))
@@ -128,7 +140,8 @@ def _program(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
         what = words[2].removeprefix("benchmarks.")
         assert what in CELLS, words[2]
         return benchmarks.command.parser(what), words[3:]
-    return cli._parser(), words[words.index("nlrn") + 1 :]
+    names = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
+    return cli._parser(), with_command(words[words.index("nlrn") + 1 :], names)
 
 
 def parse(words: list[str]) -> None:

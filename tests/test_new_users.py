@@ -65,13 +65,13 @@ def test_where_there_is_no_terminal_work_under_way_is_seen(
     monkeypatch.setattr("nlrn.cli.shared.HEARTBEAT", 0.01)
     words = ["denoise", "--model", str(weights), "--sigma", "20"]
     assert run([*words, str(album), "-o", str(album.with_name("out"))]) == 1
-    assert "nlrn: denoising: 0 of 3 images after 0 s" in capsys.readouterr().err.splitlines()
+    assert "denoising: 0 of 3 images after 0 s" in capsys.readouterr().err.splitlines()
     Image.effect_noise((300, 300), 60).save(album.with_name("large.png"))
     assert run([*words, str(album.with_name("large.png")), "-o", str(album.with_name("x.png")), "-t", "32"]) == 0
     shown = capsys.readouterr()
-    assert "nlrn: denoising" in shown.err
+    assert "denoising" in shown.err
     assert "parts after" in shown.err
-    assert "nlrn: denoising" not in shown.out  # what another program reads
+    assert "denoising" not in shown.out  # what another program reads
     assert run([*words, str(album.with_name("large.png")), "-o", str(album.with_name("y.png")), "-q"]) == 0
     assert capsys.readouterr().err == ""
 

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from nlrn import __version__
 from nlrn.cli import (
+    completion,
     convert,
     denoise,
     doctor,
@@ -29,6 +30,7 @@ from nlrn.cli import (
     upscale,
 )
 from nlrn.cli.interrupts import InterruptHandler
+from nlrn.cli.naming import with_command
 from nlrn.cli.shared import complain, printable
 from nlrn.errors import ConfigError, InputError, NLRNError, UnfinishedError
 
@@ -43,11 +45,28 @@ COMMANDS = (
     convert,
     export,
     doctor,
+    completion,
 )  # in the order of --help
+
+
+EXAMPLES = """\
+examples:
+  nlrn photo.jpg                           remove the noise; writes photo-restored.jpg
+  nlrn denoise noisy.png -o clean.png      the same, under a name of yours
+  nlrn denoise photos -o restored -r       a folder, resumed by the same command
+  nlrn upscale image.png --scale 3         enlarge; writes image-enlarged.png
+  nlrn serve                               the same on a page, in a browser
+
+nlrn COMMAND --help shows the options of a command."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
+    names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    try:
+        arguments = with_command(arguments, names)
+    except InputError as error:
+        return _report(error)
     return execute(_parser(), arguments)
 
 
@@ -125,11 +144,13 @@ class Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="nlrn",
+        usage="%(prog)s IMAGE\n       %(prog)s COMMAND ...",
         description="Restore images with the Non-Local Recurrent Network (NeurIPS 2018).",
-        epilog="Start with: nlrn denoise noisy.png -o clean.png",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"nlrn {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="nlrn", title="commands")
     for command in COMMANDS:
         command.add(commands)
     return parser

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import count, reporter
+from nlrn.cli.shared import add_command, count, reporter
+
+EXAMPLES = """
+nlrn convert model.ckpt -o authors.safetensors --propagation
+"""
 
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn convert` to the subparsers of argparse."""
-    parser = commands.add_parser("convert", help="turn the authors' TensorFlow weights into a weights file")
+    parser = add_command(commands, "convert", "turn the authors' TensorFlow weights into a weights file", EXAMPLES)
     parser.add_argument(
         "input", type=Path, metavar="CHECKPOINT", help="its prefix, a training folder, or that of a SavedModel"
     )
@@ -33,6 +39,7 @@ def add(commands: Any) -> None:
         " begin with model/, as in the authors' first code, else 1)",
     )
     parser.add_argument("--window", type=count, help="odd, for use beyond the authors' patches (default: none)")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=_convert)
@@ -57,6 +64,9 @@ def _convert(options: argparse.Namespace) -> int:
     }
     save_model(options.output, model, metadata, overwrite=options.overwrite)
     c = model.config
+    if options.json:
+        print(json.dumps({"output": str(options.output), "config": dataclasses.asdict(c)}))
+        return 0
     say = reporter(options)
     say(f"{c.states} states, {c.channels} channels, {'with' if c.propagation else 'without'} propagation")
     use = "upscale enlarges with it" if c.task == "sr" else "it was trained for one noise level"

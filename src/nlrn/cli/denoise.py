@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.images import add_image_options, digest, restore_input
-from nlrn.cli.shared import mebibytes, number, side, sigma_level, sigma_or_auto
+from nlrn.cli.shared import add_command, mebibytes, number, side, sigma_level, sigma_or_auto
 from nlrn.cli.stacks import add_stack_options, is_stack, restore_stack
 from nlrn.errors import ConfigError, InputError
 from nlrn.functional.limits import MAX_SIGMA
@@ -22,37 +22,45 @@ if TYPE_CHECKING:
     from nlrn.inference.self_ensemble import Progress
     from nlrn.io.image import ImageData
 
+EXAMPLES = """
+nlrn denoise photo.jpg                              the noise is found; writes photo-restored.jpg
+nlrn denoise noisy.png -o clean.png --sigma 25      white noise of a level that is known
+nlrn denoise night.jpg --noise photo --level 0.7    a photograph, less smoothed
+nlrn denoise photos -o restored -r                  a folder and those below it
+"""
+
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn denoise` to the subparsers of argparse."""
-    parser = commands.add_parser("denoise", help="remove noise from an image")
-    parser.add_argument(
+    parser = add_command(commands, "denoise", "remove noise from an image", EXAMPLES)
+    group = parser.add_argument_group("noise")
+    group.add_argument(
         "--sigma",
         type=_sigma,
         help=f"noise level in 0-255 units, 0..{MAX_SIGMA:g}, or auto (default); of a stack also per-plane",
     )
-    parser.add_argument(
+    group.add_argument(
         "--sigma-map",
         type=Path,
         metavar="FILE",
         help="a noise level for each pixel: the levels, 0-255, of a grey image, or the numbers of a float TIFF",
     )
-    parser.add_argument("--strength", type=_strength, default=1.0, help="how much of the noise goes, 0..1 (default: 1)")
-    parser.add_argument(
+    group.add_argument("--strength", type=_strength, default=1.0, help="how much of the noise goes, 0..1 (default: 1)")
+    group.add_argument(
         "--noise",
         choices=("auto", "gaussian", "poisson", "photo"),
         default="auto",
         help="auto: white or camera-like, as found (default); gaussian: white; poisson: counted photons, noise that"
         " grows with the light; photo: that of cameras, found by the model for photographs",
     )
-    parser.add_argument(
+    group.add_argument(
         "--level",
         type=_level,
         default=1.0,
         help="of the model for photographs: more or less of the noise, 0..2 (default: 1)",
     )
-    parser.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
-    parser.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
+    group.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
+    group.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
     add_image_options(parser)
     add_stack_options(parser, side, mebibytes)
     parser.set_defaults(run=_denoise)

@@ -6,10 +6,17 @@ import argparse
 import json
 from typing import Any
 
+from nlrn.cli.shared import add_command
+
+EXAMPLES = """
+nlrn doctor
+nlrn doctor --json
+"""
+
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn doctor` to the subparsers of argparse."""
-    parser = commands.add_parser("doctor", help="what this installation can do here, and why not more")
+    parser = add_command(commands, "doctor", "what this installation can do here, and why not more", EXAMPLES)
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=_doctor)
 

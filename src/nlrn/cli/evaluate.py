@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.shared import (
+    add_command,
     add_model_options,
     check_result,
     make_restorer,
@@ -22,10 +24,17 @@ if TYPE_CHECKING:
     from nlrn.evaluation.protocols import Condition
     from nlrn.models.nlrn import NLRNConfig
 
+EXAMPLES = """
+nlrn evaluate --data examples --sigma 25            any folder of images
+nlrn evaluate --data DATA --sigma 15 25 50 --json scores.json
+"""
+
+_STANDARD_OUTPUT = Path("-")
+
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn evaluate` to the subparsers of argparse."""
-    parser = commands.add_parser("evaluate", help="score a model on the field's data sets")
+    parser = add_command(commands, "evaluate", "score a model on the field's data sets", EXAMPLES)
     parser.add_argument("--data", type=Path, help="folder of the data sets, or of images (default: $NLRN_DATA)")
     parser.add_argument("--set", dest="sets", nargs="+", default=[], metavar="NAME", help="set12, bsd68, cbsd68 ...")
     parser.add_argument("--task", choices=("denoise", "sr"), default="denoise", help="sr: super-resolution")
@@ -50,7 +59,14 @@ def add(commands: Any) -> None:
         help="of super-resolution: is the small image rounded to 8 bit?",
     )
     parser.add_argument("--attention", action="store_true", help="also what the attention is worth (first set)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=_STANDARD_OUTPUT,
+        metavar="FILE",
+        help="write every number there; without FILE print them as JSON",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     add_model_options(parser)
     parser.set_defaults(run=_evaluate)
@@ -71,7 +87,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.precision == "auto":
         options.precision = "fp32"  # scores are reproducible numbers
     path = resolve_model(model_name(options, 1))
-    check_result(options.json, ".json", overwrite=options.overwrite, inputs=(path,))
+    printed = options.json == _STANDARD_OUTPUT
+    check_result(None if printed else options.json, ".json", overwrite=options.overwrite, inputs=(path,))
+    options.quiet |= printed
     restorer = make_restorer(options, tile=0)
     config = restorer.model.config
     _check(options, config)
@@ -99,7 +117,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         say("the attention, on " + next(iter(sets)))
         result["attention"] = attention_study(restorer, next(iter(sets.values())), conditions, say=say)
     _table(result, options.quiet)
-    if options.json is not None:
+    if printed:
+        print(json.dumps(result))
+    elif options.json is not None:
         publish_json(options.json, result)
         say(f"wrote {options.json}")
     return 0

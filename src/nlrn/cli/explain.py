@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import add_model_options, check_result, make_restorer, print_table, reporter, sigma_level
+from nlrn.cli.shared import (
+    add_command,
+    add_model_options,
+    check_result,
+    make_restorer,
+    print_table,
+    reporter,
+    sigma_level,
+)
+
+EXAMPLES = """
+nlrn explain image.png --at 120,85 -o map.png
+"""
 
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn explain` to the subparsers of argparse."""
-    parser = commands.add_parser("explain", help="draw which pixels a pixel attends to, state by state")
+    parser = add_command(commands, "explain", "draw which pixels a pixel attends to, state by state", EXAMPLES)
     parser.add_argument("input", type=Path, metavar="IMAGE", help="a clean image; a copy with noise is explained too")
     parser.add_argument(
         "--at", type=_pixel, required=True, metavar="X,Y", help="column and row, from 0 at the top left"
@@ -19,6 +32,7 @@ def add(commands: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MAP.png")
     parser.add_argument("--sigma", type=sigma_level, default=25.0, help="of the noise added (default: 25)")
     parser.add_argument("--overwrite", action="store_true", help="replace MAP.png if it exists")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_model_options(parser, restores=False)
     parser.set_defaults(run=_explain)
 
@@ -36,6 +50,10 @@ def _explain(options: argparse.Namespace) -> int:
     restorer = make_restorer(options)
     rows = explain(restorer, seen, options.at, options.sigma)
     draw(rows, options.output, overwrite=options.overwrite)
+    if options.json:
+        found = [{"sigma": maps.sigma, "neighbours": [float(n) for n in maps.neighbours]} for maps in rows]
+        print(json.dumps({"output": str(options.output), "at": options.at, "rows": found}))
+        return 0
     if not options.quiet:
         header = ["effective neighbours", *(f"sigma {maps.sigma:g}" for maps in rows)]
         states = zip(*(maps.neighbours for maps in rows), strict=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlrn import __version__
 from nlrn.batch.s3 import ObjectPath, Place, place
+from nlrn.cli.naming import SUFFIXES, result_beside
 from nlrn.cli.shared import (
     ProgressBar,
     Report,
@@ -65,24 +66,27 @@ _YOUNGER = {"range": "auto", "axes": None}
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """IN, --output, --overwrite, --depth, the options of a model, of tiles and of folders."""
+    parser.usage = "%(prog)s IN [-o OUT] [OPTION ...]"
     parser.add_argument(
         "input",
         type=partial(_place, "IN"),
         metavar="IN",
         help="an image, or a folder of images: of a disk, or s3://BUCKET/FOLDER",
     )
-    parser.add_argument(
+    group = parser.add_argument_group("result")
+    group.add_argument(
         "-o",
         "--output",
         type=partial(_place, "OUT"),
-        required=True,
         metavar="OUT",
-        help="its suffix sets the format; of a folder: a folder",
+        help="its suffix sets the format; of a folder: a folder (default: beside IN, its name with"
+        f" {SUFFIXES[parser.prog.rpartition(' ')[2]]})",
     )
-    parser.add_argument(
+    group.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    group.add_argument(
         "--depth", type=int, choices=(8, 16, 32), help="bits a sample of OUT, 32: floats (default: those of IN)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--range",
         type=_range,
         default="auto",
@@ -90,13 +94,14 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         help="the values restored as black and white: the type's, the image's own, or given sample values (default:"
         " the image's own where it is a small part of the type's); sigma stays in 1/255 of the type's",
     )
-    parser.add_argument("--keep-gps", action="store_true", help="leave the place in the EXIF")
-    parser.add_argument("--max-pixels", type=side, metavar="COUNT", help="refuse images of more (default: 100,000,000)")
+    group.add_argument("--keep-gps", action="store_true", help="leave the place in the EXIF")
+    group.add_argument("--json", action="store_true", help="print what was done as JSON")
     add_model_options(parser)
-    parser.add_argument("-t", "--tile", type=_tile, metavar="PIXELS", help="side of a tile; 0: the whole image")
-    parser.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
-    parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    group = parser.add_argument_group("memory")
+    group.add_argument("-t", "--tile", type=_tile, metavar="PIXELS", help="side of a tile; 0: the whole image")
+    group.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
+    group.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
+    group.add_argument("--max-pixels", type=side, metavar="COUNT", help="refuse images of more (default: 100,000,000)")
     group = parser.add_argument_group("where IN is a folder")
     group.add_argument("-r", "--recursive", action="store_true", help="the folders below it too")
     group.add_argument("--suffix", default="", metavar="TEXT", help="at the end of the results' names: --suffix=-clean")
@@ -105,7 +110,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-j", "--jobs", type=side, help="images at once, sharing the threads (default: 1; of ray: all that fit)"
     )
-    group.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    group = parser.add_argument_group("a folder on a Ray cluster (docs/cluster.md)")
     group.add_argument("--engine", choices=("local", "ray"), default="local", help="what restores (default: local)")
     group.add_argument(
         "--address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: Ray is started here)"
@@ -160,6 +165,9 @@ def restore_input(
     stored = isinstance(options.input, ObjectPath)
     if not (stored or options.input.exists()):  # before OUT is checked, which of a folder has no suffix
         raise InputError(f"there is no file or folder {options.input}")
+    unnamed = options.output is None
+    if unnamed:
+        options.output = result_beside(options)
     if stored or options.input.is_dir():
         return _restore_folder(options, asked, restored, what, expected)
     from nlrn.io.image import write_image
@@ -171,21 +179,33 @@ def restore_input(
         suffix = READ_ONLY.get(options.input.suffix.lower(), options.input.suffix)
         suffix = ".tif" if many and "tif" not in suffix.lower() else suffix
         options.output = options.output / f"{options.input.stem}{suffix}"
+    elif unnamed and many and "tif" not in options.output.suffix.lower():
+        options.output = options.output.with_suffix(".tif")
     _check_single(options)
+    started, record = time.monotonic(), {"input": str(options.input), "output": str(options.output)}
     if stacked is not None and many:
-        return stacked(options, asked)
-    image, say = _read_input(options, asked, expected), reporter(options)
+        options.quiet |= options.json
+        code = stacked(options, asked)
+        if options.json:
+            print(json.dumps(record | {"seconds": time.monotonic() - started}))
+        return code
+    image, say, lines = _read_input(options, asked, expected), reporter(options), list[str]()
     with ProgressBar(options, what) as tick:
-        result = restored(asked, image, say, tick)
+        result = restored(asked, image, lines.append if options.json else say, tick)
     write_image(options.output, result, overwrite=options.overwrite)
     (height, width), before = result.array.shape[:2], image.array.shape[:2]
-    say(f"wrote {options.output}" + (f", {width} x {height}" if (height, width) != before else ""))
+    if options.json:
+        found = {"width": width, "height": height, "noise": result.noise, "said": lines}
+        print(json.dumps(record | {"seconds": time.monotonic() - started} | found))
+        return 0
+    size = f", {width} x {height}" if (height, width) != before else ""
+    say(f"wrote {options.output}{size}" + (f"; {options.input} is unchanged" if unnamed else ""))
     return 0
 
 
 def _check_single(options: argparse.Namespace) -> None:
     """Raises ConfigError for what is for folders only."""
-    given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual]
+    given = [name for name, usual in FOLDER_OPTIONS.items() if getattr(options, name) != usual and name != "json"]
     given = [name for name in given if (name, options.jobs) != ("jobs", 1)]
     if given:
         raise ConfigError(f"{options.input} is no folder: --{given[0].replace('_', '-')} is for one")

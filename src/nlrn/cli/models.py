@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
+
+from nlrn.cli.shared import add_command, print_table
+
+EXAMPLES = """
+nlrn models
+nlrn models --json
+"""
 
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn models` to the subparsers of argparse."""
-    parser = commands.add_parser("models", help="list the models inside this package")
+    parser = add_command(commands, "models", "list the models inside this package", EXAMPLES)
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=_models)
 
@@ -19,8 +27,13 @@ def _models(options: argparse.Namespace) -> int:
 
     models = shipped_models()
     if options.json:
-        rows = [{k: str(v) if k == "path" else v for k, v in vars(m).items()} for m in models]
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([vars(m) | {"path": str(m.path)} for m in models], indent=1))
+        return 0
+    if sys.stdout.isatty():
+        rows = [[m.name, m.task, "grey" if m.channels == 1 else "colour", f"{m.parameters:,}"] for m in models]
+        digests = [[m.metadata.get("steps", "?"), m.sha256[:12]] for m in models]
+        header = ["model", "task", "images", "parameters", "steps", "sha256"]
+        print_table(None, header, [[*row, *more] for row, more in zip(rows, digests, strict=True)])
         return 0
     for m in models:
         colour = "grey" if m.channels == 1 else "colour"

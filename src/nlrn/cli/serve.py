@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nlrn.cli.shared import count, mebibytes, number
+from nlrn.cli.shared import add_command, count, mebibytes, number
 from nlrn.errors import BackendError
 
 _LIMITS = (  # option, field of Limits, type, usual value and what it is
@@ -24,10 +24,15 @@ _DEADLINES = (
     ("--stop-seconds", "stop_seconds", "for work under way when asked to end (default: 10)"),
 )
 
+EXAMPLES = """
+nlrn serve                                          then open http://127.0.0.1:8000
+nlrn serve --model mine.safetensors --port 8080
+"""
+
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn serve` to the subparsers of argparse."""
-    parser = commands.add_parser("serve", help="a page and an HTTP service on this machine")
+    parser = add_command(commands, "serve", "a page and an HTTP service on this machine", EXAMPLES)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, help="default: 8000; 0: a free one")
     parser.add_argument(

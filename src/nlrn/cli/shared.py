@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -19,24 +20,29 @@ if TYPE_CHECKING:
     from nlrn.inference.restorer import Restorer
 
 Report = Callable[[str], None]
-HEARTBEAT = 30.0  # seconds between the lines of work under way, where there is no terminal
+HEARTBEAT = 60.0  # seconds between the lines of work under way, where there is no terminal
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, restores: bool = True) -> None:
     """--model, --device, --quiet and, for a command that restores images, --mode, --tta and --precision."""
-    parser.add_argument("--model", metavar="NAME|FILE", help="a shipped model (see: nlrn models) or a weights file")
+    group = parser.add_argument_group("model and machine")
+    group.add_argument(
+        "--model",
+        metavar="NAME|FILE",
+        help="a shipped model (see: nlrn models) or a weights file (default: automatic, the one for the image)",
+    )
     if restores:
-        parser.add_argument(
+        group.add_argument(
             "--mode",
             choices=("window", "patch"),
             default="window",
             help="over the whole image, or the authors' slow patches",
         )
-        parser.add_argument("--tta", action="store_true", help="the mean over 8 flips and turns: 8 times the work")
-        parser.add_argument(
+        group.add_argument("--tta", action="store_true", help="the mean over 8 flips and turns: 8 times the work")
+        group.add_argument(
             "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: bf16 where it is quick"
         )
-    parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    group.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 
 
@@ -65,7 +71,12 @@ def check_result(path: Path | None, suffix: str, *, overwrite: bool, inputs: Ite
 
 
 def print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on standard output."""
+    """Print a table on standard output: drawn on a terminal, elsewhere plain columns."""
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) for row in (header, *rows)]
+        print("\n".join(line.rstrip() for line in ([title] if title else []) + lines))
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -78,14 +89,27 @@ def print_table(title: str | None, header: Sequence[str], rows: Sequence[Sequenc
     Console().print(table)
 
 
+def add_command(commands: Any, name: str, what: str, examples: str) -> argparse.ArgumentParser:
+    """The parser of a command, with examples below its options."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
 def reporter(options: argparse.Namespace) -> Report:
     """A function that prints one line, or under --quiet does nothing."""
     return (lambda line: None) if options.quiet else lambda line: print(printable(line), flush=True)
 
 
 def complain(line: str) -> None:
-    """Print one line of an error."""
-    print(f"nlrn: {printable(line)}", file=sys.stderr)
+    """Print one line of an error, its beginning red on a terminal."""
+    red = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    print(f"\x1b[1;31mnlrn:\x1b[0m {printable(line)}" if red else f"nlrn: {printable(line)}", file=sys.stderr)
 
 
 def printable(line: str) -> str:
@@ -135,7 +159,7 @@ class ProgressBar:
         while not self.ended.wait(HEARTBEAT):
             done, total = self.state
             far = f": {done} of {total} {self.unit}" if total else ""
-            print(f"nlrn: {self.what}{far} after {time.monotonic() - self.began:.0f} s", file=sys.stderr, flush=True)
+            print(f"{self.what}{far} after {time.monotonic() - self.began:.0f} s", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()

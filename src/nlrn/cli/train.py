@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
 
-from nlrn.cli.shared import count, reporter
+from nlrn.cli.shared import add_command, count, reporter
 from nlrn.errors import ConfigError, ElsewhereError
+
+EXAMPLES = """
+nlrn train recipes/denoise-gray-small.toml --minutes 60
+nlrn train recipes/denoise-gray-small.toml --resume --minutes 60
+"""
 
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn train` to the subparsers of argparse."""
-    parser = commands.add_parser("train", help="train a model by a recipe")
+    parser = add_command(commands, "train", "train a model as a recipe says", EXAMPLES)
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: runs/<recipe name>")
@@ -23,6 +29,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--decay", type=float, metavar="SHARE", help="of the slice, instead of the recipe's; 0: none")
     parser.add_argument("--steps", type=count, help="instead of the recipe's number")
     parser.add_argument("--tensorboard", action="store_true", help="write curves too (nlrn[train])")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON, at the end")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=_train)
 
@@ -43,10 +50,13 @@ def _train(options: argparse.Namespace) -> int:
             steps=options.steps,
             tensorboard=options.tensorboard,
             data=options.data,
-            quiet=options.quiet,
+            quiet=options.quiet or options.json,
         )
     except ElsewhereError:  # one error is printed once
         return 3
     if os.environ.get("RANK", "0") == "0":  # under torchrun, one process prints
-        reporter(options)(f"wrote {path}")
+        if options.json:
+            print(json.dumps({"output": str(path)}))
+        else:
+            reporter(options)(f"wrote {path}")
     return 0

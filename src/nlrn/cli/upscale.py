@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.images import add_image_options, restore_input
-from nlrn.cli.shared import number, side
+from nlrn.cli.shared import add_command, number, side
 from nlrn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,13 +15,20 @@ if TYPE_CHECKING:
     from nlrn.inference.self_ensemble import Progress
     from nlrn.io.image import ImageData
 
+EXAMPLES = """
+nlrn upscale image.png                              twice as large; writes image-enlarged.png
+nlrn upscale image.png -o large.png --scale 3
+nlrn upscale image.png -o wide.png --width 1920
+"""
+
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn upscale` to the subparsers of argparse."""
-    parser = commands.add_parser("upscale", help="enlarge an image (super-resolution)")
-    parser.add_argument("-s", "--scale", type=_scale, help="how many times, 1.5 to 16 (default: 2)")
-    parser.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
-    parser.add_argument("--height", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
+    parser = add_command(commands, "upscale", "enlarge an image (super-resolution)", EXAMPLES)
+    group = parser.add_argument_group("size")
+    group.add_argument("-s", "--scale", type=_scale, help="how many times, 1.5 to 16 (default: 2)")
+    group.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
+    group.add_argument("--height", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
     add_image_options(parser)
     parser.set_defaults(run=_upscale, task="sr")
 

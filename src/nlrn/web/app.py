@@ -65,7 +65,7 @@ def application(jobs: Jobs, limits: Limits, hosts: Iterable[str] = ()) -> Guard:
     metrics = Metrics(jobs)
     _say_refusals(app)
     _add_work(app, jobs, metrics)
-    _add_questions(app, jobs, metrics)
+    _add_questions(app, jobs, metrics, limits)
     _add_page(app)
     return Guard(_Failsafe(app), limits, metrics, hosts)
 
@@ -100,13 +100,17 @@ def _add_work(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
         return await done(request, "explain", form)
 
 
-def _add_questions(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
+def _add_questions(app: FastAPI, jobs: Jobs, metrics: Metrics, limits: Limits) -> None:
     text: dict[int | str, Any] = {200: {"description": "Prometheus' text", "content": {"text/plain": {}}}}
     by_word = {**_OF_QUESTIONS, 404: _REFUSALS[404], 422: _REFUSALS[422]}
 
     @app.get("/v1/models", responses=_OF_QUESTIONS, summary="The models that are offered")
     async def models() -> list[dict[str, str | int]]:
         return jobs.worker.models
+
+    @app.get("/v1/limits", responses=_OF_QUESTIONS, summary="The largest image, result and request that are taken")
+    async def largest() -> dict[str, int]:
+        return {name: getattr(limits, name) for name in ("max_pixels", "max_result_pixels", "max_bytes")}
 
     @app.get("/v1/progress/{watch}", responses=by_word, summary="How far the job is that was sent with that word")
     async def progress(watch: Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{16,64}$")]) -> dict[str, Any]:

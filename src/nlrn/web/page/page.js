@@ -1,15 +1,19 @@
-// The page: an image goes to the service as it is, and what comes back is shown and can be saved, byte for byte.
-import { View } from "/view.js";
+// The page: images go to the service as they are, and what comes back is shown and can be saved, byte for byte.
 import { showMaps } from "/maps.js";
+import { Preview } from "/preview.js";
+import { Refusal, asked, check, checkSize, mega, shown } from "/service.js";
+import * as settings from "/settings.js";
+import { View } from "/view.js";
+import { zipped } from "/zip.js";
 
 const $ = (id) => document.getElementById(id);
-const SHOWN = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif"];
 const view = new View();
-let file = null; // what was chosen
-let models = [];
-let running = null; // the AbortController of the work under way
-let size = null; // of the image before
-const urls = { before: null, after: null };
+const preview = new Preview();
+let items = []; // {file, state, words, url, size, result, key}: all that were chosen; one of them is shown
+let item = null; // the one that is shown
+let models = [], limits = {};
+let running = null; // the AbortController of the work
+let afterUrl = null; // of the result that is shown
 
 // -- what is said ----------------------------------------------------------------------------------------------
 
@@ -18,81 +22,109 @@ function say(text, bad = false) {
   $("status").classList.toggle("bad", bad);
 }
 
-async function asked(path, form, signal) {
-  let answer;
-  try {
-    answer = await fetch(path, { method: "POST", body: form, signal });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The service does not answer.");
-  }
-  if (answer.ok) return answer;
-  const said = await answer.json().catch(() => ({}));
-  const words = said.error || `The service answered ${answer.status}.`;
-  throw new Error(answer.status === 503 ? `${words}. Try again in ${answer.headers.get("Retry-After") || 5} seconds.` : words);
+function fail(error, of = item) {
+  // Beside what caused it: a field of the form, the file, or else below the button.
+  const words = error.message;
+  if (of) Object.assign(of, { state: "failed", words });
+  if (error instanceof Refusal && settings.showError(error.field, words)) say("");
+  else if (of && !of.size) fileError(of === item || items.length < 2 ? words : "");
+  else say(words, true);
+  list();
 }
 
-// -- the image -----------------------------------------------------------------------------------------------
-
-async function shown(blob, signal) {
-  // The URL of something that the browser shows: the blob itself, or an 8-bit PNG that the service makes of it.
-  if (SHOWN.includes(blob.type)) {
-    const url = URL.createObjectURL(blob);
-    try {
-      const image = new Image();
-      image.src = url;
-      await image.decode();
-      return { url, width: image.naturalWidth, height: image.naturalHeight };
-    } catch {
-      URL.revokeObjectURL(url);
-    }
-  }
-  const form = new FormData();
-  form.append("image", blob, "image");
-  const preview = await (await asked("/v1/preview", form, signal)).blob();
-  const url = URL.createObjectURL(preview);
-  const image = new Image();
-  image.src = url;
-  await image.decode();
-  return { url, width: image.naturalWidth, height: image.naturalHeight };
+function fileError(words) {
+  $("file-error").hidden = !($("file-error").textContent = words);
 }
 
-function place(which, url) {
-  if (urls[which]) URL.revokeObjectURL(urls[which]);
-  urls[which] = url;
-  if (url) $(which).src = url;
-  else $(which).removeAttribute("src");
+// -- the images ------------------------------------------------------------------------------------------------
+
+function list() {
+  $("list").hidden = items.length < 2;
+  $("list").replaceChildren(
+    ...items.map((one) => {
+      const entry = document.createElement("li"), button = document.createElement("button");
+      button.type = "button";
+      button.className = one.state === "failed" ? "bad" : "";
+      button.setAttribute("aria-pressed", String(one === item));
+      const words = document.createElement("span");
+      words.textContent = one.words;
+      button.append(one.file.name || "image", words);
+      button.addEventListener("click", () => show(one).then(focusListed));
+      entry.append(button);
+      return entry;
+    }),
+  );
+  const done = items.filter((one) => one.result);
+  $("zip").hidden = done.length < 2 || Boolean(running);
+  const waiting = items.filter((one) => needed(one)).length;
+  $("go").textContent = items.length > 1 && waiting > 1 ? `Restore ${waiting} images` : "Restore";
+  ready();
 }
 
-async function choose(chosen) {
+const focusListed = () => document.querySelector("#list [aria-pressed=true]")?.focus();
+const needed = (one) => one.state !== "bad" && (!one.result || one.key !== settings.key());
+
+async function choose(files) {
   stop();
   say("");
-  file = chosen;
-  size = null;
-  $("chosen").textContent = chosen.name || "image";
-  $("work").hidden = true;
-  forget();
-  $("go").disabled = true;
-  try {
-    const found = await shown(chosen);
-    if (file !== chosen) return URL.revokeObjectURL(found.url);
-    place("before", found.url);
-    size = found;
-    $("work").hidden = false;
-    view.open(found.width, found.height);
-    $("x").max = found.width - 1;
-    $("y").max = found.height - 1;
-    ready();
-    say(`${found.width} × ${found.height} pixels.`);
-  } catch (error) {
-    if (file === chosen) say(error.message, true);
-  }
+  fileError("");
+  for (const one of items) if (one.url) URL.revokeObjectURL(one.url);
+  items = [...files].map((file) => ({ file, state: "waiting", words: "waiting" }));
+  $("chosen").textContent = items.length === 1 ? files[0].name || "image" : `${items.length} images`;
+  await show(items[0]);
 }
 
+async function show(one) {
+  item = one;
+  fileError("");
+  settings.clearErrors();
+  forget();
+  $("work").hidden = true;
+  list();
+  try {
+    await open(one);
+    if (item !== one) return;
+    place("before", one.url);
+    $("work").hidden = false;
+    view.open(one.size.width, one.size.height);
+    $("x").max = one.size.width - 1;
+    $("y").max = one.size.height - 1;
+    if (one.result) await reveal(one);
+    say(one.said || `${one.size.width} × ${one.size.height} pixels, ${mega(one.file.size)}.`);
+    if (one.state === "failed") say(one.words, true);
+  } catch (error) {
+    if (item === one && error.name !== "AbortError") {
+      fail(error, one);
+      one.state = "bad";
+    }
+  }
+  list();
+}
+
+async function open(one) {
+  // Its URL and size, once; Refusal for what the service would refuse.
+  if (one.size) return;
+  await check(one.file, limits);
+  const found = await shown(one.file);
+  const size = { width: found.width, height: found.height };
+  try {
+    checkSize(size, limits);
+  } catch (error) {
+    URL.revokeObjectURL(found.url);
+    throw error;
+  }
+  Object.assign(one, { url: found.url, size });
+}
+
+const place = (which, url) => (url ? ($(which).src = url) : $(which).removeAttribute("src"));
+
 function forget() {
-  // What belongs to the result before.
+  // What belongs to the result that was shown.
+  if (afterUrl) URL.revokeObjectURL(afterUrl);
+  afterUrl = null;
   place("after", null);
-  for (const id of ["upper", "line", "tag-before", "tag-after", "compare-row", "save", "mark"]) $(id).hidden = true;
+  preview.drop();
+  for (const id of ["upper", "line", "tag-before", "tag-after", "compare-row", "save", "mark", "stale"]) $(id).hidden = true;
   view.draw();
   $("maps").replaceChildren();
   if ($("save").href) URL.revokeObjectURL($("save").href);
@@ -101,61 +133,23 @@ function forget() {
 
 // -- the work --------------------------------------------------------------------------------------------------
 
-const sigma = () => ($("noise").value === "given" ? $("sigma").value : "auto");
-const task = () => document.querySelector("input[name=task]:checked").value;
-
-function fields() {
-  const form = new FormData();
-  form.append("image", file, file.name || "image");
-  if (task() === "denoise") {
-    form.append("sigma", sigma());
-    if ($("noise").value !== "given") form.append("noise", $("noise").value);
-    if ($("noise").value === "photo") form.append("level", $("level").value);
-    form.append("strength", $("strength").value);
-  } else {
-    form.append("scale", $("scale").value);
-  }
-  if ($("model").value) form.append("model", $("model").value);
-  if ($("format").value) form.append("format", $("format").value);
-  return form;
-}
-
-function word() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(24)), (n) => n.toString(16).padStart(2, "0")).join("");
-}
+const word = () => Array.from(crypto.getRandomValues(new Uint8Array(24)), (n) => n.toString(16).padStart(2, "0")).join("");
 
 async function restore() {
+  // Every image that has no result of these settings; one after the other, as the service works.
   const own = (running = new AbortController());
-  const chosen = file;
-  const form = fields();
-  const watch = word();
-  form.append("watch", watch);
-  forget();
+  const todo = items.length > 1 ? items.filter(needed) : [item];
+  settings.clearErrors();
+  preview.drop();
   busy(true);
-  say("Sending the image.");
-  const timer = setInterval(() => follow(watch, own), 400);
-  const began = performance.now();
   try {
-    const answer = await asked(`/v1/${task()}`, form, own.signal);
-    const result = await answer.blob();
-    const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition") || "");
-    const said = answer.headers.get("Nlrn-Said");
-    const done = `Done in ${seconds} s.${said ? ` ${said[0].toUpperCase()}${said.slice(1)}.` : ""}`;
-    offer(result, name ? name[1] : "restored", chosen, own);
-    try {
-      await reveal(result, own);
-      say(done);
-    } catch (error) {
-      if (own.signal.aborted) throw error;
-      say(`${done} It cannot be shown here (${error.message}), but downloaded.`);
+    for (const [i, one] of todo.entries()) {
+      if (one !== item && !$("list").hidden) await show(one);
+      if (own.signal.aborted) break;
+      if (one.state !== "bad") await restoreOne(one, todo.length > 1 ? `Image ${i + 1} of ${todo.length}: ` : "", own);
     }
-  } catch (error) {
-    if (file !== chosen) return; // another image has the word
-    if (own.signal.aborted) say("Stopped.");
-    else say(error.message, true);
+    if (todo.length > 1 && !own.signal.aborted) say(`${todo.filter((one) => one.result).length} of ${todo.length} images restored.`);
   } finally {
-    clearInterval(timer);
     if (running === own) {
       running = null;
       busy(false);
@@ -163,48 +157,100 @@ async function restore() {
   }
 }
 
-async function follow(watch, own) {
-  const state = await fetch(`/v1/progress/${watch}`).then((answer) => answer.json()).catch(() => ({}));
-  if (running !== own) return;
-  if (state.state === "waiting") say("Waiting for others.");
-  if (state.state !== "running") return;
-  if (state.total) {
-    $("progress").value = state.done / state.total;
-    say(`Working: ${state.done} of ${state.total} tiles.`);
-  } else {
-    say("Working.");
+async function restoreOne(one, which, own) {
+  const form = new FormData(), watch = word(), key = settings.key();
+  form.append("image", one.file, one.file.name || "image");
+  settings.append(form);
+  form.append("watch", watch);
+  forget();
+  one.result = null;
+  const tell = (words) => {
+    if (item === one) say(which + words);
+    one.words = words.replace(/\.$/, "").toLowerCase();
+    list();
+  };
+  tell(`Sending ${mega(one.file.size)}.`);
+  const timer = setInterval(() => follow(watch, own, tell), 400);
+  const began = performance.now();
+  try {
+    checkSize(one.size, limits, settings.task() === "upscale" ? Number($("scale").value) : 1);
+    const answer = await asked(`/v1/${settings.task()}`, form, own.signal);
+    const result = await answer.blob();
+    own.signal.throwIfAborted();
+    const seconds = ((performance.now() - began) / 1000).toFixed(1);
+    const ending = /filename="[^"]*(\.[^".]+)"/.exec(answer.headers.get("Content-Disposition") || "");
+    const noted = answer.headers.get("Nlrn-Said");
+    const name = (one.file.name || "image").replace(/\.[^.]*$/, "");
+    one.name = `${name}${settings.task() === "upscale" ? "-enlarged" : "-restored"}${ending ? ending[1] : ""}`;
+    one.said = `Done in ${seconds} s, ${mega(result.size)}.${noted ? ` ${noted[0].toUpperCase()}${noted.slice(1)}.` : ""}`;
+    Object.assign(one, { result, key, state: "done", words: `${seconds} s, ${mega(result.size)}` });
+    offer(one);
+    try {
+      await reveal(one, own.signal);
+      own.signal.throwIfAborted();
+      say(which + one.said);
+    } catch (error) {
+      if (own.signal.aborted) throw error;
+      say(`${one.said} It cannot be shown here (${error.message}), but downloaded.`);
+    }
+  } catch (error) {
+    if (!items.includes(one)) return; // other images were chosen
+    if (own.signal.aborted) {
+      Object.assign(one, { state: "waiting", words: "stopped" });
+      say("Stopped.");
+    } else {
+      fail(error, one);
+    }
+  } finally {
+    clearInterval(timer);
+    list();
   }
 }
 
-function halted(own) {
-  if (own.signal.aborted) throw new DOMException("stopped", "AbortError");
+async function follow(watch, own, tell) {
+  const state = await fetch(`/v1/progress/${watch}`).then((answer) => answer.json()).catch(() => ({}));
+  if (running !== own || own.signal.aborted) return;
+  if (state.state === "waiting") tell("Waiting for others.");
+  if (state.state !== "running") return;
+  if (state.total) $("progress").value = state.done / state.total;
+  const what = settings.task() === "upscale" ? "enlarging" : "removing the noise";
+  tell(state.total > 1 ? `Working: ${what}, tile ${Math.min(state.done + 1, state.total)} of ${state.total}.` : `Working: ${what}.`);
 }
 
-function offer(result, name, chosen, own) {
+function offer(one) {
   // To be saved: the service's own bytes, whether they can be shown or not.
-  halted(own);
-  $("save").href = URL.createObjectURL(result);
-  $("save").download = `${(chosen.name || "image").replace(/\.[^.]*$/, "")}-${name}`;
+  if (item !== one) return;
+  $("save").href = URL.createObjectURL(one.result);
+  $("save").download = one.name;
   $("save").hidden = false;
 }
 
-async function reveal(result, own) {
-  const found = await shown(result, own.signal);
-  if (own.signal.aborted) URL.revokeObjectURL(found.url);
-  halted(own);
-  place("after", found.url);
+async function reveal(one, signal) {
+  const found = await shown(one.result, signal);
+  if (item !== one || signal?.aborted) return URL.revokeObjectURL(found.url);
+  reveals(found);
+  if (!$("save").href) offer(one);
+  changed();
+}
+
+function reveals(found) {
+  place("after", (afterUrl = found.url));
   for (const id of ["upper", "line", "tag-before", "tag-after", "compare-row"]) $(id).hidden = false;
   view.open(found.width, found.height);
   $("compare").value = 50;
   view.split(50);
-  $("work").scrollIntoView({ block: "nearest" });
 }
 
 function busy(on) {
+  // The focus goes along: a button that goes away would leave it nowhere.
+  const hadGo = document.activeElement === $("go"), hadStop = document.activeElement === $("stop");
   $("stop").hidden = $("progress").hidden = !on;
+  if (on && hadGo) $("stop").focus();
   $("progress").removeAttribute("value");
   $("form").setAttribute("aria-busy", String(on));
-  ready();
+  list();
+  changed();
+  if (!on && (hadStop || document.activeElement === document.body)) $("go").focus();
 }
 
 function stop() {
@@ -212,72 +258,58 @@ function stop() {
 }
 
 function ready() {
-  const offered = models.some((model) => model.task === (task() === "denoise" ? "denoise" : "sr"));
+  const offered = models.some((model) => model.task === (settings.task() === "denoise" ? "denoise" : "sr"));
   $("no-model").hidden = offered || !models.length;
-  $("go").disabled = !file || !size || Boolean(running) || !offered;
+  $("go").disabled = !items.some((one) => one.state !== "bad" && (one.size || one !== item)) || Boolean(running) || !offered;
+}
+
+// -- settings that change ----------------------------------------------------------------------------------------
+
+function changed() {
+  // The result is of settings that are no longer those: it says so, and a crop shows the new ones.
+  const stale = Boolean(item && item.result && item.key !== settings.key());
+  $("stale").hidden = !stale || Boolean(running);
+  $("save").textContent = stale ? "Download (settings before)" : "Download";
+  $("tag-after").textContent = stale ? "after, settings before" : "after";
+  if (stale && !running && settings.task() === "denoise") preview.later(item, view);
+  else preview.drop();
 }
 
 // -- look-alikes -----------------------------------------------------------------------------------------------
 
 async function look(x, y) {
-  const chosen = file;
-  const form = new FormData();
-  form.append("image", file, file.name || "image");
+  const one = item, form = new FormData();
+  form.append("image", one.file, one.file.name || "image");
   form.append("x", x);
   form.append("y", y);
-  form.append("sigma", sigma());
-  if (task() === "denoise" && $("model").value) form.append("model", $("model").value);
+  form.append("sigma", $("noise").value === "given" ? $("sigma").value : "auto");
+  if (settings.task() === "denoise" && $("model").value) form.append("model", $("model").value);
   $("x").value = x;
   $("y").value = y;
   say(`Looking where pixel ${x}, ${y} finds its look-alikes.`);
   try {
     const maps = await (await asked("/v1/explain", form)).json();
-    if (file !== chosen) return;
-    showMaps($("maps"), maps, x, y);
-    view.mark(x, y, maps, size);
+    if (item !== one) return;
+    showMaps($("maps"), maps, x, y, $("before"));
+    view.mark(x, y, maps, one.size);
     say("");
   } catch (error) {
-    if (file === chosen) say(error.message, true);
+    if (item === one) say(error.message, true);
   }
 }
 
 // -- what a person does ----------------------------------------------------------------------------------------
 
 function fillModels() {
-  const wanted = task() === "denoise" ? "denoise" : "sr";
-  const fitting = models.filter((model) => model.task === wanted);
-  const named = fitting.map((model) => new Option(model.name, model.name));
+  const wanted = settings.task() === "denoise" ? "denoise" : "sr", chosen = $("model").value;
+  const named = models.filter((model) => model.task === wanted).map((model) => new Option(model.name, model.name));
   $("noise").querySelector("[value=photo]").hidden = !models.some((model) => model.name.startsWith("denoise-photo"));
-  $("model").replaceChildren(new Option("the one for the image", ""), ...named);
-  for (const part of document.querySelectorAll("[data-task]")) part.hidden = part.dataset.task !== task();
+  $("model").replaceChildren(new Option("Automatic", ""), ...named);
+  settings.set("model", chosen);
+  for (const part of document.querySelectorAll("[data-task]")) part.hidden = part.dataset.task !== settings.task();
   ready();
 }
 
-$("file").addEventListener("change", (event) => {
-  const chosen = event.target.files[0];
-  event.target.value = ""; // so that the same one can be chosen again
-  if (chosen) choose(chosen);
-});
-for (const kind of ["dragover", "dragleave", "drop"]) {
-  document.addEventListener(kind, (event) => {
-    event.preventDefault();
-    $("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files[0]) choose(event.dataTransfer.files[0]);
-  });
-}
-document.addEventListener("paste", (event) => event.clipboardData.files[0] && choose(event.clipboardData.files[0]));
-for (const button of document.querySelectorAll("[data-sample]")) {
-  button.addEventListener("click", async () => {
-    const answer = await fetch(`/samples/${button.dataset.sample}.png`);
-    choose(new File([await answer.blob()], `${button.dataset.sample}.png`, { type: "image/png" }));
-  });
-}
-$("form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  if (!$("go").disabled) restore();
-});
-$("stop").addEventListener("click", stop);
-for (const choice of document.querySelectorAll("input[name=task]")) choice.addEventListener("change", fillModels);
 function tell() {
   $("sigma-row").hidden = $("noise").value !== "given";
   $("level-row").hidden = $("noise").value !== "photo";
@@ -286,10 +318,54 @@ function tell() {
   $("strength-said").textContent = `${Math.round($("strength").value * 100)} %`;
   $("scale-said").textContent = $("scale").value;
 }
-for (const id of ["noise", "level", "sigma", "strength", "scale"]) $(id).addEventListener("input", tell);
+
+async function fetched(name) {
+  const answer = await fetch(`/samples/${name}.png`);
+  return new File([await answer.blob()], `${name}.png`, { type: "image/png" });
+}
+
+$("file").addEventListener("change", (event) => {
+  const chosen = [...event.target.files];
+  event.target.value = ""; // so that the same one can be chosen again
+  if (chosen.length) choose(chosen);
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files[0]) choose(event.dataTransfer.files);
+  });
+}
+document.addEventListener("paste", (event) => event.clipboardData.files[0] && choose(event.clipboardData.files));
+for (const button of document.querySelectorAll("[data-sample]")) {
+  button.addEventListener("click", async () => choose([await fetched(button.dataset.sample)]));
+}
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!$("go").disabled) restore();
+});
+$("form").addEventListener("input", () => {
+  tell();
+  settings.keep();
+  settings.clearErrors();
+  if (!running) list();
+  changed();
+});
+$("stop").addEventListener("click", stop);
+$("zip").addEventListener("click", async (event) => {
+  if ($("zip").href) return; // the click that was made below
+  event.preventDefault();
+  const done = items.filter((one) => one.result);
+  $("zip").href = URL.createObjectURL(await zipped(done.map((one) => [one.name, one.result])));
+  $("zip").download = "restored.zip";
+  $("zip").click();
+  URL.revokeObjectURL($("zip").href);
+  $("zip").removeAttribute("href");
+});
+for (const choice of document.querySelectorAll("input[name=task]")) choice.addEventListener("change", fillModels);
 $("compare").addEventListener("input", () => view.split(Number($("compare").value)));
 view.onSplit = (share) => ($("compare").value = share);
-view.onPick = (x, y) => look(Math.floor((x * size.width) / view.width), Math.floor((y * size.height) / view.height));
+view.onPick = (x, y) => look(Math.floor((x * item.size.width) / view.width), Math.floor((y * item.size.height) / view.height));
 $("ask").addEventListener("click", () => {
   view.asking = !view.asking;
   $("ask").setAttribute("aria-pressed", String(view.asking));
@@ -298,7 +374,25 @@ $("ask").addEventListener("click", () => {
 });
 $("look").addEventListener("click", () => look(Number($("x").value), Number($("y").value)));
 
-tell();
-models = await fetch("/v1/models").then((answer) => (answer.ok ? answer.json() : [])).catch(() => []);
+// -- at first sight: a sample that is restored already ---------------------------------------------------------
+
+[models, limits] = await Promise.all(
+  ["/v1/models", "/v1/limits"].map((path) => fetch(path).then((answer) => (answer.ok ? answer.json() : [])).catch(() => [])),
+);
 if (!models.length) say("The service does not answer.", true);
 fillModels();
+settings.recall();
+fillModels();
+tell();
+if (!items.length && models.length) {
+  const [file, restored] = await Promise.all([fetched("cat-camera"), fetched("cat-camera-restored")]);
+  if (!items.length) {
+    items = [{ file, state: "waiting", words: "" }];
+    await show(items[0]);
+    const found = await shown(restored);
+    if (item === items[0] && item.file === file && !item.result && !running) {
+      reveals(found);
+      say("A sample, restored: move the line over it. Then choose images of your own.");
+    }
+  }
+}

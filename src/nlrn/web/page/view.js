@@ -98,6 +98,11 @@ export class View {
     $("mark").hidden = false;
   }
 
+  middle() {
+    // Of the view, in pixels of the image.
+    return [(this.box.clientWidth / 2 - this.left) / this.zoom, (this.box.clientHeight / 2 - this.top) / this.zoom];
+  }
+
   // -- hands ---------------------------------------------------------------------------------------------------
 
   place(event) {

@@ -1,0 +1,41 @@
+"""Names that were not given: the command for a file alone, and where its result goes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from nlrn.batch.s3 import ObjectPath, Place
+from nlrn.errors import ConfigError, InputError
+
+SUFFIXES = {"denoise": "-restored", "upscale": "-enlarged"}
+
+
+def with_command(arguments: Sequence[str], commands: Sequence[str]) -> list[str]:
+    """The arguments; `nlrn photo.jpg` is `nlrn denoise photo.jpg`. Raises InputError for a file that is not there."""
+    first = arguments[0] if arguments else "-"
+    if first in commands or (first.startswith("-") and not Path(first).is_file()):
+        return list(arguments)
+    if Path(first).exists():
+        return ["denoise", *arguments]
+    if Path(first).suffix or "/" in first:
+        raise InputError(f"there is no file or folder {first}, and no command of that name; see: nlrn --help")
+    return list(arguments)
+
+
+def result_beside(options: argparse.Namespace) -> Place:
+    """OUT where none is given: photo-restored.jpg beside photo.jpg, photos-restored beside the folder photos.
+
+    Raises ConfigError for a folder in a store.
+    """
+    from nlrn.batch.plan import READ_ONLY
+
+    source, ending = options.input, SUFFIXES[options.command]
+    if isinstance(source, ObjectPath):
+        raise ConfigError(f"the following arguments are required: -o/--output, for {source} is in a store")
+    if source.is_dir():
+        whole: Path = source.resolve()  # the name of "." too
+        return whole.with_name(f"{whole.name}{ending}") if source.name in ("", "..") else Path(f"{source}{ending}")
+    suffix = READ_ONLY.get(source.suffix.lower(), source.suffix)
+    return Path(source.with_name(f"{source.stem}{ending}{suffix}"))
