@@ -114,7 +114,7 @@ def _check(jobs: list[Job]) -> None:
 
 
 def _tells_case_apart(target: Place) -> bool:
-    """Whether names that differ in case alone are two files there, by a folder that exists."""
+    """Whether names that differ in case only are two files there, by a folder that exists."""
     if isinstance(target, ObjectPath):
         return True
     for folder in target.absolute().parents:

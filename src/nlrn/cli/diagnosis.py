@@ -79,7 +79,7 @@ def _gpus() -> str | list[str]:
 
 
 def _models() -> dict[str, str]:
-    """Every model that was released, and every file beside them: as released, or what is wrong."""
+    """Every released model, and every other weights file in their folder: as released, or what is wrong."""
     try:
         known = checkpoint.released()
     except (OSError, ValueError) as error:

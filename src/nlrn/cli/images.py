@@ -263,7 +263,7 @@ def _restore_folder(
     from nlrn.batch.run import run
 
     _check_folder(options.output)
-    if options.engine == "ray":  # whose workers have folders of their own
+    if options.engine == "ray":  # whose workers run in other folders
         if isinstance(options.input, Path):
             options.input = options.input.absolute()
         if options.model is not None and Path(options.model).is_file():

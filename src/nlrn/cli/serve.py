@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
         "--allow-host", action="append", default=[], metavar="NAME", help="one more name that clients may call it by"
     )
     parser.add_argument(
-        "--model", action="append", default=[], metavar="FILE", help="weights to offer beside the shipped ones"
+        "--model", action="append", default=[], metavar="FILE", help="weights to offer in addition to the shipped ones"
     )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")

@@ -128,7 +128,7 @@ def _plan(
 ) -> tuple[float, list[Channel]]:
     """The sample value that is 1, of floats, and how each channel is restored.
 
-    As the journal says, or else found in all planes.
+    As in the journal, else found in all planes.
     """
     from nlrn.inference.stacks import Channel, channels_for, samples_of
     from nlrn.io.stacks import float_levels

@@ -27,8 +27,8 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "upscale", "enlarge an image (super-resolution)", EXAMPLES)
     group = parser.add_argument_group("size")
     group.add_argument("-s", "--scale", type=_scale, help="how many times, 1.5 to 16 (default: 2)")
-    group.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
-    group.add_argument("--height", type=side, metavar="PIXELS", help="of OUT, instead of a scale; alone it sets both")
+    group.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; one side sets both")
+    group.add_argument("--height", type=side, metavar="PIXELS", help="of OUT, instead of a scale; one side sets both")
     add_image_options(parser)
     parser.set_defaults(run=_upscale, task="sr")
 

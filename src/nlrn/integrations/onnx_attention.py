@@ -4,8 +4,8 @@ A window is worked on row by row. Queries go in blocks of BLOCK columns of an im
 each of the window's q rows, the `pieces` * BLOCK columns that some query of it can see: one matrix product. What is
 kept of a row are its logits, which are the correlation that the next state adds to; the softmax takes the maximum in
 one pass over the rows and the weighted sum in a second, so that the weights exist for one row at a time. At the peak
-that is 4 q pieces BLOCK bytes a pixel (1.9 KB for a window of 15, 11.5 KB for 45) beside feature maps and their frames
-(6.6 KB in all for the small network, docs/integrations.md).
+that is 4 q pieces BLOCK bytes a pixel (1.9 KB for a window of 15, 11.5 KB for 45) in addition to feature maps and their
+frames (6.6 KB in all for the small network, docs/integrations.md).
 
 The values have a channel of ones, which sums the weights, and zeros outside the image. The query has one too, against
 which a key outside has MASKED, so that the maximum is that of neighbours. Columns outside a query's window are masked

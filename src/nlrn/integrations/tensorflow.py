@@ -106,7 +106,7 @@ def _config(found: Mapping[str, np.ndarray], propagation: bool, window: int | No
 
 
 def _variable(found: Mapping[str, np.ndarray], name: str, shape: torch.Size) -> Tensor:
-    """The authors' variable for one tensor of ours, [out, in, height, width] for a kernel."""
+    """The authors' variable for one tensor of the model, [out, in, height, width] for a kernel."""
     module, _, kind = name.rpartition(".")
     if module in _CONVS:
         theirs = f"{_CONVS[module]}/{'kernel' if kind == 'weight' else 'bias'}"

@@ -79,7 +79,7 @@ def avif_bits(data: bytes) -> int:
 
 
 class Bytes(Protocol):
-    """What is looked at of a file: bytes, or a file on a disk that is read as it is asked for."""
+    """The bytes of a file: in memory, or of a file on a disk, read where they are needed."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: slice, /) -> bytes: ...

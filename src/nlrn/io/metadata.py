@@ -1,6 +1,6 @@
 """The metadata of a file: EXIF and TIFF tags, resolution, orientation, descriptions.
 
-What no longer holds of the image as it is read or written is brought up to date or left out; what is left out is named.
+What is no longer valid for the image as read or written is updated or left out; what is left out is named.
 """
 
 from __future__ import annotations

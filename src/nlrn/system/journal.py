@@ -1,4 +1,4 @@
-"""A journal beside a file that is in the making: what of it is done, so that the same work resumes after a kill."""
+"""A journal of a file that is being written: what of it is done, so that the same work resumes after a kill."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def listed(offered: dict[str, ModelInfo]) -> list[dict[str, str | int]]:
 
 
 def _refusal(error: InputError) -> RefusedError:
-    """Names the flag of ours that raises the limit, where there is one."""
+    """The error with the option that raises the limit, where there is one."""
     if error.limit in _FLAGS:
         words = str(error).partition(", raised by")[0]
         return RefusedError(413, f"{words} (nlrn serve {_FLAGS[error.limit]})", limit=error.limit)
