@@ -8,7 +8,7 @@ NLRNError
 │   ├── ModelNotFoundError             no weights of that name; lists the names that exist
 │   └── CheckpointError                a weights or training file that is damaged or does not fit
 ├── BackendError       (RuntimeError)  a compute backend asked for by name cannot run; the message gives the reason
-│   └── StoreError                     an object store takes no results, or gave the folder to another run
+│   └── StoreError                     an object store or a disk accepts no results
 ├── MemoryBudgetError  (MemoryError)   the work does not fit the memory it was given
 └── TrainingError      (RuntimeError)  training cannot continue (a loss that is not finite)
     ├── UnfinishedError                it ended within its warm-up; its state is kept
@@ -61,7 +61,7 @@ class BackendError(NLRNError, RuntimeError):
 
 
 class StoreError(BackendError):
-    """An object store accepts no results any more, or another run has taken over the folder."""
+    """An object store accepts no results any more, or the manifest cannot be written."""
 
 
 class MemoryBudgetError(NLRNError, MemoryError):

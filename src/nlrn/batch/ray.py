@@ -107,7 +107,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         slow = Timer(_SLOW, _log.warning, (f"Ray has not answered for {_SLOW:.0f} s; it gives up after some minutes",))
         slow.start()
         try:
-            _knock(address)
+            _check_reachable(address)
             ray.init(**options)
         except (Exception, SystemExit) as error:  # Ray raises nearly anything
             reason = error if error.__cause__ is None else f"{error} ({error.__cause__})"
@@ -120,7 +120,7 @@ def _connected(address: str | None) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _knock(address: str | None) -> None:
+def _check_reachable(address: str | None) -> None:
     """Raises OSError where nothing answers, ValueError for an invalid address; Ray itself would try for minutes."""
     if address not in (None, "auto", "local"):
         place = urlsplit(address if "://" in address else f"ray://{address}")
@@ -191,7 +191,7 @@ class _Crew:
 
     def results(self, count: int) -> Results:
         for _ in range(count):
-            self._hire()
+            self._start()
         heard = time.monotonic()
         while self.waiting or any(self.busy.values()):
             self._give()
@@ -201,9 +201,9 @@ class _Crew:
                 _log.warning("nothing from the cluster for %.0f s: it is busy, or starting", time.monotonic() - heard)
             for reference in ready:
                 heard = time.monotonic()
-                yield from self._heard(heads[reference])
+                yield from self._received(heads[reference])
 
-    def _hire(self) -> None:
+    def _start(self) -> None:
         actor = self.worker.remote()
         self.busy[actor] = deque([(None, actor.begin.remote(*self.settings))])
 
@@ -216,7 +216,7 @@ class _Crew:
                     job = self.waiting.popleft()
                     queue.append((job, actor.work.remote(job)))
 
-    def _heard(self, actor: Any) -> Results:
+    def _received(self, actor: Any) -> Results:
         """What a worker has said, or what is to be done when it has ended."""
         queue = self.busy[actor]
         while queue:
@@ -252,7 +252,7 @@ class _Crew:
             else:
                 self.waiting.append(job)
         if self.waiting:
-            self._hire()
+            self._start()
 
 
 def _future(said: Encoded | Exception) -> Future[Encoded]:

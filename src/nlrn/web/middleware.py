@@ -53,7 +53,7 @@ class Guard:
                 await self.app(scope, receive, send)
             return
         scope = _as_routed(scope)
-        body = _Body(receive, self, expected=_has_body(scope))
+        body = _Body(receive, self, expected=has_body(scope))
         answer, place = _Answer(send, body, self), GUARD
         try:
             self._check(scope)
@@ -116,7 +116,7 @@ def _as_routed(scope: Message) -> Message:
     return {**scope, "raw_path": path, "path": unquote(path.decode("ascii")), "headers": hosts + others}
 
 
-def _has_body(scope: Message) -> bool:
+def has_body(scope: Message) -> bool:
     headers = dict(scope["headers"])
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 

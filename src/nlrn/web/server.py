@@ -16,7 +16,7 @@ from nlrn.errors import BackendError
 from nlrn.web.app import application
 from nlrn.web.limits import fitting_connections
 from nlrn.web.messages import ServiceConfig
-from nlrn.web.protocol import QUEUE, server
+from nlrn.web.protocol import QUEUE, run
 from nlrn.web.queue import Jobs
 from nlrn.web.worker import Worker
 
@@ -50,10 +50,9 @@ async def _serve(
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a client's mistake is reported to the client
     jobs = Jobs(worker, config.limits)
     host, port = listening.getsockname()[:2]
-    app = application(jobs, config.limits, hosts)
-    ready = server(app, jobs, config.limits, host, port, at_once)
+    guard = application(jobs, config.limits, hosts)
     print(f"nlrn: serving on http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
-    await ready.serve([listening])
+    await run(guard, jobs, listening, at_once)
 
 
 class _OutOfFiles:
