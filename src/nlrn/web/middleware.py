@@ -48,6 +48,7 @@ class Guard:
         self.receiving: set[asyncio.Task[Any]] = set()  # those whose body is not there yet
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request: by the application within the limits, or by a refusal in JSON."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -78,8 +79,10 @@ class Guard:
             task.cancel()
 
     def _check(self, scope: Message) -> None:
-        """Raises RefusedError for a body whose length is said in two ways, a host that is not ours, a page of another
-        origin, a body that is too large."""
+        """Raises RefusedError for a request that no route may see.
+
+        A body with two kinds of length, a host that is not served, a page of another origin, a body that is too large.
+        """
         given = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         headers = dict(given)
         if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
@@ -100,12 +103,16 @@ class Guard:
 
 
 def too_large(limits: Limits) -> RefusedError:
+    """The refusal of a body that is over the limit."""
     return RefusedError(413, f"the body is over {limits.max_bytes:,} bytes (nlrn serve --max-bytes)", limit="bytes")
 
 
 def _as_routed(scope: Message) -> Message:
-    """A request as the routes know it: HEAD as GET, whose body the server leaves out; an absolute target as its path,
-    and its authority in the place of Host (RFC 9112, 3.2.2)."""
+    """A request in the form of the routes.
+
+    HEAD becomes GET, whose body the server leaves out; an absolute target becomes its path, and its authority takes the
+    place of Host (RFC 9112, 3.2.2).
+    """
     scope = {**scope, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
     target = _ABSOLUTE.fullmatch(scope["raw_path"])
     if target is None:
@@ -117,6 +124,7 @@ def _as_routed(scope: Message) -> Message:
 
 
 def has_body(scope: Message) -> bool:
+    """Whether the headers of a request announce a body."""
     headers = dict(scope["headers"])
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 

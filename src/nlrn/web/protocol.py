@@ -1,9 +1,9 @@
-"""Between a connection and uvicorn's HTTP/1.1: the limits that uvicorn has not, of the time for a request's first lines
-and for an answer to be taken, of what is sent ahead of an answer, and of the number of connections.
+"""The limits of a connection that uvicorn's HTTP/1.1 does not have.
 
-uvicorn is used as it is: a `Connection` passes on what asyncio says to a protocol, and `Connections`, an ASGI
-application around the guard, notes where the requests stand (docs/decisions/http-limits.md). A refusal from here has no
-headers for browsers: what sent it is none.
+They are the time for a request's first lines and for an answer to be taken, what is sent ahead of an answer, and the
+number of connections. uvicorn is used unchanged: a `Connection` passes on asyncio's calls to a protocol, and
+`Connections`, an ASGI application around the guard, records the state of the requests (docs/decisions/http-limits.md).
+A refusal from here has no headers for browsers: what sent it is none.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ _AHEAD = 64 << 10  # bytes of later requests that are kept until the one before 
 
 
 class Connections:
-    """All of a service, by their clients' addresses."""
+    """All connections of a service, by their clients' addresses."""
 
     def __init__(self, guard: Guard) -> None:
         self.guard, self.limits = guard, guard.limits
         self.open: dict[Any, Connection] = {}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on to the guard, and tie it to its connection."""
         connection = self.open.get(tuple(scope.get("client") or ()))
         if connection is None:  # not a request, or its client is gone already
             await self.guard(scope, receive, send)
@@ -75,6 +76,7 @@ class Connection(asyncio.Protocol):
         self.taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with a client, unless there are too many (see asyncio.Protocol)."""
         self.transport, self.loop = cast(asyncio.Transport, transport), asyncio.get_running_loop()
         self.address = tuple(self.transport.get_extra_info("peername") or ())[:2]
         self.transport.set_write_buffer_limits(high=0)  # writing is paused until all was taken
@@ -87,6 +89,7 @@ class Connection(asyncio.Protocol):
         self._await_lines()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection and its deadlines."""
         for timer in (self.lines, self.taking):
             if timer is not None:
                 timer.cancel()
@@ -97,6 +100,7 @@ class Connection(asyncio.Protocol):
             self.inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Handle bytes of the client."""
         if self.refused:
             return
         if self.request is not None and self.heard:
@@ -109,10 +113,12 @@ class Connection(asyncio.Protocol):
         self.parsing = False
 
     def pause_writing(self) -> None:
+        """Pause the server's writing too."""
         if self.joined:
             self.inner.pause_writing()
 
     def resume_writing(self) -> None:
+        """Resume the server's writing too."""
         if self.joined:
             self.inner.resume_writing()
         self._note_taken()
