@@ -13,7 +13,7 @@ from nlrn import cli
 from nlrn.errors import ConfigError
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.inference.options import DenoiseOptions, Options, UpscaleOptions
-from nlrn.inference.pipeline import Denoising
+from nlrn.inference.pipeline import Counts, Denoising
 from nlrn.web import fields
 
 KINDS: dict[str, tuple[type[Options], type[fields.Upload]]] = {
@@ -40,6 +40,7 @@ def from_arguments(task: str, given: dict[str, str]) -> Options:
         ("denoise", {"sigma": "12.5", "strength": "0.5", "mode": "patch", "tta": "true", "precision": "fp32"}),
         ("denoise", {"sigma": "auto", "noise": "photo", "level": "1.5", "tile": "64", "overlap": "16"}),
         ("denoise", {"noise": "poisson", "gain": "8", "read_noise": "2", "depth": "16", "range": "0,4095"}),
+        ("denoise", {"noise": "poisson", "gain_adu": "2.5", "read_noise_adu": "3", "black_level_adu": "100"}),
         ("denoise", {"model": "denoise-gray", "tile": "0", "overlap": "0", "range": "type", "depth": "8"}),
         ("upscale", {}),
         ("upscale", {"scale": "2.5", "range": "image", "model": "sr"}),
@@ -67,7 +68,10 @@ def test_every_field_of_a_form_is_an_option() -> None:
 def test_options_become_what_the_pipeline_asks_for() -> None:
     asked = DenoiseOptions.of({"noise": "poisson", "gain": 8.0, "model": "x", "range": "1,5", "unknown": 3}).asked()
     assert asked == Denoising(PoissonNoise(8.0, 0.0), named=True, value_range=(1.0, 5.0))
-    wrong: list[dict[str, Any]] = [{"noise": "poisson"}, {"noise": "poisson", "gain": 1.0, "sigma": 3.0}, {"gain": 1.0}]
+    poisson = {"noise": "poisson"}
+    assert DenoiseOptions.of(poisson | {"gain_adu": 2.0}).asked() == Denoising(noise="poisson", counts=Counts(2.0))
+    wrong: list[dict[str, Any]] = [poisson | {"read_noise": 1.0}, poisson | {"gain": 1.0, "sigma": 3.0}, {"gain": 1.0}]
+    wrong += [{"gain_adu": 1.0}, poisson | {"gain": 1.0, "black_level_adu": 5.0}]
     for given in wrong:
         with pytest.raises(ConfigError, match="poisson noise"):
             DenoiseOptions.of(given).asked()

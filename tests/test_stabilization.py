@@ -120,7 +120,9 @@ def test_bad_noise_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         Restorer(random_model()).denoise(np.full((20, 20), np.nan), PoissonNoise(1.0))
     out = tmp_path / "out.png"
     for words, message in (
-        (["--noise", "poisson"], "poisson noise requires a gain"),
+        (["--noise", "poisson", "--read-noise", "2"], "requires a gain"),
+        (["--noise", "poisson", "--gain", "8", "--gain-adu", "8"], "not both"),
+        (["--black-level-adu", "8"], "belong to poisson noise"),
         (["--noise", "poisson", "--gain", "8", "--sigma", "5"], "takes no sigma"),
         (["--gain", "8"], "belong to poisson noise"),
         (["--noise", "poisson", "--gain", "0"], "outside"),

@@ -71,7 +71,7 @@ def test_what_is_no_image_is_415_and_what_is_damaged_422(client: httpx.Client, s
         ({"tile": "-1"}, "tile"),
         ({"tta": "perhaps"}, "tta"),
         ({"gain": "4"}, "noise"),
-        ({"noise": "poisson"}, "gain"),
+        ({"noise": "poisson", "read_noise": "2"}, "gain"),
         ({"noise": "poisson", "gain": "4", "sigma": "5"}, "gain"),
         ({"watch": "../../../etc/passwd"}, "watch"),
         ({"url": "http://example.org/a.png"}, "url"),

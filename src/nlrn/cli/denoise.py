@@ -51,7 +51,8 @@ def add(commands: Any) -> None:
         choices=("auto", "gaussian", "poisson", "photo"),
         default="auto",
         help="auto: white or camera-like, as found (default); gaussian: white; poisson: counted photons, noise that"
-        " grows with the light; photo: that of cameras, found by the model for photographs",
+        " grows with the light, estimated where no gain is given; photo: that of cameras, found by the model for"
+        " photographs",
     )
     group.add_argument(
         "--level",
@@ -61,6 +62,14 @@ def add(commands: Any) -> None:
     )
     group.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
     group.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
+    for name, letter, what in (
+        ("gain", "G", "what one photon adds"),
+        ("read-noise", "R", "sigma of the read-out"),
+        ("black-level", "B", "the value without light"),
+    ):
+        group.add_argument(
+            f"--{name}-adu", type=_adu, metavar=letter, help=f"with poisson: {what}, in IN's own sample values"
+        )
     add_image_options(parser)
     add_stack_options(parser, side, mebibytes)
     parser.set_defaults(run=_denoise)
@@ -112,6 +121,10 @@ def _map(path: Path) -> np.ndarray:
 
 def _gain(text: str) -> float:
     return number(text, "gain", 1e-4, 255)
+
+
+def _adu(text: str) -> float:
+    return number(text, "number of sample values", -1e6, 1e6)
 
 
 def _level(text: str) -> float:

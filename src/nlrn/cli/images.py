@@ -61,7 +61,7 @@ _FREE = {
     "model",
 }
 # Options that came later, at what they did before: a folder that was done without them is done.
-_YOUNGER = {"range": "auto", "axes": None}
+_YOUNGER = {"range": "auto", "axes": None, "gain_adu": None, "read_noise_adu": None, "black_level_adu": None}
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:

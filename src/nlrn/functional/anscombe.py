@@ -24,13 +24,15 @@ _ROOT = math.sqrt(1.5)
 
 @dataclass(frozen=True)
 class PoissonNoise:
-    """z = gain * Poisson(x / gain) + normal noise of read_noise, all on the 0-255 scale.
+    """z = black + gain * Poisson((x - black) / gain) + normal noise of read_noise, all on the 0-255 scale.
 
-    gain: what one photon adds, above 0; read_noise: standard deviation, 0 or more. Raises ConfigError.
+    gain: what one photon adds, above 0; read_noise: standard deviation, 0 or more; black: the value without light.
+    Raises ConfigError.
     """
 
     gain: float
     read_noise: float = 0.0
+    black: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gain) and self.gain > 0):
@@ -38,23 +40,30 @@ class PoissonNoise:
         if not (math.isfinite(self.read_noise) and self.read_noise >= 0):
             raise ConfigError(f"the read noise must be a number of at least 0, not {self.read_noise}")
 
+        if not math.isfinite(self.black):
+            raise ConfigError(f"the black level must be a number, not {self.black}")
+
+    def times(self, factor: float) -> PoissonNoise:
+        """The noise of the same image with its values multiplied."""
+        return PoissonNoise(self.gain * factor, self.read_noise * factor, self.black * factor)
+
     def stabilized(self, image: np.ndarray) -> np.ndarray:
         """The transform of a noisy image on the 0-255 scale: float64, noise of standard deviation 1.
 
         Below about 3 photons a pixel the deviation falls short of 1, down to 0.35 at a tenth of a photon.
         """
-        inside = self.gain * np.asarray(image, np.float64) + 3 / 8 * self.gain**2 + self.read_noise**2
+        inside = self.gain * (np.asarray(image, np.float64) - self.black) + 3 / 8 * self.gain**2 + self.read_noise**2
         return 2 / self.gain * np.sqrt(np.maximum(inside, 0))
 
     def mean_of(self, stabilized: np.ndarray) -> np.ndarray:
-        """The x on the 0-255 scale whose noisy values have this mean after the transform (float64, at least 0).
+        """The x on the 0-255 scale whose noisy values have this mean after the transform (float64, at least black).
 
         A closed form, within 0.03 of a photon without read noise and within 0.2 with it, where x is below 1.
         """
         read = (self.read_noise / self.gain) ** 2
         d = np.maximum(stabilized, 2 * math.sqrt(3 / 8 + read))  # the transform of 0
         photons = d**2 / 4 + _ROOT / 4 / d - 11 / 8 / d**2 + 5 / 8 * _ROOT / d**3 - 1 / 8 - read
-        return self.gain * np.maximum(photons, 0)
+        return self.gain * np.maximum(photons, 0) + self.black
 
     def removed(self, image: np.ndarray, denoise: Callable[[np.ndarray, float], np.ndarray]) -> np.ndarray:
         """The restored image, float32 on the 0..1 scale as `image` is, by a denoiser for Gaussian noise.
@@ -70,5 +79,5 @@ class PoissonNoise:
     def add(self, image: np.ndarray, seed: int = 0) -> np.ndarray:
         """An image on the 0-255 scale with this noise, float64, from numpy's RandomState(seed)."""
         random = np.random.RandomState(seed)
-        counts = random.poisson(np.maximum(image, 0) / self.gain)
-        return self.gain * counts + self.read_noise * random.standard_normal(np.shape(image))
+        counts = random.poisson(np.maximum(np.asarray(image) - self.black, 0) / self.gain)
+        return self.black + self.gain * counts + self.read_noise * random.standard_normal(np.shape(image))

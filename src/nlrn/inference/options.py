@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from nlrn.errors import ConfigError
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.ranges import Range, parsed
-from nlrn.inference.pipeline import Denoising, Sigma, restorer_of, result_size
+from nlrn.inference.pipeline import Counts, Denoising, Sigma, restorer_of, result_size
 from nlrn.inference.restorer import Restorer
 from nlrn.inference.settings import MEMORY, Settings
 from nlrn.io.image import MAX_RESULT_PIXELS, ImageData
@@ -68,7 +68,8 @@ class DenoiseOptions(Options):
     """The options of denoising.
 
     sigma, strength, noise: as of Denoising; noise "poisson": of counted photons, with a gain and the sigma of the
-    read-out, read_noise.
+    read-out, read_noise, on the 0-255 scale, or gain_adu, read_noise_adu and black_level_adu in sample values; what is
+    not given is estimated.
     """
 
     sigma: Sigma = "auto"
@@ -76,20 +77,33 @@ class DenoiseOptions(Options):
     noise: str = "auto"
     gain: float | None = None
     read_noise: float | None = None
+    gain_adu: float | None = None
+    read_noise_adu: float | None = None
+    black_level_adu: float | None = None
 
     def asked(self) -> Denoising:
         """The options for the pipeline.
 
-        Raises ConfigError for a gain without noise of photons, and for such noise without a gain or with a sigma;
-        InputError as Denoising.
+        Raises ConfigError for a gain without noise of photons, for such noise with a sigma, and for numbers on two
+        scales; InputError as Denoising.
         """
-        if self.noise == "poisson" and (self.gain is None or not isinstance(self.sigma, str)):
-            raise ConfigError("poisson noise requires a gain, and takes no sigma")
-        if self.noise != "poisson" and (self.gain is not None or self.read_noise is not None):
+        in_adu = (self.gain_adu, self.read_noise_adu, self.black_level_adu)
+        given = (self.gain, self.read_noise, *in_adu)
+        if self.noise != "poisson" and any(number is not None for number in given):
             raise ConfigError("a gain and read noise belong to poisson noise")
-        poisson = None if self.gain is None else PoissonNoise(self.gain, self.read_noise or 0.0)
-        noise = "auto" if poisson else self.noise
-        return Denoising(poisson or self.sigma, self.strength, noise, self.model is not None, self.range)
+        if self.noise == "poisson" and not isinstance(self.sigma, str):
+            raise ConfigError("poisson noise takes no sigma: it has a gain and a read noise")
+        if self.gain is None and self.read_noise is not None:
+            raise ConfigError("poisson noise with a read noise on the 0-255 scale requires a gain on that scale")
+        if self.gain is not None and any(number is not None for number in in_adu):
+            raise ConfigError(
+                "poisson noise: give gain and read noise on the 0-255 scale or in sample values, not both"
+            )
+        named = self.model is not None
+        if self.gain is None:
+            return Denoising(self.sigma, self.strength, self.noise, named, self.range, Counts(*in_adu))
+        poisson = PoissonNoise(self.gain, self.read_noise or 0.0)
+        return Denoising(poisson, self.strength, "auto", named, self.range)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 from nlrn.functional.alpha import enlarged_alpha, fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
+from nlrn.functional.counting import estimate_photons
 from nlrn.functional.levels import channels_of, check_auto, level_of, scale_hint
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NOISES, NoiseEstimate, level_text
@@ -33,7 +34,7 @@ from nlrn.system.hardware import memory
 Report = Callable[[str], None]
 Sigma = float | str | np.ndarray
 RestorerFor = Callable[[int, bool], Restorer]
-KINDS = (*NOISES, "photo")
+KINDS = (*NOISES, "photo", "poisson")
 # Of a camera's noise, 0-255 units: from it on the model for photographs is used (docs/photographs.md)
 PHOTO_LEVEL = 4.0
 
@@ -51,11 +52,39 @@ def _loaded(path: Path, time: int, size: int, device: str, settings: Settings) -
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What is known of a camera that counts photons, in sample values (ADU).
+
+    gain_adu: what one photon adds; read_noise_adu: a standard deviation; black_level_adu: the value without light.
+    Without a gain, all that is None is estimated; with one, the others are 0.
+    """
+
+    gain_adu: float | None = None
+    read_noise_adu: float | None = None
+    black_level_adu: float | None = None
+
+    def noise(self, planes: Iterable[np.ndarray], levels: float) -> PoissonNoise:
+        """The noise on the 0-255 scale, estimated from the planes of one image or stack where no gain is known.
+
+        levels: the sample value that is 1 in them. Raises ConfigError, and InputError as `estimate_photons`.
+        """
+        unit = 255 / levels
+        black = None if self.black_level_adu is None else self.black_level_adu * unit
+        if self.gain_adu is not None:
+            return PoissonNoise(self.gain_adu * unit, (self.read_noise_adu or 0.0) * unit, black or 0.0)
+        found = estimate_photons((255 * plane for plane in planes), black)
+        if self.read_noise_adu is None:
+            return found
+        return dataclasses.replace(found, read_noise=self.read_noise_adu * unit)
+
+
+@dataclass(frozen=True)
 class Denoising:
     """The options of denoising, the same for every entry.
 
     sigma, strength: as of Restorer.denoise. noise: "auto", "gaussian" as of `estimate_noise`; "photo", the noise of
-    cameras, which the model for photographs estimates itself. named: a model was named, so that none is chosen.
+    cameras, which the model for photographs estimates itself; "poisson", that of counted photons, by what `counts`
+    knows and, for the rest, estimated. named: a model was named, so that none is chosen.
     value_range: as of Restorer.denoise, numbers being sample values. Raises InputError for another noise, and for a
     sigma together with "photo".
     """
@@ -65,8 +94,11 @@ class Denoising:
     noise: str = "auto"
     named: bool = False
     value_range: Range = "auto"
+    counts: Counts = Counts()
 
     def __post_init__(self) -> None:
+        if self.noise == "poisson" and not (self.sigma == "auto" if isinstance(self.sigma, str) else False):
+            raise InputError("noise 'poisson' takes no sigma: it has a gain and a read noise, given or estimated")
         if self.noise not in KINDS:
             raise InputError(f"noise must be {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {self.noise!r}")
         if self.noise == "photo" and not (isinstance(self.sigma, str) and self.sigma == "auto"):
@@ -131,6 +163,7 @@ def denoised_array(
     Restorer.denoise raises, MemoryBudgetError before any work where too little is free.
     """
     seen = image if alpha is None else fill_hidden(image, alpha)
+    asked = with_photons(asked, [seen], levels, say)
     channels, sigma, photo = channels_of(seen), asked.sigma, asked.noise == "photo"
     chosen = on_unit_scale(asked.value_range, levels)
     found: tuple[NoiseEstimate, ...] = ()
@@ -169,6 +202,24 @@ def denoised_array(
         mean = array.mean(axis=2, keepdims=True)
         array = mean[..., 0] if image.ndim == 2 else np.repeat(mean, image.shape[2], axis=2)
     return Result(array, alpha, _range(scale, levels), found, tile)
+
+
+def with_photons(
+    asked: Denoising, planes: Iterable[np.ndarray], levels: float, say: Report = lambda line: None
+) -> Denoising:
+    """The same with a PoissonNoise as its sigma where the noise is that of photons; planes as of Counts.noise."""
+    if asked.noise != "poisson":
+        return asked
+    noise = asked.counts.noise(planes, levels)
+    if asked.counts.gain_adu is None:
+        say(f"estimated photons: {photons_text(noise, levels)}")
+    return dataclasses.replace(asked, sigma=noise, noise="auto", counts=Counts())
+
+
+def photons_text(noise: PoissonNoise, levels: float) -> str:
+    """In sample values."""
+    seen = noise.times(levels / 255)
+    return f"gain {seen.gain:.4g}, read noise {seen.read_noise:.3g}, black {seen.black:.4g} (sample values)"
 
 
 def _range(scale: Scale, levels: float) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from nlrn.functional.levels import channels_of, check_auto, level_of, plain
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, on_unit_scale
-from nlrn.inference.pipeline import PHOTO_LEVEL, Denoising, RestorerFor
+from nlrn.inference.pipeline import PHOTO_LEVEL, Denoising, RestorerFor, photons_text, with_photons
 from nlrn.inference.restorer import Restorer
 from nlrn.models.checkpoint import ships_photo_model
 
@@ -54,6 +54,7 @@ class Channel:
     asked: Denoising
     planes: int
     found: NoiseEstimate | None = None
+    levels: float = 1.0
 
     def record(self) -> dict[str, Any]:
         """As a journal keeps it: `Channel.of` makes the same of it."""
@@ -62,7 +63,13 @@ class Channel:
             sigma = dataclasses.asdict(sigma)
         if isinstance(sigma, np.ndarray):
             sigma = None  # a map, which is given again
-        return {"sigma": sigma, "noise": self.asked.noise, "range": self.asked.value_range, "planes": self.planes}
+        return {
+            "sigma": sigma,
+            "noise": self.asked.noise,
+            "range": self.asked.value_range,
+            "planes": self.planes,
+            "levels": self.levels,
+        }
 
     @classmethod
     def of(cls, record: dict[str, Any], asked: Denoising) -> Channel:
@@ -70,14 +77,16 @@ class Channel:
         sigma, chosen = record["sigma"], record["range"]
         sigma = PoissonNoise(**sigma) if isinstance(sigma, dict) else asked.sigma if sigma is None else sigma
         chosen = chosen if isinstance(chosen, str) else (chosen[0], chosen[1])
-        return cls(dataclasses.replace(asked, sigma=sigma, noise=record["noise"], value_range=chosen), record["planes"])
+        asked = dataclasses.replace(asked, sigma="auto", noise="auto", value_range=chosen)
+        asked = dataclasses.replace(asked, sigma=sigma, noise=record["noise"])
+        return cls(asked, record["planes"], levels=record["levels"])
 
     def __str__(self) -> str:
         sigma, chosen = self.asked.sigma, self.asked.value_range
         if self.asked.noise == "photo":
             what = "the model for photographs"
         elif isinstance(sigma, PoissonNoise):
-            what = f"gain {sigma.gain:.4g}, read noise {sigma.read_noise:.3g}"
+            what = f"photons, {photons_text(sigma, self.levels)}"
         else:
             what = f"sigma {'of each plane' if sigma == 'auto' else sigma}"
             what = "a map of sigma" if isinstance(sigma, np.ndarray) else what
@@ -132,8 +141,10 @@ def _channel(
     restorer.require("denoise")
     config = restorer.model.config
     chosen = on_unit_scale(asked.value_range, levels)
+    if asked.noise == "poisson" and asked.sigma != PER_PLANE:
+        asked = with_photons(asked, _some(planes, members), levels)
     if isinstance(asked.sigma, PoissonNoise):
-        return Channel(asked, len(members))
+        return Channel(asked, len(members), levels=levels)
     found, sigma = None, asked.sigma
     if isinstance(sigma, str) and sigma == PER_PLANE:
         asked, sigma = dataclasses.replace(asked, sigma="auto"), "auto"
@@ -165,11 +176,21 @@ def _rounded_down(level: float) -> float:
     return float(f"{math.floor(level / unit) * unit:.4g}")
 
 
+def _chosen(members: list[int]) -> list[int]:
+    """An even choice of the planes of a channel."""
+    return members[:: max(1, math.ceil(len(members) / _MOST_PLANES))]
+
+
+def _some(planes: Planes, members: list[int]) -> Iterator[np.ndarray]:
+    for index in _chosen(members):
+        image, alpha = planes.read(index)
+        yield image if alpha is None else fill_hidden(image, alpha)
+
+
 def _noise_of(planes: Planes, members: list[int], restorer: Restorer, noise: str, chosen: Range) -> NoiseEstimate:
     """The median over an even choice of the planes, of those that hold any."""
-    step = max(1, math.ceil(len(members) / _MOST_PLANES))
     every: list[NoiseEstimate] = []
-    for index in members[::step]:
+    for index in _chosen(members):
         plane, alpha = planes.read(index)
         every += restorer.found_noise(plane, alpha, noise, chosen)
     held = [one for one in every if one.sigma > 0] or every

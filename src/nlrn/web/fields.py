@@ -65,6 +65,15 @@ class Denoising(Restoration):
     ] = 1.0
     gain: Annotated[float | None, Field(ge=1e-4, le=255, allow_inf_nan=False, description="with poisson")] = None
     read_noise: Annotated[Level | None, Field(description="with poisson: sigma of the read-out")] = None
+    gain_adu: Annotated[
+        float | None, Field(gt=0, le=1e6, allow_inf_nan=False, description="with poisson: of a photon, sample values")
+    ] = None
+    read_noise_adu: Annotated[
+        float | None, Field(ge=0, le=1e6, allow_inf_nan=False, description="with poisson: sigma, sample values")
+    ] = None
+    black_level_adu: Annotated[
+        float | None, Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="with poisson: the value without light")
+    ] = None
 
 
 class Upscaling(Restoration):
