@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = os.environ.get("NLRN_CHROMIUM") or "/usr/bin/chromium"
 # The page is tried in a real browser. Where there is none, that file is not collected; CONTRIBUTING.md says how to
 # have one. A path that was given and is none is an error, not a silence.
-collect_ignore = [] if "NLRN_CHROMIUM" in os.environ or Path(CHROMIUM).exists() else ["test_web_page.py"]
+ABSENT = {} if "NLRN_CHROMIUM" in os.environ or Path(CHROMIUM).exists() else {"test_web_page.py": "no Chromium"}
+if not all(find_spec(name) for name in ("dask", "xarray")):  # the extra "arrays"
+    ABSENT["test_arrays_lazy.py"] = "no dask or xarray"
+collect_ignore = list(ABSENT)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -109,7 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_header() -> list[str]:
     """What is not collected is said."""
     absent = [] if _data().is_dir() else [f"deselected: tests marked data (no data sets at {_data()}; set NLRN_DATA)"]
-    return absent + [f"not collected: {name} (no Chromium; see CONTRIBUTING.md)" for name in collect_ignore]
+    return absent + [f"not collected: {name} ({why}; see CONTRIBUTING.md)" for name, why in ABSENT.items()]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

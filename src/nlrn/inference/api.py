@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import scale_hint
 from nlrn.functional.ranges import Range
+from nlrn.inference.arrays import denoise_planes, is_labelled
 from nlrn.inference.kinds import ImageT, of_the_same_kind
 from nlrn.inference.pipeline import Denoising, denoised_array, restorer_of, upscaled_array
 from nlrn.inference.restorer import Restorer, Settings
@@ -45,6 +47,7 @@ def denoise(
     noise: str = "auto",
     level: float = 1.0,
     value_range: Range = "auto",
+    axes: str | None = None,
 ) -> ImageT:
     """The denoised image, of the same kind, dtype, shape and device as the one given.
 
@@ -57,11 +60,15 @@ def denoise(
     mode: "window", or "patch" for the authors' slow test protocol. strength: how much of the noise goes, 0..1.
     noise: what a sigma of "auto" is estimated for: "auto", white noise or the correlated noise of cameras, whichever
     the image has; "gaussian", white noise; "photo", the noise of cameras, removed by the model for photographs, which
-    estimates it itself. level: of what that model finds, how much is removed, 0..2. value_range: the values that the
+    estimates it itself; "poisson", counted photons whose gain and read noise are estimated. level: of what the model
+    for photographs finds, how much is removed, 0..2. value_range: the values that the
     network sees as black and white: "type" (0 and 255, 0 and 65535, 0 and 1 of floats), "image" (those of the image
     itself), two numbers on the image's own scale, or "auto", the image's own where they are a small part of the
     type's (12 bits in 16; nlrn.functional.ranges defines which part). sigma stays in 1/255 of the type's range in any
-    case.
+    case. axes: a letter for each axis of an array of planes, such as "ZYX" or "TCYX": Y and X of a plane, S for three
+    samples of colour, C for channels, any others. Each channel has one range and, for sigma "auto", one noise level
+    over all its planes ("per-plane": one for each); floats may be counts. Then xarray (axes by its dimensions' letters)
+    and dask arrays (lazily) are accepted, too.
 
     >>> import numpy, nlrn
     >>> noisy = numpy.random.default_rng(0).normal(0.5, 25 / 255, (32, 32))
@@ -79,6 +86,11 @@ def denoise(
         if isinstance(model, NLRN):
             return Restorer(model, settings=settings)
         return restorer_of(str(model or default_model("denoise", channels, photo=photo)), "auto", settings)
+
+    if axes is not None or is_labelled(image):
+        everything = Denoising(sigma, strength, noise, named=model is not None, value_range=value_range)
+        planes: ImageT = denoise_planes(image, axes, cache(restorer_for), everything)
+        return planes
 
     def restore(array: np.ndarray, alpha: np.ndarray | None, chosen: Range) -> np.ndarray:
         asked = Denoising(sigma, strength, noise, named=model is not None, value_range=chosen)

@@ -104,11 +104,16 @@ def samples_of(planes: Planes, tick: Callable[[int], None] = lambda done: None) 
         channel = planes.channel(index)
         image, alpha = planes.read(index)
         seen = image if alpha is None else fill_hidden(image, alpha)
-        most = max(_LEAST_PIXELS, _MOST_PIXELS // len(members[channel]))
-        step = math.ceil(math.sqrt(seen.shape[0] * seen.shape[1] / most))
-        found[channel].append(seen[::step, ::step].reshape(-1, *seen.shape[2:]).astype(np.float32))
+        found[channel].append(sample_of(seen, len(members[channel])))
         tick(index + 1)
     return [np.concatenate(parts) for parts in found]
+
+
+def sample_of(plane: np.ndarray, planes: int) -> np.ndarray:
+    """An even choice of the pixels of one of so many planes, float32 [N] or [N, C]."""
+    most = max(_LEAST_PIXELS, _MOST_PIXELS // planes)
+    step = math.ceil(math.sqrt(plane.shape[0] * plane.shape[1] / most))
+    return plane[::step, ::step].reshape(-1, *plane.shape[2:]).astype(np.float32)
 
 
 def channels_for(
@@ -176,13 +181,13 @@ def _rounded_down(level: float) -> float:
     return float(f"{math.floor(level / unit) * unit:.4g}")
 
 
-def _chosen(members: list[int]) -> list[int]:
+def chosen_planes(members: list[int]) -> list[int]:
     """An even choice of the planes of a channel."""
     return members[:: max(1, math.ceil(len(members) / _MOST_PLANES))]
 
 
 def _some(planes: Planes, members: list[int]) -> Iterator[np.ndarray]:
-    for index in _chosen(members):
+    for index in chosen_planes(members):
         image, alpha = planes.read(index)
         yield image if alpha is None else fill_hidden(image, alpha)
 
@@ -190,7 +195,7 @@ def _some(planes: Planes, members: list[int]) -> Iterator[np.ndarray]:
 def _noise_of(planes: Planes, members: list[int], restorer: Restorer, noise: str, chosen: Range) -> NoiseEstimate:
     """The median over an even choice of the planes, of those that hold any."""
     every: list[NoiseEstimate] = []
-    for index in _chosen(members):
+    for index in chosen_planes(members):
         plane, alpha = planes.read(index)
         every += restorer.found_noise(plane, alpha, noise, chosen)
     held = [one for one in every if one.sigma > 0] or every
