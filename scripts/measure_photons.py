@@ -1,6 +1,6 @@
 """Photons estimated from simulated fluorescence: errors of gain and read noise, and what the restored image loses.
 
-    python scripts/measure_photons.py [--planes 1 8] [--side 128] [--seeds 3]
+    python scripts/measure_photons.py [--peaks 10 30] [--planes 1] [--side 128] [--seeds 3]
 
 Scenes of cells, spots and filaments, blurred as by a microscope, brightest at 10 or 30 photons, with a read noise of
 0.5 or 2 electrons. Each row: the estimate's mean error, and the PSNR with the true numbers less that with the
@@ -66,7 +66,8 @@ def measured(peak: float, read: float, planes: int, side: int, seed: int, restor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--planes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--planes", type=int, nargs="+", default=[1])
+    parser.add_argument("--peaks", type=int, nargs="+", default=list(PEAKS))
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
@@ -74,7 +75,7 @@ def main() -> None:
     print("| peak | read noise | planes | gain, mean error | read noise, mean error | dB lost, mean (largest) |")
     print("| --- | --- | --- | --- | --- | --- |")
     for planes in options.planes:
-        for peak in PEAKS:
+        for peak in options.peaks:
             for read in READ_NOISES:
                 every = [measured(peak, read, planes, options.side, seed, restorer) for seed in range(options.seeds)]
                 gain, noise = (100 * np.mean([abs(getattr(e, name)) for e in every]) for name in ("gain", "read_noise"))

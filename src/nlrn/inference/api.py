@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +88,8 @@ def denoise(
 
     if axes is not None or is_labelled(image):
         everything = Denoising(sigma, strength, noise, named=model is not None, value_range=value_range)
-        planes: ImageT = denoise_planes(image, axes, cache(restorer_for), everything)
+        own = Restorer(model, settings=settings) if isinstance(model, NLRN) else None  # once for all planes
+        planes: ImageT = denoise_planes(image, axes, lambda *kind: own or restorer_for(*kind), everything)
         return planes
 
     def restore(array: np.ndarray, alpha: np.ndarray | None, chosen: Range) -> np.ndarray:
