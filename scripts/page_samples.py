@@ -1,5 +1,6 @@
 """The sample that the page of nlrn serve opens with: a CC0 photograph (Stefan van der Walt, scikit-image's `chelsea`)
-with the noise of a simulated camera, and what nlrn makes of it with nothing given."""
+with the noise of a simulated camera, and what nlrn makes of it with nothing given. The same pair is
+docs/camera-noise.png; docs/front.jpg has it beside one with Gaussian noise (CC0, Lav Varshney)."""
 
 from __future__ import annotations
 
@@ -11,8 +12,11 @@ from skimage import data
 
 import nlrn
 from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
+from nlrn.functional.degradations import add_gaussian_noise
 
-PAGE = Path(__file__).resolve().parents[1] / "src" / "nlrn" / "web" / "page" / "samples"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "src" / "nlrn" / "web" / "page" / "samples"
+GAP = 6
 LEVEL, SEED = 14.0, 1  # the standard deviation of the noise on grey of 0.5, 0-255 units
 CROP = slice(10, 250), slice(60, 380)
 
@@ -24,12 +28,32 @@ def noisy() -> np.ndarray:
     return np.rint(add_camera_noise(clean, at_level(draw_camera(random), LEVEL), random) * 255).astype(np.uint8)
 
 
+def white() -> np.ndarray:
+    """The same of a grey photograph with Gaussian noise of sigma 25."""
+    with Image.open(ROOT / "examples" / "camera.png") as file:
+        clean = np.asarray(file)[70:310, 130:450] / 255
+    return np.rint(np.clip(add_gaussian_noise(clean, 25), 0, 1) * 255).astype(np.uint8)
+
+
+def sheet(path: Path, arrays: list[np.ndarray]) -> None:
+    """Images of one size beside each other."""
+    height, width = arrays[0].shape[:2]
+    whole = Image.new("RGB", (len(arrays) * (width + GAP) - GAP, height), "white")
+    for i, array in enumerate(arrays):
+        whole.paste(Image.fromarray(array).convert("RGB"), (i * (width + GAP), 0))
+    whole.save(path, optimize=True, quality=90)
+
+
 def main() -> None:
-    image = noisy()
+    """Write the samples of the page and the sheets of the documentation."""
+    image, grey = noisy(), white()
     print(nlrn.estimate_noise(image / np.float32(255)))
-    for name, array in (("cat-camera", image), ("cat-camera-restored", nlrn.denoise(image))):
+    restored = nlrn.denoise(image)
+    for name, array in (("cat-camera", image), ("cat-camera-restored", restored)):
         Image.fromarray(array).save(PAGE / f"{name}.png", optimize=True)
         print(name, (PAGE / f"{name}.png").stat().st_size)
+    sheet(ROOT / "docs" / "camera-noise.png", [image, restored])
+    sheet(ROOT / "docs" / "front.jpg", [image, restored, grey, nlrn.denoise(grey)])
 
 
 if __name__ == "__main__":

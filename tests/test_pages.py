@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nlrn.models.listing import shipped_models
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
+import plot_quality  # noqa: E402
 import render_tables  # noqa: E402
 
 
@@ -73,6 +76,14 @@ def test_every_page_is_found_from_the_first() -> None:
     """index.md, whose lists are the site's side bar too, links every other page."""
     pages = {page.name for page in (ROOT / "docs").glob("*.md")}
     assert set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text())) == pages - {"index.md"}
+
+
+def test_the_plot_shows_what_the_results_say() -> None:
+    found = plot_quality.points()
+    scores = json.loads((ROOT / "results" / "denoise-gray-small.json").read_text())["scores"]
+    assert found["denoise-gray-small"] == (86_403, scores["set12"]["25"]["psnr"], True)
+    assert found["FFDNet"] == (490_000, 30.43, False)
+    assert 86_403 in [model.parameters for model in shipped_models()]
 
 
 def test_the_demo_restores_the_photograph(tmp_path: Path) -> None:

@@ -57,6 +57,18 @@ def test_every_page_stands_in_the_side_bar(site: Path) -> None:
     assert found == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
 
 
+def test_the_four_doors_and_a_search_that_needs_no_server(site: Path) -> None:
+    """The index of the search is a script of the site, so that it works from a folder, too."""
+    first = (site / "index.html").read_text()
+    table = first.partition("<table")[2].partition("</table>")[0]
+    for door in ("photographs", "microscopy", "reproduce", "serve"):
+        assert f'href="{door}.html"' in table
+    assert "searchindex.js" in (site / "search.html").read_text()
+    index = (site / "searchindex.js").read_text()
+    assert index.startswith("Search.setIndex(")
+    assert all(word in index for word in ("microscopi", "how-it-works", "gallery"))
+
+
 def test_pages_ask_no_other_host(site: Path) -> None:
     for page in site.glob("*.html"):
         assert not re.findall(r'(?:src|<link [^>]*href)="(?:https?:)?//[^"]*"', page.read_text()), page.name

@@ -78,6 +78,14 @@ REDUCED = {
         "nlrn explain image.png --at 25,50 --sigma 25 -o map.png",
         "a sixteenth of the pixels",
     ),
+    "nlrn explain examples/camera.png --at 330,240 --sigma 25 -o edge.png": (
+        "nlrn explain image.png --at 25,50 --sigma 25 -o edge.png",
+        "a sixteenth of the pixels",
+    ),
+    "nlrn explain examples/camera.png --at 150,115 --sigma 25 -o flat.png": (
+        "nlrn explain image.png --at 25,50 --sigma 25 -o flat.png",
+        "a sixteenth of the pixels",
+    ),
     'python -m benchmarks.operator --only "limit small"': (
         'python -m benchmarks.operator --quick --only "beside small tiled forward 16px"',
         "an hour for every line; tiny images",

@@ -44,7 +44,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, running: Service) -> 
     found.on("console", lambda one: said.append(one.text) if "status of 4" not in one.text else None)
     found.on("pageerror", lambda one: said.append(str(one)))
     found.goto(running.url)
-    expect(found.locator("#status")).to_contain_text("A sample, restored")
+    expect(found.locator("#status")).to_contain_text("A sample, restored", timeout=60_000)
     yield found
     if IMAGES:
         found.screenshot(path=f"{IMAGES}/{request.node.name}.png", full_page=True)
@@ -331,7 +331,7 @@ def test_settings_are_kept_by_the_browser(page: Page) -> None:
     page.select_option("#format", "jpg")
     page.select_option("#model", label="toy")
     page.reload()
-    expect(page.locator("#status")).to_contain_text("A sample, restored")
+    expect(page.locator("#status")).to_contain_text("A sample, restored", timeout=60_000)
     found = [page.input_value(f"#{name}") for name in ("noise", "sigma", "format", "model")]
     assert found == ["given", "33", "jpg", "toy"]
     expect(page.locator("#sigma-row")).to_be_visible()
@@ -413,7 +413,7 @@ def test_two_fingers_zoom(browser: Browser, running: Service) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
     page = context.new_page()
     page.goto(running.url)
-    expect(page.locator("#status")).to_contain_text("A sample, restored")
+    expect(page.locator("#status")).to_contain_text("A sample, restored", timeout=60_000)
     width = "document.getElementById('stage').getBoundingClientRect().width"
     before = page.evaluate(width)
     page.locator("#view").evaluate("""view => {
