@@ -30,7 +30,6 @@ from nlrn.functional.camera import (
     noisy_at,
     raw_noise,
     smoothed,
-    target_at,
     to_linear,
     to_raw,
     to_srgb,
@@ -285,35 +284,6 @@ def test_drawn_cameras_span_the_noise_of_a_real_one(data_root: Path) -> None:
     for key in photographs[0]:
         low, high = np.percentile([s[key] for s in cameras], (10, 90))
         assert low < np.median([s[key] for s in photographs]) < high, key
-
-
-def test_targets_by_level() -> None:
-    clean = np.clip(ndimage.gaussian_filter(image((30, 36, 3)), (1, 1, 0)), 0, 1)
-    noisy = np.clip(clean + 0.05 * (image(clean.shape, 1) - 0.5), 0, 1)
-    np.testing.assert_array_equal(target_at(clean, noisy, 1), clean)
-    np.testing.assert_allclose(target_at(clean, noisy, 0), noisy, atol=1e-15)
-    np.testing.assert_allclose(target_at(clean, noisy, 0.7), 0.7 * clean + 0.3 * noisy, atol=1e-15)
-    for level in (1.5, 2.0):  # the guided filter with the image as its own guide, written for a pixel at a time
-        epsilon = ((level - 1) * (noisy - clean).std()) ** 2 + 1e-8
-
-        def box(x: np.ndarray) -> np.ndarray:
-            return ndimage.uniform_filter(x, (5, 5, 1), mode="nearest")
-
-        a = ndimage.generic_filter(clean, np.var, (5, 5, 1), mode="nearest")
-        a = a / (a + epsilon)
-        expected = box(a) * clean + box((1 - a) * box(clean))
-        np.testing.assert_allclose(target_at(clean, noisy, level), expected, atol=1e-9)
-
-
-def test_beyond_level_1_weak_detail_goes_and_edges_stay() -> None:
-    clean = np.zeros((40, 40, 3)) + 0.2
-    clean[:, 20:] = 0.8
-    clean[5:15, 5:15] += np.indices((10, 10)).sum(0)[..., None] % 2 * 0.004
-    noisy = clean + 0.02 * generator().standard_normal(clean.shape)
-    found = target_at(clean, noisy, 2)
-    assert np.abs(found[:, 18:22] - clean[:, 18:22]).max() < 0.01
-    assert found[5:15, 5:15].std() < 0.5 * clean[5:15, 5:15].std()
-    assert target_at(clean.astype(np.float32), noisy.astype(np.float32), 2).dtype == np.float32
 
 
 def test_noise_for_scores_follows_from_the_image_alone() -> None:

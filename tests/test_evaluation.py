@@ -100,35 +100,37 @@ def test_psnr_of_images_under_camera_noise_meets_the_check_value(data_root: Path
     assert np.mean(found) == pytest.approx(31.39, abs=0.03)
 
 
-def test_a_model_for_photographs_is_scored_at_its_level_one(tmp_path: Path) -> None:
+def test_a_model_for_photographs_is_scored_at_the_level_that_is_estimated(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for name, image in images((40, 44, 3)):
         Image.fromarray(image).save(tmp_path / "set" / f"{name}.png")
     weights, result = tmp_path / "photo.safetensors", tmp_path / "result.json"
-    save_model(weights, random_model(in_channels=3, level_one=12.0), {})
+    save_model(weights, random_model(in_channels=3, noise="camera"), {})
     words = ["evaluate", "--model", str(weights), "--data", str(tmp_path / "set"), "--json", str(result), "-q"]
     assert run([*words, "--noise", "camera", "--attention"]) == 0
     found = json.loads(result.read_text())
     assert found["protocol"].startswith("camera: ")
     assert set(found["attention"]) == set(found["scores"]["set"]) == {"3", "6", "12"}
-    assert all(score["given_sigma"] == 12 for score in found["scores"]["set"].values())
+    restorer = Restorer(weights)
+    for level, score in found["scores"]["set"].items():
+        noisy = [noisy_at(image / 255.0, float(level)) for _, image in images((40, 44, 3))]
+        assert score["given_sigma"] == pytest.approx(np.mean([restorer.noise_level(x, "auto") for x in noisy]))
 
 
 @pytest.mark.parametrize(
-    ("words", "level_one", "message"),
+    ("words", "noise", "message"),
     [
-        (["--noise", "camera", "--given-sigma", "3"], 12.0, "--given-sigma is for models that receive"),
-        (["--given-sigma", "3"], 0.0, "--given-sigma is for models that receive"),
-        (["--auto", "--noise", "camera"], 0.0, "--auto is for"),
-        (["--attention", "--noise", "camera"], 0.0, "requires --given-sigma"),
-        ([], 12.0, "give --noise camera"),
+        (["--given-sigma", "3"], "white", "--given-sigma is for models that receive"),
+        (["--auto", "--noise", "camera"], "white", "--auto is for"),
+        (["--attention", "--noise", "camera"], "white", "requires --given-sigma"),
+        ([], "camera", "give --noise camera"),
     ],
 )
 def test_words_that_do_not_fit_camera_noise_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], level_one: float, message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], noise: str, message: str
 ) -> None:
     weights = tmp_path / "photo.safetensors"
-    save_model(weights, random_model(in_channels=3, level_one=level_one), {})
+    save_model(weights, random_model(in_channels=3, noise=noise), {})
     assert run(["evaluate", "--model", str(weights), "--data", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err
 

@@ -19,14 +19,14 @@ from nlrn.io.datasets import HELD_OUT, read_folder, training_images, validation_
 from nlrn.models.checkpoint import load_model, save_model
 from nlrn.models.nlrn import NLRN, NLRNConfig
 from nlrn.training.config import NoiseConfig, Stage, StartConfig, TrainConfig, read_recipe
-from nlrn.training.degradations import enlarged_part
+from nlrn.training.degradations import LEVEL_ERROR, enlarged_part
 from nlrn.training.distributed import Processes
 from nlrn.training.starting import start_from
 from nlrn.training.trainer import Trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMERA = NoiseConfig(kind="camera")
-MODEL = NLRNConfig(3, 8, 4, 2, 5, sigma_input=True, level_one=12)
+MODEL = NLRNConfig(3, 8, 4, 2, 5, sigma_input=True, noise="camera")
 
 
 @pytest.fixture(scope="module")
@@ -73,26 +73,21 @@ def test_several_processes_see_the_photographs_of_one(recipe: Path, tmp_path: Pa
         assert torch.equal(torch.cat([share[i] for share in shares]), part)  # type: ignore[misc]
 
 
-def test_the_plane_holds_the_level_and_the_target_belongs_to_it(recipe: Path, tmp_path: Path) -> None:
-    noisy, target, plane = photographer(recipe, tmp_path, stages=(Stage(0, 16, 400),)).batches(0)
-    assert noisy.shape == target.shape == (400, 3, 16, 16)
+def test_the_plane_holds_the_level_of_the_noise_with_the_error_of_an_estimate(recipe: Path, tmp_path: Path) -> None:
+    noisy, clean, plane = photographer(recipe, tmp_path, stages=(Stage(0, 16, 400),)).batches(0)
+    assert noisy.shape == clean.shape == (400, 3, 16, 16)
     assert noisy.is_contiguous(memory_format=torch.channels_last)
     assert plane is not None
-    levels = plane.numpy() * 255 / 12
-    others = levels[np.abs(levels - 1) > 1e-6]
-    assert len(others) == pytest.approx(100, abs=4 * math.sqrt(400 * 0.25 * 0.75))
-    assert others.min() >= 0
-    assert others.max() <= 2
-    assert others.mean() == pytest.approx(1, abs=4 * 2 / math.sqrt(12 * len(others)))
-    eighths = noisy * 255
-    assert torch.allclose(eighths, eighths.round(), atol=1e-4)
-    usual = torch.from_numpy(np.abs(levels - 1) <= 1e-6)
-    clean = target[usual] * 255
-    assert torch.allclose(clean, clean.round(), atol=1e-4)
+    for levels in (noisy * 255, clean * 255):
+        assert torch.allclose(levels, levels.round(), atol=1e-4)
     assert torch.equal(clean[:, 0], clean[:, 1])  # these images are grey, and their noise is not
-    assert not torch.equal(noisy[usual][:, 0], noisy[usual][:, 1])
-    weak = torch.from_numpy(levels < 0.2)
-    assert float((noisy - target)[weak].std()) < 0.3 * float((noisy[usual] - target[usual]).std())
+    assert not torch.equal(noisy[:, 0], noisy[:, 1])
+    true = (noisy - clean).flatten(1).std(1, correction=0)
+    some = true > 0
+    error = (plane[some] / true[some]).log().numpy()
+    assert error.mean() == pytest.approx(0, abs=4 * LEVEL_ERROR / math.sqrt(len(error)))
+    assert error.std() == pytest.approx(LEVEL_ERROR, rel=4 / math.sqrt(2 * len(error)))
+    assert float(plane.max()) <= 75 / 255
 
 
 def test_a_blind_model_sees_no_level(recipe: Path, tmp_path: Path) -> None:
@@ -131,7 +126,7 @@ def test_twenty_photographs_are_held_out(data_root: Path) -> None:
 
 
 def test_a_start_takes_everything_of_a_model_of_its_kind(tmp_path: Path) -> None:
-    source, model = trained(MODEL), NLRN(dataclasses.replace(MODEL, level_one=0))
+    source, model = trained(MODEL), NLRN(dataclasses.replace(MODEL, noise="white"))
     save_model(tmp_path / "source.safetensors", source)
     taken = start_from(model, tmp_path / "source.safetensors", statistics=True)
     assert {"head", "tail", "block.norm1", "block.non_local"} <= set(taken)
@@ -140,7 +135,7 @@ def test_a_start_takes_everything_of_a_model_of_its_kind(tmp_path: Path) -> None
 
 
 def test_a_start_takes_the_block_of_a_model_with_other_channels_and_states(tmp_path: Path) -> None:
-    grey = dataclasses.replace(MODEL, in_channels=1, level_one=0)
+    grey = dataclasses.replace(MODEL, in_channels=1, noise="white")
     file = tmp_path / "source.safetensors"
     save_model(file, trained(grey))
     source = load_model(file).state_dict()
@@ -222,15 +217,15 @@ def test_a_batch_is_enlarged_before_the_camera_takes_it(recipe: Path, tmp_path: 
 
 def test_the_recipe_of_the_small_model_for_photographs() -> None:
     config = read_recipe(ROOT / "recipes" / "denoise-photo-small.toml")
-    assert config.start == StartConfig("denoise-color-small")
+    assert config.start == StartConfig("denoise-photo-small")
     assert config.noise == dataclasses.replace(CAMERA, enlarge=3.0)
-    assert config.model == NLRNConfig(3, 64, 32, 6, 15, sigma_input=True, level_one=12.0)
+    assert config.model == NLRNConfig(3, 64, 32, 6, 15, sigma_input=True, noise="camera")
     assert config.freeze == 0
     assert config.data.folders == ("bsds500/train", "bsds500/test", "sunhays80")
     header = json.loads(config.header())
-    assert header["start"] == {"from": "denoise-color-small"}
+    assert header["start"] == {"from": "denoise-photo-small"}
     assert header["noise"]["kind"] == "camera"
-    start_from(NLRN(config.model), "denoise-color-small", statistics=True)
+    start_from(NLRN(config.model), "denoise-photo-small", statistics=True)
 
 
 def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
@@ -238,12 +233,11 @@ def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
     header = json.loads(plain.header())
     assert "start" not in header
     assert not {"kind", "enlarge"} & set(header["noise"])
-    assert "level_one" not in header["model"]
+    assert "noise" not in header["model"]
     others = [dataclasses.replace(plain, start=StartConfig(name)) for name in ("denoise-color-small", "other")]
-    for level in (10, 12):
-        model = dataclasses.replace(plain.model, level_one=level)
-        others.append(dataclasses.replace(plain, model=model, noise=CAMERA))
-    assert len({config.digest() for config in (plain, *others)}) == 5
+    model = dataclasses.replace(plain.model, noise="camera")
+    others.append(dataclasses.replace(plain, model=model, noise=CAMERA))
+    assert len({config.digest() for config in (plain, *others)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -258,10 +252,10 @@ def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
         ('[noise]\nkind = "film"', "gaussian or camera, not 'film'"),
         ('[noise]\nkind = "camera"\nhigh = 50.0', "leave noise.low and noise.high out"),
         ('[noise]\nkind = "camera"', "in_channels = 3"),
-        ('[noise]\nkind = "camera"\n[model]\nin_channels = 3\nsigma_input = true', "requires a level_one"),
-        ("[model]\nin_channels = 3\nsigma_input = true\nlevel_one = 12", 'trained on noise.kind = "camera"'),
-        ("[model]\nlevel_one = 12", "requires sigma_input"),
-        ("[model]\nsigma_input = true\nlevel_one = 80", "lies in 0..75"),
+        ('[noise]\nkind = "camera"\n[model]\nin_channels = 3\nsigma_input = true', 'requires model.noise = "camera"'),
+        ('[model]\nin_channels = 3\nsigma_input = true\nnoise = "camera"', 'requires noise.kind = "camera"'),
+        ('[model]\nnoise = "camera"', "the latter with sigma_input"),
+        ('[model]\nsigma_input = true\nnoise = "film"', "white or camera, the latter with sigma_input, not 'film'"),
     ],
 )
 def test_recipes_that_do_not_fit_together_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""A model that finds the noise itself: a level instead of a sigma, from every entry."""
+"""The model for photographs: the level of camera noise, estimated or given, from every entry."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.transform import downscale_local_mean
 
 import nlrn
 from nlrn.cli import run as command
@@ -18,6 +19,7 @@ from nlrn.errors import ConfigError, InputError, ModelNotFoundError
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
 from nlrn.functional.degradations import resize_bicubic
+from nlrn.functional.noise import estimate_noise
 from nlrn.functional.ranges import scale_beyond
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.io.image import rounded
@@ -30,14 +32,12 @@ from nlrn.web.fields import Denoising
 from nlrn.web.handlers import Handlers
 from nlrn.web.messages import ServiceConfig, Task
 
-ONE = 12.0
-
 
 @pytest.fixture(scope="module")
 def model() -> NLRN:
     """It was not trained; every number counts."""
     torch.manual_seed(0)
-    config = NLRNConfig(3, 8, 4, states=2, window=5, sigma_input=True, level_one=ONE)
+    config = NLRNConfig(3, 8, 4, states=2, window=5, sigma_input=True, noise="camera")
     network = NLRN(config).eval()
     for tensor in network.state_dict().values():
         if tensor.is_floating_point() and tensor.dim() > 1:
@@ -47,37 +47,64 @@ def model() -> NLRN:
 
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
-    return np.random.default_rng(0).random((24, 20, 3), np.float32)
+    return 0.3 + 0.4 * np.random.default_rng(0).random((24, 20, 3), np.float32)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0, 2.0])
 def test_the_level_is_the_plane_that_the_network_sees(model: NLRN, image: np.ndarray, level: float) -> None:
     restorer = Restorer(model, settings=Settings(precision="fp32", level=level))
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]
-    expected = FoldedNLRN(model)(planes, level * ONE / 255)[0].permute(1, 2, 0).numpy()
-    found = restorer.denoise(image)
+    sigma = min(75.0, level * estimate_noise(image).level)
+    expected = FoldedNLRN(model)(planes, sigma / 255)[0].permute(1, 2, 0).numpy()
+    found = restorer.denoise(image, value_range="type")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * float(np.abs(expected).max()))
-    assert restorer.noise_level(image, "auto") == level * ONE
+    assert restorer.noise_level(image, "auto", value_range="type") == pytest.approx(sigma)
+    np.testing.assert_array_equal(
+        restorer.denoise(image, sigma, value_range="type"), found
+    )  # a level that is given has no factor
     other = Restorer(model, settings=Settings(precision="fp32", level=level + 0.01 if level < 2 else 1.9))
-    assert np.abs(other.denoise(image) - found).max() > 1e-4  # it is used
+    assert np.abs(other.denoise(image, value_range="type") - found).max() > 1e-4  # it is used
+
+
+@pytest.mark.parametrize("shape", [(32, 40), (45, 38)])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_second_pass_at_half_size_removes_what_is_coarse(model: NLRN, shape: tuple[int, int], mapped: bool) -> None:
+    """Both passes by the network itself, the means and the enlargement by scikit-image and MATLAB's bicubic."""
+    random = np.random.default_rng(3)
+    image = (0.3 + 0.4 * random.random((*shape, 3))).astype(np.float32)
+    sigma = 12 + 6 * random.random(shape, np.float32) if mapped else 12.0
+    network = FoldedNLRN(model)
+
+    def run(x: np.ndarray, level: Any) -> np.ndarray:
+        plane = torch.as_tensor(np.asarray(level, np.float32) / 255)
+        planes = torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))[None]
+        result: np.ndarray = network(planes, plane[None, None] if plane.dim() else float(plane))[0].numpy()
+        return result.transpose(1, 2, 0)
+
+    fine = run(image, sigma)
+    even = [(0, n % 2) for n in shape]
+    small = downscale_local_mean(np.pad(fine, (*even, (0, 0)), mode="edge"), (2, 2, 1)).astype(np.float32)
+    level = downscale_local_mean(np.pad(sigma, even, mode="edge"), (2, 2)) / 2 if mapped else 6.0
+    removed = resize_bicubic(run(small, level) - small, 2 * small.shape[0], 2 * small.shape[1])
+    expected = fine + removed[: shape[0], : shape[1]]
+    found = Restorer(model, settings=Settings(precision="fp32")).denoise(image, sigma, value_range="type")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * float(np.abs(expected).max()))
+    assert np.abs(found - fine).max() > 1e-3
 
 
 def test_values_beyond_the_range_keep_the_level(model: NLRN, image: np.ndarray) -> None:
     wide = image * 3 - 1
-    scale = scale_beyond(wide, ONE)
+    scale = scale_beyond(wide, 12.0)
     planes = torch.from_numpy(scale.unit(wide)).permute(2, 0, 1)[None]
-    expected = FoldedNLRN(model)(planes, ONE / 255)[0].permute(1, 2, 0).numpy() * scale.spread + scale.low
-    found = Restorer(model, settings=Settings(precision="fp32")).denoise(wide)
+    expected = FoldedNLRN(model)(planes, 12 / 255 / scale.spread)[0].permute(1, 2, 0).numpy() * scale.spread + scale.low
+    found = Restorer(model, settings=Settings(precision="fp32")).denoise(wide, 12.0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * float(np.abs(expected).max()))
 
 
-def test_a_sigma_is_refused(model: NLRN, image: np.ndarray) -> None:
-    for sigma in (25, np.full(image.shape[:2], 25.0)):
-        with pytest.raises(InputError, match="finds the noise itself"):
-            nlrn.denoise(image, sigma, model)
+def test_what_is_no_level_of_camera_noise_is_refused(model: NLRN, image: np.ndarray) -> None:
     with pytest.raises(InputError, match="'loud'"):
         nlrn.denoise(image, "loud", model)
-    with pytest.raises(ConfigError, match="receives the noise level"):
+    with pytest.raises(ConfigError, match="receives the level of white noise"):
         nlrn.denoise(image, PoissonNoise(1.0), model)
     for level in (-0.1, 2.1, float("nan")):
         with pytest.raises(ConfigError, match="level must lie in"):
@@ -91,14 +118,16 @@ def test_the_command_takes_a_level(
     Image.fromarray((255 * image).astype(np.uint8)).save(tmp_path / "in.png")
     words = ["denoise", str(tmp_path / "in.png"), "--model", str(tmp_path / "photo.safetensors"), "--precision", "fp32"]
     assert command([*words, "-o", str(tmp_path / "out.png"), "--level", "0.5"]) == 0
-    assert "finds the noise itself, level 0.5" in capsys.readouterr().out
+    assert "restored by the model for photographs, level 0.5 times that" in capsys.readouterr().out
     restorer = nlrn.load(model, precision="fp32", level=0.5)
     expected = restorer.denoise(np.asarray(Image.open(tmp_path / "in.png")) / np.float32(255))
     found = np.asarray(Image.open(tmp_path / "out.png")) / 255
     np.testing.assert_allclose(found, expected.clip(0, 1), rtol=0, atol=0.51 / 255)
     assert command([*words, "-o", str(tmp_path / "no.png"), "--level", "3"]) == 2
-    assert command([*words, "-o", str(tmp_path / "no.png"), "--sigma", "9"]) == 1
     assert not (tmp_path / "no.png").exists()
+    assert command([*words, "-o", str(tmp_path / "nine.png"), "--sigma", "9"]) == 0
+    expected = restorer.denoise(np.asarray(Image.open(tmp_path / "in.png")) / np.float32(255), 9.0)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "nine.png")), rounded(expected, 8))
 
 
 # -- which model restores, by every entry ----------------------------------------------------------------------------
@@ -125,7 +154,7 @@ def photographs() -> dict[str, np.ndarray]:
     smooth = resize_bicubic(random.random((6, 6, 3)), 160, 160).clip(0, 1)
     camera = add_camera_noise(smooth, at_level(draw_camera(random), 14.0), random)
     white = smooth + random.normal(0, 12 / 255, smooth.shape)
-    weak = add_camera_noise(smooth, at_level(draw_camera(random), 2.0), random)
+    weak = add_camera_noise(smooth, at_level(draw_camera(random), 0.5), random)
     named = ("camera", camera), ("white", white), ("weak", weak)
     images = {name: np.rint(x.clip(0, 1) * 255).astype(np.uint8) for name, x in named}
     return images | {"grey": images["camera"][..., 1]}
@@ -156,6 +185,7 @@ def by_service(image: np.ndarray, **options: Any) -> tuple[np.ndarray, str]:
     [
         ("camera", {}, "photo"),
         ("camera", {"noise": "photo", "level": 0.5}, "photo"),
+        ("camera", {"noise": "photo", "sigma": 9.0}, "photo"),
         ("camera", {"noise": "gaussian"}, "color"),
         pytest.param("camera", {"sigma": 9.0}, "color", marks=pytest.mark.slow),
         pytest.param("camera", {"model": "denoise-gray-small"}, "gray", marks=pytest.mark.slow),
@@ -182,10 +212,11 @@ def test_every_entry_takes_the_same_model_and_gives_the_same_pixels(
     served, said = by_service(image, **options)
     np.testing.assert_array_equal(restored, by_command(image, tmp_path, **options))
     np.testing.assert_array_equal(restored, served)
-    assert ("finds the noise itself" in said) == (expected == "photo")
+    assert ("by the model for photographs" in said) == (expected == "photo" and "sigma" not in options)
     chosen = nlrn.load(f"denoise-{expected}-small", level=options.get("level", 1.0))
     sigma, noise = options.get("sigma", "auto"), options.get("noise", "auto")
-    level = sigma if expected == "photo" else chosen.noise_level(image / np.float32(255), sigma, noise=noise)
+    noise = "auto" if noise == "photo" else noise
+    level = chosen.noise_level(image / np.float32(255), sigma, noise=noise)
     given = image / np.float32(255)
     found = chosen.denoise(
         given if expected != "photo" or image.ndim == 3 else np.repeat(given[..., None], 3, 2), level
@@ -210,9 +241,9 @@ def test_without_a_model_for_photographs_colour_is_restored_as_before(
 
 def test_what_does_not_fit_together_is_one_error(photographs: dict[str, np.ndarray]) -> None:
     image = photographs["white"]
-    with pytest.raises(InputError, match="takes no sigma"):
-        by_python(image, noise="photo", sigma=5)
+    with pytest.raises(InputError, match="not for counted photons"):
+        by_python(image, noise="photo", sigma=PoissonNoise(1.0))
     with pytest.raises(InputError, match="auto, gaussian or photo, not 'film'"):
         by_python(image, noise="film")
-    with pytest.raises(ConfigError, match="given a sigma"):
+    with pytest.raises(ConfigError, match="trained on white noise"):
         by_python(image, noise="photo", model="denoise-color-small")

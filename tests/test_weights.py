@@ -101,9 +101,9 @@ def test_flat_images_come_back_flat(model: str, sigma: int) -> None:
     for grey in (0.0, 0.15, 0.5, 0.85, 1.0):
         if config.task == "sr":
             restored = restorer.upscale(np.full((sigma, 40), grey), 2 * sigma, 100)
-        elif config.level_one:  # of cameras' noise, which black and white clip
+        elif config.noise == "camera":  # which black and white clip
             noisy = noisy_at(np.full((96, 96, 3), grey), sigma / 10)
-            restored = restorer.denoise(noisy) - (noisy.mean() - grey)
+            restored = restorer.denoise(noisy, 255 * (noisy - grey).std()) - (noisy.mean() - grey)
         else:
             noise = np.random.RandomState(sigma).normal(0, sigma / 255, (96, 96, config.in_channels))
             restored = restorer.denoise(grey + noise, sigma)

@@ -51,14 +51,14 @@ def add(commands: Any) -> None:
         choices=("auto", "gaussian", "poisson", "photo"),
         default="auto",
         help="auto: white or camera-like, as found (default); gaussian: white; poisson: counted photons, noise that"
-        " grows with the light, estimated where no gain is given; photo: that of cameras, found by the model for"
+        " grows with the light, estimated where no gain is given; photo: that of cameras, by the model for"
         " photographs",
     )
     group.add_argument(
         "--level",
         type=_level,
         default=1.0,
-        help="of the model for photographs: more or less of the noise, 0..2 (default: 1)",
+        help="of the model for photographs: factor on the level that is estimated, 0..2 (default: 1)",
     )
     group.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
     group.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
@@ -83,8 +83,8 @@ def _denoise(options: argparse.Namespace) -> int:
     if options.sigma_map is not None:
         if options.input.is_dir():
             raise ConfigError("a map of noise levels fits one image, not a folder")
-        if options.noise in ("photo", "poisson") or options.sigma is not None:
-            raise ConfigError("--sigma-map takes neither --sigma nor --noise photo or poisson")
+        if options.noise == "poisson" or options.sigma is not None:
+            raise ConfigError("--sigma-map takes neither --sigma nor --noise poisson")
     if options.sigma == "per-plane" and (options.input.is_dir() or not is_stack(options.input)):
         raise ConfigError(f"{options.input} is no stack: --sigma per-plane is for one")
     restored = partial(_restored, sigma_map=options.sigma_map)

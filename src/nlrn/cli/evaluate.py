@@ -127,18 +127,18 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace, config: NLRNConfig) -> None:
     """Raises ConfigError where the options do not fit the model."""
-    camera, given = options.noise == "camera", config.sigma_input and not config.level_one
+    camera, given = options.noise == "camera", config.sigma_input
     if config.task != options.task:
         raise ConfigError(f"this model is for {config.task}: give --task {config.task}")
     if camera and (options.task == "sr" or config.in_channels != 3):
         raise ConfigError("--noise camera is for models that denoise colour")
-    if config.level_one and not camera:
-        raise ConfigError("this model finds the noise itself, as cameras make it: give --noise camera")
+    if config.noise == "camera" and not camera:
+        raise ConfigError("this model is for the noise of cameras: give --noise camera")
     if options.given_sigma is not None and not (camera and given):
         raise ConfigError("--given-sigma is for models that receive the noise level, under --noise camera")
     if options.auto and (camera or not given):
         raise ConfigError("--auto is for models that receive the noise level, under Gaussian noise")
-    if camera and options.attention and given and options.given_sigma is None:
+    if camera and options.attention and config.noise == "white" and options.given_sigma is None:
         raise ConfigError("--attention under camera noise requires --given-sigma: a sigma that is given, not estimated")
 
 
@@ -151,7 +151,7 @@ def _conditions(options: argparse.Namespace, config: NLRNConfig) -> tuple[str, l
         return options.protocol, super_resolution(options.scale, options.protocol)
     if options.noise == "camera":
         given = "auto" if options.given_sigma is None else options.given_sigma
-        return "camera", photographs(options.sigma or CAMERA_LEVELS, config.level_one or given)
+        return "camera", photographs(options.sigma or CAMERA_LEVELS, given)
     return "noise", denoising(options.sigma or (15.0, 25.0, 50.0), auto=options.auto)
 
 

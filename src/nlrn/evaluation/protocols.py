@@ -45,7 +45,7 @@ PROTOCOLS = {
     "camera": (
         "8-bit image as a camera stored it (nlrn.functional.camera.noisy_at: camera and noise follow from the"
         " image's values; the level is the noise's standard deviation on grey before JPEG); the input and the"
-        f" {_SCORED}, over the whole image; a model that finds the noise itself is asked for level 1"
+        f" {_SCORED}, over the whole image"
     ),
     "float-lr": f"8-bit luminance made smaller by MATLAB's bicubic and kept in float; luminance {_LUMINANCE}",
     "8bit-lr": f"image made smaller by MATLAB's bicubic in 8 bit, its luminance enlarged; luminance {_LUMINANCE}",
@@ -163,8 +163,8 @@ def _noise(sigma: float, seed: int, auto: bool) -> Condition:
 def photographs(levels: Iterable[float], given: float | str) -> list[Condition]:
     """Camera noise of each level (PROTOCOLS["camera"]).
 
-    given: the sigma that the model receives for every image, or "auto", as estimated; of a model that finds the noise
-    itself its level_one.
+    given: the sigma that the model receives for every image, or "auto", as estimated; where the attention is
+    studied, "auto" is the true standard deviation of the noise.
     """
     return [_photograph(level, given) for level in levels]
 
@@ -172,15 +172,16 @@ def photographs(levels: Iterable[float], given: float | str) -> list[Condition]:
 def _photograph(level: float, given: float | str) -> Condition:
     def score(restorer: Restorer, image: np.ndarray) -> list[float]:
         clean = image / 255.0
-        noisy, finds = noisy_at(clean, level), restorer.model.config.level_one > 0
-        sigma = restorer.noise_level(noisy, "auto" if finds else given, value_range="type")
-        output = quantize8(restorer.denoise(noisy, "auto" if finds else sigma, value_range="type"))
+        noisy = noisy_at(clean, level)
+        sigma = restorer.noise_level(noisy, given, value_range="type")
+        output = quantize8(restorer.denoise(noisy, sigma, value_range="type"))
         return [psnr(clean, output), ssim(clean, output), psnr(clean, noisy), float(np.mean(sigma))]
 
     def seen(image: np.ndarray) -> tuple[np.ndarray, float]:
-        if isinstance(given, str):
-            raise ConfigError("the attention is studied at a sigma that is given, not estimated")
-        return noisy_at(image / 255.0, level).transpose(2, 0, 1)[None], given / 255
+        clean = image / 255.0
+        noisy = noisy_at(clean, level)
+        sigma = float((noisy - clean).std()) if isinstance(given, str) else given / 255
+        return noisy.transpose(2, 0, 1)[None], sigma
 
     return Condition(f"{level:g}", f"camera noise {level:g}", score, seen, ("psnr_noisy", "given_sigma"))
 

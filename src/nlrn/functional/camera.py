@@ -176,26 +176,6 @@ def at_level(camera: Camera, level: float) -> Camera:
     return weak.amplified(level / camera_level(weak))
 
 
-def target_at(clean: np.ndarray, noisy: np.ndarray, level: float) -> np.ndarray:
-    """The target, HWC of clean's dtype, of a model that is given `level` times its usual noise level for `noisy`.
-
-    Level 1: clean. Below, down to 0: clean + (1 - level) * (noisy - clean), so that a part of the noise stays. Above 1
-    there is no more noise to remove, and clean - (level - 1) * (noisy - clean) would be noise again: the target
-    is without detail as weak as the noise, too. The self-guided filter (He et al., Guided image filtering, PAMI 2013;
-    5 x 5 pixels, epsilon the square of (level - 1) times the standard deviation of noisy - clean) takes away the detail
-    whose local variance lies below epsilon, and leaves edges.
-    """
-    residual = noisy - clean
-    if level <= 1:
-        return clean + clean.dtype.type(1 - level) * residual
-    box = np.full(5, 1 / 5)
-    mean = _convolved(clean, box)
-    variance = np.maximum(_convolved(clean * clean, box) - mean * mean, 0)
-    share = variance / (variance + ((level - 1) * float(residual.std())) ** 2 + 1e-8)
-    offset = _convolved((1 - share) * mean, box)
-    return (_convolved(share, box) * clean + offset).astype(clean.dtype, copy=False)
-
-
 def _noise(image: np.ndarray, camera: Camera, random: np.random.Generator) -> np.ndarray:
     """What is added to an image before rounding and JPEG; of the image's shape and dtype."""
     height, width = image.shape[:2]

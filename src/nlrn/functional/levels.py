@@ -61,12 +61,14 @@ def plain(sigma: Any) -> np.ndarray:
     return given
 
 
-def level_of(found: tuple[NoiseEstimate, ...], spread: float = 1.0) -> float | np.ndarray:
-    """The level for a denoiser of white noise, a number, or one for each channel [C].
+def level_of(found: tuple[NoiseEstimate, ...], spread: float = 1.0, camera: float | None = None) -> float | np.ndarray:
+    """The level for a denoiser, a number, or one for each channel [C].
 
-    It is at most MAX_SIGMA, times the spread of a range larger than the type's.
+    It is at most MAX_SIGMA, times the spread of a range larger than the type's. camera: None for a denoiser of white
+    noise; for one of camera noise, the factor on the level.
     """
-    levels = [min(one.sigma, MAX_SIGMA * max(1.0, spread)) for one in found]
+    asked = [one.sigma if camera is None else camera * one.level for one in found]
+    levels = [min(one, MAX_SIGMA * max(1.0, spread)) for one in asked]
     return levels[0] if len(levels) == 1 else np.array(levels)
 
 

@@ -31,7 +31,7 @@ def load(
 ) -> Restorer:
     """A Restorer of a shipped name, a weights file or a model: load once, restore many images.
 
-    level: of a model for photographs, how much of the noise that it finds is removed, 0..2.
+    level: of a model for photographs, factor on the level that is estimated, 0..2.
     Raises ModelNotFoundError, CheckpointError, BackendError, ConfigError.
     """
     return Restorer(model, device=device, settings=Settings(mode=mode, precision=precision, level=level))
@@ -58,9 +58,9 @@ def denoise(
     name (`nlrn models` lists them), a weights file or an NLRN; None takes the best one for the image.
     mode: "window", or "patch" for the authors' slow test protocol. strength: how much of the noise goes, 0..1.
     noise: what a sigma of "auto" is estimated for: "auto", white noise or the correlated noise of cameras, whichever
-    the image has; "gaussian", white noise; "photo", the noise of cameras, removed by the model for photographs, which
-    estimates it itself; "poisson", counted photons whose gain and read noise are estimated. level: of what the model
-    for photographs finds, how much is removed, 0..2. value_range: the values that the
+    the image has; "gaussian", white noise; "photo", the noise of cameras, removed by the model for photographs, whose
+    level sigma then is; "poisson", counted photons whose gain and read noise are estimated. level: factor on the level
+    that is estimated for the model for photographs, 0..2. value_range: the values that the
     network sees as black and white: "type" (0 and 255, 0 and 65535, 0 and 1 of floats), "image" (those of the image
     itself), two numbers on the image's own scale, or "auto", the image's own where they are a small part of the
     type's (12 bits in 16; nlrn.functional.ranges defines which part). sigma stays in 1/255 of the type's range in any

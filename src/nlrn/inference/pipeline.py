@@ -36,7 +36,7 @@ Sigma = float | str | np.ndarray
 RestorerFor = Callable[[int, bool], Restorer]
 KINDS = (*NOISES, "photo", "poisson")
 # Of a camera's noise, 0-255 units: from it on the model for photographs is used (docs/photographs.md)
-PHOTO_LEVEL = 4.0
+PHOTO_LEVEL = 1.0
 
 
 def restorer_of(name: str, device: str, settings: Settings) -> Restorer:
@@ -83,10 +83,10 @@ class Denoising:
     """The options of denoising, the same for every entry.
 
     sigma, strength: as of Restorer.denoise. noise: "auto", "gaussian" as of `estimate_noise`; "photo", the noise of
-    cameras, which the model for photographs estimates itself; "poisson", that of counted photons, by what `counts`
+    cameras, by the model for photographs, whose level sigma then is; "poisson", that of counted photons, by what `counts`
     knows and, for the rest, estimated. named: a model was named, so that none is chosen.
     value_range: as of Restorer.denoise, numbers being sample values. Raises InputError for another noise, and for a
-    sigma together with "photo".
+    PoissonNoise together with "photo".
     """
 
     sigma: Sigma | PoissonNoise = "auto"
@@ -101,8 +101,8 @@ class Denoising:
             raise InputError("noise 'poisson' takes no sigma: it has a gain and a read noise, given or estimated")
         if self.noise not in KINDS:
             raise InputError(f"noise must be {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {self.noise!r}")
-        if self.noise == "photo" and not (isinstance(self.sigma, str) and self.sigma == "auto"):
-            raise InputError("noise 'photo' takes no sigma: its model finds the noise; level sets more or less")
+        if self.noise == "photo" and isinstance(self.sigma, PoissonNoise):
+            raise InputError("noise 'photo' is not for counted photons: give a level, or auto")
 
 
 @dataclass(frozen=True)
@@ -170,18 +170,18 @@ def denoised_array(
     restorer = restorer_for(channels, photo)
     restorer.require("denoise")
     config = restorer.model.config
-    if photo and not config.level_one:
-        raise ConfigError("noise 'photo' is for a model that finds the noise itself, and this one is given a sigma")
-    if isinstance(sigma, str) and config.sigma_input and not config.level_one:
+    if photo and config.noise != "camera":
+        raise ConfigError("noise 'photo' is for a model for photographs, and this one was trained on white noise")
+    if isinstance(sigma, str) and config.sigma_input:
         check_auto(sigma)
-        found = restorer.found_noise(image, alpha, asked.noise, chosen)
+        found = restorer.found_noise(image, alpha, "auto" if photo else asked.noise, chosen)
         strong = all(one.kind == "camera" and one.level >= PHOTO_LEVEL for one in found)
         if channels == 3 and strong and not asked.named and ships_photo_model():
             restorer = restorer_for(channels, True)
             config = restorer.model.config
     _say_how(say, restorer, asked, found, form)
     spread = restorer.scale(image, alpha=alpha, value_range=chosen).spread
-    level = level_of(found, spread) if found and not config.level_one else sigma
+    level = restorer.level_for(found, spread) if found else sigma
     if not isinstance(level, str | PoissonNoise):
         level = restorer.noise_level(image, level, value_range=chosen)
     if channels == 3 and config.in_channels == 1:
@@ -241,9 +241,9 @@ def _say_how(say: Report, restorer: Restorer, asked: Denoising, found: tuple[Noi
     config, sigma = restorer.model.config, asked.sigma
     if not config.sigma_input:
         say("this model was trained for one noise level and takes none")
-    elif config.level_one:
-        what = f"found {found[0]}: " if found else ""
-        say(f"{what}restored by a model that finds the noise itself, level {restorer.settings.level:g}")
+    elif found and config.noise == "camera":
+        factor = "" if restorer.settings.level == 1 else f", level {restorer.settings.level:g} times that"
+        say(f"found {found[0]}: restored by the model for photographs{factor}")
     elif found:
         _say_found(say, found, form)
     elif not isinstance(sigma, str | PoissonNoise) and (hint := scale_hint(sigma)) is not None:

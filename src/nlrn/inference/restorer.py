@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlrn.errors import ConfigError, InputError, MemoryBudgetError, NotFiniteError
+from nlrn.errors import ConfigError, MemoryBudgetError, NotFiniteError
 from nlrn.functional.alpha import fill_hidden, hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of, check_auto, checked_level, checked_strength, found_noise, level_of
 from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, checked_image, scale_beyond, scale_of
 from nlrn.functional.tiling import PATCH, Average, Blend, patch_size, patches, plan
+from nlrn.inference.coarse import with_half_size
 from nlrn.inference.kinds import ImageT, floats_or_same_kind
 from nlrn.inference.memory import TILES, backing_off, memory_per_pixel, within_memory
 from nlrn.inference.self_ensemble import Progress, groups, image_of, over_views, part_of, planes_of, tick_of_part
@@ -114,7 +115,7 @@ class Restorer:
             sigma = self.noise_level(image, sigma, alpha, noise, value_range)
         seen = image if alpha is None else fill_hidden(image, alpha)
         scale = self.scale(image, sigma, alpha=alpha, value_range=value_range)
-        level = sigma if isinstance(sigma, PoissonNoise) or self.model.config.level_one else sigma / scale.spread
+        level = sigma if isinstance(sigma, PoissonNoise) else sigma / scale.spread
         result = scale.back(self._denoised(scale.unit(seen), level, progress), image.dtype) + scale.beyond(seen)
         if strength < 1:
             result = image + np.float32(strength) * (result - image)
@@ -137,15 +138,15 @@ class Restorer:
         if isinstance(sigma, PoissonNoise) or (fixed and value_range == "auto"):
             return Scale()
         seen = image if alpha is None else fill_hidden(image, alpha)
-        known = 0.0 if isinstance(sigma, str) or config.level_one or not config.sigma_input else sigma
+        known = 0.0 if isinstance(sigma, str) or not config.sigma_input else sigma
         return scale_of(seen, value_range, known)
 
     def _denoised(
         self, image: np.ndarray, sigma: float | np.ndarray | PoissonNoise, progress: Progress | None
     ) -> np.ndarray:
         if isinstance(sigma, PoissonNoise):
-            if not self.model.config.sigma_input or self.model.config.level_one:
-                raise ConfigError("Poisson noise requires a model that receives the noise level")
+            if not self.model.config.sigma_input or self.model.config.noise != "white":
+                raise ConfigError("Poisson noise requires a model that receives the level of white noise")
             return sigma.removed(image, partial(self._denoised, progress=progress))
         if image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1:
             return self._denoised(image[..., :1], sigma, progress).repeat(3, axis=2)  # once, not three times
@@ -157,8 +158,10 @@ class Restorer:
             return np.concatenate(channels, axis=2)
         scale = scale_beyond(image, sigma) if self.model.config.sigma_input else Scale()
         planes = planes_of(scale.unit(image), self.model.config.in_channels)
-        level = sigma if self.model.config.level_one else sigma / scale.spread
-        return scale.back(image_of(self._restored(planes, level, progress), image.shape), np.dtype(np.float32))
+        camera = self.model.config.noise == "camera"
+        run = partial(with_half_size, self._restored) if camera else self._restored
+        restored = run(planes, sigma / scale.spread, progress)
+        return scale.back(image_of(restored, image.shape), np.dtype(np.float32))
 
     def upscale(
         self,
@@ -229,21 +232,21 @@ class Restorer:
 
         A number, a map HW, or for "auto" on a colour image that goes through a grey model a level for each channel
         [C]. noise: what "auto" takes the image to have, as of `estimate_noise`. Where alpha is 0 nothing is estimated
-        from. A model trained for one level takes none: for it "auto" is not estimated, and 0 comes back. A model for
-        photographs finds the noise itself: for it "auto" is its own scale, and a number is refused by InputError.
+        from. A model trained for one level takes none: for it "auto" is not estimated, and 0 comes back. For a model
+        for photographs it is the level of correlated noise, an estimate times Settings.level.
         """
-        if self.model.config.level_one:
-            if not isinstance(sigma, str):
-                raise InputError("this model finds the noise itself: give no sigma; level sets more or less")
-            check_auto(sigma)
-            return self.model.config.level_one * self.settings.level
         if not isinstance(sigma, str):
             black, white = (0.0, 1.0) if isinstance(value_range, str) else value_range
             return checked_level(image, sigma, self.model.config.in_channels, white - black)
         check_auto(sigma)
         found = self.found_noise(image, alpha, noise, value_range)
         spread = self.scale(image, alpha=alpha, value_range=value_range).spread
-        return level_of(found, spread) if found else 0.0
+        return self.level_for(found, spread) if found else 0.0
+
+    def level_for(self, found: tuple[NoiseEstimate, ...], spread: float) -> float | np.ndarray:
+        """What this model receives for the noise that was found, 0-255 units, a number or one for each channel."""
+        camera = self.model.config.noise == "camera"
+        return level_of(found, spread, self.settings.level if camera else None)
 
     def found_noise(
         self,
@@ -258,7 +261,7 @@ class Restorer:
         of 0..1 as always.
         """
         config = self.model.config
-        if not config.sigma_input or config.level_one:
+        if not config.sigma_input:
             return ()
         scale = self.scale(image, alpha=alpha, value_range=value_range)
         seen = image if scale == Scale() else scale.unit(image)

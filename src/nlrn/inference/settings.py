@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nlrn.errors import ConfigError, number
 
-MAX_LEVEL = 2.0  # up to which the models for photographs are trained
+MAX_LEVEL = 2.0
 MODES = ("window", "patch")
 PRECISIONS = ("auto", "fp32", "bf16")
 OVERLAP = 32
@@ -21,8 +21,8 @@ class Settings:
     (bytes the computation may take), 0 forces the whole image, else the side of a tile in pixels; tiles overlap
     by `overlap` pixels (None: 32, or half of a smaller tile), the inner quarter of which is blended; an overlap of
     8/3 of NLRN.receptive_radius makes the tiles equal to the whole image. tta: the mean over the image's 8 flips
-    and quarter turns, each turned back (what the paper calls multi-view testing): 8 times the work. level: how much of
-    the noise that it finds a model for photographs removes, 0..2; others do not use it.
+    and quarter turns, each turned back (what the paper calls multi-view testing): 8 times the work. level: factor
+    on the level that is estimated for a model for photographs, 0..2; others do not use it.
     """
 
     mode: str = "window"

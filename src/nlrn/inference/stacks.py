@@ -16,7 +16,7 @@ import numpy as np
 
 from nlrn.functional.alpha import fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
-from nlrn.functional.levels import channels_of, check_auto, level_of, plain
+from nlrn.functional.levels import channels_of, check_auto, plain
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, on_unit_scale
@@ -153,16 +153,16 @@ def _channel(
     found, sigma = None, asked.sigma
     if isinstance(sigma, str) and sigma == PER_PLANE:
         asked, sigma = dataclasses.replace(asked, sigma="auto"), "auto"
-    elif isinstance(sigma, str) and config.sigma_input and not config.level_one:
+    elif isinstance(sigma, str) and config.sigma_input:
         check_auto(sigma)
         scale = restorer.scale(image, value_range=chosen)
-        found = _noise_of(planes, members, restorer, asked.noise, scale.limits if scale != Scale() else "type")
+        noise = "auto" if asked.noise == "photo" else asked.noise
+        found = _noise_of(planes, members, restorer, noise, scale.limits if scale != Scale() else "type")
         strong = found.kind == "camera" and found.level >= PHOTO_LEVEL
         if colours == 3 and strong and not asked.named and ships_photo_model():
             restorer = restorer_for(colours, True)
             asked = dataclasses.replace(asked, noise="photo")
-        else:
-            sigma = _rounded_down(float(np.max(level_of((found,), scale.spread))))
+        sigma = _rounded_down(float(np.max(restorer.level_for((found,), scale.spread))))
     level = 0.0 if isinstance(sigma, str) else float(np.max(plain(sigma)))
     scale = restorer.scale(image, level, value_range=chosen)
     if scale.limits == (0.0, 1.0):

@@ -158,11 +158,13 @@ def _state(model: NLRN) -> dict[str, Tensor]:
 def _config(path: Path, metadata: dict[str, str]) -> NLRNConfig:
     """The configuration in a header: every field of NLRNConfig, of its very type, and no other.
 
-    Files older than `distance` or `level_one` do not name them.
+    Files older than `distance` or `noise` do not name them.
     """
     try:
-        younger = {"distance": NLRNConfig.distance, "level_one": NLRNConfig.level_one}
+        younger = {"distance": NLRNConfig.distance, "noise": NLRNConfig.noise}
         values: dict[str, Any] = {**younger, **json.loads(metadata["config"])}
+        if values.pop("level_one", 0.0) != 0.0:  # once a field
+            raise ValueError("models that find the noise of cameras by themselves are no longer read")
         for field in dataclasses.fields(NLRNConfig):
             value, default = values[field.name], field.default
             if type(value) is not type(default) and not (field.name == "window" and value is None):

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlrn.errors import ConfigError, InputError
-from nlrn.functional.limits import MAX_SIGMA
 from nlrn.models.distances import CARRIED, DISTANCES
 from nlrn.ops import convolve3, neighborhood_attention, select_backend
 from nlrn.ops.forking import note_computation
 
 TASKS = ("denoise", "sr")
+NOISES = ("white", "camera")
 MAX_SIZE = 1024  # channels, states, or pixels of a window: far beyond any model, far below what exhausts memory
 Observer = Callable[[int, Tensor], None]
 
@@ -155,9 +155,8 @@ class NLRNConfig:
     in_channels: 1 or 3, in and out. channels, embed_channels: of the state, and of theta and phi. states: T.
     window: q, odd, or None for the whole image. propagation: carry the correlations from state to state.
     sigma_input: a second input plane holds the noise level. task: "denoise" or "sr" (luminance). distance: Phi, one of
-    DISTANCES (paper, section 3), of which only CARRIED has correlations to carry. level_one: 0, or for a model that
-    finds the noise itself the sigma (0-255) that represents level 1 in that plane, which then holds level *
-    level_one / 255; the level is relative to the noise that is found (`nlrn.functional.camera.target_at`).
+    DISTANCES (paper, section 3), of which only CARRIED has correlations to carry. noise: one of NOISES, whose
+    standard deviation the second plane holds: white noise, or the correlated noise that cameras leave.
     """
 
     in_channels: int = 1
@@ -169,7 +168,7 @@ class NLRNConfig:
     sigma_input: bool = False
     task: str = "denoise"
     distance: str = CARRIED
-    level_one: float = 0.0
+    noise: str = "white"
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "channels", "embed_channels", "states"):
@@ -185,9 +184,8 @@ class NLRNConfig:
             raise ConfigError(f"distance must be one of {', '.join(DISTANCES)}, not {self.distance!r}")
         if self.propagation and self.distance != CARRIED:
             raise ConfigError(f"only {CARRIED} carries correlations: {self.distance} requires propagation = false")
-        object.__setattr__(self, "level_one", float(self.level_one))  # 12 in a recipe; a header's type is checked
-        if not 0 <= self.level_one <= MAX_SIGMA or (self.level_one and not self.sigma_input):
-            raise ConfigError(f"level_one lies in 0..{MAX_SIGMA:g} and requires sigma_input, not {self.level_one:g}")
+        if self.noise not in NOISES or (self.noise != "white" and not self.sigma_input):
+            raise ConfigError(f"noise must be {' or '.join(NOISES)}, the latter with sigma_input, not {self.noise!r}")
         if self.task not in TASKS:
             raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
 

@@ -285,7 +285,7 @@ class TrainConfig:
         """Every field that has a meaning here; those newer than released states unless they have their defaults."""
         values = dataclasses.asdict(self)
         del values["noise" if self.model.task == "sr" else "resize"]
-        younger = (("model", "distance"), ("model", "level_one"), ("noise", "kind"), ("noise", "enlarge"))
+        younger = (("model", "distance"), ("model", "noise"), ("noise", "kind"), ("noise", "enlarge"))
         for part, key in (*younger, ("schedule", "halve_at"), (None, "loss_region"), (None, "image_range")):
             owner, table = (getattr(self, part), values.get(part, {})) if part else (self, values)
             if getattr(owner, key) == getattr(type(owner), key):

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import ConfigError
-from nlrn.functional.camera import CAMERA_LEVELS, add_camera_noise, draw_camera, noisy_at, target_at
+from nlrn.functional.camera import CAMERA_LEVELS, add_camera_noise, draw_camera, noisy_at
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic, resize_matrix
+from nlrn.functional.limits import MAX_SIGMA
 
 if TYPE_CHECKING:
     from nlrn.training.config import TrainConfig
@@ -25,8 +26,7 @@ NOISE_STREAM = 1  # keep the counters of noise and scales apart from the patches
 SCALE_STREAM = 2
 CAMERA_STREAM = 3
 JPEG_GRID = 16  # pixels after which the blocks of a JPEG repeat, chroma subsampled
-LEVEL_ONE = 0.75  # share of patches of level 1, the default in use
-HIGHEST_LEVEL = 2.0
+LEVEL_ERROR = 0.3  # standard deviation of the logarithm of an estimated level over the true one
 _IMAGE_RANGE = "image_range = 255 is for Gaussian noise of one level, without compile"
 Degrade = Callable[[np.ndarray, int], np.ndarray]  # clean HW or HWC in 0..1 and the image's number -> the input
 
@@ -81,8 +81,8 @@ class GaussianNoise:
         """Raises ConfigError where the model does not fit the levels."""
         if config.image_range != 1 and (config.model.sigma_input or config.compile):
             raise ConfigError(_IMAGE_RANGE)
-        if config.model.level_one:
-            raise ConfigError('a model with a level_one is trained on noise.kind = "camera"')
+        if config.model.noise != "white":
+            raise ConfigError('model.noise = "camera" requires noise.kind = "camera"')
         if not config.model.sigma_input and config.noise.low != config.noise.high:
             raise ConfigError("a range of noise levels requires a model with sigma_input = true")
 
@@ -130,49 +130,47 @@ class CameraNoise:
 
     @staticmethod
     def check(config: TrainConfig) -> None:
-        """Raises ConfigError for a model that is not one of colour, or has a sigma without a level_one."""
+        """Raises ConfigError for a model that is not one of colour, or receives the level of other noise."""
         _check_unit_range(config)
         if config.model.in_channels != 3:
             raise ConfigError('camera noise is for models of the task "denoise" with in_channels = 3')
-        if config.model.sigma_input and not config.model.level_one:
-            raise ConfigError("camera noise has no one sigma: sigma_input requires a level_one")
+        if config.model.sigma_input and config.model.noise != "camera":
+            raise ConfigError('a model that receives the level of camera noise requires model.noise = "camera"')
 
     def side(self, patch: int) -> int:
         """With room for every position on the JPEG's grid."""
         return patch + JPEG_GRID
 
     def pairs(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
-        """(noisy, target, level * level_one / 255 [B] or None): another camera for every place in the batch.
+        """(noisy, clean, level / 255 [B] or None): another camera for every place in the batch.
 
+        The level is the standard deviation of what the camera changed in the patch, with an error as estimates have.
         clean [B, 3, side, side], 0..255: a part of each is used, anywhere on the JPEG's grid and away from the border,
         where demosaicing has fewer neighbours.
         """
-        config, noisy, targets = self.config.model, [], []
-        levels = np.ones(len(clean), np.float32)
+        noisy, targets = [], []
+        levels = np.empty(len(clean), np.float32)
         for i, image in enumerate(clean.permute(0, 2, 3, 1).cpu().numpy() / np.float32(255)):
             random = random_of(self.config, step, first + i, CAMERA_STREAM)
             if self.config.noise.enlarge > 1:
                 image = enlarged_part(image, self.config.noise.enlarge, random)
             down, right = random.integers(0, image.shape[0] - patch + 1, 2)
             part = np.s_[down : down + patch, right : right + patch]
-            if config.sigma_input and random.random() >= LEVEL_ONE:
-                levels[i] = random.uniform(0, HIGHEST_LEVEL)
-            photograph = add_camera_noise(image, draw_camera(random), random)[part]
-            noisy.append(photograph)
-            targets.append(target_at(image[part], photograph, float(levels[i])))
+            noisy.append(add_camera_noise(image, draw_camera(random), random)[part])
+            targets.append(image[part])
+            levels[i] = (noisy[-1] - targets[-1]).std() * math.exp(random.normal(0, LEVEL_ERROR))
         seen, target = (self._planes(np.stack(x)) for x in (noisy, targets))
-        plane = torch.from_numpy(levels * np.float32(config.level_one / 255)).to(self.device)
-        return Batch(seen, target, plane if config.sigma_input else None)
+        plane = torch.from_numpy(levels.clip(max=MAX_SIGMA / 255)).to(self.device)
+        return Batch(seen, target, plane if self.config.model.sigma_input else None)
 
     def _planes(self, images: np.ndarray) -> Tensor:
         """[B, H, W, C] -> [B, C, H, W], channels last in memory."""
         return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
 
     def conditions(self) -> dict[str, tuple[float | None, Degrade]]:
-        """CAMERA_LEVELS, at level 1."""
-        model = self.config.model
-        level = model.level_one / 255 if model.sigma_input else None
-        return {f"camera_{s:g}": (level, _photographed(s)) for s in CAMERA_LEVELS}
+        """CAMERA_LEVELS, which the model receives."""
+        given = self.config.model.sigma_input
+        return {f"camera_{s:g}": (s / 255 if given else None, _photographed(s)) for s in CAMERA_LEVELS}
 
 
 class Reduction:
@@ -188,8 +186,8 @@ class Reduction:
     def check(config: TrainConfig) -> None:
         """Raises ConfigError for a model of colour or with a sigma, and for validation images that do not fit."""
         _check_unit_range(config)
-        if config.model.level_one:
-            raise ConfigError('a model with a level_one is trained on noise.kind = "camera"')
+        if config.model.noise != "white":
+            raise ConfigError('model.noise = "camera" requires noise.kind = "camera"')
         if config.model.in_channels != 1 or config.model.sigma_input:
             raise ConfigError("super-resolution restores luminance: in_channels = 1 and sigma_input = false")
         if any(config.data.validation_size % scale for scale in config.resize.scales):

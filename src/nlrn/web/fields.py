@@ -56,12 +56,12 @@ class Denoising(Restoration):
         Literal["auto", "gaussian", "poisson", "photo"],
         Field(
             description="auto: white or camera-like, as found; gaussian: white; poisson: counted photons; photo:"
-            " that of cameras, found by the model for photographs"
+            " that of cameras, by the model for photographs"
         ),
     ] = "auto"
     level: Annotated[
         float,
-        Field(ge=0, le=2, allow_inf_nan=False, description="of the model for photographs: more or less of the noise"),
+        Field(ge=0, le=2, allow_inf_nan=False, description="of the model for photographs: factor on the estimate"),
     ] = 1.0
     gain: Annotated[float | None, Field(ge=1e-4, le=255, allow_inf_nan=False, description="with poisson")] = None
     read_noise: Annotated[Level | None, Field(description="with poisson: sigma of the read-out")] = None
