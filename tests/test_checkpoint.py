@@ -109,7 +109,8 @@ def with_config(path: Path, edit: Callable[[dict[str, object]], object]) -> None
     assemble(path, {**header, "__metadata__": {"config": json.dumps(config)}}, body)
 
 
-FIELDS = [field.name for field in dataclasses.fields(NLRNConfig) if field.name != "distance"]  # older files lack it
+YOUNGER = ("distance", "noise")  # older files lack them
+FIELDS = [field.name for field in dataclasses.fields(NLRNConfig) if field.name not in YOUNGER]
 ODD = [0, -1, 3.0, 2**40, 10**30, True, None, "4", [4], {}, float("nan"), "denoise "]
 
 

@@ -243,7 +243,7 @@ def test_what_does_not_fit_together_is_one_error(photographs: dict[str, np.ndarr
     image = photographs["white"]
     with pytest.raises(InputError, match="not for counted photons"):
         by_python(image, noise="photo", sigma=PoissonNoise(1.0))
-    with pytest.raises(InputError, match="auto, gaussian or photo, not 'film'"):
+    with pytest.raises(InputError, match="auto, gaussian, photo or poisson, not 'film'"):
         by_python(image, noise="film")
     with pytest.raises(ConfigError, match="trained on white noise"):
         by_python(image, noise="photo", model="denoise-color-small")

@@ -405,7 +405,7 @@ def test_a_photograph_goes_to_the_model_for_photographs_by_itself(page: Page) ->
     page.click("#go")
     expect(page.locator("#save")).to_be_visible(timeout=120_000)
     expect(page.locator("#status")).to_contain_text("camera-like noise")
-    expect(page.locator("#status")).to_contain_text("finds the noise itself")
+    expect(page.locator("#status")).to_contain_text("by the model for photographs")
     expect(page.locator("#status")).to_contain_text(" kB.")
 
 

@@ -19,7 +19,7 @@ from nlrn.errors import ConfigError, InputError, MemoryBudgetError
 from nlrn.functional.alpha import enlarged_alpha, fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.counting import estimate_photons
-from nlrn.functional.levels import channels_of, check_auto, level_of, scale_hint
+from nlrn.functional.levels import channels_of, check_auto, scale_hint
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NOISES, NoiseEstimate, level_text
 from nlrn.functional.ranges import Range, Scale, on_unit_scale
@@ -83,8 +83,8 @@ class Denoising:
     """The options of denoising, the same for every entry.
 
     sigma, strength: as of Restorer.denoise. noise: "auto", "gaussian" as of `estimate_noise`; "photo", the noise of
-    cameras, by the model for photographs, whose level sigma then is; "poisson", that of counted photons, by what `counts`
-    knows and, for the rest, estimated. named: a model was named, so that none is chosen.
+    cameras, by the model for photographs, whose level sigma then is; "poisson", that of counted photons, by what
+    `counts` knows and, for the rest, estimated. named: a model was named, so that none is chosen.
     value_range: as of Restorer.denoise, numbers being sample values. Raises InputError for another noise, and for a
     PoissonNoise together with "photo".
     """
