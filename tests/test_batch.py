@@ -177,7 +177,7 @@ def test_what_is_for_folders_or_for_images_is_said(
 ) -> None:
     fill(tmp_path / "in", 2)
     one, out = str(tmp_path / "in" / "001.png"), ["--model", str(weights), "-o", str(tmp_path / "out.png")]
-    for words in (["-r"], ["-j", "2"], ["--json"], ["--skip-existing"], ["--suffix", "x"], ["--format", "png"]):
+    for words in (["-r"], ["-j", "2"], ["--skip-existing"], ["--suffix", "x"], ["--format", "png"]):
         assert command(["denoise", one, *out, *words]) == 2
         assert "is no folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()

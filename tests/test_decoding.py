@@ -547,7 +547,7 @@ def test_a_decoder_of_its_own_needs_no_threads_and_minds_limits_that_are_there()
 
 ANSWERS = {  # what a decoder that was taken over could say, and the error
     "import os; os.write(1, b'x' * (1 << 20)); os.write(1, b'y' * (1 << 28))": (InputError, "silently"),
-    "print('{}')": (BackendError, "not expected"),
+    "print('{}')": (BackendError, "an unexpected answer"),
     'print(\'{"colour": [[9, 9], "<f8"], "alpha": null}\')': (BackendError, "samples <f8"),
     'print(\'{"colour": [[90000, 90000], "|u1"], "alpha": null}\')': (BackendError, "samples"),
     'print(\'{"colour": [[9, 9], "|u1"], "alpha": null}\')': (InputError, "before the last row"),

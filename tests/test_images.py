@@ -407,7 +407,7 @@ def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
         ("in.png", True, "is an input"),
         ("../" + tmp_path.name + "/in.png", True, "is an input"),
         ("link.png", True, "is an input"),
-        ("folder.png", True, "is no file"),
+        ("folder.png", True, "is not a file"),
         ("folder.png", False, "exists already"),
         ("n" * 300 + ".png", False, "cannot write"),
     ):

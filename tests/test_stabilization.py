@@ -114,7 +114,7 @@ def test_bad_noise_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         with pytest.raises(ConfigError, match="must be a number"):
             PoissonNoise(gain, read)
     blind = NLRN(NLRNConfig(channels=8, embed_channels=4, states=2, window=5)).eval()
-    with pytest.raises(ConfigError, match="receives the noise level"):
+    with pytest.raises(ConfigError, match="receives the level of white noise"):
         Restorer(blind).denoise(np.zeros((20, 20)), PoissonNoise(1.0))
     with pytest.raises(InputError, match="finite"):
         Restorer(random_model()).denoise(np.full((20, 20), np.nan), PoissonNoise(1.0))

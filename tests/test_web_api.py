@@ -207,8 +207,8 @@ def test_progress_is_told_by_the_word_that_was_sent_alone(client: httpx.Client, 
 def test_the_document_describes_every_route_and_asks_no_other_host(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        "/v1/denoise", "/v1/upscale", "/v1/preview", "/v1/explain", "/v1/models", "/v1/progress/{watch}", "/healthz",
-        "/metrics",
+        "/v1/denoise", "/v1/upscale", "/v1/preview", "/v1/explain", "/v1/models", "/v1/limits", "/v1/progress/{watch}",
+        "/healthz", "/metrics",
     }  # fmt: skip
     assert list(document["paths"]["/v1/denoise"]["post"]["requestBody"]["content"]) == ["multipart/form-data"]
     for path in ("/docs", "/redoc"):

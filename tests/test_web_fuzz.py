@@ -48,7 +48,7 @@ def value(schema: dict[str, Any]) -> st.SearchStrategy[str]:
     if kind == "integer":
         return st.integers(low, min(high, low + 64)).map(str)
     if kind == "number":
-        return st.floats(low, min(high, 4 * low + 4)).map(str)
+        return st.floats(low, min(high, 4 * max(low, 0) + 4)).map(str)
     if "pattern" in schema:
         return st.from_regex(schema["pattern"].replace("$", r"\Z"))
     return st.sampled_from(["toy", "toy-sr", "other"])
