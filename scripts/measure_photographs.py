@@ -5,7 +5,8 @@ parameter given; beside them the noisy crops, the estimate for white noise, the 
 sigma for the whole set, and OpenCV's fastNlMeansDenoisingColored and BM3D with the best of a grid for the whole set.
 `white`, `clean`, `jpeg`: CBSD68 under white noise, BSD100 as it is and through a JPEG of quality 70. `route`: when the
 model for photographs serves better than the one for white noise, by simulated noise on images of SunHays80 that nothing
-is trained on. PolyU, CBSD68 and BSD100 are scoring sets: nothing is fitted to them.
+is trained on. PolyU, CBSD68 and BSD100 are scoring sets: no number is
+fitted to them (docs/photographs.md says which decisions were looked at on PolyU).
 
 OpenCV and BM3D (not free for commercial use) are only used here: pip install opencv-python-headless==5.0.0.93
 bm3d==4.0.3. Where one is missing its lines are left out. Results are added to results/photographs.json as they come.
