@@ -1,12 +1,15 @@
 """The sample that the page of nlrn serve opens with: a CC0 photograph (Stefan van der Walt, scikit-image's `chelsea`)
 with the noise of a simulated camera, and what nlrn makes of it with nothing given. The same pair is
-docs/camera-noise.png; docs/front.jpg has it beside one with Gaussian noise (CC0, Lav Varshney)."""
+docs/camera-noise.png. docs/front.jpg has a real photograph with its own grain beside one with Gaussian noise (CC0, Lav
+Varshney): Grace Hopper, U.S. Navy, in the public domain, as matplotlib's sample data hold it
+(matplotlib/matplotlib#1599; the file names commons.wikimedia.org/wiki/File:Grace_Hopper.jpg as its source)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from matplotlib import get_data_path
 from PIL import Image
 from skimage import data
 
@@ -19,6 +22,7 @@ PAGE = ROOT / "src" / "nlrn" / "web" / "page" / "samples"
 GAP = 6
 LEVEL, SEED = 14.0, 1  # the standard deviation of the noise on grey of 0.5, 0-255 units
 CROP = slice(10, 250), slice(60, 380)
+GRAIN = slice(88, 208), slice(256, 416)  # half as large; it is shown twice enlarged
 
 
 def noisy() -> np.ndarray:
@@ -33,6 +37,14 @@ def white() -> np.ndarray:
     with Image.open(ROOT / "examples" / "camera.png") as file:
         clean = np.asarray(file)[70:310, 130:450] / 255
     return np.rint(np.clip(add_gaussian_noise(clean, 25), 0, 1) * 255).astype(np.uint8)
+
+
+def grain() -> list[np.ndarray]:
+    """The photograph as it is, and restored as a whole with nothing given: uint8 [240, 320, 3] of each."""
+    with Image.open(Path(get_data_path()) / "sample_data" / "grace_hopper.jpg") as file:
+        image = np.asarray(file.convert("RGB"))
+    print(nlrn.estimate_noise(image / np.float32(255)))
+    return [array[GRAIN].repeat(2, axis=0).repeat(2, axis=1) for array in (image, nlrn.denoise(image))]
 
 
 def sheet(path: Path, arrays: list[np.ndarray]) -> None:
@@ -53,7 +65,7 @@ def main() -> None:
         Image.fromarray(array).save(PAGE / f"{name}.png", optimize=True)
         print(name, (PAGE / f"{name}.png").stat().st_size)
     sheet(ROOT / "docs" / "camera-noise.png", [image, restored])
-    sheet(ROOT / "docs" / "front.jpg", [image, restored, grey, nlrn.denoise(grey)])
+    sheet(ROOT / "docs" / "front.jpg", [*grain(), grey, nlrn.denoise(grey)])
 
 
 if __name__ == "__main__":

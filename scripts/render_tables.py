@@ -84,9 +84,7 @@ def scores(task: Task) -> str:
     results = evaluations(task.files)
     rows = [[f"**{r['model']}**, {_way(r)}", *(_scores(r, task, name) for name in task.sets)] for r in results]
     for name, method in load("published")[task.published]["methods"].items():
-        size = f" ({method['params'] / 1e6:.2f}M)" if "params" in method else ""
-        title = "NLRN, the paper" if name == "NLRN" else name
-        rows.append([title + size, *(" / ".join(f"{v:.2f}" for v in method[s]) for s in task.sets)])
+        rows.append([_title(name, method), *(" / ".join(f"{v:.2f}" for v in method[s]) for s in task.sets)])
     under = f"{task.label} {' / '.join(task.conditions)}".strip()
     table = markdown([f"PSNR (dB) at {under}", *(TITLES[name] for name in task.sets)], rows)
     notes = [
@@ -95,6 +93,24 @@ def scores(task: Task) -> str:
         for r in results
     ]
     return table + "\nMeasured: " + "; ".join(notes) + ". Published numbers: `results/published.json`.\n"
+
+
+FRONT = ("BM3D", "DnCNN-S", "FFDNet", "NLRN", "DRUNet")  # the published methods of README; docs/models.md has all
+
+
+def front() -> str:
+    """Of the table of denoising one level of noise and a few methods."""
+    task, at = TASKS["denoising"], TASKS["denoising"].conditions.index("25")
+    ours = [r for r in evaluations(task.files) if not r["run"].get("tta")]
+    rows = [[f"**{r['model']}**", *(f"{r['scores'][s]['25']['psnr']:.2f}" for s in task.sets)] for r in ours]
+    published = load("published")[task.published]["methods"]
+    rows += [[_title(name, published[name]), *(f"{published[name][s][at]:.2f}" for s in task.sets)] for name in FRONT]
+    return markdown(["PSNR (dB) at sigma 25", *(TITLES[name] for name in task.sets)], rows)
+
+
+def _title(name: str, method: dict[str, Any]) -> str:
+    size = f" ({method['params'] / 1e6:.2f}M)" if "params" in method else ""
+    return ("NLRN, the paper" if name == "NLRN" else name) + size
 
 
 def _way(result: dict[str, Any]) -> str:
@@ -401,6 +417,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "card": card,
     "commands": commands,
     "engines": engines,
+    "front": front,
     "estimate": estimate,
     "inference": inference,
     "ledger": training_ledger,

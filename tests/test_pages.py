@@ -72,6 +72,19 @@ def test_links_lead_somewhere() -> None:
             assert (ROOT / target).exists(), f"{name}: {target}"
 
 
+def test_the_readme_is_one_screen() -> None:
+    """Two images, one block of commands, one table; what else there is to say stands in docs."""
+    text = (ROOT / "README.md").read_text()
+    lines = text.splitlines()
+    assert len(lines) <= 56
+    assert (text.count("```sh"), text.count("<!-- table:"), text.count("```")) == (1, 1, 2)
+    images = re.findall(r"!\[[^]]+\]\(([^)]+)\)|<img [^>]*src=\"([^\"]+)\"[^>]* alt=\"[^\"]+\"", text)
+    assert [one or other for one, other in images] == ["docs/front.jpg", "docs/peers.png"]
+    assert all((ROOT / (one or other)).is_file() for one, other in images)
+    for honest in ("**For whom not**", "FFDNet", "DRUNet", "no weights yet"):
+        assert honest in text
+
+
 def test_every_page_is_found_from_the_first() -> None:
     """index.md, whose lists are the site's side bar too, links every other page."""
     pages = {page.name for page in (ROOT / "docs").glob("*.md")}
