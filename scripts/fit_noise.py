@@ -62,7 +62,7 @@ def sample(paths: list[Path], random: np.random.Generator) -> tuple[str, np.ndar
     form = int(random.integers(40, 100)), SUBSAMPLING[random.integers(3)]
     white = clean + sigma * random.standard_normal(clean.shape)
     if kind == "camera":
-        return kind, add_camera_noise(clean, draw_camera(random), random), clean
+        return kind, add_camera_noise(clean, draw_camera(random, denoises=True), random), clean
     if kind == "white":  # as the field scores it, or as a file holds it
         return kind, white if random.random() < 0.5 else rounded(white), clean
     if kind == "jpeg":

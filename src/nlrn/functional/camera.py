@@ -28,6 +28,7 @@ DEMOSAICING = ("bilinear", "gradient")
 SUBSAMPLING = ("4:4:4", "4:2:2", "4:2:0")  # at Pillow's numbers
 _LEAST_SHOT = 1e-12  # below, a deviation of 1e-6 of white, and counts that no integer holds
 CAMERA_LEVELS = (3.0, 6.0, 12.0)  # of scores: a good camera's, a small sensor's, a telephone's at night
+_AROUND = 1.5  # standard deviation, in pixels, of the window in which content deviates
 GREY = 0.5  # where the level of a camera's noise is measured: a grey area of 128
 
 # CIE XYZ (D65) of linear sRGB (IEC 61966-2-1), and camera RGB of XYZ of four cameras (Brooks et al. 2019)
@@ -67,8 +68,10 @@ class Camera:
     value x in [0, 1] is shot * x + read^2. row, column: standard deviations of what whole rows and columns share.
     phase: place of the red pixel in the 2 x 2 tile, 2 * row + column. demosaic: one of DEMOSAICING. luma_blur,
     chroma_blur: standard deviations, in pixels, of the Gaussians by which the camera smooths its noise; chroma: what is
-    left of its chroma in addition. scale: size of the image relative to the sensor's. quality, subsampling: of the
-    JPEG; None: no JPEG, 8 bits.
+    left of its chroma in addition. flat: what the camera's own denoising leaves of the smoothed noise where the image
+    is flat; 1: it smooths everywhere alike. Below 1 it spares detail, and with it the noise there: all of it where the
+    content deviates by much more than `edge` times the noise. scale: size of the image relative to the sensor's.
+    quality, subsampling: of the JPEG; None: no JPEG, 8 bits.
     """
 
     tone: float = 1.0
@@ -83,6 +86,8 @@ class Camera:
     luma_blur: float = 0.0
     chroma_blur: float = 0.0
     chroma: float = 1.0
+    flat: float = 1.0
+    edge: float = 1.0
     scale: float = 1.0
     quality: int | None = 90
     subsampling: str = "4:2:0"
@@ -93,6 +98,8 @@ class Camera:
         strengths = self.shot, self.read, self.row, self.column, self.luma_blur, self.chroma_blur, self.chroma
         if not all(0 <= x < math.inf for x in strengths):
             raise ConfigError(f"noise, blurs and chroma of a camera must be numbers >= 0: {self}")
+        if not 0 <= self.flat <= 1 or not 0 < self.edge < math.inf:
+            raise ConfigError(f"a camera's denoising requires flat in [0, 1] and edge > 0, not {self}")
         if self.phase not in range(4) or self.demosaic not in DEMOSAICING or self.subsampling not in SUBSAMPLING:
             raise ConfigError(f"a camera requires phase 0 to 3, and a known demosaic and subsampling: {self}")
         if len(self.matrix) != 9 or not np.allclose(np.reshape(self.matrix, (3, 3)).sum(1), 1):
@@ -106,8 +113,8 @@ class Camera:
         return dataclasses.replace(self, shot=self.shot * factor**2, **parts)
 
 
-def draw_camera(random: np.random.Generator) -> Camera:
-    """A camera at random.
+def draw_camera(random: np.random.Generator, denoises: bool = False) -> Camera:
+    """A camera at random; with `denoises` every second one spares detail where it denoises (`Camera.flat`).
 
     White balance, colour matrix (a mixture of four cameras') and the relation of read to shot noise are those of Brooks
     et al. 2019; the strength, the blurs and the JPEG's parameters span, and exceed, what the noisy images of a Canon 5D
@@ -119,7 +126,7 @@ def draw_camera(random: np.random.Generator) -> Camera:
     matrix = np.linalg.inv(of_srgb / of_srgb.sum(1, keepdims=True))
     log_shot = random.uniform(math.log(1e-5), math.log(2e-2))
     read = math.exp((2.18 * log_shot + 1.20 + random.normal(0, 0.26)) / 2)
-    return Camera(
+    camera = Camera(
         tone=random.uniform(0, 1),
         gains=(random.uniform(1.9, 2.4), random.uniform(1.5, 1.9)),
         matrix=tuple(matrix.ravel().tolist()),
@@ -136,6 +143,10 @@ def draw_camera(random: np.random.Generator) -> Camera:
         quality=int(random.integers(60, 101)) if random.random() < 0.9 else None,
         subsampling=SUBSAMPLING[random.integers(3)],
     )
+    if denoises and random.random() < 0.5:
+        edge = math.exp(random.uniform(math.log(0.5), math.log(3)))
+        camera = dataclasses.replace(camera, flat=random.uniform(0.25, 1), edge=edge)
+    return camera
 
 
 def add_camera_noise(image: np.ndarray, camera: Camera, random: np.random.Generator) -> np.ndarray:
@@ -186,7 +197,7 @@ def _noise(image: np.ndarray, camera: Camera, random: np.random.Generator) -> np
     raw = mosaic(to_raw(linear, camera), camera.phase)
     noise = np.minimum(raw + raw_noise(raw, camera, random), 1) - raw  # a full pixel holds no more
     linear = np.clip(linear + from_raw(demosaic(noise, camera.phase, camera.demosaic), camera), 0, 1)
-    noise = smoothed(to_srgb(linear, camera.tone) - image, camera.luma_blur, camera.chroma_blur, camera.chroma)
+    noise = denoised(to_srgb(linear, camera.tone) - image, image, camera)
     if camera.scale != 1:
         noise = resize_bicubic(noise, height, width)
     return noise.astype(image.dtype, copy=False)
@@ -294,6 +305,22 @@ def smoothed(noise: np.ndarray, luma: float, chroma: float, gain: float = 1.0) -
     planes[..., 0] = _gaussian(planes[..., 0], luma)
     planes[..., 1:] = gain * _gaussian(planes[..., 1:], chroma)
     return planes @ np.linalg.inv(_YCBCR).astype(noise.dtype).T
+
+
+def denoised(noise: np.ndarray, image: np.ndarray, camera: Camera) -> np.ndarray:
+    """What a camera's own denoising leaves of noise HWC on the clean image HWC (`Camera.flat`, `Camera.edge`).
+
+    Denoisers that keep edges smooth a pixel by how far its surroundings deviate (Tomasi and Manduchi 1998; guided
+    filter, He et al. 2013, equation 5: variance / (variance + threshold^2) is what remains of it).
+    """
+    soft = smoothed(noise, camera.luma_blur, camera.chroma_blur, camera.chroma)
+    if camera.flat == 1:
+        return soft
+    luma = image @ _YCBCR[0].astype(image.dtype)
+    variance = np.maximum(_gaussian(luma**2, _AROUND) - _gaussian(luma, _AROUND) ** 2, 0)
+    threshold = camera.edge**2 * np.mean((noise @ _YCBCR[0].astype(noise.dtype)) ** 2)
+    kept = (variance / (variance + threshold + _LEAST_SHOT))[..., None]
+    return np.asarray(kept * noise + (1 - kept) * noise.dtype.type(camera.flat) * soft, noise.dtype)
 
 
 def _gaussian(x: np.ndarray, sigma: float) -> np.ndarray:

@@ -156,7 +156,7 @@ class CameraNoise:
                 image = enlarged_part(image, self.config.noise.enlarge, random)
             down, right = random.integers(0, image.shape[0] - patch + 1, 2)
             part = np.s_[down : down + patch, right : right + patch]
-            noisy.append(add_camera_noise(image, draw_camera(random), random)[part])
+            noisy.append(add_camera_noise(image, draw_camera(random, denoises=True), random)[part])
             targets.append(image[part])
             levels[i] = (noisy[-1] - targets[-1]).std() * math.exp(random.normal(0, LEVEL_ERROR))
         seen, target = (self._planes(np.stack(x)) for x in (noisy, targets))
