@@ -69,7 +69,7 @@ def modelled(colours: np.ndarray, count: int) -> list[dict[str, float]]:
     found = []
     for seed in range(count):
         random = np.random.default_rng(seed)
-        camera, area = draw_camera(random), np.empty((96, 96, 3))
+        camera, area = draw_camera(random, denoises=True), np.empty((96, 96, 3))
         area[:] = colours[random.integers(len(colours))] / 255
         _, residual = blocks(255 * add_camera_noise(area, camera, random)[8:-8, 8:-8])
         if residual.std() > 0.1:  # else rounding and JPEG left nothing

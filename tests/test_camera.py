@@ -23,6 +23,7 @@ from nlrn.functional.camera import (
     at_level,
     camera_level,
     demosaic,
+    denoised,
     draw_camera,
     from_raw,
     jpeg,
@@ -184,6 +185,34 @@ def test_noise_is_smoothed_by_gaussians_of_luma_and_chroma() -> None:
     assert smoothed(noise, 0, 0) is noise
 
 
+def test_denoising_spares_detail_and_the_noise_there() -> None:
+    """Against the local variance of the luma by scipy; smoothed and attenuated where the image is flat."""
+    content = np.full((40, 60, 3), 0.4)
+    content[:, 30:] = 0.6
+    noise = 0.02 * (image(content.shape) - 0.5)
+    camera = Camera(luma_blur=0.7, chroma_blur=2.1, chroma=0.5, flat=0.4, edge=2.0)
+    weights = np.array([0.299, 0.587, 0.114])
+    luma = content @ weights
+    mean, square = (ndimage.gaussian_filter(x, 1.5, mode="nearest") for x in (luma, luma**2))
+    variance = square - mean**2
+    kept = (variance / (variance + 4 * np.mean((noise @ weights) ** 2)))[..., None]
+    soft = smoothed(noise, 0.7, 2.1, 0.5)
+    found = denoised(noise, content, camera)
+    np.testing.assert_allclose(found, kept * noise + (1 - kept) * 0.4 * soft, atol=1e-9)
+    np.testing.assert_allclose(found[:, :20], 0.4 * soft[:, :20], atol=1e-9)
+    np.testing.assert_allclose(found[:, 29:31], noise[:, 29:31], atol=1e-3)
+    everywhere = Camera(luma_blur=0.7, chroma_blur=2.1, chroma=0.5)
+    np.testing.assert_array_equal(denoised(noise, content, everywhere), soft)
+
+
+def test_every_second_camera_spares_detail_where_that_is_wanted() -> None:
+    plain, some = ([draw_camera(generator(seed), denoises) for seed in range(200)] for denoises in (False, True))
+    assert all(camera.flat == 1 for camera in plain)
+    assert [x for x, y in zip(plain, some, strict=True) if y.flat == 1] == [y for y in some if y.flat == 1]
+    assert 70 < sum(camera.flat < 1 for camera in some) < 130
+    assert min(camera.flat for camera in some) > 0.25
+
+
 @pytest.mark.parametrize("subsampling", SUBSAMPLING)
 def test_jpeg_is_pillows(subsampling: str) -> None:
     x = np.clip(ndimage.gaussian_filter(image((40, 50, 3)), (2, 2, 0)) * 3 - 1, 0, 1)
@@ -251,6 +280,8 @@ def test_a_level_is_reached() -> None:
         {"phase": 4},
         {"demosaic": "cubic"},
         {"scale": 0},
+        {"flat": 1.5},
+        {"edge": 0.0},
         {"quality": 0},
         {"subsampling": "4:1:1"},
     ],

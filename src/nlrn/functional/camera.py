@@ -116,6 +116,8 @@ class Camera:
 def draw_camera(random: np.random.Generator, denoises: bool = False) -> Camera:
     """A camera at random; with `denoises` every second one spares detail where it denoises (`Camera.flat`).
 
+    A model is trained with them; the protocol of scores, `noisy_at`, draws cameras that smooth everywhere alike.
+
     White balance, colour matrix (a mixture of four cameras') and the relation of read to shot noise are those of Brooks
     et al. 2019; the strength, the blurs and the JPEG's parameters span, and exceed, what the noisy images of a Canon 5D
     Mark II in the PolyU set show on flat parts (scripts/measure_camera.py). The weakest noise is nearly none, and every
