@@ -49,7 +49,7 @@ def test_the_size_is_told_once_and_before_the_pixels(name: str) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        decode(FILES[name], 10**6, before_pixels=before)
+        decode(FILES[name], 10**6, apart=True, before_pixels=before)
     assert shown == [read_image(FILES[name]).array.shape[:2]]
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from nlrn.cli import run
 from nlrn.errors import InputError
 from nlrn.io.image import ImageData, encode_image, read_image
+from nlrn.io.tiffs import CameraRawError, read_tiff
 
 RNG = np.random.default_rng(0)
 
@@ -219,8 +220,6 @@ def test_reduced_copies_are_left_out_with_a_note() -> None:
         (written(MAIN.astype(np.complex64), **GREY), "complex"),
         (written(of_type((9, 8, 6), "uint8"), photometric="rgb"), "6 samples"),
         (written(of_type((9, 8, 5), "uint8"), photometric="separated"), "CMYK takes 4"),
-        (written(of_type((9, 8), "uint8"), photometric="cfa"), "raw file"),
-        (written(MAIN, **GREY, extratags=[(50706, 1, 4, bytes((1, 4, 0, 0)), True)]), "DNG"),
     ],
 )
 def test_what_is_refused_is_named(data: bytes, words: str) -> None:
@@ -229,12 +228,23 @@ def test_what_is_refused_is_named(data: bytes, words: str) -> None:
     assert "damaged" not in str(error.value)
 
 
+def _raw_kind(data: bytes) -> str:
+    """Of a camera's raw file, which nlrn.io.further reads: the name that it is found by."""
+    with pytest.raises(CameraRawError) as error:
+        read_tiff(data, False, lambda width, height: None, lambda width, height: None)
+    return str(error.value)
+
+
+def test_raw_files_by_their_tags() -> None:
+    assert "raw file (raw)" in _raw_kind(written(of_type((9, 8), "uint8"), photometric="cfa"))
+    assert "raw file (DNG)" in _raw_kind(written(MAIN, **GREY, extratags=[(50706, 1, 4, bytes((1, 4, 0, 0)), True)]))
+
+
 @pytest.mark.parametrize(("make", "name"), [("NIKON CORPORATION", "NEF"), ("SONY", "ARW"), ("Leica", "raw")])
 def test_raw_files_by_their_maker(make: str, name: str) -> None:
     preview = of_type((16, 24, 3), "uint8")
     head = {"photometric": "rgb", "subfiletype": 1, "subifds": 1, "extratags": [(271, 2, len(make) + 1, make, True)]}
-    with pytest.raises(InputError, match=rf"raw file \({name}\)"):
-        read_image(series((preview, head), (MAIN, {"photometric": "cfa", "subfiletype": 0})))
+    assert f"raw file ({name})" in _raw_kind(series((preview, head), (MAIN, {"photometric": "cfa", "subfiletype": 0})))
 
 
 def test_a_canon_raw_by_its_header() -> None:
@@ -249,8 +259,7 @@ def test_a_canon_raw_by_its_header() -> None:
     data += data[start : start + 2 + 12 * count + 4]
     struct.pack_into("<I", data, 4, place)
     data[8:12] = b"CR\2\0"
-    with pytest.raises(InputError, match="CR2"):
-        read_image(bytes(data))
+    assert "CR2" in _raw_kind(bytes(data))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

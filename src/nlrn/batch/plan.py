@@ -12,17 +12,17 @@ from typing import Any
 
 from nlrn.batch.s3 import ObjectPath, Place
 from nlrn.errors import ConfigError, InputError
+from nlrn.io import further
 from nlrn.io.image import SUFFIXES
 from nlrn.system.atomic import check_no_links
 
-# Suffixes of images that are not read
+# Suffixes of images that are not read, some of them not without an extra
 _OTHERS = (
-    "3fr arw bpg cr2 cr3 crw czi dcm dds djvu dng emf eps erf exr fff fit fits hdr heic heif hif icns ico iff iiq j2c"
-    " j2k jls jp2 jpf jpx jxl jxr kdc lif lsm mef mng mos mrw nd2 ndpi nef nrw orf pam pcx pef pfm pic pict psb psd"
-    " qoi raf ras raw rw2 rwl sgi sr2 srf srw stk svg svs tga wdp wmf x3f xbm xcf xpm"
+    "3fr arw bpg cr2 cr3 crw czi dcm dcr dds djvu dng emf eps erf exr fff fit fits hdr heic heif hif icns ico iff iiq"
+    " j2c j2k jls jp2 jpc jpf jpx jxl jxr kdc lif lsm mef mng mos mrw nd2 ndpi nef nrw orf pam pcx pef pfm pic pict psb"
+    " psd qoi raf ras raw rw2 rwl sgi sr2 srf srw stk svg svs tga wdp wmf x3f xbm xcf xpm"
 )
 OTHER_IMAGES = frozenset(f".{name}" for name in _OTHERS.split())
-READ_ONLY = {".gif": ".png"}  # formats that are not written, and what is written instead
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,18 @@ def plan(
     jobs = []
     found = _objects(root, recursive) if isinstance(root, ObjectPath) else _files(root, recursive)
     for way, source in sorted(found, key=lambda pair: pair[0].parts):
-        suffix = form or READ_ONLY.get(way.suffix.lower(), way.suffix)
+        suffix = form or written_as(way.suffix)
         jobs.append(Job(way.as_posix(), source, output / way.parent / f"{way.stem}{ending}{suffix}"))
     _check(jobs)
     for target in (job.target for job in jobs):
         if isinstance(output, Path) and isinstance(target, Path):
             check_no_links(output, target)
     return jobs
+
+
+def written_as(suffix: str) -> str:
+    """The suffix of the result of an image: its own, or another where files of its format are not written."""
+    return ".png" if suffix.lower() == ".gif" else further.suffixes().get(suffix.lower(), suffix)
 
 
 def left_out(root: Place, *, recursive: bool = False) -> dict[str, int]:
@@ -137,11 +142,12 @@ def _inside(output: Place, root: Place) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES.keys() | READ_ONLY.keys()
+    suffix = PurePosixPath(name).suffix.lower()
+    return not name.startswith(".") and (suffix == ".gif" or suffix in SUFFIXES or suffix in further.suffixes())
 
 
 def _is_other(name: str) -> bool:
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in OTHER_IMAGES
+    return PurePosixPath(name).suffix.lower() in OTHER_IMAGES and not (name.startswith(".") or _is_image(name))
 
 
 def _files(

@@ -174,9 +174,9 @@ def restore_input(
 
     many = stacked is not None and is_stack(options.input)
     if isinstance(options.output, Path) and options.output.is_dir():
-        from nlrn.batch.plan import READ_ONLY
+        from nlrn.batch.plan import written_as
 
-        suffix = READ_ONLY.get(options.input.suffix.lower(), options.input.suffix)
+        suffix = written_as(options.input.suffix)
         suffix = ".tif" if many and "tif" not in suffix.lower() else suffix
         options.output = options.output / f"{options.input.stem}{suffix}"
     elif unnamed and many and "tif" not in options.output.suffix.lower():

@@ -29,7 +29,7 @@ def result_beside(options: argparse.Namespace) -> Place:
 
     Raises ConfigError for a folder in a store.
     """
-    from nlrn.batch.plan import READ_ONLY
+    from nlrn.batch.plan import written_as
 
     source, ending = options.input, SUFFIXES[options.command]
     if isinstance(source, ObjectPath):
@@ -37,5 +37,4 @@ def result_beside(options: argparse.Namespace) -> Place:
     if source.is_dir():
         whole: Path = source.resolve()  # the name of "." too
         return whole.with_name(f"{whole.name}{ending}") if source.name in ("", "..") else Path(f"{source}{ending}")
-    suffix = READ_ONLY.get(source.suffix.lower(), source.suffix)
-    return Path(source.with_name(f"{source.stem}{ending}{suffix}"))
+    return Path(source.with_name(f"{source.stem}{ending}{written_as(source.suffix)}"))

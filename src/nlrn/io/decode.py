@@ -1,6 +1,7 @@
 """The bytes of one image file -> its samples, exactly, or InputError with the reason.
 
-Pillow decodes. What it would cut or misread silently is found here and refused.
+Pillow decodes. What it would cut or misread silently is found here and refused. Further kinds of file are
+`nlrn.io.further`'s.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from nlrn.errors import InputError
+from nlrn.io import further
+from nlrn.io.boxes import brands
 from nlrn.io.formats import (
     avif_bits,
     avif_check,
@@ -41,7 +44,7 @@ from nlrn.io.formats import (
     webp_left_out,
 )
 from nlrn.io.metadata import TURNS, Decoded, FileMetadata, left_out, likely_dpi, loaded_exif, tagged_dpi
-from nlrn.io.tiffs import read_tiff
+from nlrn.io.tiffs import CameraRawError, read_tiff
 from nlrn.io.wide import is_wide_png, read, ready
 
 # The readers are called by name: Image.open has another limit, global to the process.
@@ -56,19 +59,17 @@ _GREY16 = frozenset({"I;16", "I;16B"})
 _MODES = _GREY16 | {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
-def is_avif(data: bytes) -> bool:
-    """Whether a file is AVIF, to be decoded by nlrn.io.sandbox: its decoder ignores the size in the container."""
-    brands = data[8 : min(256, int.from_bytes(data[:4], "big"))]  # the chief one, a version, those that fit too
-    return data[4:8] == b"ftyp" and any(brands[i : i + 4] in (b"avif", b"avis") for i in range(0, len(brands), 4))
+class ApartError(Exception):
+    """A file whose decoder is run by nlrn.io.sandbox only, in a limited process."""
 
 
 def is_known(data: bytes) -> bool:
-    """Whether the file begins as one of a format that is read."""
-    return _reader(data) is not None
+    """Whether the file begins as one of a format that is read, if need be with an extra."""
+    return _reader(data) is not None or further.kind_of(data) is not None
 
 
 def _reader(data: bytes) -> type[ImageFile] | None:
-    if is_avif(data):
+    if brands(data) & {b"avif", b"avis"}:
         return AvifImageFile
     reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
     return None if reader is WebPImageFile and data[8:12] != b"WEBP" else reader
@@ -79,16 +80,39 @@ def decode(
     max_pixels: int,
     *,
     gps: bool = False,
+    apart: bool = False,
     before_pixels: Callable[[int, int], None] = lambda width, height: None,
 ) -> Decoded:
     """Decode one image, upright; its size and kind are checked before any pixel is decoded.
 
-    gps: the place stays in the EXIF. before_pixels(width, height) is called in between.
+    gps: the place stays in the EXIF. before_pixels(width, height) is called in between. apart: this is a process that
+    is limited in memory and time; else ApartError is raised for AVIF, whose decoder ignores the size in the container,
+    and for what nlrn.io.further reads.
     Raises InputError for an image that is refused, and whatever Pillow raises for one that is damaged.
     """
-    reader = _reader(data)
-    if reader is None:
-        raise InputError("not an image of a known format (AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WebP)")
+    reader, check_size = _reader(data), partial(_check_size, max_pixels=max_pixels)
+    kind = further.kind_of(data) if reader is None else None
+    if reader is None and kind is None:
+        raise InputError(
+            "not an image of a known format (AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WebP; with extras HEIC, JPEG 2000,"
+            " JPEG XL, camera raw)"
+        )
+    if reader is TiffImageFile:
+        try:
+            return read_tiff(data, gps, check_size, before_pixels)
+        except CameraRawError:
+            kind = further.RAW
+    if not apart and (kind is not None or reader is AvifImageFile):
+        raise ApartError
+    if kind is not None:
+        return further.read(kind, data, gps, check_size, before_pixels)
+    assert reader is not None
+    return _by_pillow(reader, data, max_pixels, gps, before_pixels)
+
+
+def _by_pillow(
+    reader: type[ImageFile], data: bytes, max_pixels: int, gps: bool, before_pixels: Callable[[int, int], None]
+) -> Decoded:
     frames, rows = 1, []
     if reader is PngImageFile:
         rows = png_parts(data)
@@ -98,8 +122,6 @@ def decode(
         avif_check(data)
     elif reader is GifImageFile:
         frames = gif_frames(data)
-    elif reader is TiffImageFile:
-        return read_tiff(data, gps, partial(_check_size, max_pixels=max_pixels), before_pixels)
     with reader(io.BytesIO(data)) as image:
         _check_size(*image.size, max_pixels)
         _check_frames(max(frames, int(getattr(image, "n_frames", 1))) if frames == 1 else frames)

@@ -1,7 +1,8 @@
 """Image files <-> float arrays in [0, 1]: exactly the samples of the file, or an error with the reason.
 
-Read: AVIF, BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP. Grey stays grey; 16 bits stay 16 bits in PNG, TIFF and grey PGM,
-floats stay floats in TIFF. Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind
+Read: AVIF, BMP, GIF, JPEG, PNG, PPM/PGM, TIFF, WebP, JPEG 2000, and with extras HEIC, JPEG XL and camera raw. Grey
+stays grey; 16 bits stay 16 bits in PNG, TIFF, grey PGM and what an extra reads; floats stay floats in TIFF and JPEG XL.
+Palettes become colour, CMYK becomes RGB by Pillow's rule, transparency of every kind
 becomes a separate alpha plane, the EXIF orientation is applied. Of a multi-image JPEG the main image is read.
 Refused: what would be cut or misread silently (AVIF of more than 8 bits, 16-bit colour PPM, signed or 32-bit
 integers), animations, several pages, truncated files, PNGs whose checksums or amount of data are wrong.
@@ -24,7 +25,7 @@ from PIL import Image
 
 from nlrn.errors import BackendError, ConfigError, InputError
 from nlrn.io import wide
-from nlrn.io.decode import decode, is_avif
+from nlrn.io.decode import ApartError, decode
 from nlrn.io.metadata import Decoded, held_to, is_calibrated
 from nlrn.io.sandbox import decode_apart
 from nlrn.io.tiffwriting import tiff
@@ -142,7 +143,8 @@ def read_image(
     """Read one image from a path, or from the bytes of a file. gps: the place stays in the EXIF.
 
     The limits are checked before anything is decoded. apart: it is decoded in a separate process, limited in memory
-    and time; None: AVIF is, and a file of over 256 KiB, which can keep a decoder busy for minutes. Raises InputError,
+    and time, as AVIF, HEIC, JPEG 2000, JPEG XL and camera raw always are; None: also a file of over 256 KiB, which can
+    keep a decoder busy for minutes. Raises InputError,
     and nothing else, for whatever cannot be read exactly (see the module); the message names the file and the reason.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
@@ -150,7 +152,8 @@ def read_image(
     if len(data) > max_bytes:
         raise InputError(f"{name}: over {max_bytes:,} bytes; max_bytes of nlrn.io.image.read_image raises this limit")
     try:
-        decoded = (decode_apart if _apart(data, apart) else _decode_here)(data, max_pixels, gps=gps)
+        apart = len(data) > _HERE if apart is None else apart
+        decoded = (decode_apart if apart else _decode_here)(data, max_pixels, gps=gps)
     except InputError as error:
         raise InputError(f"{name}: {error}", limit=error.limit) from None
     except BackendError:
@@ -161,14 +164,13 @@ def read_image(
     return ImageData(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:])
 
 
-def _apart(data: bytes, asked: bool | None) -> bool:
-    return is_avif(data) or (len(data) > _HERE if asked is None else asked)
-
-
 def _decode_here(data: bytes, max_pixels: int, *, gps: bool) -> Decoded:
-    with _DECODING, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return decode(data, max_pixels, gps=gps)
+    try:
+        with _DECODING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return decode(data, max_pixels, gps=gps)
+    except ApartError:
+        return decode_apart(data, max_pixels, gps=gps)
 
 
 def write_image(

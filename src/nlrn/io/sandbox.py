@@ -134,6 +134,7 @@ def answer() -> None:
             data,
             most,
             gps=bool(sys.argv[2]),
+            apart=True,
             before_pixels=lambda width, height: _limit(_ALLOWANCE + _PER_PIXEL * width * height),
         )
     except InputError as error:

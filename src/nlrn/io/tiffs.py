@@ -2,7 +2,7 @@
 
 tifffile reads what is not compressed and what is deflated; libtiff reads the other compressions, through Pillow up to 8
 bits and through libvips beyond. Which directory is the image, and whether its kind is read, is decided here for both.
-Camera raw files, stacks, channels that are neither colour nor alpha, missing strips and tags outside of the file are
+Stacks, channels that are neither colour nor alpha, missing strips and tags outside of the file are
 refused; reduced copies (previews, the levels of a pyramid) are left out with a note.
 """
 
@@ -51,6 +51,10 @@ _MOST_PAGES = 64  # that are looked at: more are no pyramid
 _DNG, _PATTERN = 50706, 33421
 
 
+class CameraRawError(InputError):
+    """A camera's raw file that begins as a TIFF does."""
+
+
 def read_tiff(
     data: bytes,
     gps: bool,
@@ -59,7 +63,8 @@ def read_tiff(
 ) -> Decoded:
     """The image that a TIFF declares, upright. check_size, before_pixels: called with its width and height.
 
-    Raises InputError for a file or a kind that is refused, and whatever a library raises for one that is damaged.
+    Raises InputError for a file or a kind that is refused, CameraRawError among them, and whatever a library raises for
+    one that is damaged.
     """
     from tifffile import TiffFile
 
@@ -152,9 +157,10 @@ def _is_level(page: Any, inner: Any) -> bool:
 
 def _refuse_raw(pages: list[Any], data: bytes) -> None:
     if name := is_raw(pages, data):
-        raise InputError(
-            f"a camera's raw file ({name}), of which only a preview could be read: develop it first, into a TIFF"
-        )
+        ends = (at + size for page in pages for at, size in zip(page.dataoffsets, page.databytecounts, strict=False))
+        if max(ends, default=0) > len(data):
+            raise InputError(f"truncated: a camera's raw file ({name}) whose samples end beyond it")
+        raise CameraRawError(f"a camera's raw file ({name})")
 
 
 def is_raw(pages: list[Any], data: bytes) -> str:
