@@ -104,7 +104,7 @@ def _look(file: _File, box: Box, content: bytes) -> None:
 
 
 def _components(data: bytes, file: _File) -> tuple[int, int, list[tuple[int, int, int]]]:
-    """Width, height, and of each component its bits (over 128: signed) and how it is sampled, of the head of its codestream."""
+    """Width, height, and of each component its bits (over 128: signed) and sampling, of the head of its codestream."""
     start = file.start
     if data[start : start + 4] != CODESTREAM:
         raise InputError("damaged: its codestream does not begin with its size")
