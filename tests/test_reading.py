@@ -185,17 +185,8 @@ def test_texts_are_kept_byte_for_byte(tmp_path: Path, order: str, text: str, suf
     assert out.read_bytes().count(text.encode()) >= 2
 
 
-def test_what_is_left_out_is_named() -> None:
+def test_a_conversion_is_named() -> None:
     image = Image.fromarray(samples((16, 16, 3)))
-    jpeg = file_of(image, "JPEG", comment=b"hello", xmp=b"<x:xmpmeta/>")
-    assert read_image(jpeg).notes == ("left out of the metadata: XMP, a comment",)
-    from PIL.PngImagePlugin import PngInfo
-
-    texts = PngInfo()
-    texts.add_text("Author", "me")
-    texts.add_itxt("Title", "Ærø")
-    assert read_image(file_of(image, "PNG", pnginfo=texts)).notes == ("left out of the metadata: 2 texts",)
-    assert read_image(file_of(image, "WEBP", xmp=b"<x:xmpmeta/>", lossless=True)).notes[0].endswith("XMP")
     assert read_image(file_of(image.convert("CMYK"), "JPEG")).notes == ("CMYK was converted to RGB",)
     assert read_image(file_of(image, "PNG")).notes == ()
 
@@ -342,6 +333,6 @@ def test_suffixes_name_formats() -> None:
 
 def test_the_command_prints_what_was_left_out(tmp_path: Path) -> None:
     Image.fromarray(samples((24, 24, 3))).save(tmp_path / "a.jpg", comment=b"x")
-    command = [sys.executable, "-m", "nlrn", "denoise", "a.jpg", "-o", "b.jpg", "--sigma", "5"]
+    command = [sys.executable, "-m", "nlrn", "denoise", "a.jpg", "-o", "b.png", "--sigma", "5"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "left out of the metadata: a comment" in done.stdout
+    assert "left out of the PNG: a comment" in done.stdout

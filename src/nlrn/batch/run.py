@@ -18,7 +18,7 @@ from nlrn.batch.manifest import manifest_of
 from nlrn.batch.plan import Encoded, Job
 from nlrn.batch.s3 import ObjectPath, Place
 from nlrn.errors import ConfigError, InputError, NLRNError, StoreError
-from nlrn.io.image import MAX_BYTES, ImageData, encode_image, file_bytes, read_image
+from nlrn.io.image import MAX_BYTES, ImageData, encode_image, file_bytes, left_out_by, read_image
 from nlrn.ops.cpu import warn_for_workers
 from nlrn.system.workers import pool
 
@@ -121,13 +121,14 @@ def _timed(job: Job, restore: Restore, image: ImageData) -> tuple[ImageData, flo
 
 def _encode(job: Job, source: str, image: ImageData, seconds: float) -> Encoded:
     made: dict[str, Any] = {} if image.tile is None else {"tile": image.tile}
-    if image.notes:
-        made["notes"] = list(image.notes)
+    lost = left_out_by(image, job.form)
+    if image.notes or lost:
+        made["notes"] = [*image.notes, *lost]
     if image.value_range is not None:
         made["range"] = list(image.value_range)
     if image.noise:
         made["noise"] = list(image.noise)
-    return Encoded(source, encode_image(image, job.form), made, image.said, seconds)
+    return Encoded(source, encode_image(image, job.form), made, (*image.said, *lost), seconds)
 
 
 def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:

@@ -94,7 +94,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         help="the values restored as black and white: the type's, the image's own, or given sample values (default:"
         " the image's own where it is a small part of the type's); sigma stays in 1/255 of the type's",
     )
-    group.add_argument("--keep-gps", action="store_true", help="leave the place in the EXIF")
+    group.add_argument("--keep-gps", action="store_true", help="leave the place in EXIF and XMP")
     group.add_argument("--json", action="store_true", help="print what was done as JSON")
     add_model_options(parser)
     group = parser.add_argument_group("memory")
@@ -170,17 +170,10 @@ def restore_input(
         options.output = result_beside(options)
     if stored or options.input.is_dir():
         return _restore_folder(options, asked, restored, what, expected)
-    from nlrn.io.image import write_image
+    from nlrn.io.image import SUFFIXES, left_out_by, write_image
 
     many = stacked is not None and is_stack(options.input)
-    if isinstance(options.output, Path) and options.output.is_dir():
-        from nlrn.batch.plan import written_as
-
-        suffix = written_as(options.input.suffix)
-        suffix = ".tif" if many and "tif" not in suffix.lower() else suffix
-        options.output = options.output / f"{options.input.stem}{suffix}"
-    elif unnamed and many and "tif" not in options.output.suffix.lower():
-        options.output = options.output.with_suffix(".tif")
+    _name_result(options, many, unnamed)
     _check_single(options)
     started, record = time.monotonic(), {"input": str(options.input), "output": str(options.output)}
     if stacked is not None and many:
@@ -192,6 +185,8 @@ def restore_input(
     image, say, lines = _read_input(options, asked, expected), reporter(options), list[str]()
     with ProgressBar(options, what) as tick:
         result = restored(asked, image, lines.append if options.json else say, tick)
+    for line in left_out_by(result, SUFFIXES[options.output.suffix.lower()]):
+        (lines.append if options.json else say)(line)
     write_image(options.output, result, overwrite=options.overwrite)
     (height, width), before = result.array.shape[:2], image.array.shape[:2]
     if options.json:
@@ -201,6 +196,18 @@ def restore_input(
     size = f", {width} x {height}" if (height, width) != before else ""
     say(f"wrote {options.output}{size}" + (f"; {options.input} is unchanged" if unnamed else ""))
     return 0
+
+
+def _name_result(options: argparse.Namespace, many: bool, unnamed: bool) -> None:
+    """The name of the result in a folder that was given, and of a stack that was not named."""
+    if isinstance(options.output, Path) and options.output.is_dir():
+        from nlrn.batch.plan import written_as
+
+        suffix = written_as(options.input.suffix)
+        suffix = ".tif" if many and "tif" not in suffix.lower() else suffix
+        options.output = options.output / f"{options.input.stem}{suffix}"
+    elif unnamed and many and "tif" not in options.output.suffix.lower():
+        options.output = options.output.with_suffix(".tif")
 
 
 def _check_single(options: argparse.Namespace) -> None:

@@ -32,20 +32,19 @@ from nlrn.io.formats import (
     bmp_check,
     gif_frames,
     inflated_size,
-    jpeg_left_out,
     png_colour_count,
     png_colours,
     png_exif,
     png_header,
-    png_left_out,
     png_parts,
     png_size,
     tiff_pages,
-    webp_left_out,
 )
-from nlrn.io.metadata import TURNS, Decoded, FileMetadata, left_out, likely_dpi, loaded_exif, tagged_dpi
+from nlrn.io.metadata import TURNS, Decoded, FileMetadata, likely_dpi, loaded_exif, tagged_dpi
+from nlrn.io.texts import texts_of
 from nlrn.io.tiffs import CameraRawError, read_tiff
 from nlrn.io.wide import is_wide_png, read, ready
+from nlrn.io.xmp import orientation as xmp_orientation
 
 # The readers are called by name: Image.open has another limit, global to the process.
 _READERS: dict[bytes, type[ImageFile]] = {
@@ -54,7 +53,6 @@ _READERS: dict[bytes, type[ImageFile]] = {
     b"II+\0": TiffImageFile, b"MM\0+": TiffImageFile,
     **{b"P%d" % digit: PpmImageFile for digit in range(1, 7)},
 }  # fmt: skip
-_LEFT_OUT = {"PNG": png_left_out, "JPEG": jpeg_left_out, "WEBP": webp_left_out}
 _GREY16 = frozenset({"I;16", "I;16B"})
 _MODES = _GREY16 | {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
@@ -177,10 +175,11 @@ def _file_metadata(image: ImageFile, exif: Image.Exif, orientation: int | None, 
     metadata = image.format in ("BMP", "PNG") or info.get("jfif_unit") in (1, 2)  # else Pillow guesses
     dpi = likely_dpi(*info["dpi"]) if metadata and "dpi" in info else tagged_dpi(exif)
     colours = png_colours(data) if image.format == "PNG" else b""
-    named = _LEFT_OUT.get(str(image.format))
-    blocks = named(data) if named else []
-    notes = (*left_out(blocks), *(["CMYK was converted to RGB"] if image.mode == "CMYK" else []))
-    return FileMetadata(exif, orientation, info.get("icc_profile") or None, dpi, colours, notes)
+    packet = info.get("xmp")
+    texts = texts_of(data, str(image.format), packet if isinstance(packet, bytes) else b"")
+    notes = ("CMYK was converted to RGB",) if image.mode == "CMYK" else ()
+    orientation = orientation or xmp_orientation(texts.xmp)
+    return FileMetadata(exif, orientation, info.get("icc_profile") or None, dpi, colours, notes, texts)
 
 
 def _readable_exif(image: Image.Image) -> Image.Exif:

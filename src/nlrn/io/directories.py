@@ -15,7 +15,7 @@ from nlrn.io.formats import Bytes
 from nlrn.io.tiffsamples import LONG8, raw_value
 
 Entry = tuple[int, int, bytes]  # type and count of a tag's value, its bytes
-SHORT, LONG, LONG_8 = 3, 4, 16  # types
+BYTE, SHORT, LONG, LONG_8 = 1, 3, 4, 16  # types
 _WIDE = frozenset({*LONG8})  # types that a TIFF does not have
 
 

@@ -44,23 +44,36 @@ def gif_frames(data: bytes) -> int:
 
     Raises InputError for a comment in over 1,000 pieces: Pillow's time is the square of their number.
     """
-    place, frames, comments = 13 + _gif_table(data[10]), 0, 0
+    frames, comments = 0, 0
+    for kind, place in gif_blocks(data):
+        frames += kind == b"\x2c"
+        while kind == b"\x21\xfe" and data[place]:
+            place += 1 + data[place]
+            comments += 1
+            if comments > 1000:
+                raise InputError("damaged: its comment is in over 1,000 pieces")
+    return frames
+
+
+def gif_blocks(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """(kind, place of its first piece) of the blocks of a GIF; kind: of a frame, or of an extension, two bytes.
+
+    Raises InputError, or IndexError, where there is none.
+    """
+    place = 13 + _gif_table(data[10])
     while place < len(data) and data[place] != 0x3B:
-        comment = data[place : place + 2] == b"\x21\xfe"
-        if data[place] == 0x2C:
-            frames += 1
+        kind = data[place : place + 1]
+        if kind == b"\x2c":
             place += 11 + _gif_table(data[place + 9])
-        elif data[place] == 0x21:
+        elif kind == b"\x21":
+            kind = data[place : place + 2]
             place += 2
         else:
             raise InputError("damaged: no GIF block where one should be")
+        yield kind, place
         while data[place]:
             place += 1 + data[place]
-            comments += comment
-            if comments > 1000:
-                raise InputError("damaged: its comment is in over 1,000 pieces")
         place += 1
-    return frames
 
 
 def _gif_table(flags: int) -> int:
@@ -225,41 +238,7 @@ _PNG_CHECKS = {b"IHDR": _check_header, b"PLTE": _check_palette, b"tRNS": _check_
 
 def png_colour_count(data: bytes) -> int:
     """Entries of the palette of a PNG; 0 without one."""
-    return next(((end - place - 12) // 3 for kind, place, end in _png_chunks(data) if kind == b"PLTE"), 0)
-
-
-def png_left_out(data: bytes) -> list[str]:
-    """Names of the metadata in a PNG that is not carried over."""
-    kinds = [kind for kind, place, end in _png_chunks(data)]
-    xmp = sum(data[place + 8 : place + 8 + 17] == b"XML:com.adobe.xmp" for kind, place, _ in _png_chunks(data))
-    texts = sum(kinds.count(kind) for kind in (b"tEXt", b"zTXt", b"iTXt")) - xmp
-    return ["XMP"] * bool(xmp) + ([f"{texts} text{'s' if texts > 1 else ''}"] if texts else [])
-
-
-def jpeg_left_out(data: bytes) -> list[str]:
-    """Names of the metadata in a JPEG that is not carried over."""
-    found, place = list[str](), 2
-    while data[place : place + 1] == b"\xff" and (marker := data[place + 1 : place + 2]) not in (b"\xda", b"\xd9", b""):
-        start, length = data[place + 4 : place + 40], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == b"\xe1" and start.startswith(b"http://ns.adobe.com/xap/1.0/"):
-            found.append("XMP")
-        if marker == b"\xed":
-            found.append("IPTC and Photoshop's data")
-        if marker == b"\xfe":
-            found.append("a comment")
-        place += 2 + max(length, 2)
-    return list(dict.fromkeys(found))
-
-
-def webp_left_out(data: bytes) -> list[str]:
-    """Names of the metadata in a WebP that is not carried over."""
-    place = 12
-    while place + 8 <= len(data):
-        if data[place : place + 4] == b"XMP ":
-            return ["XMP"]
-        size = int.from_bytes(data[place + 4 : place + 8], "little")
-        place += 8 + size + size % 2
-    return []
+    return next(((end - place - 12) // 3 for kind, place, end in png_chunks(data) if kind == b"PLTE"), 0)
 
 
 def bmp_check(data: bytes) -> None:
@@ -280,7 +259,7 @@ def avif_check(data: bytes) -> None:
         place += max(size, 8)
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(kind, place, end) of every chunk of a PNG that png_parts has seen, up to the last."""
     place, kind = 8, b""
     while kind != b"IEND" and place + 12 <= len(data):
@@ -291,13 +270,13 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def png_exif(data: bytes) -> bytes:
     """The EXIF block of a PNG, wherever it stands; empty for none."""
-    return next((data[place + 8 : end - 4] for kind, place, end in _png_chunks(data) if kind == b"eXIf"), b"")
+    return next((data[place + 8 : end - 4] for kind, place, end in png_chunks(data) if kind == b"eXIf"), b"")
 
 
 def png_colours(data: bytes) -> bytes:
     """The chunks gAMA, cHRM, sRGB and cICP of a PNG, unchanged, the first of each; empty for none."""
     found: dict[bytes, bytes] = {}
-    for kind, place, end in _png_chunks(data):
+    for kind, place, end in png_chunks(data):
         if kind in _COLOUR_CHUNKS and end - place <= 12 + 32:
             found.setdefault(kind, data[place:end])
     return b"".join(chunk for _, chunk in sorted(found.items()))

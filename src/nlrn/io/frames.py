@@ -20,7 +20,9 @@ from nlrn.io.chunks import DEFLATE, Layout
 from nlrn.io.directories import Entry, Form
 from nlrn.io.formats import gif_frames, png_parts
 from nlrn.io.image import MAX_BYTES, ImageData, file_bytes
+from nlrn.io.metadata import left_out
 from nlrn.io.stacks import Limits
+from nlrn.io.texts import texts_of
 
 _ASCII, _UNDEFINED = 2, 7  # types of tags
 _READERS: dict[bytes, type[ImageFile]] = {b"\x89PNG": PngImageFile, b"GIF8": GifImageFile, b"RIFF": WebPImageFile}
@@ -99,7 +101,7 @@ class FrameStack:
         """What the frames have: colour, alpha, how long each is shown."""
         self.kind = f"animated {self._image.format}"
         self.sizes: tuple[int, ...] = (self._count,)
-        self.notes: tuple[str, ...] = ()
+        self.notes = left_out(texts_of(self._data, str(self._image.format)).names())
         self._colour = self._alpha = False
         self._milliseconds: list[float] = []
         for index in range(self._count):

@@ -9,7 +9,8 @@ import numpy as np
 from nlrn.errors import InputError
 from nlrn.io.boxes import boxes, brands
 from nlrn.io.further import HEIC, CheckSize, planes, widened
-from nlrn.io.metadata import Decoded, FileMetadata, left_out, loaded_exif, tagged_dpi
+from nlrn.io.metadata import Decoded, FileMetadata, loaded_exif, tagged_dpi
+from nlrn.io.texts import Texts
 
 _SEQUENCES = frozenset({b"hevc", b"hevx", b"hevm", b"hevs"})
 
@@ -36,8 +37,9 @@ def read(data: bytes, gps: bool, check_size: CheckSize, before_pixels: CheckSize
     colour, alpha = planes(widened(values, int(image.info["bit_depth"])))
     exif = loaded_exif(image.info.get("exif") or b"")
     others = len(file) - 1
-    notes = left_out(["XMP"] if image.info.get("xmp") else [])
-    notes += (f"left out: {others} more {'image' if others == 1 else 'images'} of the file",) if others else ()
+    texts = Texts(image.info.get("xmp") or b"")
+    notes = (f"left out: {others} more {'image' if others == 1 else 'images'} of the file",) if others else ()
     # The orientation in the EXIF is a copy of the file's own, which has been applied
-    metadata = FileMetadata(exif, None, image.info.get("icc_profile") or None, tagged_dpi(exif), notes=notes)
+    icc = image.info.get("icc_profile") or None
+    metadata = FileMetadata(exif, None, icc, tagged_dpi(exif), notes=notes, texts=texts)
     return Decoded(colour, alpha, 8 * colour.itemsize, "HEIC", *metadata.rest(gps))

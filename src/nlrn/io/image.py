@@ -26,8 +26,9 @@ from PIL import Image
 from nlrn.errors import BackendError, ConfigError, InputError
 from nlrn.io import wide
 from nlrn.io.decode import ApartError, decode
-from nlrn.io.metadata import Decoded, held_to, is_calibrated
+from nlrn.io.metadata import Decoded, held_to, is_calibrated, is_worth_naming
 from nlrn.io.sandbox import decode_apart
+from nlrn.io.texts import NO_TEXTS, Texts
 from nlrn.io.tiffwriting import tiff
 from nlrn.system.atomic import check_target, publish
 
@@ -60,11 +61,12 @@ class ImageData:
     floats, which have no alpha and are neither clipped nor rounded. format: Pillow's name.
     icc: colour profile. exif: without orientation (it has been applied) and, unless requested, without GPS. dpi: pixels
     per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. notes: what
-    of the file was left out or converted, a line each. levels: the sample value of the file that is 1 here: 255, 65535,
-    or 1 of floats; 0 sets it by the depth. Of a restored image, noise: what was found in the noisy one, or in each of
-    its channels (NoiseEstimate.record), value_range: the sample values that the network saw as black and white, tile:
-    the side of the tiles that it was made in where the system refused memory for larger ones, and said: lines worth
-    printing.
+    of the file was left out or converted, a line each. texts: XMP, IPTC, a PNG's texts, a JPEG's comments, without what
+    no longer holds and, unless requested, without the place. levels: the sample value of the file that is 1 here: 255,
+    65535, or 1 of floats; 0 sets it by the depth. Of a restored image, noise: what was found in the noisy one, or in
+    each of its channels (NoiseEstimate.record), value_range: the sample values that the network saw as black and white,
+    tile: the side of the tiles that it was made in where the system refused memory for larger ones, and said: lines
+    worth printing.
     """
 
     array: np.ndarray
@@ -76,6 +78,7 @@ class ImageData:
     dpi: tuple[float, float] | None = None
     colours: bytes = b""
     notes: tuple[str, ...] = ()
+    texts: Texts = NO_TEXTS
     noise: tuple[dict[str, Any], ...] = ()
     value_range: tuple[float, float] | None = None
     levels: float = 0.0
@@ -114,6 +117,7 @@ class ImageData:
 
     def _held(self, grown: tuple[float, float] = (1.0, 1.0)) -> ImageData:
         """The same without metadata that does not hold of its size, channels and depth."""
+        self = replace(self, texts=self.texts.held_to(self.array.shape[:2], self.depth))
         if self.exif is None:
             return self
         channels = (1 if self.array.ndim == 2 else 3) + (self.alpha is not None)
@@ -161,7 +165,8 @@ def read_image(
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise InputError(f"{name}: damaged or truncated ({error or type(error).__name__})") from error
     levels = 1 if decoded.depth == 32 else 2**decoded.depth - 1
-    return ImageData(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:])
+    texts = decoded.texts.held_to(decoded.colour.shape[:2], decoded.depth)
+    return ImageData(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:-1], texts)
 
 
 def _decode_here(data: bytes, max_pixels: int, *, gps: bool) -> Decoded:
@@ -201,7 +206,7 @@ def encode_image(image: ImageData, format: str, *, quality: int = 95) -> bytes: 
     AVIF, BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG and AVIF (4:4:4
     at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
     Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels; the resolution
-    in BMP, JPEG (to whole pixels per inch), PNG and TIFF.
+    in BMP, JPEG (to whole pixels per inch), PNG and TIFF; texts as `left_out_by` says.
     Raises InputError for values that are not finite, and for what the format cannot hold.
     """
     if format not in SUFFIXES.values():
@@ -212,13 +217,27 @@ def encode_image(image: ImageData, format: str, *, quality: int = 95) -> bytes: 
     values = rounded(image.array, image.depth)
     if image.alpha is not None:
         values = np.dstack((values, image.alpha))
-    options = _OPTIONS.get(format, {}) | _metadata(image, format)
+    options = _OPTIONS.get(format, {}) | _metadata(image, format) | image.texts.options(format)
     if format in ("AVIF", "JPEG"):
         options["quality"] = quality
     if format == "AVIF":
         options["subsampling"] = "4:0:0" if values.ndim == 2 else "4:4:4"
     data = _save(values, format, options)
+    data = image.texts.written(data, format)
     return wide.png_with(data, image.colours, image.dpi) if format == "PNG" else data
+
+
+def left_out_by(image: ImageData, format: str) -> tuple[str, ...]:  # noqa: A002
+    """The line that names what of the image's metadata a file of the format does not hold; none for nothing.
+
+    XMP goes into all but BMP and PPM, IPTC into JPEG and TIFF, a PNG's texts into PNG, a JPEG's comments into JPEG.
+    """
+    kept = _metadata(image, format)
+    lost = ["EXIF"] if image.exif is not None and "exif" not in kept and is_worth_naming(image.exif) else []
+    lost += ["the colour profile"] if image.icc is not None and "icc_profile" not in kept else []
+    lost += ["gamma and primaries"] if image.colours and format != "PNG" else []
+    lost += image.texts.lost_in(format)
+    return (f"left out of the {format}: {', '.join(lost)}",) if lost else ()
 
 
 def check_output(

@@ -17,7 +17,8 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from nlrn.errors import InputError
 from nlrn.io.boxes import Box, boxes
 from nlrn.io.further import CODESTREAM, JPEG2000, CheckSize, planes, widened
-from nlrn.io.metadata import Decoded, FileMetadata, left_out, likely_dpi, loaded_exif, tagged_dpi
+from nlrn.io.metadata import Decoded, FileMetadata, likely_dpi, loaded_exif, tagged_dpi
+from nlrn.io.texts import NO_TEXTS, Texts
 
 _EXIF, _XMP = b"JpgTiffExif->JP2", bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _IPTC = bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38")
@@ -36,7 +37,7 @@ class _File:
     palette: bool = False
     alpha: list[int] = field(default_factory=list)
     exif: bytes = b""
-    blocks: list[str] = field(default_factory=list)
+    texts: Texts = NO_TEXTS
 
 
 def read(data: bytes, gps: bool, check_size: CheckSize, before_pixels: CheckSize) -> Decoded:
@@ -57,9 +58,9 @@ def read(data: bytes, gps: bool, check_size: CheckSize, before_pixels: CheckSize
         raise InputError("damaged: its image is of another size than declared")
     colour, alpha = planes(widened(values, bits))
     exif = loaded_exif(file.exif)
-    notes = (*left_out(file.blocks), *(["CMYK was converted to RGB"] if file.colours == _CMYK else []))
+    notes = ("CMYK was converted to RGB",) if file.colours == _CMYK else ()
     resolution = likely_dpi(*dpi) if dpi else tagged_dpi(exif)
-    metadata = FileMetadata(exif, None, file.icc, resolution, notes=notes)
+    metadata = FileMetadata(exif, None, file.icc, resolution, notes=notes, texts=file.texts)
     return Decoded(colour, alpha, 8 * colour.itemsize, "JPEG2000", *metadata.rest(gps))
 
 
@@ -85,7 +86,10 @@ def _parsed(data: bytes) -> _File:
         if box.kind == b"uuid":
             name, rest = data[box.start : box.start + 16], data[box.start + 16 : box.end]
             file.exif = rest if name == _EXIF else file.exif
-            file.blocks += [block for key, block in ((_XMP, "XMP"), (_IPTC, "IPTC")) if key == name]
+            if name == _XMP and not file.texts.xmp:
+                file.texts = file.texts._replace(xmp=rest)
+            if name == _IPTC and not file.texts.iptc:
+                file.texts = file.texts._replace(iptc=rest)
     if not file.end:
         raise InputError("damaged or truncated: it has no codestream")
     return file

@@ -15,7 +15,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from nlrn.errors import InputError
 from nlrn.io.boxes import boxes
 from nlrn.io.further import JPEGXL, JXL, CheckSize, planes, widened
-from nlrn.io.metadata import Decoded, FileMetadata, left_out, loaded_exif, tagged_dpi
+from nlrn.io.metadata import Decoded, FileMetadata, loaded_exif, tagged_dpi
+from nlrn.io.texts import NO_TEXTS, Texts, texts_of
 
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 _HEADER = 64  # bytes of a codestream that are looked at
@@ -27,7 +28,7 @@ def read(data: bytes, gps: bool, check_size: CheckSize, before_pixels: CheckSize
     check_size(header.width, header.height)
     codecs, jxl = JPEGXL.library("imagecodecs"), JPEGXL.library("pillow_jxl")
     before_pixels(header.width, header.height)
-    icc, exif, blocks = _metadata(jxl, data)
+    icc, exif, texts = _metadata(jxl, data)
     values: Any = codecs.jpegxl_decode(data, numthreads=1)
     upright = (header.height, header.width)
     if values.shape[:2] not in (upright, upright[::-1]) or values.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
@@ -46,23 +47,26 @@ def read(data: bytes, gps: bool, check_size: CheckSize, before_pixels: CheckSize
         colour, alpha = planes(widened(values, header.bits))
         depth = 8 * colour.itemsize
     # The orientation in the EXIF is a copy of the file's own, which has been applied
-    metadata = FileMetadata(exif, None, icc, tagged_dpi(exif), notes=left_out(blocks))
+    metadata = FileMetadata(exif, None, icc, tagged_dpi(exif), texts=texts)
     return Decoded(colour, alpha, depth, "JXL", *metadata.rest(gps))
 
 
-def _metadata(jxl: Any, data: bytes) -> tuple[bytes | None, Any, list[str]]:
-    """Profile, EXIF, and names of what is left out."""
+def _metadata(jxl: Any, data: bytes) -> tuple[bytes | None, Any, Texts]:
+    """Profile, EXIF and texts."""
     was_jpeg, _, pixels, icc, found = jxl.Decoder(num_threads=0)(data)
-    block, kinds = b"", {box.box_type for box in found}
+    block, texts = b"", NO_TEXTS
     if was_jpeg:
         with JpegImageFile(io.BytesIO(pixels)) as image:
             block, icc = image.info.get("exif", b""), image.info.get("icc_profile") or icc
+        texts = texts_of(pixels, "JPEG")
     del pixels
     for box in found:
         if box.box_type == b"Exif" and not block:
             start = int.from_bytes(box.data[:4], "big")
             block = bytes(box.data[4 + start :])
-    return icc or None, loaded_exif(block), ["XMP"] if b"xml " in kinds else []
+        if box.box_type == b"xml " and not texts.xmp:
+            texts = texts._replace(xmp=bytes(box.data))
+    return icc or None, loaded_exif(block), texts
 
 
 def _codestream(data: bytes) -> bytes:

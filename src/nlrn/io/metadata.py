@@ -16,9 +16,10 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 
 from nlrn.io.formats import tiff_pages
+from nlrn.io.texts import NO_TEXTS, Texts
 
-_XMP, _IPTC, _PHOTOSHOP, _LAYERS = 700, 33723, 34377, 37724
-_BLOCKS = {_XMP: "XMP", _IPTC: "IPTC", _PHOTOSHOP: "Photoshop's data", _LAYERS: "layers"}  # tags that are left out
+XMP, IPTC, PHOTOSHOP, _LAYERS = 700, 33723, 34377, 37724
+_BLOCKS = {XMP: "XMP", IPTC: "IPTC", PHOTOSHOP: "Photoshop's data", _LAYERS: "layers"}  # tags that no EXIF block keeps
 # Not carried over: how a TIFF stores its pixels, orientation, position, other blocks of metadata.
 _DROPPED_TAGS = frozenset(
     {*range(254, 260), 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 292, 293, 301, 317, 320, *range(322, 326)}
@@ -37,6 +38,9 @@ _NO_UNIT = 1  # of the tag ResolutionUnit
 _OME_TYPES = {8: "uint8", 16: "uint16", 32: "float"}
 
 
+Rest = tuple[bytes | None, bytes | None, tuple[float, float] | None, bytes, tuple[str, ...], Texts]
+
+
 class FileMetadata(NamedTuple):
     """The metadata of a file about its image as stored."""
 
@@ -46,22 +50,24 @@ class FileMetadata(NamedTuple):
     dpi: tuple[float, float] | None
     colours: bytes = b""
     notes: tuple[str, ...] = ()
+    texts: Texts = NO_TEXTS
 
-    def rest(self, gps: bool) -> tuple[bytes | None, bytes | None, tuple[float, float] | None, bytes, tuple[str, ...]]:
-        """icc, exif, dpi, colours and notes of the upright image."""
+    def rest(self, gps: bool) -> Rest:
+        """icc, exif, dpi, colours, notes and texts of the upright image."""
         lying = self.orientation in (5, 6, 7, 8)
         dpi = self.dpi[::-1] if self.dpi and lying else self.dpi
         exif = _kept_exif(self.exif, gps, _CROSSED if lying else {})
         blocks = [name for tag, name in _BLOCKS.items() if tag in self.exif]
-        notes = (*self.notes, *left_out(blocks))
-        return self.icc, exif, dpi, self.colours, notes
+        texts = self.texts.upright(gps)
+        notes = (*left_out(list(dict.fromkeys([*texts.notes, *blocks]))), *self.notes)
+        return self.icc, exif, dpi, self.colours, notes, texts.without_notes()
 
 
 class Decoded(NamedTuple):
     """A decoded file: samples HW or HW3 (uint8; uint16 for depth 16, float32 for 32), and metadata.
 
     alpha: HW of their type or None. dpi: pixels per inch, across and down; colours: see nlrn.io.formats.png_colours;
-    notes: what of the file was left out or converted, a line each.
+    notes: what of the file was left out or converted, a line each; texts: what it holds in words besides EXIF.
     """
 
     colour: np.ndarray
@@ -73,6 +79,7 @@ class Decoded(NamedTuple):
     dpi: tuple[float, float] | None
     colours: bytes
     notes: tuple[str, ...] = ()
+    texts: Texts = NO_TEXTS
 
 
 def left_out(blocks: list[str]) -> tuple[str, ...]:
@@ -172,6 +179,13 @@ def held_to(
             if tag in found and times != 1:
                 found[tag] = float(found[tag]) * times
     return (exif_bytes(found) if len(found) else None), notes
+
+
+def is_worth_naming(exif: bytes) -> bool:
+    """Whether the block holds more than a resolution, which every TIFF has."""
+    found = Image.Exif()
+    found.load(exif)
+    return bool(set(found) - {Base.XResolution, Base.YResolution, Base.ResolutionUnit})
 
 
 def is_calibrated(exif: bytes | None) -> bool:

@@ -21,6 +21,7 @@ from PIL import AvifImagePlugin
 from nlrn.errors import BackendError, InputError
 from nlrn.io.decode import decode
 from nlrn.io.metadata import Decoded
+from nlrn.io.texts import Texts
 
 try:
     import resource
@@ -99,11 +100,25 @@ def _answered(pipe: IO[bytes], max_pixels: int) -> Decoded:
             dpi=dpi,
             colours=colours,
             notes=tuple(map(str, answer["notes"])),
+            texts=_texts(answer["texts"]),
         )
     except InputError:
         raise
     except (ValueError, TypeError, KeyError) as error:
         raise BackendError(f"the process that decodes gave an unexpected answer ({error})") from error
+
+
+def _hex(texts: Texts) -> list[Any]:
+    """Texts for an answer."""
+    several = ([part.hex() for part in named] for named in (texts.chunks, texts.comments))
+    return [texts.xmp.hex(), texts.iptc.hex(), *several]
+
+
+def _texts(parts: list[Any]) -> Texts:
+    """Those of an answer, which has no notes beside its own."""
+    xmp, iptc, chunks, comments = parts
+    chunks, comments = (tuple(bytes.fromhex(part) for part in named) for named in (chunks, comments))
+    return Texts(bytes.fromhex(xmp), bytes.fromhex(iptc), chunks, comments)
 
 
 def _plane(pipe: IO[bytes], shape: list[int], dtype: str, max_pixels: int) -> np.ndarray:
@@ -150,6 +165,7 @@ def answer() -> None:
             "dpi": found.dpi,
             "colours": found.colours.hex(),
             "notes": found.notes,
+            "texts": _hex(found.texts),
         }
         answer |= {name: value and value.hex() for name, value in (("icc", found.icc), ("exif", found.exif))}
         planes = [plane for _, plane in pairs if plane is not None]

@@ -18,11 +18,13 @@ import numpy as np
 
 from nlrn.errors import InputError
 from nlrn.io.chunks import DEFLATE, PLAIN, WRITTEN, Layout
-from nlrn.io.directories import Entry, Form, entries_of
+from nlrn.io.directories import BYTE, Entry, Form, entries_of
 from nlrn.io.formats import tiff_pages
 from nlrn.io.image import MAX_PIXELS, ImageData, read_image
+from nlrn.io.metadata import XMP
 from nlrn.io.tiffs import images_behind, is_raw, silent
 from nlrn.io.tiffsamples import BLACK_IS_ZERO, COMPRESSIONS, PALETTE, PIXEL_TAGS, RGB, WHITE_IS_ZERO, YCBCR, each_of
+from nlrn.io.xmp import upright
 
 MAX_PLANES = 100_000
 MAX_STACK_BYTES = 256 << 30
@@ -295,6 +297,8 @@ class TiffStack:
             entries[278] = form.places([self.layout(index).chunk[0]])
         if _EXTRA_SAMPLES in entries:
             entries[_EXTRA_SAMPLES] = form.short(_UNASSOCIATED)
+        if XMP in entries and (packet := upright(entries.pop(XMP)[2], gps=False)):
+            entries[XMP] = (BYTE, len(packet), packet)
         return entries
 
     def stored(self, index: int, values: np.ndarray) -> np.ndarray:

@@ -22,7 +22,8 @@ from PIL.ExifTags import Base
 from nlrn.errors import InputError
 from nlrn.io import wide
 from nlrn.io.formats import tiff_pages
-from nlrn.io.metadata import TURNS, Decoded, FileMetadata, held_to, tagged_dpi
+from nlrn.io.metadata import IPTC, PHOTOSHOP, TURNS, XMP, Decoded, FileMetadata, held_to, tagged_dpi
+from nlrn.io.texts import tiff_texts
 from nlrn.io.tiffsamples import (
     ASSOCIATED,
     BLACK_IS_ZERO,
@@ -37,6 +38,7 @@ from nlrn.io.tiffsamples import (
     Kind,
     checked_parts,
     each_of,
+    raw_value,
     samples_of,
     tags_of,
 )
@@ -49,6 +51,7 @@ _NAMES = {4: "a mask", 8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab", 32844: "LogL",
 _INT, _NOT_SAID = 2, 4  # of the tag SampleFormat
 _MOST_PAGES = 64  # that are looked at: more are no pyramid
 _DNG, _PATTERN = 50706, 33421
+_TEXTS = XMP, IPTC, PHOTOSHOP
 
 
 class CameraRawError(InputError):
@@ -91,15 +94,18 @@ def read_tiff(
         turn = TURNS.get(orientation, np.asarray)
         colour, alpha = turn(colour), None if alpha is None else turn(alpha)
         icc = tags.get(Base.InterColorProfile)
-        metadata = FileMetadata(
-            tags, orientation, icc if isinstance(icc, bytes) else None, tagged_dpi(tags), notes=notes + more
-        )
-        icc, exif, dpi, colours, notes = metadata.rest(gps)
+        blocks = [raw_value(page.tags[code], data) if code in page.tags else b"" for code in _TEXTS]
+        for code in _TEXTS:
+            tags.pop(code, None)
+        icc = icc if isinstance(icc, bytes) else None
+        notes, texts = notes + more, tiff_texts(*blocks)
+        metadata = FileMetadata(tags, orientation, icc, tagged_dpi(tags), notes=notes, texts=texts)
+        icc, exif, dpi, colours, notes, texts = metadata.rest(gps)
         if exif is not None:
             bands = 1 if colour.ndim == 2 else 3
             exif, stale = held_to(exif, colour.shape[:2], bands + (alpha is not None), depth)
             notes += stale
-        return Decoded(colour, alpha, depth, "TIFF", icc, exif, dpi, colours, notes)
+        return Decoded(colour, alpha, depth, "TIFF", icc, exif, dpi, colours, notes, texts)
 
 
 @contextmanager

@@ -22,13 +22,15 @@ _INCH = 2  # of the tag ResolutionUnit
 _RESOLUTION = frozenset({Base.XResolution, Base.YResolution, Base.ResolutionUnit})
 _LONG = 4  # a type of tags
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # of a value, by type
+_BYTE, _UNDEFINED = 1, 7
+_TEXTS = (("xmp", 700, _BYTE), ("iptc", 33723, _UNDEFINED))  # their tags and types
 _Entry = tuple[int, int, bytes]  # type and count of a tag's value, its bytes
 
 
 def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     """The file of uint8, uint16 or float32 [H, W] or [H, W, 2 to 4]; the second or the fourth channel is alpha.
 
-    metadata: icc_profile, exif and dpi, as Pillow takes them.
+    metadata: icc_profile, exif and dpi, as Pillow takes them; xmp and iptc, bytes.
     """
     from tifffile import TiffWriter
 
@@ -50,12 +52,13 @@ def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     exif = Image.Exif()
     if "exif" in metadata:
         exif.load(metadata["exif"])
-    _add_tags(file, exif, keep_resolution=bool(resolution))
+    texts = {tag: (kind, len(metadata[name]), metadata[name]) for name, tag, kind in _TEXTS if name in metadata}
+    _add_tags(file, exif, texts, keep_resolution=bool(resolution))
     return file.getvalue()
 
 
-def _add_tags(file: io.BytesIO, exif: Image.Exif, *, keep_resolution: bool) -> None:
-    """Write the first directory again, with the tags of the block that are not of the pixels."""
+def _add_tags(file: io.BytesIO, exif: Image.Exif, more: Mapping[int, _Entry], *, keep_resolution: bool) -> None:
+    """Write the first directory again, with the tags of the block that are not of the pixels, and more."""
     data = file.getvalue()
     own = _entries(data, int.from_bytes(data[4:8], "little"))
     if not keep_resolution:  # which tifffile makes up
@@ -63,7 +66,7 @@ def _add_tags(file: io.BytesIO, exif: Image.Exif, *, keep_resolution: bool) -> N
     said = {tag: value for tag, value in exif.items() if tag not in own and tag not in (IFD.Exif, IFD.GPSInfo)}
     if Base.XResolution not in said or Base.YResolution not in said:
         said = {tag: value for tag, value in said.items() if tag not in _RESOLUTION}
-    entries = own | _entries(_directory(said).tobytes(0), 0)
+    entries = own | _entries(_directory(said).tobytes(0), 0) | dict(more)
     for tag in (IFD.Exif, IFD.GPSInfo):
         if inner := exif.get_ifd(tag):
             entries[int(tag)] = (

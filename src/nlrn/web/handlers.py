@@ -17,7 +17,7 @@ from nlrn.inference.pipeline import denoised, upscaled
 from nlrn.inference.restorer import Restorer
 from nlrn.inference.self_ensemble import Progress
 from nlrn.io.decode import is_known
-from nlrn.io.image import SUFFIXES, ImageData, check_holds, encode_image, read_image
+from nlrn.io.image import SUFFIXES, ImageData, check_holds, encode_image, left_out_by, read_image
 from nlrn.models.checkpoint import WEIGHTS, ModelInfo, default_model, describe, list_models, resolve_model
 from nlrn.web.limits import RefusedError
 from nlrn.web.messages import MEDIA, Answer, ServiceConfig, Task
@@ -54,7 +54,7 @@ class Handlers:
                 case _:
                     image = image.with_depth(8)
                     self._check_result(image, "PNG")
-                    return _encoded(image, "PNG", [])
+                    return _encoded(image, "PNG")
         except InputError as error:
             raise _refusal(error) from error
         except (ConfigError, ModelError) as error:
@@ -149,9 +149,11 @@ def _format(image: ImageData, options: dict[str, Any]) -> str:
     return kind if kind in MEDIA else "PNG"
 
 
-def _encoded(image: ImageData, form: str, lines: list[str]) -> Answer:
+def _encoded(image: ImageData, form: str, lines: list[str] | None = None) -> Answer:
+    """The answer with the file of an image. lines: of its restoring; None for an image that was not restored."""
     data = encode_image(image, form)
     headers = {"content-disposition": f'attachment; filename="restored{_ENDINGS[form]}"'}
-    if lines:
-        headers["nlrn-said"] = "; ".join(lines)
+    said = [*lines, *left_out_by(image, form)] if lines is not None else []
+    if said:
+        headers["nlrn-said"] = "; ".join(said)
     return Answer(data, MEDIA[form], headers)
