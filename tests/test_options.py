@@ -42,6 +42,7 @@ def from_arguments(task: str, given: dict[str, str]) -> Options:
         ("denoise", {"noise": "poisson", "gain": "8", "read_noise": "2", "depth": "16", "range": "0,4095"}),
         ("denoise", {"noise": "poisson", "gain_adu": "2.5", "read_noise_adu": "3", "black_level_adu": "100"}),
         ("denoise", {"model": "denoise-gray", "tile": "0", "overlap": "0", "range": "type", "depth": "8"}),
+        ("denoise", {"quality": "80", "compression": "deflate"}),
         ("upscale", {}),
         ("upscale", {"scale": "2.5", "range": "image", "model": "sr"}),
         ("upscale", {"width": "90", "height": "70", "depth": "32", "tile": "128"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import struct
@@ -21,6 +22,7 @@ from nlrn.cli import run
 from nlrn.errors import InputError
 from nlrn.io.image import ImageData, encode_image, read_image
 from nlrn.io.tiffs import CameraRawError, read_tiff
+from nlrn.io.wide import samples as vips_samples
 
 RNG = np.random.default_rng(0)
 
@@ -407,3 +409,57 @@ def test_no_line_of_tifffile_reaches_the_terminal(tmp_path: Path) -> None:
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+# -- what is written ----------
+
+
+@pytest.mark.parametrize("compression", ["none", "lzw", "deflate"])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("shape", [(70, 50), (90, 1500, 3), (70, 50, 4)], ids=["grey", "strips", "alpha"])
+def test_a_compressed_tiff_holds_the_same_samples_and_tags(compression: str, kind: str, shape: tuple[int, ...]) -> None:
+    """Judged by libtiff, which Pillow and libvips read by, and by tifffile's reading of the tags."""
+    y, x = np.indices(shape[:2])
+    plane = (3 * y + x) % 256 if kind == "uint8" else 100 * (y % 90) + 7 * x
+    values = (np.repeat(plane[..., None], shape[2], axis=2) if len(shape) > 2 else plane).astype(kind)
+    if kind == "float32":
+        if shape[-1] == 4:
+            pytest.skip("floats have no alpha")
+        values /= 20000
+    levels = {"uint8": 255, "uint16": 65535, "float32": 1}[kind]
+    colour, alpha = (values[..., :3], values[..., 3].copy()) if shape[2:] == (4,) else (values, None)
+    depth = 8 * values.itemsize
+    block = Image.Exif()
+    block[0x010F] = "A maker"
+    image = ImageData((colour / levels).astype(np.float32), alpha, depth, exif=block.tobytes(), dpi=(300.0, 300.0))
+    data = encode_image(dataclasses.replace(image, compression=compression), "TIFF")
+    found = vips_samples(data, (shape[1], shape[0]))
+    np.testing.assert_array_equal(found.reshape(values.shape), values)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages.first
+        assert page.compression == {"none": 1, "lzw": 5, "deflate": 8}[compression]
+        assert (page.tags[271].value, page.tags[282].value) == ("A maker", (300, 1))
+    if compression != "none":
+        assert len(data) < len(encode_image(image, "TIFF")) * 0.6
+    again = read_image(data)
+    np.testing.assert_array_equal(again.array, image.array)
+
+
+def test_quality_and_compression_are_options(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    sizes = {}
+    for quality in ("40", "95"):
+        out = tmp_path / f"q{quality}.jpg"
+        assert run(["denoise", str(tmp_path / "a.png"), "-o", str(out), "--sigma", "1", "--quality", quality]) == 0
+        sizes[quality] = out.stat().st_size
+    plain = tmp_path / "plain.jpg"
+    assert run(["denoise", str(tmp_path / "a.png"), "-o", str(plain), "--sigma", "1"]) == 0
+    assert sizes["40"] < sizes["95"] == plain.stat().st_size
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "in" / "a.png")
+    many = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--sigma", "1", "--format", "tif"]
+    assert run([*many, "--compression", "lzw"]) == 0
+    with tifffile.TiffFile(tmp_path / "out" / "a.tif") as file:
+        assert file.pages.first.compression == 5
+    assert run(many) == 2  # another result is asked for under the same name

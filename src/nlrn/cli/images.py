@@ -61,7 +61,10 @@ _FREE = {
     "model",
 }
 # Options that came later, at what they did before: a folder that was done without them is done.
-_YOUNGER = {"range": "auto", "axes": None, "gain_adu": None, "read_noise_adu": None, "black_level_adu": None}
+_YOUNGER = {
+    "range": "auto", "axes": None, "gain_adu": None, "read_noise_adu": None, "black_level_adu": None,
+    "quality": None, "compression": None,
+}  # fmt: skip
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +96,10 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         metavar="auto|type|image|LO,HI",
         help="the values restored as black and white: the type's, the image's own, or given sample values (default:"
         " the image's own where it is a small part of the type's); sigma stays in 1/255 of the type's",
+    )
+    group.add_argument("--quality", type=_quality, metavar="1-100", help="of JPEG and AVIF (default: 95)")
+    group.add_argument(
+        "--compression", choices=("none", "lzw", "deflate"), help="of TIFF, without loss (default: none)"
     )
     group.add_argument("--keep-gps", action="store_true", help="leave the place in EXIF and XMP")
     group.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -236,6 +243,13 @@ def _read_input(options: argparse.Namespace, asked: Options, expected: Expected)
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
     """Further arguments of read_image."""
     return {"gps": options.keep_gps} | ({"max_pixels": options.max_pixels} if options.max_pixels else {})
+
+
+def _quality(text: str) -> int:
+    value = count(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError("expected 1 to 100")
+    return value
 
 
 def _tile(text: str) -> int:

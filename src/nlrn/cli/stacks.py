@@ -55,6 +55,8 @@ def restore_stack(options: argparse.Namespace, asked: DenoiseOptions, decides: s
     with _opened(options) as stack:
         if not is_numbered(options.output) and options.depth is not None and options.depth != stack.read(0).depth:
             raise ConfigError("a stack keeps its depth; --depth is for an image, or numbered files")
+        if not is_numbered(options.output) and options.compression is not None:
+            raise ConfigError("a stack keeps its compression; --compression is for an image, or numbered files")
         output: Path = options.output
         work = {"input": sha256(options.input), "work": decides, "axes": options.axes, "planes": len(stack)}
         with Journal(output, work) as journal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from nlrn.errors import ConfigError
@@ -21,7 +21,8 @@ class Options:
     """The options of every restoration.
 
     model: a shipped name or a weights file, None for the best one. depth: bits a sample of the result, None for the
-    image's. range: as of Restorer.denoise, numbers being sample values. The rest is Settings.
+    image's. range: as of Restorer.denoise, numbers being sample values. quality: of JPEG and AVIF; compression: of
+    TIFF; as of nlrn.io.image.encode_image. The rest is Settings.
     """
 
     task: ClassVar[str] = "denoise"
@@ -36,6 +37,8 @@ class Options:
     level: float = 1.0
     range: Range = "auto"
     depth: int | None = None
+    quality: int | None = None
+    compression: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any], **more: Any) -> Self:
@@ -59,8 +62,10 @@ class Options:
         return restorer_of(name, self.device, settings)
 
     def prepared(self, image: ImageData) -> ImageData:
-        """The image in the depth of the result."""
-        return image if self.depth is None else image.with_depth(self.depth)
+        """The image in the depth of the result, and written as asked."""
+        image = image if self.depth is None else image.with_depth(self.depth)
+        asked = {name: value for name in ("quality", "compression") if (value := getattr(self, name)) is not None}
+        return replace(image, **asked) if asked else image
 
 
 @dataclass(frozen=True)

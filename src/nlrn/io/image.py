@@ -29,7 +29,7 @@ from nlrn.io.decode import ApartError, decode
 from nlrn.io.metadata import Decoded, held_to, is_calibrated, is_worth_naming
 from nlrn.io.sandbox import decode_apart
 from nlrn.io.texts import NO_TEXTS, Texts
-from nlrn.io.tiffwriting import tiff
+from nlrn.io.tiffwriting import COMPRESSIONS, tiff
 from nlrn.system.atomic import check_target, publish
 
 MAX_PIXELS = 100_000_000  # of what is read
@@ -63,10 +63,10 @@ class ImageData:
     per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. notes: what
     of the file was left out or converted, a line each. texts: XMP, IPTC, a PNG's texts, a JPEG's comments, without what
     no longer holds and, unless requested, without the place. levels: the sample value of the file that is 1 here: 255,
-    65535, or 1 of floats; 0 sets it by the depth. Of a restored image, noise: what was found in the noisy one, or in
-    each of its channels (NoiseEstimate.record), value_range: the sample values that the network saw as black and white,
-    tile: the side of the tiles that it was made in where the system refused memory for larger ones, and said: lines
-    worth printing.
+    65535, or 1 of floats; 0 sets it by the depth. quality, compression: how it is written, as of
+    `encode_image`. Of a restored image, noise: what was found in the noisy one, or in each of its channels
+    (NoiseEstimate.record), value_range: the sample values that the network saw as black and white, tile: the side of
+    the tiles that it was made in where the system refused memory for larger ones, and said: lines worth printing.
     """
 
     array: np.ndarray
@@ -82,6 +82,8 @@ class ImageData:
     noise: tuple[dict[str, Any], ...] = ()
     value_range: tuple[float, float] | None = None
     levels: float = 0.0
+    quality: int = 95
+    compression: str = "none"
     tile: int | None = None
     said: tuple[str, ...] = ()
 
@@ -184,7 +186,7 @@ def write_image(
     *,
     format: str | None = None,  # noqa: A002 - Pillow's word
     overwrite: bool = False,
-    quality: int = 95,
+    quality: int | None = None,
 ) -> Path:
     """Write an image so that the file appears whole or not at all; returns its path.
 
@@ -199,20 +201,24 @@ def write_image(
     return publish(Path(path), data, overwrite=overwrite)
 
 
-def encode_image(image: ImageData, format: str, *, quality: int = 95) -> bytes:  # noqa: A002 - Pillow's word
+def encode_image(image: ImageData, format: str, *, quality: int | None = None) -> bytes:  # noqa: A002 - Pillow's word
     """The bytes of a file of one of the formats AVIF, BMP, JPEG, PNG, PPM, TIFF, WEBP.
 
     The array is clipped to [0, 1] and rounded, halves to even, to the image's depth; floats are written unchanged.
     AVIF, BMP, JPEG and WebP refuse 16 bits, PPM those of colour, and all but TIFF floats. All but JPEG and AVIF (4:4:4
-    at `quality`, 1 to 100) are lossless; WebP turns grey into colour.
+    at `quality`, 1 to 100, by default the image's) are lossless; WebP turns grey into colour. TIFF is compressed by the
+    image's `compression`, one of COMPRESSIONS of nlrn.io.tiffwriting.
     Profile and EXIF are kept except in BMP and PPM, a profile only where it fits the number of channels; the resolution
     in BMP, JPEG (to whole pixels per inch), PNG and TIFF; texts as `left_out_by` says.
     Raises InputError for values that are not finite, and for what the format cannot hold.
     """
     if format not in SUFFIXES.values():
         raise InputError(f"cannot write {format!r}; formats are {', '.join(sorted(set(SUFFIXES.values())))}")
+    quality = image.quality if quality is None else quality
     if not 1 <= quality <= 100:
         raise ConfigError(f"quality is {quality}; expected 1 to 100")
+    if image.compression not in COMPRESSIONS:
+        raise ConfigError(f"compression is {image.compression!r}; expected {', '.join(COMPRESSIONS)}")
     check_holds(image, format)
     values = rounded(image.array, image.depth)
     if image.alpha is not None:
@@ -222,6 +228,8 @@ def encode_image(image: ImageData, format: str, *, quality: int = 95) -> bytes: 
         options["quality"] = quality
     if format == "AVIF":
         options["subsampling"] = "4:0:0" if values.ndim == 2 else "4:4:4"
+    if format == "TIFF":
+        options["compression"] = image.compression
     data = _save(values, format, options)
     data = image.texts.written(data, format)
     return wide.png_with(data, image.colours, image.dpi) if format == "PNG" else data

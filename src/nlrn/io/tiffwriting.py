@@ -1,4 +1,4 @@
-"""A TIFF of one image, uncompressed: samples, profile and resolution by tifffile, and the tags of an EXIF block.
+"""A TIFF of one image: samples, profile and resolution by tifffile, and the tags of an EXIF block.
 
 tifffile writes neither the directories of EXIF and GPS nor every tag, so that its directory is written again behind the
 pixels, with those tags.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,11 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from nlrn.io.chunks import DEFLATE, LZW, PLAIN, Layout, chunks
 from nlrn.io.metadata import as_bytes
 
+COMPRESSIONS = {"none": PLAIN, "lzw": LZW, "deflate": DEFLATE}
+_STRIP = 1 << 18  # bytes of a strip that is compressed
 _INCH = 2  # of the tag ResolutionUnit
 _RESOLUTION = frozenset({Base.XResolution, Base.YResolution, Base.ResolutionUnit})
 _LONG = 4  # a type of tags
@@ -30,24 +33,32 @@ _Entry = tuple[int, int, bytes]  # type and count of a tag's value, its bytes
 def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     """The file of uint8, uint16 or float32 [H, W] or [H, W, 2 to 4]; the second or the fourth channel is alpha.
 
-    metadata: icc_profile, exif and dpi, as Pillow takes them; xmp and iptc, bytes.
+    metadata: icc_profile, exif and dpi, as Pillow takes them; xmp and iptc, bytes; compression, one of COMPRESSIONS.
     """
     from tifffile import TiffWriter
 
+    name = metadata.get("compression", "none")
+    stored: Any = values
+    rows, packed = values.shape[0], dict[str, Any]()
+    if name != "none":
+        stored, rows = _compressed(values, name)
+        packed = {"shape": values.shape, "dtype": values.dtype, "compression": COMPRESSIONS[name]}
+        packed["predictor"] = _predictor(values)
     bands = values.shape[2] if values.ndim == 3 else 1
     resolution = {"resolution": metadata["dpi"], "resolutionunit": _INCH} if "dpi" in metadata else {}
     file = io.BytesIO()
     with TiffWriter(file, bigtiff=False, byteorder="<") as writer:
         writer.write(
-            values,
+            stored,
             photometric="rgb" if bands > 2 else "minisblack",
             planarconfig="contig" if bands > 1 else None,
             extrasamples=["unassalpha"] if bands in (2, 4) else None,
             iccprofile=metadata.get("icc_profile"),
-            rowsperstrip=values.shape[0],
+            rowsperstrip=rows,
             metadata=None,
             software=False,
             **resolution,
+            **packed,
         )
     exif = Image.Exif()
     if "exif" in metadata:
@@ -55,6 +66,18 @@ def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     texts = {tag: (kind, len(metadata[name]), metadata[name]) for name, tag, kind in _TEXTS if name in metadata}
     _add_tags(file, exif, texts, keep_resolution=bool(resolution))
     return file.getvalue()
+
+
+def _compressed(values: np.ndarray, name: str) -> tuple[Iterator[bytes], int]:
+    """Its strips, and rows of one."""
+    rows = max(1, min(values.shape[0], _STRIP // max(1, values[0].nbytes)))
+    layout = Layout(COMPRESSIONS[name], _predictor(values), (rows, values.shape[1]), False, False, "<")
+    return chunks(values if values.ndim == 3 else values[..., None], layout), rows
+
+
+def _predictor(values: np.ndarray) -> int:
+    """Differences of integers, or of the bytes of floats."""
+    return 3 if values.dtype.kind == "f" else 2
 
 
 def _add_tags(file: io.BytesIO, exif: Image.Exif, more: Mapping[int, _Entry], *, keep_resolution: bool) -> None:

@@ -36,6 +36,8 @@ class Restoration(Upload):
         ),
     ] = "auto"
     depth: Annotated[Literal["8", "16", "32"] | None, Field(description="bits a sample; 32: floats")] = None
+    quality: Annotated[int | None, Field(ge=1, le=100, description="of JPEG and AVIF, 95 if not given")] = None
+    compression: Annotated[Literal["none", "lzw", "deflate"] | None, Field(description="of TIFF")] = None
     mode: Literal["window", "patch"] = "window"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     tta: bool = False
