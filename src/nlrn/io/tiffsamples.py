@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ PIXEL_TAGS = frozenset(
     | {*range(512, 522), 529, 530, 532}
 )
 VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+Changed = Mapping[int, tuple[int, ...]]
 LONG8 = {16: 4, 17: 9, 18: 13}  # types of a BigTIFF and what they are in a TIFF
 
 
@@ -145,18 +147,48 @@ def samples_of(
     plain = page.compression == _PLAIN or page.compression in _DEFLATE
     if plain and kind.bits not in (2, 4) and int(page.predictor) in _PREDICTED:
         values = _by_tifffile(page, kind, parts)
+    elif page.planarconfig == 2 and page.samplesperpixel > 1:
+        values = np.dstack([_plane(page, kind, data, i, len(parts)) for i in range(page.samplesperpixel)])
+    elif kind.bits > 8:
+        # libvips would turn white that is zero round, as is done here
+        black = {262: (3, 1, BLACK_IS_ZERO)} if kind.photometric == WHITE_IS_ZERO else {}
+        values = wide.samples(_alone(page, data, black), (page.imagewidth, page.imagelength))
     else:
-        if kind.bits > 8:
-            if page.is_tiled and page.planarconfig == 2 and page.samplesperpixel > 1:
-                raise InputError("compressed tiles of separate planes are read with 8 bits only; save it with deflate")
-            values = wide.samples(_alone(page, data), (page.imagewidth, page.imagelength))
-            if kind.photometric == WHITE_IS_ZERO and values.shape[2] != 1:
-                raise InputError("damaged: more samples than were declared")
-        else:
-            return _by_pillow(page, kind, data)
+        return _by_pillow(page, kind, data)
     if values.shape[2] != kind.colours + (kind.alpha != 0):
         raise InputError(f"damaged: {values.shape[2]} samples a pixel where {page.samplesperpixel} were declared")
     return _converted(page, kind, values)
+
+
+def _plane(page: Any, kind: Kind, data: bytes, index: int, parts: int) -> np.ndarray:
+    """One of the planes of an image whose samples are stored apart, [H, W] as stored: as a grey image by itself.
+
+    parts: strips or tiles of all planes together.
+    """
+    if kind.bits < 8:
+        raise InputError(f"{page.samplesperpixel} samples a pixel of {kind.bits} bits; expected 8 bits of colour")
+    if kind.photometric == YCBCR and page.is_subsampled:
+        raise InputError("YCbCr with fewer samples of colour is read from JPEG only; save the image as RGB")
+    each, size = parts // page.samplesperpixel, (page.imagewidth, page.imagelength)
+    wanted = slice(index * each, (index + 1) * each)
+    tiled = page.is_tiled
+    changed: dict[int, tuple[int, ...]] = {
+        258: (3, 1, kind.bits),
+        262: (3, 1, BLACK_IS_ZERO),
+        277: (3, 1, 1),
+        284: (3, 1, 1),
+        339: (3, 1, kind.format),
+    }
+    changed[324 if tiled else 273] = (4, each, *each_of(page.dataoffsets)[wanted])
+    changed[325 if tiled else 279] = (4, each, *each_of(page.databytecounts)[wanted])
+    file = _alone(page, data, changed, without=frozenset({338, 332, 529, 530, 532}))
+    if kind.bits > 8:
+        return wide.samples(file, size)[..., 0]
+    with TiffImageFile(io.BytesIO(file)) as image:
+        if image.size != size or image.mode != "L":
+            raise InputError("damaged: its decoder finds another size or kind")
+        image.load()
+        return np.asarray(image)
 
 
 def _by_tifffile(page: Any, kind: Kind, parts: list[memoryview]) -> np.ndarray:
@@ -250,9 +282,11 @@ def _by_pillow(page: Any, kind: Kind, data: bytes) -> tuple[np.ndarray, np.ndarr
 # -- directories of one page, for other readers -----------------------------------------------------------------------
 
 
-def _alone(page: Any, data: bytes) -> bytes:
+def _alone(
+    page: Any, data: bytes, changed: Changed = MappingProxyType({}), without: frozenset[int] = frozenset()
+) -> bytes:
     """The file with one directory, of the tags of its pixels: a TIFF, of a BigTIFF too."""
-    return _with_directory(page, data, lambda tag: tag in PIXEL_TAGS)
+    return _with_directory(page, data, lambda tag: tag in PIXEL_TAGS - without, changed)
 
 
 def tags_of(page: Any, data: bytes) -> Image.Exif:
@@ -275,22 +309,30 @@ def raw_value(tag: Any, data: Bytes) -> bytes:
     return data[place : place + size]
 
 
-def _with_directory(page: Any, data: bytes, chosen: Callable[[int], bool]) -> bytes:
+def _with_directory(
+    page: Any, data: bytes, chosen: Callable[[int], bool], changed: Changed = MappingProxyType({})
+) -> bytes:
+    """changed: tags that are others, as (type, count, values) of short or long numbers."""
     order = page.parent.byteorder
-    tags = {int(tag.code): tag for tag in reversed(list(page.tags)) if chosen(int(tag.code))}
+    tags: dict[int, Any] = {int(tag.code): tag for tag in reversed(list(page.tags)) if chosen(int(tag.code))}
+    tags |= changed
     start = len(data) + len(data) % 2
     entries, after, behind = [], b"", start + 2 + 12 * len(tags) + 4
     for code, tag in sorted(tags.items()):
-        kind, raw = int(tag.dtype), raw_value(tag, data)
+        if code in changed:
+            kind, count, *values = changed[code]
+            raw = struct.pack(f"{order}{count}{'H' if kind == 3 else 'I'}", *values)
+        else:
+            kind, count, raw = int(tag.dtype), tag.count, raw_value(tag, data)
         if kind in LONG8:
-            values = struct.unpack(f"{order}{tag.count}Q", raw)
-            kind, raw = LONG8[kind], struct.pack(f"{order}{tag.count}I", *(min(v, 2**32 - 1) for v in values))
+            values = list(struct.unpack(f"{order}{count}Q", raw))
+            kind, raw = LONG8[kind], struct.pack(f"{order}{count}I", *(min(v, 2**32 - 1) for v in values))
         if len(raw) > 4:
             place = struct.pack(f"{order}I", behind + len(after))
             after += raw + bytes(len(raw) % 2)
         else:
             place = raw.ljust(4, b"\0")
-        entries.append(struct.pack(f"{order}HHI", code, kind, tag.count) + place)
+        entries.append(struct.pack(f"{order}HHI", code, kind, count) + place)
     directory = struct.pack(f"{order}H", len(tags)) + b"".join(entries) + bytes(4)
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", start)
     return b"".join((head, memoryview(data)[8:], bytes(start - len(data)), directory, after))

@@ -6,6 +6,7 @@ and by Pillow, since libvips rewrites them. It is imported for such an image onl
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from typing import Any
@@ -53,7 +54,13 @@ def samples(data: bytes, size: tuple[int, int]) -> np.ndarray:
         values: np.ndarray = image.numpy().reshape(size[1], size[0], -1)
         return values
     except vips.Error as error:
-        raise InputError(f"damaged or truncated ({' '.join(str(error).split())})") from error
+        said = " ".join(str(error).split())
+        if lacking := re.search(r"(\w+) compression support is not configured", said):
+            raise InputError(
+                f"compressed by {lacking[1]}, which libvips as it is installed here cannot read; save it with LZW or"
+                " deflate"
+            ) from error
+        raise InputError(f"damaged or truncated ({said})") from error
 
 
 def png(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
