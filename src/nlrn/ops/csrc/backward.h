@@ -77,13 +77,16 @@ template <int PASS, int PAIR, int STATE, int GRADIENT> struct Backward {
     const BackwardPlanes &m;
     const bool bf16;
     const Tile tile;
+    // Keys read what their queries left, partly in the blocks beside theirs: these lines are in the cache still. The pairs
+    // are half as many bytes, and it makes no difference to them.
+    static constexpr bool ACROSS = PASS == KEYS && STATE && PAIR == 1;
     float *sums, *more_sums;    // of q_gradient; or of k_gradient and v_gradient
     float *scores, *products;   // S, later p; out_gradient . v, later dS
     const ints *inside;
 
     Backward(const Plan &g, const Buffer &buffer, const BackwardArrays &a, const BackwardPlanes &m, bool bf16,
              int number, int thread)
-        : g(g), buffer(buffer), a(a), m(m), bf16(bf16), tile(g, number) {
+        : g(g), buffer(buffer), a(a), m(m), bf16(bf16), tile(g, number, ACROSS) {
         sums = m.sums + (int64_t)thread * TILE_ROWS * (g.embed + g.channels) * LANES;
         more_sums = sums + (int64_t)TILE_ROWS * g.embed * LANES;
         scores = m.first + thread * buffer.size();

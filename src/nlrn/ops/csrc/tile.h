@@ -21,13 +21,13 @@ struct Tile {
     int first, offsets;  // horizontal offsets at which some lane meets the image
     bool border;         // some lane of some of these does not
 
-    Tile(const Plan &g, int number) {
-        const int down = ceil_div(g.height, TILE_ROWS);
-        const int strip = number / down;
-        y0 = number % down * TILE_ROWS;
+    // across: a strip's blocks one after the other, instead of its tiles from top to bottom
+    Tile(const Plan &g, int number, bool across = false) {
+        const int down = ceil_div(g.height, TILE_ROWS), place = number % (down * g.blocks);
+        b = number / (down * g.blocks);
+        block = across ? place % g.blocks : place / down;
+        y0 = (across ? place / g.blocks : place % down) * TILE_ROWS;
         y1 = least(g.height, y0 + TILE_ROWS);
-        block = strip % g.blocks;
-        b = strip / g.blocks;
         const int x = block * LANES;
         first = most(0, g.radius - (x + LANES - 1));
         offsets = least(g.window, g.width - x + g.radius) - first;
