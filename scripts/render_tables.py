@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 import nlrn  # noqa: E402
 from benchmarks import report  # noqa: E402
 from benchmarks.peers import table as peers_table  # noqa: E402
+from nlrn.inference.enlarging import WHITE  # noqa: E402
 from studies.study import STUDIES  # noqa: E402
 from studies.study import table as study_table  # noqa: E402
 
@@ -38,6 +39,7 @@ PAGES = (
     "docs/sigma.md",
     "docs/photographs.md",
     "docs/speed.md",
+    "docs/upscaling.md",
     "docs/cluster.md",
 )
 MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
@@ -242,6 +244,51 @@ def route() -> str:
     return markdown(header, rows) + _measured(result)
 
 
+def noise_first() -> str:
+    """What removing noise before enlarging gains, of results/upscale-noise.json."""
+    result = load("upscale-noise")["noisy"]
+    lines: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for name, line in result["lines"].items():
+        _, scale, kind, level = name.rsplit(" ", 3)
+        lines.setdefault(f"{kind} {level}", {}).setdefault(scale, []).append(line)
+    rows = []
+    for noise, scales in lines.items():
+        row = [f"{'a camera, level' if 'camera' in noise else 'white, sigma'} {noise.partition(' ')[2]}"]
+        for found in scales.values():
+            means = [np.mean([one[way] for one in found]) for way in ("bicubic", "alone", "denoised")]
+            gains = [one["denoised"] - one["alone"] for one in found]
+            row += [" / ".join(f"{mean:.2f}" for mean in means), f"{min(gains):+.2f} to {max(gains):+.2f}"]
+        rows.append(row)
+    scales = list(next(iter(lines.values())))
+    header = [f"PSNR (dB), {result['images'] // len(scales)} images"]
+    for scale in scales:
+        header += [f"{scale}: bicubic / network / noise removed first", "gained by removing"]
+    certain = [
+        line["denoised"] - line["alone"]
+        for line in result["lines"].values()
+        if all(one["kind"] == "white" and one["level"] >= WHITE for one in line["found"])
+    ]
+    words = (
+        f"\nWhite noise of sigma {WHITE:g} or more was found in {len(certain)} of {len(result['lines'])} cases; there"
+        f" removing it gained {min(certain):+.2f} dB at least, {np.mean(certain):+.2f} on average.\n"
+    )
+    return markdown(header, rows) + words + _measured(result)
+
+
+def texture_first() -> str:
+    """The same of textured images without noise."""
+    result = load("upscale-noise")["textured"]
+    rows = []
+    for scale in ("x2", "x3"):
+        found = [line for name, line in result["lines"].items() if f" {scale} " in name]
+        gains = [line["denoised"] - line["alone"] for line in found]
+        means = [f"{np.mean([line[way] for line in found]):.2f}" for way in ("alone", "denoised")]
+        row = [f"{scale}: {len(found)} of {result['images'] // 2}", *means, f"{min(gains):+.2f} to {max(gains):+.2f}"]
+        rows.append(row)
+    header = ["images without noise, level 6 or more is found", "network", "noise removed first", "gained"]
+    return markdown(header, rows) + _measured(result)
+
+
 def untouched() -> str:
     """Images without noise and images with white noise, of results/photographs.json."""
     found = load("photographs")
@@ -422,6 +469,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "inference": inference,
     "ledger": training_ledger,
     "nearness": nearness,
+    "noise-first": noise_first,
+    "texture-first": texture_first,
     "photographs": photographs,
     "processes": processes,
     "tiles": tiles,

@@ -170,7 +170,8 @@ def test_upscale_writes_what_the_restorer_gives(
     noisy: Path, enlarger: Path, arguments: tuple[str, ...], size: tuple[int, int]
 ) -> None:
     out = noisy.with_name("large.png")
-    assert run(["upscale", str(noisy), "-o", str(out), "--model", str(enlarger), *arguments]) == 0
+    command = ["upscale", str(noisy), "-o", str(out), "--model", str(enlarger), "--keep-noise", *arguments]
+    assert run(command) == 0
     settings = Settings(mode="patch" if "patch" in arguments else "window", tile=40 if "-t" in arguments else None)
     exact = Restorer(enlarger, settings=settings).upscale(np.asarray(Image.open(noisy)) / np.float32(255), *size)
     np.testing.assert_array_equal(np.asarray(Image.open(out)), np.rint(np.clip(exact, 0, 1) * 255))

@@ -28,8 +28,9 @@ def from_form(task: str, given: dict[str, str]) -> Options:
 
 
 def from_arguments(task: str, given: dict[str, str]) -> Options:
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if name != "tta"]
-    words += ["--tta"] * ("tta" in given)
+    switches = {("tta", "true"): "--tta", ("denoise_first", "true"): "--denoise-first"}
+    switches |= {("denoise_first", "false"): "--keep-noise"}
+    words = [switches.get(one, f"--{one[0].replace('_', '-')}={one[1]}") for one in given.items()]
     return KINDS[task][0].of(vars(cli._parser().parse_args([task, "in.png", "-o", "out.png", *words])))
 
 
@@ -46,6 +47,8 @@ def from_arguments(task: str, given: dict[str, str]) -> Options:
         ("upscale", {}),
         ("upscale", {"scale": "2.5", "range": "image", "model": "sr"}),
         ("upscale", {"width": "90", "height": "70", "depth": "32", "tile": "128"}),
+        ("upscale", {"denoise_first": "true"}),
+        ("upscale", {"denoise_first": "false", "scale": "3"}),
     ],
 )
 def test_arguments_and_fields_of_one_name_ask_for_the_same(task: str, given: dict[str, str]) -> None:

@@ -105,7 +105,7 @@ def test_words_are_plain() -> None:
     for word in ("Automatic", "Same as input", "JPEG (lossy)", "Download all (zip)"):
         assert word in shown
     scripts = "".join(file.read_text() for file in PAGE.glob("*.js"))
-    assert not re.search(r"\bloses\b|the one for", shown + scripts)
+    assert not re.search(r"\bloses\b|the one for|[Ll]ook-?alike|I set|settings before", shown + scripts)
 
 
 # -- colours -------------------------------------------------------------------------------------------------------

@@ -60,9 +60,10 @@ ENDINGS = {".gif": ".png"}
 
 def arguments(options: dict[str, str]) -> list[str]:
     """The same for the command line."""
-    given = {k: v for k, v in options.items() if k not in ("format", "tta")}
+    given = {k: v for k, v in options.items() if k not in ("format", "tta", "denoise_first")}
     words = [word for k, v in given.items() for word in (f"--{k.replace('_', '-')}", v)]
-    return [*words, *(["--tta"] if options.get("tta") == "true" else [])]
+    first = {"true": ["--denoise-first"], "false": ["--keep-noise"]}.get(options.get("denoise_first", ""), [])
+    return [*words, *first, *(["--tta"] if options.get("tta") == "true" else [])]
 
 
 def by_command_line(command: str, source: Path, model: Path, options: dict[str, str], out: Path) -> bytes:
@@ -120,6 +121,8 @@ def test_every_option_means_what_it_means_there(
     ("name", "options"),
     [
         ("grey.png", {}),
+        ("grey.png", {"denoise_first": "true"}),
+        ("grey.png", {"denoise_first": "false"}),
         ("wide.png", {"scale": "1.5"}),
         ("alpha.webp", {"width": "90"}),
         ("colour.jpg", {"height": "60", "width": "90", "format": "webp"}),

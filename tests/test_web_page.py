@@ -44,7 +44,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, running: Service) -> 
     found.on("console", lambda one: said.append(one.text) if "status of 4" not in one.text else None)
     found.on("pageerror", lambda one: said.append(str(one)))
     found.goto(running.url)
-    expect(found.locator("#status")).to_contain_text("A sample, restored", timeout=60_000)
+    expect(found.locator("#status")).to_contain_text("A restored sample", timeout=60_000)
     yield found
     if IMAGES:
         found.screenshot(path=f"{IMAGES}/{request.node.name}.png", full_page=True)
@@ -163,6 +163,15 @@ def test_enlarging_and_an_error_that_is_said(page: Page, tmp_path: Path) -> None
     page.click("#go")
     assert run(["upscale", str(source), "-o", str(out), "-q", "-s", "3"]) == 0  # the shipped model, in both
     assert restored(page) == out.read_bytes()
+    expect(page.locator("#status")).to_contain_text("to keep it: Noise first: Keep")
+    page.select_option("#first", "false")
+    expect(page.locator("#stale")).to_be_visible()
+    page.click("#go")
+    expect(page.locator("#stale")).to_be_hidden(timeout=60_000)
+    kept = ["upscale", str(source), "-o", str(out), "-q", "-s", "3", "--keep-noise", "--overwrite"]
+    assert run(kept) == 0
+    expect(page.locator("#save")).to_have_text("Download")
+    assert restored(page) == out.read_bytes()
     (tmp_path / "no.png").write_bytes(b"no image")
     page.set_input_files("#file", tmp_path / "no.png")
     expect(page.locator("#file-error")).to_contain_text("an image of a known format")
@@ -201,7 +210,7 @@ def test_what_comes_late_is_shown_for_no_other_image(page: Page, tmp_path: Path,
         expect(page.locator("#status")).to_contain_text("80 \u00d7 40")
 
 
-def test_a_click_shows_where_a_pixel_finds_its_look_alikes(page: Page, tmp_path: Path) -> None:
+def test_a_click_shows_which_similar_pixels_a_pixel_uses(page: Page, tmp_path: Path) -> None:
     page.click("[data-sample=photographer-25]")
     expect(page.locator("#status")).to_contain_text("256")
     page.click("#ask")
@@ -316,7 +325,7 @@ def test_settings_that_change_mark_the_result_and_are_previewed(page: Page, tmp_
     page.select_option("#noise", "given")
     page.locator("#sigma").fill("60")
     expect(page.locator("#stale")).to_be_visible()
-    expect(page.locator("#save")).to_have_text("Download (settings before)")
+    expect(page.locator("#save")).to_have_text("Download (previous settings)")
     expect(page.locator("#patch")).to_be_visible(timeout=60_000)
     assert page.evaluate("document.getElementById('patch').naturalWidth") == 192
     page.select_option("#noise", "auto")
@@ -331,7 +340,7 @@ def test_settings_are_kept_by_the_browser(page: Page) -> None:
     page.select_option("#format", "jpg")
     page.select_option("#model", label="toy")
     page.reload()
-    expect(page.locator("#status")).to_contain_text("A sample, restored", timeout=60_000)
+    expect(page.locator("#status")).to_contain_text("A restored sample", timeout=60_000)
     found = [page.input_value(f"#{name}") for name in ("noise", "sigma", "format", "model")]
     assert found == ["given", "33", "jpg", "toy"]
     expect(page.locator("#sigma-row")).to_be_visible()
@@ -413,7 +422,7 @@ def test_two_fingers_zoom(browser: Browser, running: Service) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
     page = context.new_page()
     page.goto(running.url)
-    expect(page.locator("#status")).to_contain_text("A sample, restored", timeout=60_000)
+    expect(page.locator("#status")).to_contain_text("A restored sample", timeout=60_000)
     width = "document.getElementById('stage').getBoundingClientRect().width"
     before = page.evaluate(width)
     page.locator("#view").evaluate("""view => {

@@ -392,11 +392,13 @@ def _seen_by_a_worker(options: argparse.Namespace) -> str:
 
 def digest(options: argparse.Namespace) -> str:
     """Of what decides the results: the options, the weights, the version."""
-    from nlrn.models.checkpoint import resolve_model, sha256, ships_photo_model
+    from nlrn.models.checkpoint import released, resolve_model, sha256, ships_photo_model
 
     left_out = _FREE | {name for name, usual in _YOUNGER.items() if getattr(options, name, usual) == usual}
     chosen = {name: str(value) for name, value in vars(options).items() if name not in left_out}
     kinds = [(1, False), (3, False)] + [(3, True)] * (ships_photo_model() and options.command == "denoise")
     models = {sha256(resolve_model(model_name(options, *kind))) for kind in kinds}
+    if getattr(options, "denoise_first", False) is not False:  # of upscale, which removes noise by what is shipped
+        models |= set(released().values())
     text = json.dumps([__version__, chosen, sorted(models)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

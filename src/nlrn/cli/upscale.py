@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from nlrn.batch.s3 import ObjectPath
 from nlrn.cli.images import add_image_options, restore_input
 from nlrn.cli.shared import add_command, number, side
 from nlrn.errors import ConfigError
@@ -19,6 +22,7 @@ EXAMPLES = """
 nlrn upscale image.png                              twice as large; writes image-enlarged.png
 nlrn upscale image.png -o large.png --scale 3
 nlrn upscale image.png -o wide.png --width 1920
+nlrn upscale noisy.png -o large.png --denoise-first   a photograph with grain
 """
 
 
@@ -29,6 +33,15 @@ def add(commands: Any) -> None:
     group.add_argument("-s", "--scale", type=_scale, help="how many times, 1.5 to 16 (default: 2)")
     group.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; one side sets both")
     group.add_argument("--height", type=side, metavar="PIXELS", help="of OUT, instead of a scale; one side sets both")
+    group = parser.add_argument_group("noise, which would be enlarged, too")
+    first = group.add_mutually_exclusive_group()
+    first.add_argument(
+        "--denoise-first",
+        action="store_true",
+        default=None,
+        help="remove it before (default: where white noise is found)",
+    )
+    first.add_argument("--keep-noise", action="store_false", dest="denoise_first", help="do not look for it")
     add_image_options(parser)
     parser.set_defaults(run=_upscale, task="sr")
 
@@ -38,18 +51,30 @@ def _upscale(options: argparse.Namespace) -> int:
 
     if options.scale is not None and (options.width or options.height):
         raise ConfigError("give a scale, or a width and a height, not both")
-    return restore_input(options, UpscaleOptions.of(vars(options)), _restored, "enlarging", _expected)
+    restored = partial(_restored, command=_command(options))
+    return restore_input(options, UpscaleOptions.of(vars(options)), restored, "enlarging", _expected)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The same command with the noise removed first; of a folder what is added to it."""
+    if isinstance(options.input, ObjectPath) or options.input.is_dir():
+        return "--denoise-first"
+    words = ["nlrn", "upscale", str(options.input)] + (["-o", str(options.output)] if options.output else [])
+    for name in ("scale", "width", "height", "model"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return " ".join(map(shlex.quote, [*words, "--denoise-first", "--overwrite"]))
 
 
 def _expected(asked: UpscaleOptions, image: ImageData) -> ImageData:
     return image.of_size(*asked.size(image))
 
 
-def _restored(asked: UpscaleOptions, image: ImageData, say: Report, tick: Progress | None) -> ImageData:
-    from nlrn.inference.pipeline import upscaled
+def _restored(asked: UpscaleOptions, image: ImageData, say: Report, tick: Progress | None, command: str) -> ImageData:
+    from nlrn.inference.enlarging import upscaled
 
-    restorer = asked.restorer(1)
-    return upscaled(image, restorer, *asked.size(image), value_range=asked.range, say=say, progress=tick)
+    first, size = asked.first(command, "--keep-noise"), asked.size(image)
+    return upscaled(image, asked.restorer(1), *size, first=first, value_range=asked.range, say=say, progress=tick)
 
 
 def _scale(text: str) -> float:

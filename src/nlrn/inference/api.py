@@ -11,8 +11,9 @@ from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import scale_hint
 from nlrn.functional.ranges import Range
 from nlrn.inference.arrays import denoise_planes, is_labelled
+from nlrn.inference.enlarging import NoiseFirst, upscaled_array
 from nlrn.inference.kinds import ImageT, of_the_same_kind
-from nlrn.inference.pipeline import Denoising, denoised_array, restorer_of, upscaled_array
+from nlrn.inference.pipeline import Denoising, denoised_array, restorer_of
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.super_resolution import enlarged_size
 from nlrn.models.checkpoint import default_model
@@ -105,13 +106,15 @@ def upscale(
     model: NLRN | str | Path | None = None,
     mode: str = "window",
     value_range: Range = "auto",
+    denoise_first: bool | None = None,
 ) -> ImageT:
     """The image enlarged `scale` times (1.5 to 16), of the same kind, dtype and device as the one given.
 
     image: as for `denoise`, also in how its numbers are scaled; alpha is enlarged by bicubic. The sides are rounded
     to whole pixels, halves up. The network restores the luminance at any scale: it was trained for 2, 3 and 4;
     below 2 it runs at 2, beyond 4 twice. model: a shipped name, a weights file or an NLRN; None takes the best one.
-    mode, value_range: as for `denoise`.
+    mode, value_range: as for `denoise`. denoise_first: whether noise is removed before by the shipped denoisers, since
+    the network would enlarge it, too; None: where white noise of sigma 3 or more is found (docs/upscaling.md).
 
     Raises InputError for an image or scale that is refused, ModelError for the model.
     """
@@ -122,8 +125,15 @@ def upscale(
         else restorer_of(str(model or default_model("sr", 1)), "auto", settings)
     )
 
+    def denoiser(channels: int, photo: bool) -> Restorer:
+        return restorer_of(default_model("denoise", channels, photo=photo), "auto", settings)
+
+    first = NoiseFirst(denoiser, denoise_first)
+
     def restore(array: np.ndarray, alpha: np.ndarray | None, chosen: Range) -> np.ndarray:
         height, width = enlarged_size(array.shape, scale)
-        return upscaled_array(array, alpha, restorer, height, width, value_range=chosen).array
+        return upscaled_array(
+            array, alpha, restorer, height, width, first=first, value_range=chosen, say=_LOG.info
+        ).array
 
     return of_the_same_kind(image, restore, value_range)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self
 from nlrn.errors import ConfigError
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.ranges import Range, parsed
-from nlrn.inference.pipeline import Counts, Denoising, Sigma, restorer_of, result_size
+from nlrn.inference.enlarging import NoiseFirst, result_size
+from nlrn.inference.pipeline import Counts, Denoising, Sigma, restorer_of
 from nlrn.inference.restorer import Restorer
 from nlrn.inference.settings import MEMORY, Settings
 from nlrn.io.image import MAX_RESULT_PIXELS, ImageData
@@ -56,10 +57,11 @@ class Options:
 
     def restorer(self, channels: int, photo: bool = False) -> Restorer:
         """The Restorer for images of 1 or 3 channels, or for photographs. Raises as Restorer."""
-        names = [field.name for field in fields(Settings)]
-        settings = Settings(**{name: getattr(self, name) for name in names})
         name = default_model(self.task, channels, photo=photo) if self.model is None else self.model
-        return restorer_of(name, self.device, settings)
+        return restorer_of(name, self.device, self._settings())
+
+    def _settings(self) -> Settings:
+        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
 
     def prepared(self, image: ImageData) -> ImageData:
         """The image in the depth of the result, and written as asked."""
@@ -115,13 +117,22 @@ class DenoiseOptions(Options):
 class UpscaleOptions(Options):
     """The options of enlarging.
 
-    scale: how many times, 2 if no side is given; width, height: pixels of the result, one sets both.
+    scale: how many times, 2 if no side is given; width, height: pixels of the result, one sets both. denoise_first:
+    whether noise is removed before, as of NoiseFirst.
     """
 
     task: ClassVar[str] = "sr"
     scale: float | None = None
     width: int | None = None
     height: int | None = None
+    denoise_first: bool | None = None
+
+    def first(self, how: str, how_not: str) -> NoiseFirst:
+        """What is done about noise, by the shipped denoisers; how, how_not: as of NoiseFirst."""
+        return NoiseFirst(self._denoiser, self.denoise_first, how, how_not)
+
+    def _denoiser(self, channels: int, photo: bool = False) -> Restorer:
+        return restorer_of(default_model("denoise", channels, photo=photo), self.device, self._settings())
 
     def size(self, image: ImageData, most: int = MAX_RESULT_PIXELS) -> tuple[int, int]:
         """(height, width) of the result, as of `result_size`. Raises InputError."""

@@ -7,7 +7,6 @@ entries give the same bytes.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nlrn.errors import ConfigError, InputError, MemoryBudgetError
-from nlrn.functional.alpha import enlarged_alpha, fill_hidden
+from nlrn.functional.alpha import fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.counting import estimate_photons
 from nlrn.functional.levels import channels_of, check_auto, scale_hint
@@ -26,8 +25,7 @@ from nlrn.functional.ranges import Range, Scale, on_unit_scale
 from nlrn.inference.memory import backing_off
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.self_ensemble import Progress
-from nlrn.inference.super_resolution import enlarged_size, passes_of
-from nlrn.io.image import MAX_RESULT_PIXELS, ImageData
+from nlrn.io.image import ImageData
 from nlrn.models.checkpoint import resolve_model, ships_photo_model
 from nlrn.system.hardware import memory
 
@@ -201,7 +199,7 @@ def denoised_array(
     if grey:
         mean = array.mean(axis=2, keepdims=True)
         array = mean[..., 0] if image.ndim == 2 else np.repeat(mean, image.shape[2], axis=2)
-    return Result(array, alpha, _range(scale, levels), found, tile)
+    return Result(array, alpha, sample_range(scale, levels), found, tile)
 
 
 def with_photons(
@@ -222,7 +220,7 @@ def photons_text(noise: PoissonNoise, levels: float) -> str:
     return f"gain {seen.gain:.4g}, read noise {seen.read_noise:.3g}, black {seen.black:.4g} (sample values)"
 
 
-def _range(scale: Scale, levels: float) -> tuple[float, float]:
+def sample_range(scale: Scale, levels: float) -> tuple[float, float]:
     """What was seen as black and white, in sample values of the file."""
     low, high = (float(f"{limit * levels:.6g}") for limit in scale.limits)
     return low, high
@@ -231,7 +229,7 @@ def _range(scale: Scale, levels: float) -> tuple[float, float]:
 def say_range(say: Report, scale: Scale, levels: float, chosen: Range) -> None:
     """One line where an image is not restored on its type's range."""
     if scale.limits != (0.0, 1.0):
-        low, high = _range(scale, levels)
+        low, high = sample_range(scale, levels)
         of = "of its values" if isinstance(chosen, str) else "given"
         say(f"restored on the range {low:g}..{high:g} {of} ({100 * scale.spread:.3g} % of the type's)")
 
@@ -266,94 +264,6 @@ def _say_found(say: Report, found: tuple[NoiseEstimate, ...], form: str) -> None
 
 def _listed(found: tuple[NoiseEstimate, ...]) -> str:
     return ", ".join(level_text(min(one.sigma, MAX_SIGMA)) for one in found)
-
-
-def upscaled(
-    image: ImageData,
-    restorer: Restorer,
-    height: int,
-    width: int,
-    *,
-    value_range: Range = "auto",
-    say: Report = lambda line: None,
-    progress: Progress | None = None,
-) -> ImageData:
-    """The image in a larger size, its alpha by bicubic; the rest as for `upscaled_array`."""
-    restorer.require("sr")
-    for note in image.notes:
-        say(note)
-    result = upscaled_array(
-        image.array, image.alpha, restorer, height, width,
-        value_range=value_range, levels=image.levels, say=say, progress=progress,
-    )  # fmt: skip
-    larger = image.of_size(height, width)
-    for note in larger.notes[len(image.notes) :]:
-        say(note)
-    larger = dataclasses.replace(larger, array=result.array, alpha=result.alpha)
-    return dataclasses.replace(larger, value_range=result.limits, tile=result.tile)
-
-
-def upscaled_array(
-    image: np.ndarray,
-    alpha: np.ndarray | None,
-    restorer: Restorer,
-    height: int,
-    width: int,
-    *,
-    value_range: Range = "auto",
-    levels: float = 1.0,
-    say: Report = lambda line: None,
-    progress: Progress | None = None,
-) -> Result:
-    """An image HW or HWC in [0, 1] in a larger size, and its alpha: every entry comes through here.
-
-    value_range: as of Restorer.upscale, numbers being sample values; levels, say, and what is raised: as for
-    `denoised_array`, and what Restorer.upscale raises.
-    """
-    restorer.require("sr")
-    if passes_of(image.shape[:2], (height, width)) > 1:
-        say("beyond 4 times: two equal steps, the second on the result of the first")
-    say_plan(restorer, say, height, width)
-    seen = image if alpha is None else fill_hidden(image, alpha)
-    chosen = on_unit_scale(value_range, levels)
-    scale = restorer.scale(seen, value_range=chosen)
-    say_range(say, scale, levels, value_range)
-    array, tile = backing_off(
-        restorer,
-        (height, width),
-        lambda tried: tried.upscale(seen, height, width, value_range=chosen, progress=progress),
-    )
-    larger = None if alpha is None else enlarged_alpha(alpha, height, width)
-    return Result(array, larger, _range(scale, levels), tile=tile)
-
-
-def result_size(
-    height: int,
-    width: int,
-    *,
-    scale: float | None = None,
-    to_height: int | None = None,
-    to_width: int | None = None,
-    most: int = MAX_RESULT_PIXELS,
-) -> tuple[int, int]:
-    """(height, width) of an enlarged image: by a scale (default 2), or by a side or both.
-
-    One side sets the other, halves rounded up. Raises InputError for a scale together with a side, and for a size that
-    is not offered, or that has more pixels than `most`.
-    """
-    if scale is not None and (to_width or to_height):
-        raise InputError("give a scale, or a width and a height, not both")
-    if to_width is None and to_height is None:
-        size = enlarged_size((height, width), scale or 2.0)
-    else:
-        size = (
-            to_height or max(1, math.floor(height * (to_width or 0) / width + 0.5)),
-            to_width or max(1, math.floor(width * (to_height or 0) / height + 0.5)),
-        )
-    passes_of((height, width), size)
-    if size[0] * size[1] > most:
-        raise InputError(f"a result of {size[1]} x {size[0]} pixels is beyond the limit of {most:,}", limit="result")
-    return size
 
 
 def say_plan(restorer: Restorer, say: Report, height: int, width: int) -> None:

@@ -86,6 +86,9 @@ class Upscaling(Restoration):
     )
     width: Annotated[Side | None, Field(description="pixels, instead of a scale")] = None
     height: Annotated[Side | None, Field(description="pixels, instead of a scale")] = None
+    denoise_first: Annotated[
+        bool | None, Field(description="whether noise is removed before; if not given, where white noise is found")
+    ] = None
 
 
 class Explaining(Upload):

@@ -12,8 +12,9 @@ import numpy as np
 from nlrn.errors import BackendError, ConfigError, InputError, ModelError, ModelNotFoundError
 from nlrn.evaluation.explain import correlation_maps
 from nlrn.functional.alpha import fill_hidden
+from nlrn.inference.enlarging import upscaled
 from nlrn.inference.options import DenoiseOptions, Options, UpscaleOptions
-from nlrn.inference.pipeline import denoised, upscaled
+from nlrn.inference.pipeline import denoised
 from nlrn.inference.restorer import Restorer
 from nlrn.inference.self_ensemble import Progress
 from nlrn.io.decode import is_known
@@ -82,7 +83,10 @@ class Handlers:
         self._check_result(image.of_size(*size), form)
         lines: list[str] = []
         restorer = self._restorer(asked, 1)
-        result = upscaled(image, restorer, *size, value_range=asked.range, say=lines.append, progress=progress)
+        first = asked.first("denoise_first=true", "denoise_first=false")
+        result = upscaled(
+            image, restorer, *size, first=first, value_range=asked.range, say=lines.append, progress=progress
+        )
         return _encoded(result, form, lines)
 
     def _explain(self, image: ImageData, options: dict[str, Any]) -> Answer:

@@ -1,4 +1,4 @@
-// Where a pixel finds its look-alikes: one small image for every state of the network, over the image itself.
+// Which similar pixels a pixel uses: one small image for every state of the network, over the image itself.
 const DARK = [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]]; // from none to most
 const STRONGEST = 0.85; // of the colour over the image, where it counts most
 
@@ -35,7 +35,7 @@ function drawn(state, centre, patch) {
 export function showMaps(box, maps, x, y, image) {
   const words = document.createElement("p");
   words.textContent =
-    `Where pixel ${x}, ${y} (blue) finds its look-alikes, state by state, over the image: bright counts most. Noise: sigma ${maps.sigma}.`;
+    `The pixels that pixel ${x}, ${y} (blue) uses, state by state, over the image; the brighter, the more. Noise: sigma ${maps.sigma}.`;
   const [height, width] = [maps.states[0].length, maps.states[0][0].length];
   const patch = under(image, x - maps.centre[1], y - maps.centre[0], width, height);
   const figures = maps.states.map((state, t) => {
@@ -44,7 +44,7 @@ export function showMaps(box, maps, x, y, image) {
     const canvas = drawn(state, maps.centre, patch);
     caption.textContent = `${t + 1}: ${Math.round(maps.neighbours[t])} pixels`;
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `State ${t + 1}: about ${Math.round(maps.neighbours[t])} pixels count`);
+    canvas.setAttribute("aria-label", `State ${t + 1}: about ${Math.round(maps.neighbours[t])} similar pixels`);
     figure.append(canvas, caption);
     return figure;
   });

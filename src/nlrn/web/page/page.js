@@ -1,7 +1,7 @@
 // The page: images go to the service as they are, and what comes back is shown and can be saved, byte for byte.
 import { showMaps } from "/maps.js";
 import { Preview } from "/preview.js";
-import { Refusal, asked, check, checkSize, mega, shown } from "/service.js";
+import { Refusal, asked, check, checkSize, mega, messages, shown } from "/service.js";
 import * as settings from "/settings.js";
 import { View } from "/view.js";
 import { zipped } from "/zip.js";
@@ -179,10 +179,10 @@ async function restoreOne(one, which, own) {
     own.signal.throwIfAborted();
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
     const ending = /filename="[^"]*(\.[^".]+)"/.exec(answer.headers.get("Content-Disposition") || "");
-    const noted = answer.headers.get("Nlrn-Said");
+    const noted = messages(answer.headers.get("Nlrn-Said"));
     const name = (one.file.name || "image").replace(/\.[^.]*$/, "");
     one.name = `${name}${settings.task() === "upscale" ? "-enlarged" : "-restored"}${ending ? ending[1] : ""}`;
-    one.said = `Done in ${seconds} s, ${mega(result.size)}.${noted ? ` ${noted[0].toUpperCase()}${noted.slice(1)}.` : ""}`;
+    one.said = `Done in ${seconds} s, ${mega(result.size)}.${noted}`;
     Object.assign(one, { result, key, state: "done", words: `${seconds} s, ${mega(result.size)}` });
     offer(one);
     try {
@@ -191,7 +191,7 @@ async function restoreOne(one, which, own) {
       say(which + one.said);
     } catch (error) {
       if (own.signal.aborted) throw error;
-      say(`${one.said} It cannot be shown here (${error.message}), but downloaded.`);
+      say(`${one.said} It cannot be displayed here (${error.message}); it can be downloaded.`);
     }
   } catch (error) {
     if (!items.includes(one)) return; // other images were chosen
@@ -210,7 +210,7 @@ async function restoreOne(one, which, own) {
 async function follow(watch, own, tell) {
   const state = await fetch(`/v1/progress/${watch}`).then((answer) => answer.json()).catch(() => ({}));
   if (running !== own || own.signal.aborted) return;
-  if (state.state === "waiting") tell("Waiting for others.");
+  if (state.state === "waiting") tell("Waiting in the queue.");
   if (state.state !== "running") return;
   if (state.total) $("progress").value = state.done / state.total;
   const what = settings.task() === "upscale" ? "enlarging" : "removing the noise";
@@ -269,13 +269,13 @@ function changed() {
   // The result is of settings that are no longer those: it says so, and a crop shows the new ones.
   const stale = Boolean(item && item.result && item.key !== settings.key());
   $("stale").hidden = !stale || Boolean(running);
-  $("save").textContent = stale ? "Download (settings before)" : "Download";
-  $("tag-after").textContent = stale ? "after, settings before" : "after";
+  $("save").textContent = stale ? "Download (previous settings)" : "Download";
+  $("tag-after").textContent = stale ? "after, previous settings" : "after";
   if (stale && !running && settings.task() === "denoise") preview.later(item, view);
   else preview.drop();
 }
 
-// -- look-alikes -----------------------------------------------------------------------------------------------
+// -- similar pixels --------------------------------------------------------------------------------------------
 
 async function look(x, y) {
   const one = item, form = new FormData();
@@ -286,7 +286,7 @@ async function look(x, y) {
   if (settings.task() === "denoise" && $("model").value) form.append("model", $("model").value);
   $("x").value = x;
   $("y").value = y;
-  say(`Looking where pixel ${x}, ${y} finds its look-alikes.`);
+  say(`Finding the pixels similar to pixel ${x}, ${y}.`);
   try {
     const maps = await (await asked("/v1/explain", form)).json();
     if (item !== one) return;
@@ -392,7 +392,7 @@ if (!items.length && models.length) {
     const found = await shown(restored);
     if (item === items[0] && item.file === file && !item.result && !running) {
       reveals(found);
-      say("A sample, restored: move the line over it. Then choose images of your own.");
+      say("A restored sample: drag the line to compare. Then choose your own images.");
     }
   }
 }

@@ -45,7 +45,7 @@ export class Preview {
       const place = { left: part(x, whole[0]), top: part(y, whole[1]), width: part(side[0], whole[0]), height: part(side[1], whole[1]) };
       Object.assign($("patch").style, place);
       $("patch").hidden = false;
-      $("tag-after").textContent = "after; in the frame: the new settings";
+      $("tag-after").textContent = "after; framed: the new settings";
     } catch {} // settings that are refused are named when they are used
   }
 }

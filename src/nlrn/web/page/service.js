@@ -21,6 +21,13 @@ function plain(words) {
   return said[0].toUpperCase() + said.slice(1) + (/[.!?]$/.test(said) ? "" : ".");
 }
 
+export function messages(said) {
+  // What the service reports about a result, with the page's names for its fields.
+  if (!said) return "";
+  const words = said.replace("denoise_first=true", "Noise first: Remove").replace("denoise_first=false", "Noise first: Keep");
+  return ` ${words[0].toUpperCase()}${words.slice(1)}.`;
+}
+
 export async function asked(path, form, signal) {
   let answer;
   try {

@@ -1,6 +1,6 @@
 // The settings: read from the form, kept in this browser, errors beside the field that caused them.
 const $ = (id) => document.getElementById(id);
-const FIELDS = ["noise", "level", "sigma", "strength", "scale", "format", "model"];
+const FIELDS = ["noise", "level", "sigma", "strength", "scale", "first", "format", "model"];
 const PLACE = "nlrn-settings";
 
 export const task = () => document.querySelector("input[name=task]:checked").value;
@@ -11,13 +11,13 @@ export function values() {
 
 export function key() {
   // What of the settings decides about a result.
-  const { noise, level, sigma, strength, scale, format, model } = values();
-  if (task() === "upscale") return JSON.stringify(["upscale", scale, format, model]);
+  const { noise, level, sigma, strength, scale, first, format, model } = values();
+  if (task() === "upscale") return JSON.stringify(["upscale", scale, first, format, model]);
   return JSON.stringify(["denoise", noise, noise === "photo" && level, noise === "given" && sigma, strength, format, model]);
 }
 
 export function append(form) {
-  const { noise, level, sigma, strength, scale, format, model } = values();
+  const { noise, level, sigma, strength, scale, first, format, model } = values();
   if (task() === "denoise") {
     form.append("sigma", noise === "given" ? sigma : "auto");
     if (noise !== "given") form.append("noise", noise);
@@ -25,6 +25,7 @@ export function append(form) {
     form.append("strength", strength);
   } else {
     form.append("scale", scale);
+    if (first) form.append("denoise_first", first);
   }
   if (model) form.append("model", model);
   if (format) form.append("format", format);
