@@ -252,9 +252,9 @@ def noise_first() -> str:
         _, scale, kind, level = name.rsplit(" ", 3)
         lines.setdefault(f"{kind} {level}", {}).setdefault(scale, []).append(line)
     rows = []
-    for noise, scales in lines.items():
+    for noise, by_scale in lines.items():
         row = [f"{'a camera, level' if 'camera' in noise else 'white, sigma'} {noise.partition(' ')[2]}"]
-        for found in scales.values():
+        for found in by_scale.values():
             means = [np.mean([one[way] for one in found]) for way in ("bicubic", "alone", "denoised")]
             gains = [one["denoised"] - one["alone"] for one in found]
             row += [" / ".join(f"{mean:.2f}" for mean in means), f"{min(gains):+.2f} to {max(gains):+.2f}"]

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.images import add_image_options, digest, restore_input
+from nlrn.cli.digest import digest
+from nlrn.cli.images import add_image_options, restore_input
 from nlrn.cli.shared import add_command, mebibytes, number, side, sigma_level, sigma_or_auto
 from nlrn.cli.stacks import add_stack_options, is_stack, restore_stack
 from nlrn.errors import ConfigError, InputError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -12,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn import __version__
 from nlrn.batch.s3 import ObjectPath, Place, place
+from nlrn.cli.digest import CLUSTER_OPTIONS, FOLDER_OPTIONS, digest
 from nlrn.cli.naming import SUFFIXES, result_beside
 from nlrn.cli.shared import (
     ProgressBar,
@@ -22,7 +21,6 @@ from nlrn.cli.shared import (
     complain,
     count,
     mebibytes,
-    model_name,
     reporter,
     side,
 )
@@ -39,32 +37,6 @@ if TYPE_CHECKING:
     Restored = Callable[[Any, ImageData, Report, Progress | None], ImageData]  # Any: what is asked, as of its task
     Expected = Callable[[Any, ImageData], ImageData]
     Stacked = Callable[[argparse.Namespace, Any], int]
-
-# of restoring a folder: options, and what they are where they are not given
-CLUSTER_OPTIONS = {"address": None, "worker_cpus": 1, "worker_gpus": 0.0}
-FOLDER_OPTIONS = {
-    "recursive": False, "suffix": "", "format": None, "skip_existing": False, "jobs": None, "json": False,
-    "engine": "local", **CLUSTER_OPTIONS,
-}  # fmt: skip
-# What decides nothing about a result; the model receives by the digests of its weights.
-_FREE = {
-    *FOLDER_OPTIONS,
-    "max_pixels",
-    "max_planes",
-    "max_bytes",
-    "input",
-    "output",
-    "overwrite",
-    "quiet",
-    "run",
-    "command",
-    "model",
-}
-# Options that came later, at what they did before: a folder that was done without them is done.
-_YOUNGER = {
-    "range": "auto", "axes": None, "gain_adu": None, "read_noise_adu": None, "black_level_adu": None,
-    "quality": None, "compression": None,
-}  # fmt: skip
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -388,17 +360,3 @@ def _seen_by_a_worker(options: argparse.Namespace) -> str:
     if not options.input.is_dir():
         raise InputError(f"there is no folder {options.input}; every machine of the cluster must see it there")
     return digest(options)
-
-
-def digest(options: argparse.Namespace) -> str:
-    """Of what decides the results: the options, the weights, the version."""
-    from nlrn.models.checkpoint import released, resolve_model, sha256, ships_photo_model
-
-    left_out = _FREE | {name for name, usual in _YOUNGER.items() if getattr(options, name, usual) == usual}
-    chosen = {name: str(value) for name, value in vars(options).items() if name not in left_out}
-    kinds = [(1, False), (3, False)] + [(3, True)] * (ships_photo_model() and options.command == "denoise")
-    models = {sha256(resolve_model(model_name(options, *kind))) for kind in kinds}
-    if getattr(options, "denoise_first", False) is not False:  # of upscale, which removes noise by what is shipped
-        models |= set(released().values())
-    text = json.dumps([__version__, chosen, sorted(models)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
