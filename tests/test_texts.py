@@ -28,6 +28,7 @@ from nlrn.cli import run
 from nlrn.errors import InputError
 from nlrn.io import xmp
 from nlrn.io.image import ImageData, encode_image, left_out_by, read_image
+from nlrn.io.metadata import TURNS
 from nlrn.io.texts import MOST_BYTES
 
 NAMES = {"dc": "http://purl.org/dc/elements/1.1/", "exif": "http://ns.adobe.com/exif/1.0/",
@@ -145,6 +146,19 @@ def test_16_bits_keep_their_texts_and_turn_by_xmp() -> None:
     again = encode_image(image, "PNG")
     assert xmp_in(again) == packet()
     assert read_image(again).array.shape == (7, 5, 3)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 7])
+@pytest.mark.parametrize("form", FORMS)
+def test_who_turns_an_image_by_its_xmp(form: str, orientation: int) -> None:
+    """Pillow does, where EXIF is silent; not an AVIF, which only its container turns, nor a TIFF, which has a tag."""
+    image = read_image(source(form, packet(tiff_Orientation=str(orientation))))
+    upright = np.asarray(Image.fromarray(samples((24, 32, 3))))
+    turned = TURNS[orientation](upright) if form not in ("AVIF", "TIFF") else upright
+    assert image.array.shape == turned.shape
+    if form not in ("AVIF", "JPEG", "WEBP"):
+        np.testing.assert_array_equal(levels(image), turned)
+    assert b"Orientation" not in (xmp_in(encode_image(image, form)) or b"Orientation")
 
 
 PLACES = {

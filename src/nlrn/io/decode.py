@@ -132,9 +132,10 @@ def _by_pillow(
             metadata = _file_metadata(image, exif, exif.get(Base.Orientation), data)
             return _wide(data, image.size, metadata, gps, before_pixels)
         before_pixels(*image.size)
+        packet = _packet_of_avif(image)
         image.load()
         exif = _readable_exif(image)
-        metadata = _file_metadata(image, exif, exif.get(Base.Orientation), data)
+        metadata = _file_metadata(image, exif, exif.get(Base.Orientation), data, packet)
         rest = metadata.rest(gps)  # before the orientation is taken out of it
         _apply_orientation(image)
         colour, alpha = _planes(image, data)
@@ -170,15 +171,26 @@ def _wide(
     return Decoded(turn(colour), None if alpha is None else turn(alpha), 16, "PNG", *metadata.rest(gps))
 
 
-def _file_metadata(image: ImageFile, exif: Image.Exif, orientation: int | None, data: bytes) -> FileMetadata:
+def _packet_of_avif(image: ImageFile) -> bytes:
+    """XMP that only the library finds, which Pillow then does not see: it would turn the image by it.
+
+    What turns an AVIF are its container's properties irot and imir alone (MIAF, ISO/IEC 23000-22).
+    """
+    packet = image.info.pop("xmp", b"") if isinstance(image, AvifImageFile) else b""
+    return packet if isinstance(packet, bytes) else b""
+
+
+def _file_metadata(
+    image: ImageFile, exif: Image.Exif, orientation: int | None, data: bytes, packet: bytes = b""
+) -> FileMetadata:
     info = image.info
     metadata = image.format in ("BMP", "PNG") or info.get("jfif_unit") in (1, 2)  # else Pillow guesses
     dpi = likely_dpi(*info["dpi"]) if metadata and "dpi" in info else tagged_dpi(exif)
     colours = png_colours(data) if image.format == "PNG" else b""
-    packet = info.get("xmp")
-    texts = texts_of(data, str(image.format), packet if isinstance(packet, bytes) else b"")
+    texts = texts_of(data, str(image.format), packet)
     notes = ("CMYK was converted to RGB",) if image.mode == "CMYK" else ()
-    orientation = orientation or xmp_orientation(texts.xmp)
+    if image.format != "AVIF":
+        orientation = orientation or xmp_orientation(texts.xmp)
     return FileMetadata(exif, orientation, info.get("icc_profile") or None, dpi, colours, notes, texts)
 
 
