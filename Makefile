@@ -11,7 +11,7 @@ PARALLEL := -n 2 --dist loadfile
 # Lines that the tests run in their own processes; the service and what else is started as a program is not counted.
 COVERAGE := --cov=nlrn --cov-report=term --cov-fail-under=85
 
-.PHONY: core install demo docs quick test test-avx2 test-slow check kernel-aarch64 container clean
+.PHONY: core install demo docs quick test test-avx2 test-slow test-napari check kernel-aarch64 container clean
 
 # What `pip install .` brings, and no more
 core: $(VENV)/core
@@ -51,6 +51,16 @@ quick: install
 test: check
 	$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE)
 	$(MAKE) test-avx2
+
+# The widget of napari, in an environment of its own: napari's plugins of pytest and Qt's types stay out of the other
+$(VENV)-napari/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-napari
+	$(VENV)-napari/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e ".[napari,arrays]" "napari[pyqt6]" pytest hypothesis
+	touch $@
+
+test-napari: $(VENV)-napari/installed
+	$(VENV)-napari/bin/python -m pytest -p no:napari -p no:npe2 -p no:napari-plugin-engine -W ignore tests/test_napari.py
 
 # The numeric tests again, held to AVX2; skipped on a machine that has no more than that.
 test-avx2: install

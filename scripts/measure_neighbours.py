@@ -1,11 +1,11 @@
 """Attention over the planes before and after, by the shipped weights: what it would gain on slowly moving content.
 
-    python scripts/measure_neighbours.py [--data ../shared/data] [--stacks 5] [--steps 0 0.25 0.5 1 2] [--sigma 25]
+    python scripts/measure_neighbours.py [--data ../shared/data] [--stacks 5] [--steps 0 0.5 1 2] [--sigma 25]
 
-Stacks of five planes, 96 x 96, are cut from training images of BSDS500, each plane moved by a step (pixels, in a
+Stacks of three planes, 96 x 96, are cut from training images of BSDS500, each plane moved by a step (pixels, in a
 direction of its own); noise is independent from plane to plane. denoise-gray-small restores each plane alone, and all
 together with attention over q x q x 3: the neighbourhoods of the planes before and after are appended to each pixel's
-own, their correlations carried along too. The convolutions see one plane. PSNR of the three inner planes. A slow
+own, their correlations carried along too. The convolutions see one plane. PSNR of the inner plane. A slow
 definition in plain torch, held against the model where no plane is added.
 """
 
@@ -25,7 +25,7 @@ import nlrn
 from nlrn.functional.metrics import psnr
 from nlrn.models.nlrn import NLRN, with_sigma_plane
 
-PLANES, SIDE, MARGIN = 5, 96, 24
+PLANES, SIDE, MARGIN, ROWS = 3, 96, 24, 8
 
 
 def stack_of(path: Path, step: float, seed: int) -> np.ndarray:
@@ -46,32 +46,31 @@ def stack_of(path: Path, step: float, seed: int) -> np.ndarray:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, window: int, reach: int, correlation: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, window: int, reach: int, correlation: list[Tensor] | None
+) -> tuple[Tensor, list[Tensor]]:
     """q, k [P, H, W, Cm], v [P, H, W, C]: each pixel over its window in its own plane and `reach` planes either way.
 
-    -> out [P, H, W, C] and the logits [P, H, W, (2 reach + 1) window^2].
+    -> out [P, H, W, C] and the logits of each plane and block of rows, [ROWS * W, keys], keys being the pixels of the
+    rows that the block reaches, plane after plane. Pixels beyond a window are masked.
     """
     planes, height, width, _ = q.shape
-    r = window // 2
-    places = [(d, y, x) for d in range(2 * reach + 1) for y in range(window) for x in range(window)]
-    k, v = (F.pad(x, (0, 0, r, r, r, r, reach, reach)) for x in (k, v))
-    there = F.pad(q.new_ones(planes, height, width), (r, r, r, r, reach, reach))
-
-    def at(x: Tensor, place: tuple[int, int, int]) -> Tensor:
-        d, top, left = place
-        return x[d : d + planes, top : top + height, left : left + width]
-
-    logits = torch.stack([(q * at(k, place)).sum(-1) for place in places], dim=-1)
-    inside = torch.stack([at(there, place) > 0 for place in places], dim=-1)
-    if correlation is not None:
-        logits = logits + correlation
-    logits = logits.masked_fill(~inside, 0)
-    p = logits.masked_fill(~inside, -torch.inf).softmax(-1)
-    out = torch.zeros_like(q[..., :1]).expand(*q.shape[:3], v.shape[-1]).clone()
-    for number, place in enumerate(places):
-        out += p[..., number, None] * at(v, place)
-    return out, logits
+    r, out, kept = window // 2, torch.empty_like(v), list[Tensor]()
+    near = (torch.arange(width)[:, None] - torch.arange(width)).abs() <= r
+    for plane in range(planes):
+        those = slice(max(0, plane - reach), min(planes, plane + reach + 1))
+        for top in range(0, height, ROWS):
+            rows = torch.arange(top, min(top + ROWS, height))
+            band = torch.arange(max(0, top - r), min(top + ROWS + r, height))
+            inside = ((rows[:, None] - band).abs() <= r)[:, None, :, None] & near[None, :, None, :]
+            inside = inside.reshape(len(rows) * width, -1).repeat(1, those.stop - those.start)
+            keys, values = (x[those, band[0] : band[-1] + 1].flatten(0, 2) for x in (k, v))
+            logits = q[plane, rows].flatten(0, 1) @ keys.T
+            if correlation is not None:
+                logits += correlation[len(kept)]
+            kept.append(logits.masked_fill_(~inside, 0))
+            p = logits.masked_fill(~inside, -torch.inf).softmax(-1)
+            out[plane, rows] = (p @ values).view(len(rows), width, -1)
+    return out, kept
 
 
 @torch.no_grad()
@@ -81,15 +80,17 @@ def restored(model: NLRN, stack: np.ndarray, sigma: float, reach: int) -> np.nda
     assert window is not None
     x = torch.from_numpy(stack[:, None].astype(np.float32))
 
-    def over_planes(a: Tensor, correlation: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+    kept: list[Tensor] | None = None
+
+    def over_planes(a: Tensor, _: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+        nonlocal kept
         q, k, v = (m(a).permute(0, 2, 3, 1).contiguous() for m in (*non_local.embeddings, non_local.g))
-        z, logits = attend(q, k, v, window, reach, correlation)
-        return a + z.permute(0, 3, 1, 2), logits
+        z, kept = attend(q, k, v, window, reach, kept)
+        return a + z.permute(0, 3, 1, 2), None
 
     s = s0 = model.head(with_sigma_plane(model.config, model.head_norm(x), sigma / 255))
-    correlation = None
     for t in range(model.config.states):
-        s, correlation = model.block.state(model.block.norms(t), over_planes, s, s0, correlation, True)
+        s, _ = model.block.state(model.block.norms(t), over_planes, s, s0, None, True)
     out: np.ndarray = (x + model.tail(F.relu(model.tail_norm(s))))[:, 0].numpy()
     return out
 
@@ -113,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--stacks", type=int, default=5)
-    parser.add_argument("--steps", type=float, nargs="+", default=[0, 0.25, 0.5, 1, 2])
+    parser.add_argument("--steps", type=float, nargs="+", default=[0, 0.5, 1, 2])
     parser.add_argument("--sigma", type=float, default=25)
     options = parser.parse_args()
     model = nlrn.load_model("denoise-gray-small").eval()

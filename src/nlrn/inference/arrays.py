@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from nlrn.errors import InputError
 from nlrn.functional.ranges import checked_image, on_unit_scale
 from nlrn.inference.pipeline import Denoising, RestorerFor, denoised_array
+from nlrn.inference.self_ensemble import Progress
 from nlrn.inference.stacks import Channel, channels_for, chosen_planes, sample_of, samples_of
 from nlrn.io.image import rounded
 from nlrn.io.stacks import float_levels
@@ -73,10 +74,17 @@ class Axes:
         return [first + int(c) for c in np.unravel_index(np.arange(count), sizes)[letters.index("C")]]
 
 
+class PlaneArrays(Protocol):
+    """Planes YX or YXS by their number: a list, an array, or what reads them when they are asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
 class _Planes:
     """Planes of an array on the scale where `levels` is 1."""
 
-    def __init__(self, planes: Sequence[np.ndarray] | np.ndarray, channels: Sequence[int], levels: float) -> None:
+    def __init__(self, planes: PlaneArrays, channels: Sequence[int], levels: float) -> None:
         self.planes, self.channels, self.levels = planes, channels, levels
 
     def __len__(self) -> int:
@@ -140,12 +148,29 @@ def _checked_type(dtype: Any) -> np.dtype[Any]:
 
 
 def _restored(array: np.ndarray, letters: str, restorer_for: RestorerFor, asked: Denoising) -> np.ndarray:
-    axes, dtype = Axes(letters, tuple(array.shape)), _checked_type(array.dtype)
-    planes = axes.planes(array)
-    view = _Planes(planes, axes.channels(), 1.0)
-    levels, channels = _plan(samples_of(view), view, restorer_for, asked, dtype)
-    done = [_plane(planes[i], channels[view.channel(i)], restorer_for, levels) for i in range(len(planes))]
+    axes = Axes(letters, tuple(array.shape))
+    done = list(each_restored(axes.planes(array), axes.channels(), array.dtype, restorer_for, asked))
     return np.ascontiguousarray(axes.restored(np.stack(done), tuple(array.shape)))
+
+
+def each_restored(
+    planes: PlaneArrays,
+    channels: Sequence[int],
+    dtype: Any,
+    restorer_for: RestorerFor,
+    asked: Denoising,
+    tick: Callable[[int], None] = lambda done: None,
+    progress: Progress | None = None,
+) -> Iterator[np.ndarray]:
+    """Each plane YX or YXS restored, one after the other, by what is found in all of them.
+
+    planes: read by their number, twice each; channels: of each plane; dtype: of all. tick(done): planes that have been
+    looked at; progress: of the tiles of a plane. Raises as `denoise_planes`.
+    """
+    view = _Planes(planes, channels, 1.0)
+    levels, found = _plan(samples_of(view, tick), view, restorer_for, asked, _checked_type(dtype))
+    for index in range(len(planes)):
+        yield _plane(planes[index], found[channels[index]], restorer_for, levels, progress)
 
 
 def _plan(
@@ -160,9 +185,12 @@ def _plan(
     return levels, channels_for(view, [s / np.float32(levels) for s in samples], restorer_for, asked, levels)
 
 
-def _plane(plane: np.ndarray, channel: Channel, restorer_for: RestorerFor, levels: float) -> np.ndarray:
+def _plane(
+    plane: np.ndarray, channel: Channel, restorer_for: RestorerFor, levels: float, progress: Progress | None = None
+) -> np.ndarray:
     """As it was given: integers rounded and clipped, floats neither."""
-    result = denoised_array(unit(plane, levels), None, restorer_for, channel.asked, levels=levels).array
+    asked = channel.asked
+    result = denoised_array(unit(plane, levels), None, restorer_for, asked, levels=levels, progress=progress).array
     if plane.dtype.name in _LEVELS:
         return rounded(result, 8 * plane.dtype.itemsize)
     return (result * result.dtype.type(levels)).astype(plane.dtype)
