@@ -157,11 +157,14 @@ def add_camera_noise(image: np.ndarray, camera: Camera, random: np.random.Genera
     image: HWC in [0, 1], at least 8 x 8. Its content changes by clipping and JPEG only. Raises InputError.
     """
     image = _colour(image)
-    noise = _noise(image, camera, random)
-    noisy = np.clip(image + noise, 0, 1)
+    return stored(np.clip(image + _noise(image, camera, random), 0, 1), camera)
+
+
+def stored(image: np.ndarray, camera: Camera) -> np.ndarray:
+    """HWC in [0, 1] as the camera's file holds it, without noise of its own: through its JPEG, or rounded to 8 bits."""
     if camera.quality is None:
-        return np.floor(noisy * 255 + 0.5).astype(image.dtype) / image.dtype.type(255)
-    return jpeg(noisy, camera.quality, camera.subsampling)
+        return np.floor(image * 255 + 0.5).astype(image.dtype) / image.dtype.type(255)
+    return jpeg(image, camera.quality, camera.subsampling)
 
 
 def noisy_at(image: np.ndarray, level: float) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import ConfigError
-from nlrn.functional.camera import CAMERA_LEVELS, add_camera_noise, draw_camera, noisy_at
+from nlrn.functional.camera import CAMERA_LEVELS, add_camera_noise, draw_camera, noisy_at, stored
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic, resize_matrix
 from nlrn.functional.limits import MAX_SIGMA
 
@@ -144,7 +144,8 @@ class CameraNoise:
     def pairs(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
         """(noisy, clean, level / 255 [B] or None): another camera for every place in the batch.
 
-        The level is the standard deviation of what the camera changed in the patch, with an error as estimates have.
+        The level is the standard deviation of the noise in the patch, as its file holds it, with an error as estimates
+        have. The detail that a JPEG alone loses is no part of it: no estimate could see it.
         clean [B, 3, side, side], 0..255: a part of each is used, anywhere on the JPEG's grid and away from the border,
         where demosaicing has fewer neighbours.
         """
@@ -156,9 +157,11 @@ class CameraNoise:
                 image = enlarged_part(image, self.config.noise.enlarge, random)
             down, right = random.integers(0, image.shape[0] - patch + 1, 2)
             part = np.s_[down : down + patch, right : right + patch]
-            noisy.append(add_camera_noise(image, draw_camera(random, denoises=True), random)[part])
+            camera = draw_camera(random, denoises=True)
+            noisy.append(add_camera_noise(image, camera, random)[part])
             targets.append(image[part])
-            levels[i] = (noisy[-1] - targets[-1]).std() * math.exp(random.normal(0, LEVEL_ERROR))
+            noise = noisy[-1] - stored(image, camera)[part]
+            levels[i] = noise.std() * math.exp(random.normal(0, LEVEL_ERROR))
         seen, target = (self._planes(np.stack(x)) for x in (noisy, targets))
         plane = torch.from_numpy(levels.clip(max=MAX_SIGMA / 255)).to(self.device)
         return Batch(seen, target, plane if self.config.model.sigma_input else None)
