@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import nlrn
-from nlrn.functional.camera import SUBSAMPLING, add_camera_noise, draw_camera, jpeg
+from nlrn.functional.camera import SUBSAMPLING, add_camera_noise, draw_camera, jpeg, stored
 from nlrn.functional.correlated import NUMBERS, measurements
 from nlrn.functional.noise import estimate_sigma
 from nlrn.io.datasets import data_root
@@ -54,27 +54,32 @@ def rounded(image: np.ndarray) -> np.ndarray:
     return np.floor(np.clip(image, 0, 1) * 255 + 0.5) / 255
 
 
-def sample(paths: list[Path], random: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray]:
-    """(kind, degraded image, clean image)."""
+def sample(paths: list[Path], random: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """(kind, degraded image, clean image, clean image as the degraded one's file would hold it).
+
+    The noise is the difference from the last: what a JPEG alone loses is none.
+    """
     clean = photograph(paths, random)
     kind = str(random.choice(list(KINDS), p=list(KINDS.values())))
     sigma = math.exp(random.uniform(0, math.log(78))) / 255
     form = int(random.integers(40, 100)), SUBSAMPLING[random.integers(3)]
     white = clean + sigma * random.standard_normal(clean.shape)
     if kind == "camera":
-        return kind, add_camera_noise(clean, draw_camera(random, denoises=True), random), clean
+        camera = draw_camera(random, denoises=True)
+        return kind, add_camera_noise(clean, camera, random), clean, stored(clean, camera)
     if kind == "white":  # as the field scores it, or as a file holds it
-        return kind, white if random.random() < 0.5 else rounded(white), clean
+        return kind, white if random.random() < 0.5 else rounded(white), clean, clean
     if kind == "jpeg":
-        return kind, jpeg(clean, *form), clean
+        compressed = jpeg(clean, *form)
+        return kind, compressed, clean, compressed
     if kind == "white jpeg":
-        return kind, jpeg(np.clip(white, 0, 1), *form), clean
+        return kind, jpeg(np.clip(white, 0, 1), *form), clean, jpeg(clean, *form)
     if kind == "blurred":
         noise = random.standard_normal(clean.shape)
         mix = random.uniform(0.2, 1)
         noise = noise + mix * (np.roll(noise, 1, 0) + np.roll(noise, 1, 1)) + mix**2 * np.roll(noise, 1, (0, 1))
-        return kind, rounded(clean + min(sigma, 25 / 255) * noise / noise.std()), clean
-    return kind, clean, clean
+        return kind, rounded(clean + min(sigma, 25 / 255) * noise / noise.std()), clean, clean
+    return kind, clean, clean, clean
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -86,16 +91,15 @@ def measure(options: argparse.Namespace) -> None:
     started = time.monotonic()
     for i in range(options.count):
         random = np.random.default_rng([options.seed, i])
-        kind, degraded, clean = sample(paths, random)
+        kind, degraded, clean, still = sample(paths, random)
         if random.random() < 0.3:
-            degraded, clean = degraded @ LUMA, clean @ LUMA
+            degraded, clean, still = degraded @ LUMA, clean @ LUMA, still @ LUMA
             degraded = degraded if kind == "white" else rounded(degraded)
         degraded = degraded.astype(np.float32)
         found = measurements(degraded, estimate_sigma(degraded))
         if found is None:
             continue
-        error = np.mean((degraded - clean) ** 2) * 255**2
-        level = math.sqrt(error) if kind not in ("clean", "jpeg") else 0.0
+        level = 255 * math.sqrt(np.mean((degraded - still) ** 2))
         gains = np.full(len(SIGMAS), np.nan)
         if kind != "white" and i % options.every == 0:
             model = models[1 if degraded.ndim == 2 else 3]

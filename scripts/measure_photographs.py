@@ -3,10 +3,11 @@
 `camera`: the crops of the PolyU set (Xu et al. 2018: five cameras, JPEG, the mean of many exposures as truth), no
 parameter given; beside them the noisy crops, the estimate for white noise, the colour model given the best single
 sigma for the whole set, and OpenCV's fastNlMeansDenoisingColored and BM3D with the best of a grid for the whole set.
-`white`, `clean`, `jpeg`: CBSD68 under white noise, BSD100 as it is and through a JPEG of quality 70. `route`: when the
-model for photographs serves better than the one for white noise, by simulated noise on images of SunHays80 that nothing
-is trained on. PolyU, CBSD68 and BSD100 are scoring sets: no number is
-fitted to them (docs/photographs.md says which decisions were looked at on PolyU).
+`simulated`: the same methods on CBSD68 with the noise of simulated cameras at three levels, sigmas and strengths
+relative to the level. `white`, `clean`, `jpeg`: CBSD68 under white noise, BSD100 as it is and through a JPEG of quality
+70. `route`: when the model for photographs serves better than the one for white noise, by simulated noise on images of
+SunHays80 that nothing is trained on. PolyU, CBSD68 and BSD100 are scoring sets: no number is fitted to them
+(docs/photographs.md says which decisions were looked at on PolyU).
 
 OpenCV and BM3D (not free for commercial use) are only used here: pip install opencv-python-headless==5.0.0.93
 bm3d==4.0.3. Where one is missing its lines are left out. Results are added to results/photographs.json as they come.
@@ -38,30 +39,38 @@ RESULT = ROOT / "results" / "photographs.json"
 SIGMAS = (9.0, 12.0, 16.0)
 STRENGTHS = (4, 7, 10)  # h and hColor of OpenCV's
 BM3D_SIGMAS = (6.0, 9.0, 12.0)
+FACTORS = (1.0, 1.5, 2.2)  # from the level of simulated noise to the sigmas of denoisers for white noise
+OPENCV_FACTORS = (0.6, 1.0, 1.5)
 FITTED = "Canon5D2"  # the camera whose noisy images the model of noise was looked at with
 WHITE = (5, 10, 15, 25, 50, 75)
 QUALITY = 70
 Method = Callable[[np.ndarray], np.ndarray]
 
 
-def methods(restorer: Restorer, chosen: list[str]) -> dict[str, Method]:
-    """By name, each from a noisy crop HW3 in [0, 1] to the restored one."""
+def methods(
+    restorer: Restorer,
+    chosen: list[str],
+    sigmas: tuple[float, ...] = SIGMAS,
+    strengths: tuple[float, ...] = STRENGTHS,
+    bm3d_sigmas: tuple[float, ...] = BM3D_SIGMAS,
+) -> dict[str, Method]:
+    """By name, each from a noisy crop HW3 in [0, 1] to the restored one; the h of OpenCV's are whole numbers or not."""
     found: dict[str, Method] = {"noisy": lambda x: x}
     found["auto"] = lambda x: nlrn.denoise(x)
     found["photo"] = lambda x: nlrn.denoise(x, noise="photo")
     found["gaussian"] = lambda x: restorer.denoise(x, noise="gaussian")
-    for sigma in SIGMAS:
+    for sigma in sigmas:
         found[f"sigma {sigma:g}"] = lambda x, sigma=sigma: restorer.denoise(x, sigma)  # type: ignore[misc]
     if "opencv" in chosen:
         cv2 = importlib.import_module("cv2")
         cv2.setNumThreads(1)
-        for h in STRENGTHS:
+        for h in strengths:
             found[f"opencv {h}"] = lambda x, h=h: (  # type: ignore[misc]
                 cv2.fastNlMeansDenoisingColored(np.rint(x * 255).astype(np.uint8), None, h, h, 7, 21) / 255.0
             )
     if "bm3d" in chosen:
         bm3d = importlib.import_module("bm3d")
-        for sigma in BM3D_SIGMAS:
+        for sigma in bm3d_sigmas:
             found[f"bm3d {sigma:g}"] = lambda x, sigma=sigma: bm3d.bm3d_rgb(x, sigma / 255)  # type: ignore[misc]
     return found
 
@@ -90,6 +99,27 @@ def _save(path: Path, *images: np.ndarray) -> None:
     """Side by side, to be looked at."""
     beside = np.concatenate([quantize8(np.asarray(image, np.float64)) for image in images], axis=1)
     Image.fromarray(np.rint(beside * 255).astype(np.uint8)).save(path)
+
+
+def simulated(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any]) -> None:
+    """PSNR and SSIM on CBSD68 under `noisy_at`, by image, level and method; parameters are named by their factor."""
+    for i, (name, image) in enumerate(scoring_set(options.data, "cbsd68")):
+        if i % options.every:
+            continue
+        clean = image / 255
+        for level in CAMERA_LEVELS:
+            noisy = noisy_at(clean, level).astype(np.float32)
+            sigmas = tuple(level * factor for factor in FACTORS)
+            tools = methods(restorer, options.methods, sigmas, tuple(level * f for f in OPENCV_FACTORS), sigmas)
+            line = lines.setdefault(f"{name} {level:g}", {})
+            for method in tools.keys() - {"photo"}:
+                family, _, parameter = method.partition(" ")
+                key = f"{family} {float(parameter) / level:.1f}" if parameter else family
+                if key not in line:
+                    restored = quantize8(tools[method](noisy).astype(np.float64))
+                    line[key] = [psnr(clean, restored), ssim(clean, restored)]
+        print(name, flush=True)
+        keep(options, "simulated", lines)
 
 
 def white(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any]) -> None:
@@ -159,7 +189,9 @@ def keep(options: argparse.Namespace, what: str, lines: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["camera", "white", "clean", "jpeg", "route"], help="default: all")
+    parser.add_argument(
+        "what", nargs="*", default=["camera", "simulated", "white", "clean", "jpeg", "route"], help="default: all"
+    )
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     parser.add_argument("--every", type=int, default=1, help="of so many images one")
     parser.add_argument("--methods", nargs="*", default=["opencv"], help="of opencv, bm3d (default: opencv)")
@@ -174,6 +206,8 @@ def main() -> None:
         lines = known.get(what, {}).get("lines", {})
         if what == "camera":
             camera(options, restorer, lines)
+        elif what == "simulated":
+            simulated(options, restorer, lines)
         elif what == "white":
             white(options, restorer, lines)
         elif what == "route":

@@ -225,6 +225,28 @@ def camera() -> str:
     return markdown(header, rows) + _measured(photo)
 
 
+def simulated() -> str:
+    """Methods on CBSD68 under simulated cameras, of results/photographs.json: of a family the best for a level."""
+    result = load("photographs")["simulated"]
+    by_level: dict[str, list[dict[str, list[float]]]] = {}
+    for name, line in result["lines"].items():
+        by_level.setdefault(name.rsplit(" ", 1)[1], []).append(line)
+    rows = []
+    for family, title in METHODS.items():
+        cells = []
+        for lines in by_level.values():
+            members = [method for method in lines[0] if method.partition(" ")[0] == family]
+            means = [np.mean([line[method] for line in lines], axis=0) for method in members]
+            if means:
+                psnr, ssim = max(means, key=lambda scores: scores[0])
+                cells.append(f"{psnr:.2f} / {ssim:.4f}")
+        if cells:
+            rows.append([title, *cells])
+    count = len(next(iter(by_level.values())))
+    header = [f"PSNR (dB) / SSIM, {count} images of CBSD68", *(f"level {level}" for level in by_level)]
+    return markdown(header, rows) + _measured(result)
+
+
 def route() -> str:
     """PSNR by level and content, of results/photographs.json."""
     result = load("photographs")["route"]
@@ -472,6 +494,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "noise-first": noise_first,
     "texture-first": texture_first,
     "photographs": photographs,
+    "simulated": simulated,
     "processes": processes,
     "tiles": tiles,
     "untouched": untouched,
