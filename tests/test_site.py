@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import CHROMIUM
+from playwright.sync_api import expect, sync_playwright
 
 import nlrn
 from nlrn import cli
@@ -67,6 +69,35 @@ def test_the_four_doors_and_a_search_that_needs_no_server(site: Path) -> None:
     index = (site / "searchindex.js").read_text()
     assert index.startswith("Search.setIndex(")
     assert all(word in index for word in ("microscopi", "how-it-works", "gallery"))
+
+
+# As test_web_page.py: where there is no browser, this is not collected, and the report says so.
+if Path(CHROMIUM).exists():
+
+    def test_the_search_finds_without_a_network_and_tables_fit(site: Path) -> None:
+        """From the folder, offline; at 1280 pixels the digests of the models are seen whole."""
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            context = browser.new_context(viewport={"width": 1280, "height": 800})
+            context.set_offline(True)
+            page = context.new_page()
+            asked: list[str] = []
+            page.on("request", lambda one: asked.append(one.url))
+            page.goto(site.joinpath("index.html").as_uri())
+            page.fill("input[name=q]", "stack of planes")
+            page.keyboard.press("Enter")
+            expect(page.locator("#search-results")).to_contain_text("Microscopy and frames", timeout=60_000)
+            page.goto(site.joinpath("models.html").as_uri())
+            hidden = "[...document.querySelectorAll('.table-wrapper')].map(t => t.scrollWidth - t.clientWidth)"
+            assert max(page.evaluate(hidden)) == 0
+            for one in sorted(site.glob("*.html")):
+                page.goto(one.as_uri())
+                assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, one.name
+            page.set_viewport_size({"width": 390, "height": 844})
+            page.goto(site.joinpath("index.html").as_uri())
+            assert page.evaluate(hidden) == [0]  # all four doors
+            browser.close()
+        assert all(url.startswith("file:") for url in asked)
 
 
 def test_pages_ask_no_other_host(site: Path) -> None:

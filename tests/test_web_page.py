@@ -221,6 +221,9 @@ def test_a_click_shows_which_similar_pixels_a_pixel_uses(page: Page, tmp_path: P
     page.fill("#y", "20")
     page.click("#look")
     expect(page.locator("#maps p")).to_contain_text("pixel 10, 20", timeout=60_000)
+    page.click("#ask")  # and away with all of it
+    expect(page.locator("#mark")).to_be_hidden()
+    expect(page.locator("#maps canvas")).to_have_count(0)
 
 
 def test_work_can_be_stopped_and_progress_is_seen(page: Page, tmp_path: Path) -> None:
@@ -281,6 +284,7 @@ def test_several_images_are_worked_through_and_come_as_one_zip(page: Page, folde
     page.click("#go")
     expect(page.locator("#zip")).to_be_visible(timeout=120_000)
     expect(page.locator("#list button").nth(1)).to_contain_text("cut off")
+    expect(page.locator("#list button").nth(1)).to_have_class("bad")
     expect(page.locator("#list button").nth(0)).to_contain_text("kB")
     with page.expect_download() as download:
         page.click("#zip")

@@ -1,5 +1,5 @@
 // The page: images go to the service as they are, and what comes back is shown and can be saved, byte for byte.
-import { showMaps } from "/maps.js";
+import { hideMaps, showMaps } from "/maps.js";
 import { Preview } from "/preview.js";
 import { Refusal, asked, check, checkSize, mega, messages, shown } from "/service.js";
 import * as settings from "/settings.js";
@@ -44,7 +44,7 @@ function list() {
     ...items.map((one) => {
       const entry = document.createElement("li"), button = document.createElement("button");
       button.type = "button";
-      button.className = one.state === "failed" ? "bad" : "";
+      button.className = ["failed", "bad"].includes(one.state) ? "bad" : "";
       button.setAttribute("aria-pressed", String(one === item));
       const words = document.createElement("span");
       words.textContent = one.words;
@@ -76,6 +76,7 @@ async function choose(files) {
 
 async function show(one) {
   item = one;
+  say("");
   fileError("");
   settings.clearErrors();
   forget();
@@ -371,6 +372,7 @@ $("ask").addEventListener("click", () => {
   $("ask").setAttribute("aria-pressed", String(view.asking));
   $("view").classList.toggle("asking", view.asking);
   $("at").hidden = !view.asking;
+  if (!view.asking) hideMaps($("maps"), $("mark"));
 });
 $("look").addEventListener("click", () => look(Number($("x").value), Number($("y").value)));
 
