@@ -12,30 +12,23 @@ from nlrn.functional.ranges import Range, parsed
 from nlrn.inference.enlarging import NoiseFirst, result_size
 from nlrn.inference.pipeline import Counts, Denoising, Sigma, restorer_of
 from nlrn.inference.restorer import Restorer
-from nlrn.inference.settings import MEMORY, Settings
+from nlrn.inference.settings import Settings
 from nlrn.io.image import MAX_RESULT_PIXELS, ImageData
 from nlrn.models.checkpoint import default_model
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of every restoration.
+class Options(Settings):
+    """The options of every restoration: Settings, and what is particular to images and files.
 
     model: a shipped name or a weights file, None for the best one. depth: bits a sample of the result, None for the
     image's. range: as of Restorer.denoise, numbers being sample values. quality: of JPEG and AVIF; compression: of
-    TIFF; as of nlrn.io.image.encode_image. The rest is Settings.
+    TIFF; as of nlrn.io.image.encode_image. Raises ConfigError as Settings.
     """
 
     task: ClassVar[str] = "denoise"
     model: str | None = None
     device: str = "auto"
-    mode: str = "window"
-    precision: str = "auto"
-    tile: int | None = None
-    overlap: int | None = None
-    memory: int = MEMORY
-    tta: bool = False
-    level: float = 1.0
     range: Range = "auto"
     depth: int | None = None
     quality: int | None = None
