@@ -22,7 +22,6 @@ from nlrn.cli import run
 from nlrn.errors import InputError
 from nlrn.io.image import ImageData, encode_image, read_image
 from nlrn.io.tiffs import CameraRawError, read_tiff
-from nlrn.io.wide import samples as vips_samples
 
 RNG = np.random.default_rng(0)
 
@@ -166,10 +165,8 @@ def test_compressed_planes_that_lie_apart_and_white_that_is_zero(word: str, kind
     }[look]
     planes = [of_type((19, 23), kind) for _ in range(count)]
     data = compressed_by_hand(planes, word, photometric, extra=2 if look in ("grey and alpha", "RGBA") else 0)
-    if (look == "CMYK" or word == "zstd") and kind == "uint16":
-        with pytest.raises(
-            InputError, match="grey or RGB only" if look == "CMYK" else "compressed by ZSTD, which libvips"
-        ):
+    if look == "CMYK" and kind == "uint16":
+        with pytest.raises(InputError, match="grey or RGB only"):
             read_image(data)
         return
     values = np.dstack(planes) if count > 1 else planes[0]
@@ -490,7 +487,9 @@ def test_a_compressed_tiff_holds_the_same_samples_and_tags(compression: str, kin
     block[0x010F] = "A maker"
     image = ImageData((colour / levels).astype(np.float32), alpha, depth, exif=block.tobytes(), dpi=(300.0, 300.0))
     data = encode_image(dataclasses.replace(image, compression=compression), "TIFF")
-    found = vips_samples(data, (shape[1], shape[0]))
+    import pyvips
+
+    found = pyvips.Image.new_from_buffer(data, "", fail_on="warning").numpy()
     np.testing.assert_array_equal(found.reshape(values.shape), values)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages.first

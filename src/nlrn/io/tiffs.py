@@ -1,9 +1,9 @@
 """TIFF files: what one declares as its image, by tifffile's parse, and its samples, all of them or none.
 
-tifffile reads what is not compressed and what is deflated; libtiff reads the other compressions, through Pillow up to 8
-bits and through libvips beyond. Which directory is the image, and whether its kind is read, is decided here for both.
-Stacks, channels that are neither colour nor alpha, missing strips and tags outside of the file are
-refused; reduced copies (previews, the levels of a pyramid) are left out with a note.
+tifffile reads what is not compressed and what is deflated; libtiff, through Pillow, the other compressions. Which
+directory is the image, and whether its kind is read, is decided here for both. Camera raw files, stacks, channels that
+are neither colour nor alpha, missing strips and tags outside of the file are refused; reduced copies (previews, the
+levels of a pyramid) are left out with a note.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 from PIL.ExifTags import Base
 
 from nlrn.errors import InputError
-from nlrn.io import wide
 from nlrn.io.formats import tiff_pages
 from nlrn.io.metadata import IPTC, PHOTOSHOP, TURNS, XMP, Decoded, FileMetadata, held_to, tagged_dpi
 from nlrn.io.texts import tiff_texts
@@ -74,7 +73,6 @@ def read_tiff(
     pages = tiff_pages(data, strict=True)
     if pages > _MOST_PAGES:
         raise InputError(f"{pages:,} frames or pages; expected a single image", limit="frames")
-    wide.ready()  # what the library itself takes is none of the image's
     with silent(), TiffFile(io.BytesIO(data), is_ome=False) as file:
         page, notes = _main(file, data)
         width, height = page.imagewidth, page.imagelength

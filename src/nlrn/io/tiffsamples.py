@@ -1,7 +1,6 @@
 """The samples of a TIFF's image as nlrn.io.tiffs judged it: its strips and tiles, checked, and decoded, all of them.
 
-tifffile decodes what is not compressed and what is deflated; libtiff the other compressions, through Pillow up to 8
-bits and through libvips beyond.
+tifffile decodes what is not compressed and what is deflated; libtiff, through Pillow, the other compressions.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import TiffImageFile
 
 from nlrn.errors import InputError
-from nlrn.io import wide
 from nlrn.io.formats import Bytes, inflated_size
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, _MASK, CMYK, YCBCR = range(7)  # of the tag PhotometricInterpretation
 UINT, FLOAT = 1, 3  # of the tag SampleFormat
 ASSOCIATED, UNASSOCIATED = 1, 2  # of the tag ExtraSamples
 _PLAIN, _DEFLATE, _PREDICTED = 1, frozenset({8, 32946}), frozenset({1, 2})
+_HORIZONTAL, _FLOATING = 2, 3  # of the tag Predictor
 _OLD_JPEG = 6
 COMPRESSIONS = {
     1: "none", 2: "CCITT RLE", 3: "CCITT T.4", 4: "CCITT T.6", 5: "LZW", 6: "old JPEG", 7: "JPEG", 8: "deflate",
@@ -34,6 +33,7 @@ COMPRESSIONS = {
 }  # fmt: skip
 _LOSSLESS = frozenset({1, 5, 8, 32773, 32946, 34925, 50000})
 _COEFFICIENTS, _REFERENCE = 529, 532
+_COLOUR_TAGS = frozenset({332, 338, 529, 530, 532})  # what the samples are, beside how many
 PIXEL_TAGS = frozenset(
     {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347}
     | {*range(512, 522), 529, 530, 532}
@@ -147,12 +147,12 @@ def samples_of(
     plain = page.compression == _PLAIN or page.compression in _DEFLATE
     if plain and kind.bits not in (2, 4) and int(page.predictor) in _PREDICTED:
         values = _by_tifffile(page, kind, parts)
-    elif page.planarconfig == 2 and page.samplesperpixel > 1:
-        values = np.dstack([_plane(page, kind, data, i, len(parts)) for i in range(page.samplesperpixel)])
     elif kind.bits > 8:
-        # libvips would turn white that is zero round, as is done here
-        black = {262: (3, 1, BLACK_IS_ZERO)} if kind.photometric == WHITE_IS_ZERO else {}
-        values = wide.samples(_alone(page, data, black), (page.imagewidth, page.imagelength))
+        planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        values = np.concatenate([_by_libtiff(page, kind, data, i, len(parts) // planes) for i in range(planes)], axis=2)
+    elif page.planarconfig == 2 and page.samplesperpixel > 1:
+        each = len(parts) // page.samplesperpixel
+        values = np.dstack([_plane(page, kind, data, i, each) for i in range(page.samplesperpixel)])
     else:
         return _by_pillow(page, kind, data)
     if values.shape[2] != kind.colours + (kind.alpha != 0):
@@ -160,30 +160,58 @@ def samples_of(
     return _converted(page, kind, values)
 
 
-def _plane(page: Any, kind: Kind, data: bytes, index: int, parts: int) -> np.ndarray:
-    """One of the planes of an image whose samples are stored apart, [H, W] as stored: as a grey image by itself.
+def _by_libtiff(page: Any, kind: Kind, data: bytes, index: int, each: int) -> np.ndarray:
+    """[H, W, samples] of 16 bits or floats, or one plane of those that lie apart: through Pillow, as rows of bytes.
 
-    parts: strips or tiles of all planes together.
+    libtiff undoes the compression; byte order and predictor are undone here. each: strips or tiles of a plane.
     """
+    samples, size = 1 if page.planarconfig == 2 else page.samplesperpixel, kind.bits // 8
+    tiled, order = page.is_tiled, page.parent.byteorder
+    columns = page.tilewidth if tiled else page.imagewidth
+    across = math.ceil(page.imagewidth / columns)
+    height = math.ceil(page.imagelength / page.tilelength) * page.tilelength if tiled else page.imagelength
+    row = columns * samples * size
+    changed = {256: (4, 1, across * row), 257: (4, 1, height), 258: (3, 1, 8), 339: (3, 1, UINT)}
+    changed |= _of_one_plane(page, index, each) | ({322: (4, 1, row)} if tiled else {})
+    rows = _grey(_alone(page, data, changed, without=_COLOUR_TAGS | {317}), (across * row, height))
+    blocks = rows.reshape(height, across, row)
+    number, predictor = np.dtype(f"{order}{'f' if kind.format == FLOAT else 'u'}{size}"), int(page.predictor)
+    predictor = 1 if page.compression == _PLAIN else predictor  # it belongs to a compression
+    if predictor == _FLOATING:
+        apart = np.cumsum(blocks.reshape(height, across, -1, samples), axis=2, dtype=np.uint8)
+        together = apart.reshape(height, across, size, -1).swapaxes(2, 3)
+        values = np.ascontiguousarray(together).view(f">f{size}")
+    else:
+        whole = blocks.view(f"{order}u{size}").reshape(height, across, columns, samples)
+        whole = np.cumsum(whole, axis=2, dtype=f"u{size}") if predictor == _HORIZONTAL else whole
+        values = whole.astype(f"u{size}", copy=False).view(number.newbyteorder("="))
+    values = values.reshape(height, across * columns, samples)[: page.imagelength, : page.imagewidth]
+    return values.astype(number.newbyteorder("="), copy=False)
+
+
+def _plane(page: Any, kind: Kind, data: bytes, index: int, each: int) -> np.ndarray:
+    """One of the planes of an image whose samples of 8 bits lie apart, [H, W] as stored: as a grey image by itself."""
     if kind.bits < 8:
         raise InputError(f"{page.samplesperpixel} samples a pixel of {kind.bits} bits; expected 8 bits of colour")
     if kind.photometric == YCBCR and page.is_subsampled:
         raise InputError("YCbCr with fewer samples of colour is read from JPEG only; save the image as RGB")
-    each, size = parts // page.samplesperpixel, (page.imagewidth, page.imagelength)
-    wanted = slice(index * each, (index + 1) * each)
-    tiled = page.is_tiled
-    changed: dict[int, tuple[int, ...]] = {
-        258: (3, 1, kind.bits),
+    changed = {258: (3, 1, 8), 339: (3, 1, UINT)} | _of_one_plane(page, index, each)
+    return _grey(_alone(page, data, changed, without=_COLOUR_TAGS), (page.imagewidth, page.imagelength))
+
+
+def _of_one_plane(page: Any, index: int, each: int) -> dict[int, tuple[int, ...]]:
+    """Tags of a grey image of one sample that consists of these strips or tiles."""
+    wanted, tiled = slice(index * each, (index + 1) * each), page.is_tiled
+    return {
         262: (3, 1, BLACK_IS_ZERO),
         277: (3, 1, 1),
         284: (3, 1, 1),
-        339: (3, 1, kind.format),
+        324 if tiled else 273: (4, each, *each_of(page.dataoffsets)[wanted]),
+        325 if tiled else 279: (4, each, *each_of(page.databytecounts)[wanted]),
     }
-    changed[324 if tiled else 273] = (4, each, *each_of(page.dataoffsets)[wanted])
-    changed[325 if tiled else 279] = (4, each, *each_of(page.databytecounts)[wanted])
-    file = _alone(page, data, changed, without=frozenset({338, 332, 529, 530, 532}))
-    if kind.bits > 8:
-        return wide.samples(file, size)[..., 0]
+
+
+def _grey(file: bytes, size: tuple[int, int]) -> np.ndarray:
     with TiffImageFile(io.BytesIO(file)) as image:
         if image.size != size or image.mode != "L":
             raise InputError("damaged: its decoder finds another size or kind")

@@ -1,12 +1,11 @@
-"""Samples that Pillow would cut or misread: 16 bits with colour or alpha in PNG, and compressed TIFFs.
+"""Samples that Pillow would cut: 16 bits with colour or alpha in PNG.
 
-libvips (pyvips) decodes both and compresses PNG; it handles pixels only. Profiles and EXIF are read and written here
-and by Pillow, since libvips rewrites them. It is imported for such an image only.
+libvips (pyvips) decodes and compresses them; it handles pixels only. Profiles and EXIF are read and written here and by
+Pillow, since libvips rewrites them. It is imported for such an image only.
 """
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from typing import Any
@@ -33,15 +32,6 @@ def read(data: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | N
 
     size: (width, height) that was checked. Raises InputError for what is damaged or another kind.
     """
-    values = samples(data, size)
-    if values.dtype != np.uint16:
-        raise InputError(f"samples of {values.dtype}; expected 16 bits")
-    colour = values[..., 0] if values.shape[2] < 3 else values[..., :3]
-    return colour, values[..., -1] if values.shape[2] in (2, 4) else None
-
-
-def samples(data: bytes, size: tuple[int, int]) -> np.ndarray:
-    """[H, W, 1 to 4], uint8, uint16 or float32, as libvips reads them. Raises InputError as `read` does."""
     vips = _vips()
     try:
         image = vips.Image.new_from_buffer(data, "", fail_on="warning")
@@ -49,18 +39,13 @@ def samples(data: bytes, size: tuple[int, int]) -> np.ndarray:
             raise InputError(
                 f"damaged: {image.width} x {image.height} pixels where {size[0]} x {size[1]} were declared"
             )
-        if image.format not in ("uchar", "ushort", "float") or image.bands > 4:
-            raise InputError(f"{image.bands} samples a pixel of {image.format}; expected 1 to 4")
+        if image.format != "ushort" or image.bands > 4:
+            raise InputError(f"{image.bands} samples a pixel of {image.format}; expected 1 to 4 of 16 bits")
         values: np.ndarray = image.numpy().reshape(size[1], size[0], -1)
-        return values
     except vips.Error as error:
-        said = " ".join(str(error).split())
-        if lacking := re.search(r"(\w+) compression support is not configured", said):
-            raise InputError(
-                f"compressed by {lacking[1]}, which libvips as it is installed here cannot read; save it with LZW or"
-                " deflate"
-            ) from error
-        raise InputError(f"damaged or truncated ({said})") from error
+        raise InputError(f"damaged or truncated ({' '.join(str(error).split())})") from error
+    colour = values[..., 0] if values.shape[2] < 3 else values[..., :3]
+    return colour, values[..., -1] if values.shape[2] in (2, 4) else None
 
 
 def png(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
@@ -95,6 +80,6 @@ def _vips() -> Any:
     try:
         import pyvips  # type: ignore[import-untyped]
     except (ImportError, OSError) as error:
-        raise BackendError("16-bit colour and float images need libvips (pip install pyvips pyvips-binary)") from error
+        raise BackendError("PNGs of 16-bit colour need libvips (pip install pyvips pyvips-binary)") from error
     pyvips.cache_set_max(0)  # it would keep files and pixels that were read
     return pyvips
