@@ -469,3 +469,39 @@ def test_memory_is_that_of_one_plane(tmp_path: Path) -> None:
     print(f"peak of 12 planes {peaks[0]:.0f} MiB, of 1,200 {peaks[1]:.0f} MiB")
     assert (tmp_path / "1200.tif").stat().st_size > 1.1 * 2**30
     assert peaks[1] < peaks[0] + 64
+
+
+# -- a single image of counts ----------
+
+
+def test_a_single_image_of_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """700 to 28,100, as a microscope's program exports them: no option is needed, and counts come back."""
+    ramp = np.linspace(700, 28_100, 64)[None, :] + np.random.default_rng(0).normal(0, 900, (48, 64))
+    counts = np.rint(ramp).clip(0, 65535)
+    for name, values in (("f", counts.astype(np.float32)), ("i", counts.astype(np.uint16))):
+        tifffile.imwrite(tmp_path / f"{name}.tif", values)
+        assert run(["denoise", str(tmp_path / f"{name}.tif"), "-o", str(tmp_path / f"{name}-out.tif")]) == 0
+    printed = capsys.readouterr().out
+    assert "floats beyond 0..1 are counts: sigma is in 1/255 of 65535" in printed
+    assert len({line for line in printed.splitlines() if "sigma" in line and "floats" not in line}) == 1
+    floats, integers = (tifffile.imread(tmp_path / f"{name}-out.tif") for name in "fi")
+    assert floats.dtype == np.float32
+    np.testing.assert_allclose(floats, integers, atol=0.6)
+    narrow = tmp_path / "out.png"
+    assert run(["denoise", str(tmp_path / "f.tif"), "-o", str(narrow), "--depth", "16"]) == 0
+    np.testing.assert_allclose(np.asarray(Image.open(narrow)), integers, atol=1)
+    stack = np.stack([counts, counts[::-1]]).astype(np.float32)
+    tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack")
+    options = ["--sigma", "3", "--range", "0,30000", "-q"]
+    assert run(["denoise", str(tmp_path / "s.tif"), "-o", str(tmp_path / "s-out.tif"), *options]) == 0
+    assert run(["denoise", str(tmp_path / "f.tif"), "-o", str(tmp_path / "p-out.tif"), *options]) == 0
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "s-out.tif")[0], tifffile.imread(tmp_path / "p-out.tif"))
+    assert run(["denoise", str(tmp_path / "s.tif"), "-o", str(tmp_path / "n_%d.tif"), *options]) == 0
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "n_1.tif"), tifffile.imread(tmp_path / "p-out.tif"))
+
+
+def test_a_folder_names_the_command_for_its_stacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", noisy((3, 48, 40)), photometric="minisblack")
+    assert run(["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--sigma", "5"]) == 1
+    assert "stacks are restored by a command of their own, nlrn denoise FILE" in capsys.readouterr().err

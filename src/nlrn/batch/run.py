@@ -111,7 +111,8 @@ def _read(reading: Mapping[str, Any], job: Job) -> tuple[str, ImageData]:
     try:
         return hashlib.sha256(data).hexdigest(), read_image(data, **reading)
     except InputError as error:
-        raise InputError(str(error).removeprefix("the image: ")) from error
+        alone = "; stacks are restored by a command of their own, nlrn denoise FILE" if error.limit == "frames" else ""
+        raise InputError(str(error).removeprefix("the image: ") + alone) from error
 
 
 def _timed(job: Job, restore: Restore, image: ImageData) -> tuple[ImageData, float]:

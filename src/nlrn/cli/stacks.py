@@ -118,7 +118,7 @@ class _Planes:
     def image(self, index: int) -> ImageData:
         from nlrn.io.stacks import scaled
 
-        return self.asked.prepared(scaled(self.stack.read(index), self.levels))
+        return self.asked.formed(scaled(self.stack.read(index), self.levels))
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         image = self.image(index)

@@ -152,7 +152,8 @@ def checked_image(image: np.ndarray, value_range: Range = "auto") -> np.ndarray:
     low, high = (float(image.min()), float(image.max())) if isinstance(chosen, str) else robust_range(image)
     black, white = (0.0, 1.0) if isinstance(chosen, str) else chosen
     if low < black - 4 * (white - black) or high > black + 5 * (white - black):
-        advice = "divide by 255 or 65535" if isinstance(chosen, str) else "give the values of black and white"
+        advice = "divide by 255 or 65535, or give axes='YX', by which floats may be counts"
+        advice = advice if isinstance(chosen, str) else "give the values of black and white"
         raise InputError(f"the image's values span {low:g}..{high:g}, far from {black:g}..{white:g}; {advice}")
     return image.astype(np.float64 if image.dtype == np.float64 else np.float32, copy=False)
 

@@ -14,6 +14,7 @@ from nlrn.inference.pipeline import Counts, Denoising, Sigma, restorer_of
 from nlrn.inference.restorer import Restorer
 from nlrn.inference.settings import Settings
 from nlrn.io.image import MAX_RESULT_PIXELS, ImageData
+from nlrn.io.stacks import float_levels, scaled
 from nlrn.models.checkpoint import default_model
 
 
@@ -57,6 +58,18 @@ class Options(Settings):
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
 
     def prepared(self, image: ImageData) -> ImageData:
+        """The image as `formed`; floats beyond 0..1, which are counts, on the scale of 8, 16 or 32 bits.
+
+        They come back on their own scale.
+        """
+        if image.depth == 32 and image.levels == 1:
+            levels = float_levels(float(image.array.min()), float(image.array.max()))
+            if levels != 1:
+                note = f"floats beyond 0..1 are counts: sigma is in 1/255 of {levels:g}"
+                image = replace(scaled(image, levels), notes=(*image.notes, note))
+        return self.formed(image)
+
+    def formed(self, image: ImageData) -> ImageData:
         """The image in the depth of the result, and written as asked."""
         image = image if self.depth is None else image.with_depth(self.depth)
         asked = {name: value for name in ("quality", "compression") if (value := getattr(self, name)) is not None}

@@ -63,7 +63,8 @@ class ImageData:
     per inch, across and down. colours: a PNG's chunks gAMA, cHRM, sRGB and cICP, which only a PNG can hold. notes: what
     of the file was left out or converted, a line each. texts: XMP, IPTC, a PNG's texts, a JPEG's comments, without what
     no longer holds and, unless requested, without the place. levels: the sample value of the file that is 1 here: 255,
-    65535, or 1 of floats; 0 sets it by the depth. quality, compression: how it is written, as of
+    65535, or 1 of floats; 0 sets it by the depth. float_levels: what 1 is written as, by
+    depth 32. quality, compression: how it is written, as of
     `encode_image`. Of a restored image, noise: what was found in the noisy one, or in each of its channels
     (NoiseEstimate.record), value_range: the sample values that the network saw as black and white, tile: the side of
     the tiles that it was made in where the system refused memory for larger ones, and said: lines worth printing.
@@ -82,6 +83,7 @@ class ImageData:
     noise: tuple[dict[str, Any], ...] = ()
     value_range: tuple[float, float] | None = None
     levels: float = 0.0
+    float_levels: float = 1.0
     quality: int = 95
     compression: str = "none"
     tile: int | None = None
@@ -220,7 +222,8 @@ def encode_image(image: ImageData, format: str, *, quality: int | None = None) -
     if image.compression not in COMPRESSIONS:
         raise ConfigError(f"compression is {image.compression!r}; expected {', '.join(COMPRESSIONS)}")
     check_holds(image, format)
-    values = rounded(image.array, image.depth)
+    counts = image.depth == 32 and image.float_levels != 1
+    values = rounded(image.array * np.float32(image.float_levels) if counts else image.array, image.depth)
     if image.alpha is not None:
         values = np.dstack((values, image.alpha))
     options = _OPTIONS.get(format, {}) | _metadata(image, format) | image.texts.options(format)

@@ -322,7 +322,8 @@ def scaled(image: ImageData, levels: float) -> ImageData:
     """An image of floats with another value as 1; others as they are."""
     if image.depth != 32 or levels == image.levels:
         return image
-    return replace(image, array=image.array * np.float32(image.levels / levels), levels=levels)
+    array = image.array * np.float32(image.levels / levels)
+    return replace(image, array=array, levels=levels, float_levels=levels)
 
 
 def split(axes: str, planes: int) -> tuple[str, tuple[int, ...]]:

@@ -170,7 +170,7 @@ class TiffStackWriter:
 
 def samples(image: ImageData) -> np.ndarray:
     """[H, W, samples] of the type of the image's file, rounded as any image is; alpha last."""
-    array = image.array * np.float32(image.levels) if image.depth == 32 else image.array
+    array = image.array * np.float32(image.float_levels) if image.depth == 32 else image.array
     values = rounded(array, image.depth)
     values = values[..., None] if values.ndim == 2 else values
     return values if image.alpha is None else np.dstack((values, image.alpha))
