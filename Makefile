@@ -20,6 +20,7 @@ install: $(VENV)/installed
 
 $(VENV)/core: pyproject.toml constraints.txt setup.py $(wildcard src/nlrn/ops/csrc/*)
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): pip downloads 0.24 to 2.8 GB (docs/install.md), silently"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
