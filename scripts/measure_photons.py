@@ -1,6 +1,6 @@
 """Photons estimated from simulated fluorescence: errors of gain and read noise, and what the restored image loses.
 
-    python scripts/measure_photons.py [--peaks 10 30] [--planes 1] [--side 128] [--seeds 3]
+    python scripts/measure_photons.py [--peaks 10 30] [--planes 1] [--side 128] [--seeds 3] [--json FILE]
 
 Scenes of cells, spots and filaments, blurred as by a microscope, brightest at 10 or 30 photons, with a read noise of
 0.5 or 2 electrons. Each row: the estimate's mean error, and the PSNR with the true numbers less that with the
@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from nlrn.evaluation.protocols import machine
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.counting import estimate_photons
 from nlrn.inference.restorer import Restorer
+from nlrn.system.atomic import publish_json
 
 PEAKS, READ_NOISES = (10, 30), (0.5, 2.0)  # photons, electrons
+HEADER = ("peak", "read noise", "planes", "gain, mean error", "read noise, mean error", "dB lost, mean (largest)")
 WHITE = 200.0  # the brightest pixel, 0-255 units
 
 
@@ -64,24 +70,34 @@ def measured(peak: float, read: float, planes: int, side: int, seed: int, restor
     return Found(found.gain / gain - 1, found.read_noise / true.read_noise - 1, float(psnr[0] - psnr[1]))
 
 
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    errors = (f"{100 * row[f'{name}_error']:.0f} %" for name in ("gain", "read_noise"))
+    lost = f"{np.mean(row['lost']):.2f} ({max(row['lost']):.2f})"
+    return [f"{row['peak']}", f"{row['read_noise']}", f"{row['planes']}", *errors, lost]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--planes", type=int, nargs="+", default=[1])
     parser.add_argument("--peaks", type=int, nargs="+", default=list(PEAKS))
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the rows there, too: results/photons.json")
     options = parser.parse_args()
-    restorer = Restorer("denoise-gray-small")
-    print("| peak | read noise | planes | gain, mean error | read noise, mean error | dB lost, mean (largest) |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    restorer, rows = Restorer("denoise-gray-small"), list[dict[str, Any]]()
+    print(f"| {' | '.join(HEADER)} |\n| {' | '.join(['---'] * len(HEADER))} |")
     for planes in options.planes:
         for peak in options.peaks:
             for read in READ_NOISES:
                 every = [measured(peak, read, planes, options.side, seed, restorer) for seed in range(options.seeds)]
-                gain, noise = (100 * np.mean([abs(getattr(e, name)) for e in every]) for name in ("gain", "read_noise"))
-                lost = [one.lost for one in every]
-                row = f"{peak} | {read} | {planes} | {gain:.0f} % | {noise:.0f} %"
-                print(f"| {row} | {np.mean(lost):.2f} ({max(lost):.2f}) |", flush=True)
+                found = {"peak": peak, "read_noise": read, "planes": planes}
+                for name in ("gain", "read_noise"):
+                    found[f"{name}_error"] = float(np.mean([abs(getattr(one, name)) for one in every]))
+                rows.append(found | {"lost": [one.lost for one in every]})
+                print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
+    if options.json:
+        publish_json(options.json, {"rows": rows, "run": machine(torch.device("cpu"))})
 
 
 if __name__ == "__main__":

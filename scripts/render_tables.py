@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ledger
+import measure_photons
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -438,6 +439,14 @@ def peers() -> str:
     return markdown(*peers_table(result["rows"])) + _measured(result)
 
 
+def photons() -> str:
+    """Gain and read noise estimated from simulated fluorescence, of results/photons.json."""
+    result = load("photons")
+    return markdown(list(measure_photons.HEADER), [measure_photons.cells(row) for row in result["rows"]]) + _measured(
+        result
+    )
+
+
 def _measured(result: dict[str, Any]) -> str:
     run = result["run"]
     threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
@@ -494,6 +503,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "noise-first": noise_first,
     "texture-first": texture_first,
     "photographs": photographs,
+    "photons": photons,
     "simulated": simulated,
     "processes": processes,
     "tiles": tiles,
