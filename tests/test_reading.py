@@ -95,6 +95,23 @@ def test_runs_in_bmp() -> None:
     assert np.rint(eight.array.reshape(2, 8, -1)[0, :, 0] * 255).tolist() == [1, 2, 3, 7, 7, 7, 7, 7]
 
 
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_the_pixels_of_a_bmp_lie_behind_its_palette(bits: int) -> None:
+    """Whatever first byte is declared: the samples that Pillow's own file has, or a refusal."""
+    image = Image.fromarray(samples((9, 16)) >> (8 - bits))
+    image = image.convert("1") if bits == 1 else image.convert("P")
+    data = bytearray(_bmp(bits, 0, bytes(range(8)) * 8)) if bits == 4 else bytearray(file_of(image, "BMP"))
+    if bits == 4:
+        data[54:118] = b"".join(bytes([17 * i] * 3 + [0]) for i in range(16))
+    right, behind = read_image(bytes(data)).array, int.from_bytes(data[10:14], "little")
+    for first in (1, 14, 53, 54, 54 + 4, behind - 4, behind - 1):
+        data[10:14] = first.to_bytes(4, "little")
+        with pytest.raises(InputError, match="inside of its header or palette"):
+            read_image(bytes(data))
+    data[10:14] = bytes(4)  # some writers leave it out
+    np.testing.assert_array_equal(read_image(bytes(data)).array, right)
+
+
 def test_a_clean_aperture_is_refused() -> None:
     data = file_of(Image.fromarray(samples((16, 24, 3))), "AVIF")
     assert read_image(data).array.shape == (16, 24, 3)

@@ -242,10 +242,19 @@ def png_colour_count(data: bytes) -> int:
 
 
 def bmp_check(data: bytes) -> None:
-    """Raises InputError for runs of 4-bit pixels, of which Pillow reads those of odd length wrongly."""
-    header, bits, compression = (int.from_bytes(data[k : k + n], "little") for k, n in ((14, 4), (28, 2), (30, 4)))
+    """Raises InputError for runs of 4-bit pixels, of which Pillow reads those of odd length wrongly.
+
+    Also where the pixels would begin inside of the header or the palette: readers disagree about such a file.
+    """
+    first, header, bits, compression, used = (
+        int.from_bytes(data[k : k + n], "little") for k, n in ((10, 4), (14, 4), (28, 2), (30, 4), (46, 4))
+    )
     if header >= 40 and bits == 4 and compression == 2:
         raise InputError("a BMP of 4 bits in runs (RLE4) is not read; save it without compression, or as PNG")
+    most = 2**bits if 0 < bits <= 8 else 0
+    palette = 4 * (used or most) if header >= 40 and used <= most else 0  # a larger number is wrong
+    if 0 < first < 14 + header + palette:
+        raise InputError(f"damaged: its pixels begin at byte {first}, inside of its header or palette")
 
 
 def avif_check(data: bytes) -> None:
