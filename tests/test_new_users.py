@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from networks import random_model
 from PIL import Image
@@ -74,6 +75,16 @@ def test_where_there_is_no_terminal_work_under_way_is_seen(
     assert "denoising" not in shown.out  # what another program reads
     assert run([*words, str(album.with_name("large.png")), "-o", str(album.with_name("y.png")), "-q"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_stack_is_heard_of_while_its_noise_is_estimated(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nlrn.cli.shared.HEARTBEAT", 0.001)
+    planes = np.random.default_rng(0).integers(0, 4096, (3, 64, 64)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "s.tif", planes, imagej=True, metadata={"axes": "ZYX"})
+    assert run(["denoise", str(tmp_path / "s.tif"), "--model", str(weights)]) == 0
+    assert "estimating range and noise after 0 s" in capsys.readouterr().err
 
 
 MODEL = random_model()

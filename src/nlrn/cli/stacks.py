@@ -149,7 +149,8 @@ def _plan(
         if first.depth == 32:
             samples = [sample / levels for sample in samples]
         planes.levels = levels
-        channels = channels_for(planes, samples, asked.restorer, asked.asked(), levels)
+        with ProgressBar(options, "estimating range and noise"):
+            channels = channels_for(planes, samples, asked.restorer, asked.asked(), levels)
         journal.add({"levels": levels, "channels": [channel.record() for channel in channels]})
     for number, channel in enumerate(channels):
         say((f"channel {number + 1}: " if len(channels) > 1 else "") + str(channel))
