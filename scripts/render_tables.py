@@ -412,6 +412,29 @@ def processes() -> str:
     return markdown(["steps a second", *phases], lines) + _measured(result)
 
 
+def recipes() -> str:
+    """What a core trains on in a second by every recipe, of results/recipes.json."""
+    result = load("recipes")
+    kinds = {"fp32": "float32, AVX2", "bf16": "bf16"}
+    found = {(line["recipe"], line["kind"]): line for line in result["lines"]}
+    rows = []
+    for name in dict.fromkeys(line["recipe"] for line in result["lines"]):
+        mine = [found.get((name, kind)) for kind in kinds]
+        size = next(f"{line['patches']} of {line['side']}" for line in mine if line is not None)
+        cells = [["", "", ""] if m is None else [*_rates(m), f"{m['ratio']:.2f}"] for m in mine]
+        rows.append([f"`{name}`", size, *(cell for three in cells for cell in three)])
+    header = [
+        "recipe",
+        "patches",
+        *(f"{kind}, {word}" if word else "times" for kind in kinds.values() for word in ("before", "now", "")),
+    ]
+    return markdown(header, rows) + f"\nBefore: commit {result['before']}." + _measured(result).replace("\n", " ", 1)
+
+
+def _rates(line: dict[str, Any]) -> list[str]:
+    return [f"{line[when]:,.0f}" for when in ("before", "now")]
+
+
 def nearness() -> str:
     """The same runs: the largest relative differences from one process on one thread."""
     result = load("processes")
@@ -430,7 +453,8 @@ def benchmark(what: str) -> str:
     """All tables of python -m benchmarks.operator or model."""
     result = load(f"benchmark-{what}")
     parts = [f"**{title}**\n\n{markdown(header, lines)}\n" for title, header, lines in report.tables(result)]
-    return "".join(parts) + _measured(result).lstrip("\n")
+    again = [f"Of these, {p['what']}: {p['date']}, commit {p['commit']}.\n" for p in result.get("again", [])]
+    return "".join(parts) + _measured(result).lstrip("\n") + "".join(again)
 
 
 def peers() -> str:
@@ -506,6 +530,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photons": photons,
     "simulated": simulated,
     "processes": processes,
+    "recipes": recipes,
     "tiles": tiles,
     "untouched": untouched,
     "peers": peers,
