@@ -95,6 +95,17 @@ def test_runs_in_bmp() -> None:
     assert np.rint(eight.array.reshape(2, 8, -1)[0, :, 0] * 255).tolist() == [1, 2, 3, 7, 7, 7, 7, 7]
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("place", "value"), [(28, 2), (28, 64), (30, 4), (30, 9), (30, 12)])
+def test_a_bmp_of_a_kind_that_is_not_read_is_not_called_damaged(place: int, value: int, apart: bool) -> None:
+    """Of 2 and 64 bits, with a JPEG inside, compressions that Pillow does not know."""
+    data = bytearray(file_of(Image.fromarray(samples((9, 16, 3))), "BMP"))
+    data[place] = value
+    with pytest.raises(InputError, match="of a kind that is not read") as caught:
+        read_image(bytes(data), apart=apart)
+    assert "damaged" not in str(caught.value)
+
+
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_the_pixels_of_a_bmp_lie_behind_its_palette(bits: int) -> None:
     """Whatever first byte is declared: the samples that Pillow's own file has, or a refusal."""

@@ -57,6 +57,13 @@ _GREY16 = frozenset({"I;16", "I;16B"})
 _MODES = _GREY16 | {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
+def reason_of(error: Exception) -> str:
+    """The reason of a refusal where a library failed: what it does not support is not damaged."""
+    said = str(error) or type(error).__name__
+    unread = "unsupported" in said.lower() or "not supported" in said.lower()
+    return f"of a kind that is not read ({said})" if unread else f"damaged or truncated ({said})"
+
+
 class ApartError(Exception):
     """A file whose decoder is run by nlrn.io.sandbox only, in a limited process."""
 

@@ -251,7 +251,7 @@ def bmp_check(data: bytes) -> None:
     )
     if header >= 40 and bits == 4 and compression == 2:
         raise InputError("a BMP of 4 bits in runs (RLE4) is not read; save it without compression, or as PNG")
-    most = 2**bits if 0 < bits <= 8 else 0
+    most = 2**bits if bits in (1, 4, 8) else 0
     palette = 4 * (used or most) if header >= 40 and used <= most else 0  # a larger number is wrong
     if 0 < first < 14 + header + palette:
         raise InputError(f"damaged: its pixels begin at byte {first}, inside of its header or palette")

@@ -25,7 +25,7 @@ from PIL import Image
 
 from nlrn.errors import BackendError, ConfigError, InputError
 from nlrn.io import wide
-from nlrn.io.decode import ApartError, decode
+from nlrn.io.decode import ApartError, decode, reason_of
 from nlrn.io.metadata import Decoded, held_to, is_calibrated, is_worth_naming
 from nlrn.io.sandbox import decode_apart
 from nlrn.io.texts import NO_TEXTS, Texts
@@ -167,7 +167,7 @@ def read_image(
     except BackendError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        raise InputError(f"{name}: damaged or truncated ({error or type(error).__name__})") from error
+        raise InputError(f"{name}: {reason_of(error)}") from error
     levels = 1 if decoded.depth == 32 else 2**decoded.depth - 1
     texts = decoded.texts.held_to(decoded.colour.shape[:2], decoded.depth)
     return ImageData(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:-1], texts)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import AvifImagePlugin
 
 from nlrn.errors import BackendError, InputError
-from nlrn.io.decode import decode
+from nlrn.io.decode import decode, reason_of
 from nlrn.io.metadata import Decoded
 from nlrn.io.texts import Texts
 
@@ -155,7 +155,7 @@ def answer() -> None:
     except InputError as error:
         answer, planes = {"refused": str(error), "limit": error.limit}, []
     except Exception as error:
-        answer, planes = {"refused": f"damaged or truncated ({error or type(error).__name__})", "limit": None}, []
+        answer, planes = {"refused": reason_of(error), "limit": None}, []
     else:
         pairs = [(part, _little_endian(getattr(found, part))) for part in _PARTS]
         answer = {part: plane if plane is None else (plane.shape, plane.dtype.str) for part, plane in pairs}
