@@ -332,7 +332,7 @@ def _planes(path: Path) -> list[np.ndarray]:
     """Of a TIFF by tifffile, of another file by libvips (RGBA) where its frames have colour and no transparency."""
     try:
         with tifffile.TiffFile(path) as file:
-            pages: list[Any] = [page for page in file.pages if not page.is_reduced]  # type: ignore[union-attr]
+            pages: list[Any] = [p for p in map(file.pages.__getitem__, range(len(file.pages))) if not p.is_reduced]  # type: ignore[union-attr]
             if file.series[0].size > pages[0].size * len(pages):
                 return list(file.asarray().reshape(-1, *pages[0].shape))
             plain = all(page.photometric in (1, 2) and page.dtype.kind in "uf" for page in pages)
