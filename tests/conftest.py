@@ -36,6 +36,8 @@ CHROMIUM = os.environ.get("NLRN_CHROMIUM") or "/usr/bin/chromium"
 ABSENT = {} if "NLRN_CHROMIUM" in os.environ or Path(CHROMIUM).exists() else {"test_web_page.py": "no Chromium"}
 if not all(find_spec(name) for name in ("dask", "xarray")):  # the extra "arrays"
     ABSENT["test_arrays_lazy.py"] = "no dask or xarray"
+if not all(find_spec(name) for name in ("napari", "qtpy")):  # the extra "napari"; make test-napari
+    ABSENT["test_napari.py"] = "no napari"
 collect_ignore = list(ABSENT)
 
 

@@ -18,8 +18,6 @@ SCREEN = "DISPLAY" in os.environ
 if not SCREEN:
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 pytestmark = pytest.mark.filterwarnings("default")  # of Qt's and napari's own
-pytest.importorskip("napari", exc_type=ImportError)
-pytest.importorskip("qtpy", exc_type=ImportError)
 
 from qtpy.QtWidgets import QApplication  # noqa: E402
 

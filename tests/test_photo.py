@@ -13,11 +13,12 @@ import torch
 from toy import CPU, make, recorded, trainer
 
 from nlrn.errors import ConfigError, ModelNotFoundError
-from nlrn.functional.camera import CAMERA_LEVELS, noisy_at
+from nlrn.functional.camera import CAMERA_LEVELS, Camera, draw_camera, noisy_at
 from nlrn.functional.metrics import psnr
 from nlrn.io.datasets import HELD_OUT, read_folder, training_images, validation_images
 from nlrn.models.checkpoint import load_model, save_model
 from nlrn.models.nlrn import NLRN, NLRNConfig
+from nlrn.training import degradations
 from nlrn.training.config import NoiseConfig, Stage, StartConfig, TrainConfig, read_recipe
 from nlrn.training.degradations import LEVEL_ERROR, enlarged_part
 from nlrn.training.distributed import Processes
@@ -73,7 +74,19 @@ def test_several_processes_see_the_photographs_of_one(recipe: Path, tmp_path: Pa
         assert torch.equal(torch.cat([share[i] for share in shares]), part)  # type: ignore[misc]
 
 
-def test_the_plane_holds_the_level_of_the_noise_with_the_error_of_an_estimate(recipe: Path, tmp_path: Path) -> None:
+def draws(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """From here on every camera that training draws has these changes."""
+
+    def changed(random: np.random.Generator, denoises: bool = False) -> Camera:
+        return dataclasses.replace(draw_camera(random, denoises), **changes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(degradations, "draw_camera", changed)
+
+
+def test_the_plane_holds_the_level_of_the_noise_with_the_error_of_an_estimate(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws(monkeypatch, quality=None)  # so that the noise is all that is added
     noisy, clean, plane = photographer(recipe, tmp_path, stages=(Stage(0, 16, 400),)).batches(0)
     assert noisy.shape == clean.shape == (400, 3, 16, 16)
     assert noisy.is_contiguous(memory_format=torch.channels_last)
@@ -88,6 +101,14 @@ def test_the_plane_holds_the_level_of_the_noise_with_the_error_of_an_estimate(re
     assert error.mean() == pytest.approx(0, abs=4 * LEVEL_ERROR / math.sqrt(len(error)))
     assert error.std() == pytest.approx(LEVEL_ERROR, rel=4 / math.sqrt(2 * len(error)))
     assert float(plane.max()) <= 75 / 255
+
+
+def test_what_a_jpeg_alone_loses_is_no_noise(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws(monkeypatch, quality=60, shot=0.0, read=0.0, row=0.0, column=0.0)
+    noisy, clean, plane = photographer(recipe, tmp_path, stages=(Stage(0, 16, 40),)).batches(0)
+    assert plane is not None
+    assert float((noisy - clean).abs().max()) > 1 / 255
+    assert float(plane.max()) == 0
 
 
 def test_a_blind_model_sees_no_level(recipe: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from toy import make, recorded
 
 import nlrn
 from nlrn import cli
+from nlrn.cli import digest
 from nlrn.models.checkpoint import model_metadata
 from nlrn.training.config import read_recipe
 from nlrn.training.state import read_state
@@ -66,7 +67,7 @@ def test_a_folder_that_is_done_is_not_done_again(
     shutil.copytree(FILES / "folder", tmp_path / "folder")
     shutil.copy(FILES / "weights.safetensors", tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.images, "__version__", "0.2.0")
+    monkeypatch.setattr(digest, "__version__", "0.2.0")
     files = sorted((tmp_path / "folder/out").glob("*.png"))
     before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
     options = ["--model", "weights.safetensors", "--sigma", "25", "--precision", "fp32"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ _STRIP = 1 << 18  # bytes of a strip that is compressed
 _INCH = 2  # of the tag ResolutionUnit
 _RESOLUTION = frozenset({Base.XResolution, Base.YResolution, Base.ResolutionUnit})
 _LONG = 4  # a type of tags
+_COMPRESSION, _STRIPS, _ROWS, _SIZES, _PREDICTOR = 259, 273, 278, 279, 317  # tags
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # of a value, by type
 _BYTE, _UNDEFINED = 1, 7
 _TEXTS = (("xmp", 700, _BYTE), ("iptc", 33723, _UNDEFINED))  # their tags and types
@@ -38,46 +39,46 @@ def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     from tifffile import TiffWriter
 
     name = metadata.get("compression", "none")
-    stored: Any = values
-    rows, packed = values.shape[0], dict[str, Any]()
-    if name != "none":
-        stored, rows = _compressed(values, name)
-        packed = {"shape": values.shape, "dtype": values.dtype, "compression": COMPRESSIONS[name]}
-        packed["predictor"] = _predictor(values)
+    plain = name == "none"  # else the samples come behind the directory: tifffile compresses by another package only
+    stored: dict[str, Any] = {"data": values} if plain else {"data": None, "shape": values.shape, "dtype": values.dtype}
     bands = values.shape[2] if values.ndim == 3 else 1
     resolution = {"resolution": metadata["dpi"], "resolutionunit": _INCH} if "dpi" in metadata else {}
     file = io.BytesIO()
     with TiffWriter(file, bigtiff=False, byteorder="<") as writer:
         writer.write(
-            stored,
             photometric="rgb" if bands > 2 else "minisblack",
             planarconfig="contig" if bands > 1 else None,
             extrasamples=["unassalpha"] if bands in (2, 4) else None,
             iccprofile=metadata.get("icc_profile"),
-            rowsperstrip=rows,
+            rowsperstrip=values.shape[0],
             metadata=None,
             software=False,
             **resolution,
-            **packed,
+            **stored,
         )
     exif = Image.Exif()
     if "exif" in metadata:
         exif.load(metadata["exif"])
-    texts = {tag: (kind, len(metadata[name]), metadata[name]) for name, tag, kind in _TEXTS if name in metadata}
-    _add_tags(file, exif, texts, keep_resolution=bool(resolution))
+    more = {} if plain else _compressed(file, values, name)
+    more |= {tag: (kind, len(metadata[name]), metadata[name]) for name, tag, kind in _TEXTS if name in metadata}
+    _add_tags(file, exif, more, keep_resolution=bool(resolution))
     return file.getvalue()
 
 
-def _compressed(values: np.ndarray, name: str) -> tuple[Iterator[bytes], int]:
-    """Its strips, and rows of one."""
+def _compressed(file: io.BytesIO, values: np.ndarray, name: str) -> dict[int, _Entry]:
+    """Put the strips where tifffile left room for the samples, at the end of the file; the tags that say so."""
+    data = file.getvalue()
+    (place,) = struct.unpack("<I", _entries(data, int.from_bytes(data[4:8], "little"))[_STRIPS][2])
     rows = max(1, min(values.shape[0], _STRIP // max(1, values[0].nbytes)))
-    layout = Layout(COMPRESSIONS[name], _predictor(values), (rows, values.shape[1]), False, False, "<")
-    return chunks(values if values.ndim == 3 else values[..., None], layout), rows
-
-
-def _predictor(values: np.ndarray) -> int:
-    """Differences of integers, or of the bytes of floats."""
-    return 3 if values.dtype.kind == "f" else 2
+    predictor = 3 if values.dtype.kind == "f" else 2  # differences of the bytes of floats, or of integers
+    layout = Layout(COMPRESSIONS[name], predictor, (rows, values.shape[1]), False, False, "<")
+    file.seek(place)
+    sizes = [file.write(strip) for strip in chunks(values if values.ndim == 3 else values[..., None], layout)]
+    file.truncate()
+    places = (place + np.cumsum([0, *sizes[:-1]])).tolist()
+    numbers = {_COMPRESSION: [layout.compression], _PREDICTOR: [predictor], _ROWS: [rows]}
+    numbers |= {_STRIPS: places, _SIZES: sizes}
+    return {tag: (_LONG, len(them), struct.pack(f"<{len(them)}I", *them)) for tag, them in numbers.items()}
 
 
 def _add_tags(file: io.BytesIO, exif: Image.Exif, more: Mapping[int, _Entry], *, keep_resolution: bool) -> None:
