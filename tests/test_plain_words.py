@@ -23,6 +23,7 @@ from nlrn.cli import run
 from nlrn.errors import BackendError, NLRNError
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.integrations.deepinv import NLRNDenoiser
+from nlrn.models.checkpoint import save_model
 from nlrn.system.atomic import publish
 
 IMAGE = np.random.default_rng(0).normal(0.5, 0.1, (24, 20)).astype(np.float32)
@@ -331,3 +332,19 @@ def test_a_map_that_does_not_fit_is_refused_and_gradients_reach_one_that_does() 
     assert level.grad is not None
     assert bool((level.grad != 0).any())
     assert Restorer(MODEL).model is not MODEL
+
+
+def test_a_model_of_another_task_is_named_before_anything_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not its window, which has a default only for the mode of another, and no plan of tiles for what is refused."""
+    weights, image = tmp_path / "whole.safetensors", tmp_path / "image.png"
+    save_model(weights, random_model(window=None), {})
+    Image.fromarray(np.rint(IMAGE.clip(0, 1) * 255).astype(np.uint8)).save(image)
+    assert run(["evaluate", "--task", "sr", "--model", str(weights), "--set", "set5"]) == 2
+    assert capsys.readouterr().err == "nlrn: this model is for denoise: give --task denoise\n"
+    larger = tmp_path / "larger.png"
+    assert run(["upscale", str(image), "-o", str(larger), "--model", str(weights), "--tile", "32"]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "nlrn: this model is for denoise, not for sr: give another\n")
+    assert not larger.exists()
