@@ -244,7 +244,7 @@ def _profile(path: Path) -> bytes | None:
     import pyvips  # type: ignore[import-untyped]
 
     try:
-        image = pyvips.Image.new_from_file(str(path))
+        image = pyvips.Image.new_from_buffer(path.read_bytes(), "")  # a path that is written again is cached
         return bytes(image.get("icc-profile-data")) if image.get_typeof("icc-profile-data") else None
     except pyvips.Error:
         return None
