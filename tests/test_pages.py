@@ -85,6 +85,13 @@ def test_the_readme_is_one_screen() -> None:
         assert honest in text
 
 
+def test_the_gate_runs_the_first_commands_of_the_readme_as_they_stand() -> None:
+    block = (ROOT / "README.md").read_text().split("```sh\n")[1].split("```")[0]
+    commands = [line.split("#")[0].strip() for line in block.splitlines()]
+    gate = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert commands[:2] == gate[-2:] == ["make demo", "make test"]
+
+
 def test_every_page_is_found_from_the_first() -> None:
     """index.md, whose lists are the site's side bar too, links every other page."""
     pages = {page.name for page in (ROOT / "docs").glob("*.md")}
