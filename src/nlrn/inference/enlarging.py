@@ -97,9 +97,7 @@ def upscaled(
     larger = image.of_size(height, width)
     for note in larger.notes[len(image.notes) :]:
         say(note)
-    larger = dataclasses.replace(larger, array=result.array, alpha=result.alpha)
-    noise = tuple(one.record() for one in result.noise)
-    return dataclasses.replace(larger, noise=noise, value_range=result.limits, tile=result.tile)
+    return result.recorded(dataclasses.replace(larger, array=result.array, alpha=result.alpha))
 
 
 def upscaled_array(

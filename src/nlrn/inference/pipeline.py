@@ -118,6 +118,11 @@ class Result:
     noise: tuple[NoiseEstimate, ...] = ()
     tile: int | None = None
 
+    def recorded(self, image: ImageData) -> ImageData:
+        """The image with what manifests list of this result: noise, black and white, the tile."""
+        noise = tuple(one.record() for one in self.noise)
+        return dataclasses.replace(image, noise=noise, value_range=self.limits, tile=self.tile)
+
 
 def denoised(
     image: ImageData,
@@ -137,9 +142,7 @@ def denoised(
         image.array, image.alpha, restorer_for, asked,
         levels=image.levels, say=say, progress=progress, form=image.format,
     )  # fmt: skip
-    noise = tuple(one.record() for one in result.noise)
-    made = image.with_array(result.array)
-    return dataclasses.replace(made, noise=noise, value_range=result.limits, tile=result.tile)
+    return result.recorded(image.with_array(result.array))
 
 
 def denoised_array(

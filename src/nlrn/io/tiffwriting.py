@@ -67,8 +67,8 @@ def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
 
 def _compressed(file: io.BytesIO, values: np.ndarray, name: str) -> dict[int, _Entry]:
     """Put the strips where tifffile left room for the samples, at the end of the file; the tags that say so."""
-    data = file.getvalue()
-    (place,) = struct.unpack("<I", _entries(data, int.from_bytes(data[4:8], "little"))[_STRIPS][2])
+    with file.getbuffer() as data:  # the samples' room is not copied
+        (place,) = struct.unpack("<I", _entries(data, int.from_bytes(data[4:8], "little"))[_STRIPS][2])
     rows = max(1, min(values.shape[0], _STRIP // max(1, values[0].nbytes)))
     predictor = 3 if values.dtype.kind == "f" else 2  # differences of the bytes of floats, or of integers
     layout = Layout(COMPRESSIONS[name], predictor, (rows, values.shape[1]), False, False, "<")
@@ -118,13 +118,13 @@ def _directory(values: Mapping[int, Any]) -> ImageFileDirectory_v2:
     return directory
 
 
-def _entries(data: bytes, start: int) -> dict[int, _Entry]:
+def _entries(data: bytes | memoryview, start: int) -> dict[int, _Entry]:
     """The tags of a little-endian directory."""
     found = {}
     for i in range(int.from_bytes(data[start : start + 2], "little")):
         tag, kind, count, inside = struct.unpack("<HHI4s", data[start + 2 + 12 * i : start + 14 + 12 * i])
         size, place = count * _BYTES[kind], int.from_bytes(inside, "little")
-        found[tag] = kind, count, inside[:size] if size <= 4 else data[place : place + size]
+        found[tag] = kind, count, inside[:size] if size <= 4 else bytes(data[place : place + size])
     return found
 
 
