@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nlrn.errors import BackendError
+from nlrn.system.allocator import return_freed_memory
 from nlrn.web.app import application
 from nlrn.web.limits import fitting_connections
 from nlrn.web.messages import ServiceConfig
@@ -27,6 +28,7 @@ def serve(config: ServiceConfig, host: str, port: int, hosts: Iterable[str] = ()
     port: 0 takes a free one. hosts: names beside the loopback's that clients may use. Raises ModelError for weights
     that cannot be offered, BackendError where the address cannot be had.
     """
+    return_freed_memory()  # the worker computes; here bodies come and go
     connections, at_once = fitting_connections(config.limits.connections)
     if connections < config.limits.connections:
         said = f"{connections} connections at once, not {config.limits.connections}"
