@@ -13,7 +13,7 @@ from typing import Any
 from nlrn.batch.s3 import ObjectPath, Place
 from nlrn.errors import ConfigError, InputError
 from nlrn.io import further
-from nlrn.io.image import SUFFIXES
+from nlrn.io.written import SUFFIXES
 from nlrn.system.atomic import check_no_links
 
 # Suffixes of images that are not read, some of them not without an extra

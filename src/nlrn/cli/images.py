@@ -149,7 +149,8 @@ def restore_input(
         options.output = result_beside(options)
     if stored or options.input.is_dir():
         return _restore_folder(options, asked, restored, what, expected)
-    from nlrn.io.image import SUFFIXES, left_out_by, write_image
+    from nlrn.io.image import left_out_by, write_image
+    from nlrn.io.written import SUFFIXES
 
     many = stacked is not None and is_stack(options.input)
     _name_result(options, many, unnamed)
@@ -305,7 +306,7 @@ def _restore_folder(
 
 
 def _check_folder(output: Place) -> None:
-    from nlrn.io.image import SUFFIXES
+    from nlrn.io.written import SUFFIXES
 
     there = isinstance(output, Path) and output.exists()
     if there and not output.is_dir():

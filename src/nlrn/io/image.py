@@ -30,24 +30,15 @@ from nlrn.io.metadata import Decoded, held_to, is_calibrated, is_worth_naming
 from nlrn.io.sandbox import decode_apart
 from nlrn.io.texts import NO_TEXTS, Texts
 from nlrn.io.tiffwriting import COMPRESSIONS, tiff
+from nlrn.io.written import SUFFIXES as SUFFIXES
+from nlrn.io.written import WRITTEN
 from nlrn.system.atomic import check_target, publish
 
 MAX_PIXELS = 100_000_000  # of what is read
 MAX_RESULT_PIXELS = 400_000_000  # of what is made larger
 MAX_BYTES = 512 << 20
-SUFFIXES = {
-    ".avif": "AVIF", ".bmp": "BMP", ".jfif": "JPEG", ".jpe": "JPEG", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM",
-    ".png": "PNG", ".pnm": "PPM", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
-}  # fmt: skip
-_WITH_ALPHA = frozenset({"PNG", "TIFF", "WEBP"})
-_WITH_16_BITS = frozenset({"PNG", "PPM", "TIFF"})
 _TIFF_BYTES = 2**32 - 2**22  # of pixels, with room for tags
 _TYPES: dict[int, type] = {8: np.uint8, 16: np.uint16, 32: np.float32}  # of samples, by depth
-_LONGEST = {"AVIF": 32768, "JPEG": 65500, "WEBP": 16383}  # pixels of a side
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "JPEG": {"subsampling": 0},  # 4:4:4
-    "WEBP": {"lossless": True, "exact": True},  # exact: colours under full transparency too
-}
 _HERE = 256 << 10  # bytes of a file that no decoder is busy with for long
 _DECODING = threading.Lock()  # warning filters belong to the whole process
 
@@ -214,8 +205,8 @@ def encode_image(image: ImageData, format: str, *, quality: int | None = None) -
     in BMP, JPEG (to whole pixels per inch), PNG and TIFF; texts as `left_out_by` says.
     Raises InputError for values that are not finite, and for what the format cannot hold.
     """
-    if format not in SUFFIXES.values():
-        raise InputError(f"cannot write {format!r}; formats are {', '.join(sorted(set(SUFFIXES.values())))}")
+    if format not in WRITTEN:
+        raise InputError(f"cannot write {format!r}; formats are {', '.join(sorted(WRITTEN))}")
     quality = image.quality if quality is None else quality
     if not 1 <= quality <= 100:
         raise ConfigError(f"quality is {quality}; expected 1 to 100")
@@ -226,8 +217,8 @@ def encode_image(image: ImageData, format: str, *, quality: int | None = None) -
     values = rounded(image.array * np.float32(image.float_levels) if counts else image.array, image.depth)
     if image.alpha is not None:
         values = np.dstack((values, image.alpha))
-    options = _OPTIONS.get(format, {}) | _metadata(image, format) | image.texts.options(format)
-    if format in ("AVIF", "JPEG"):
+    options = {**WRITTEN[format].options, **_metadata(image, format), **image.texts.options(format)}
+    if WRITTEN[format].quality:
         options["quality"] = quality
     if format == "AVIF":
         options["subsampling"] = "4:0:0" if values.ndim == 2 else "4:4:4"
@@ -272,24 +263,22 @@ def check_output(
 
 def check_holds(image: ImageData, format: str) -> None:  # noqa: A002
     """Raises InputError where files of the format cannot hold such an image: its size, alpha, depth or floats."""
-    height, width = image.array.shape[:2]
-    if max(height, width) > _LONGEST.get(format, max(height, width)):
+    (height, width), holds = image.array.shape[:2], WRITTEN[format]
+    if max(height, width) > holds.longest:
         raise InputError(
-            f"{format} files have sides of at most {_LONGEST[format]:,} pixels, and this would be {width} x {height};"
+            f"{format} files have sides of at most {holds.longest:,} pixels, and this would be {width} x {height};"
             " write PNG or TIFF instead"
         )
     samples = image.array.size + (0 if image.alpha is None else height * width)
     if format == "TIFF" and samples * image.depth // 8 > _TIFF_BYTES:
         raise InputError("TIFF files end at 4 GiB, and this would be larger; write PNG instead, or fewer bits")
-    if image.alpha is not None and format not in _WITH_ALPHA:
+    if image.alpha is not None and not holds.alpha:
         raise InputError(f"{format} files hold no transparency; write PNG, TIFF or WebP instead")
-    if image.depth == 8:
-        return
-    if image.depth == 32 and format != "TIFF":
+    bits = {name: kind.bits if image.array.ndim == 2 else kind.colour_bits for name, kind in WRITTEN.items()}
+    if image.depth == 32 > bits[format]:
         raise InputError(f"{format} files hold no floats: write TIFF, or give a depth of 8 or 16 bits")
-    if format not in _WITH_16_BITS or (format == "PPM" and image.array.ndim == 3):
-        colour = image.array.ndim == 3
-        keep = [suffix for suffix, kind in SUFFIXES.items() if kind in _WITH_16_BITS - ({"PPM"} if colour else set())]
+    if image.depth > bits[format]:
+        keep = [suffix for suffix, kind in SUFFIXES.items() if bits[kind] >= image.depth]
         raise InputError(
             f"{format} files would cut the image's 16 bits to 8; these suffixes keep them: {', '.join(keep)};"
             " or give a depth of 8"
@@ -343,9 +332,9 @@ def rounded(array: np.ndarray, depth: int) -> np.ndarray:
 
 def _metadata(image: ImageData, format: str) -> dict[str, Any]:  # noqa: A002
     found: dict[str, Any] = {}
-    if image.dpi is not None and (format in ("BMP", "TIFF") or (format == "JPEG" and max(image.dpi) < 65535)):
+    if image.dpi is not None and WRITTEN[format].resolution and (format != "JPEG" or max(image.dpi) < 65535):
         found["dpi"] = image.dpi
-    if format in ("BMP", "PPM"):
+    if not WRITTEN[format].described:
         return found
     space = b"GRAY" if image.array.ndim == 2 and format != "WEBP" else b"RGB "
     if image.icc is not None and image.icc[16:20] == space:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from nlrn.functional.limits import MAX_SIGMA
+from nlrn.io.written import SUFFIXES
 
-Format = Literal["avif", "bmp", "jpeg", "jpg", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"]
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[tuple(suffix.removeprefix(".") for suffix in SUFFIXES)]
 Level = Annotated[float, Field(ge=0, le=MAX_SIGMA, allow_inf_nan=False)]
 Tile = Annotated[int, Field(ge=0, le=0)] | Annotated[int, Field(ge=32, le=1_000_000)]
 Side = Annotated[int, Field(ge=1, le=1_000_000)]

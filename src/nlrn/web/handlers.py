@@ -18,12 +18,12 @@ from nlrn.inference.pipeline import denoised
 from nlrn.inference.restorer import Restorer
 from nlrn.inference.self_ensemble import Progress
 from nlrn.io.decode import is_known
-from nlrn.io.image import SUFFIXES, ImageData, check_holds, encode_image, left_out_by, read_image
+from nlrn.io.image import ImageData, check_holds, encode_image, left_out_by, read_image
+from nlrn.io.written import SUFFIXES, WRITTEN
 from nlrn.models.checkpoint import WEIGHTS, ModelInfo, default_model, describe, list_models, resolve_model
 from nlrn.web.limits import RefusedError
 from nlrn.web.messages import MEDIA, Answer, ServiceConfig, Task
 
-_ENDINGS = {kind: suffix for suffix, kind in SUFFIXES.items() if suffix not in (".jpeg", ".tiff", ".pgm", ".pnm")}
 _FLAGS = {"pixels": "--max-pixels", "result": "--max-result-pixels"}
 
 
@@ -39,9 +39,7 @@ class Handlers:
     def perform(self, task: Task, progress: Progress | None = None) -> Answer:
         """The answer to a task. Raises RefusedError, and what `progress` raises, after which nothing is left."""
         if not is_known(task.data):
-            raise RefusedError(
-                415, f"not an image of a known format ({', '.join(sorted(set(SUFFIXES.values())))}, GIF)"
-            )
+            raise RefusedError(415, f"not an image of a known format ({', '.join(sorted(WRITTEN))}, GIF)")
         try:
             limits = self.config.limits
             image = read_image(task.data, max_pixels=limits.max_pixels, max_bytes=limits.max_bytes, apart=True)
@@ -156,7 +154,7 @@ def _format(image: ImageData, options: dict[str, Any]) -> str:
 def _encoded(image: ImageData, form: str, lines: list[str] | None = None) -> Answer:
     """The answer with the file of an image. lines: of its restoring; None for an image that was not restored."""
     data = encode_image(image, form)
-    headers = {"content-disposition": f'attachment; filename="restored{_ENDINGS[form]}"'}
+    headers = {"content-disposition": f'attachment; filename="restored{WRITTEN[form].suffixes[0]}"'}
     said = [*lines, *left_out_by(image, form)] if lines is not None else []
     if said:
         headers["nlrn-said"] = "; ".join(said)

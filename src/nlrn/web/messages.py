@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from nlrn.io.written import WRITTEN
 from nlrn.web.limits import Limits
 
-MEDIA = {
-    "AVIF": "image/avif", "BMP": "image/bmp", "JPEG": "image/jpeg", "PNG": "image/png",
-    "PPM": "image/x-portable-anymap", "TIFF": "image/tiff", "WEBP": "image/webp",
-}  # fmt: skip
+MEDIA = {name: kind.media for name, kind in WRITTEN.items()}
 
 
 @dataclass(frozen=True)
