@@ -382,9 +382,12 @@ def test_a_file_that_is_cut_off_is_not_shown_in_half(page: Page, tmp_path: Path,
     page.set_input_files("#file", tmp_path / name)
     expect(page.locator("#file-error")).to_have_text("The file is cut off: its end is missing.")
     expect(page.locator("#work")).to_be_hidden()
+    if page.evaluate("innerWidth") >= 960:
+        expect(page.locator(".empty")).to_be_visible()  # in its place
     (tmp_path / name).write_bytes(whole + b"appended by a camera")
     page.set_input_files("#file", tmp_path / name)
     expect(page.locator("#status")).to_contain_text("200 \u00d7 200")
+    expect(page.locator(".empty")).to_be_hidden()
 
 
 def test_the_maps_show_the_image_under_them(page: Page) -> None:
