@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nlrn.io.formats import Bytes
-from nlrn.io.tiffsamples import LONG8, raw_value
+from nlrn.io.formats import TAG_BYTES, Bytes
 
 Entry = tuple[int, int, bytes]  # type and count of a tag's value, its bytes
 BYTE, SHORT, LONG, LONG_8 = 1, 3, 4, 16  # types
-_WIDE = frozenset({*LONG8})  # types that a TIFF does not have
+LONG8 = {16: 4, 17: 9, 18: 13}  # types of a BigTIFF and what they are in a TIFF
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,20 @@ class Form:
 def _narrow(entry: Entry, order: str) -> Entry:
     """An entry of a BigTIFF as a TIFF has it. Raises struct.error for numbers that do not fit."""
     kind, count, raw = entry
-    if kind not in _WIDE:
+    if kind not in LONG8:
         return entry
     signed = LONG8[kind] == 9
     values = struct.unpack(f"{order}{count}{'q' if signed else 'Q'}", raw)
     return LONG8[kind], count, struct.pack(f"{order}{count}{'i' if signed else 'I'}", *values)
+
+
+def raw_value(tag: Any, data: Bytes) -> bytes:
+    """The bytes of a tag's value; tifffile follows those that point to directories."""
+    wide, letter = (8, "Q") if tag.parent.is_bigtiff else (4, "I")
+    place, size = tag.offset + 4 + wide, tag.count * TAG_BYTES[int(tag.dtype)]
+    if size > wide:
+        (place,) = struct.unpack(tag.parent.byteorder + letter, data[place : place + wide])
+    return data[place : place + size]
 
 
 def entries_of(page: Any, data: Bytes, without: frozenset[int] = frozenset()) -> dict[int, Entry]:

@@ -16,7 +16,7 @@ from nlrn.errors import InputError
 PNG_HEADER = 33  # bytes of the signature and IHDR
 _PIECE = 1 << 16  # bytes of a compressed stream that are looked at together
 _MAX_CHUNKS = 1 << 16  # 512 MiB in pieces of 8 KiB, which is what most writers make
-_TAG_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8), start=1))  # by TIFF type
+TAG_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8), start=1))  # by TIFF type
 _COLOUR_CHUNKS = frozenset({b"cHRM", b"cICP", b"gAMA", b"sRGB"})  # the meaning of a PNG's numbers, with its profile
 _POINTERS = frozenset({34665, 34853, 40965})  # tags that hold the place of another directory
 _SUB_DIRECTORIES, _MOST_DIRECTORIES = 330, 64
@@ -148,7 +148,7 @@ class _Directories:
     def _value(self, place: int) -> int:
         """Bytes of the value of one tag, and of the directories that it points to."""
         tag, count, each = self.number(place, 2), self.number(place + 4, self.wide), self.number(place + 2, 2)
-        each = _TAG_BYTES.get(each, 0)
+        each = TAG_BYTES.get(each, 0)
         total = count * each
         at = place + 4 + self.wide if total <= self.wide else self.number(place + 4 + self.wide, self.wide)
         if self.strict and at + total > len(self.data):

@@ -20,6 +20,7 @@ import numpy as np
 from PIL.ExifTags import Base
 
 from nlrn.errors import InputError
+from nlrn.io.directories import raw_value
 from nlrn.io.formats import tiff_pages
 from nlrn.io.metadata import IPTC, PHOTOSHOP, TURNS, XMP, Decoded, FileMetadata, held_to, tagged_dpi
 from nlrn.io.texts import tiff_texts
@@ -37,7 +38,6 @@ from nlrn.io.tiffsamples import (
     Kind,
     checked_parts,
     each_of,
-    raw_value,
     samples_of,
     tags_of,
 )

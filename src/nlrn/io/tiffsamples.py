@@ -19,7 +19,8 @@ from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import TiffImageFile
 
 from nlrn.errors import InputError
-from nlrn.io.formats import Bytes, inflated_size
+from nlrn.io.directories import LONG8, Entry, Form, entries_of
+from nlrn.io.formats import inflated_size
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, _MASK, CMYK, YCBCR = range(7)  # of the tag PhotometricInterpretation
 UINT, FLOAT = 1, 3  # of the tag SampleFormat
@@ -38,9 +39,6 @@ PIXEL_TAGS = frozenset(
     {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347}
     | {*range(512, 522), 529, 530, 532}
 )
-VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-Changed = Mapping[int, tuple[int, ...]]
-LONG8 = {16: 4, 17: 9, 18: 13}  # types of a BigTIFF and what they are in a TIFF
 
 
 @dataclass(frozen=True)
@@ -171,8 +169,9 @@ def _by_libtiff(page: Any, kind: Kind, data: bytes, index: int, each: int) -> np
     across = math.ceil(page.imagewidth / columns)
     height = math.ceil(page.imagelength / page.tilelength) * page.tilelength if tiled else page.imagelength
     row = columns * samples * size
-    changed = {256: (4, 1, across * row), 257: (4, 1, height), 258: (3, 1, 8), 339: (3, 1, UINT)}
-    changed |= _of_one_plane(page, index, each) | ({322: (4, 1, row)} if tiled else {})
+    changed = _of_one_plane(page, index, each)
+    sides = {256: across * row, 257: height} | ({322: row} if tiled else {})
+    changed |= {tag: Form(order).places([side]) for tag, side in sides.items()}
     rows = _grey(_alone(page, data, changed, without=_COLOUR_TAGS | {317}), (across * row, height))
     blocks = rows.reshape(height, across, row)
     number, predictor = np.dtype(f"{order}{'f' if kind.format == FLOAT else 'u'}{size}"), int(page.predictor)
@@ -195,19 +194,17 @@ def _plane(page: Any, kind: Kind, data: bytes, index: int, each: int) -> np.ndar
         raise InputError(f"{page.samplesperpixel} samples a pixel of {kind.bits} bits; expected 8 bits of colour")
     if kind.photometric == YCBCR and page.is_subsampled:
         raise InputError("YCbCr with fewer samples of colour is read from JPEG only; save the image as RGB")
-    changed = {258: (3, 1, 8), 339: (3, 1, UINT)} | _of_one_plane(page, index, each)
+    changed = _of_one_plane(page, index, each)
     return _grey(_alone(page, data, changed, without=_COLOUR_TAGS), (page.imagewidth, page.imagelength))
 
 
-def _of_one_plane(page: Any, index: int, each: int) -> dict[int, tuple[int, ...]]:
-    """Tags of a grey image of one sample that consists of these strips or tiles."""
-    wanted, tiled = slice(index * each, (index + 1) * each), page.is_tiled
-    return {
-        262: (3, 1, BLACK_IS_ZERO),
-        277: (3, 1, 1),
-        284: (3, 1, 1),
-        324 if tiled else 273: (4, each, *each_of(page.dataoffsets)[wanted]),
-        325 if tiled else 279: (4, each, *each_of(page.databytecounts)[wanted]),
+def _of_one_plane(page: Any, index: int, each: int) -> dict[int, Entry]:
+    """Tags of a grey image of one sample of 8 bits that consists of these strips or tiles."""
+    wanted, tiled, form = slice(index * each, (index + 1) * each), page.is_tiled, Form(page.parent.byteorder)
+    numbers = {258: 8, 262: BLACK_IS_ZERO, 277: 1, 284: 1, 339: UINT}
+    return {tag: form.short(number) for tag, number in numbers.items()} | {
+        324 if tiled else 273: form.places(each_of(page.dataoffsets)[wanted]),
+        325 if tiled else 279: form.places(each_of(page.databytecounts)[wanted]),
     }
 
 
@@ -311,7 +308,7 @@ def _by_pillow(page: Any, kind: Kind, data: bytes) -> tuple[np.ndarray, np.ndarr
 
 
 def _alone(
-    page: Any, data: bytes, changed: Changed = MappingProxyType({}), without: frozenset[int] = frozenset()
+    page: Any, data: bytes, changed: Mapping[int, Entry] = MappingProxyType({}), without: frozenset[int] = frozenset()
 ) -> bytes:
     """The file with one directory, of the tags of its pixels: a TIFF, of a BigTIFF too."""
     return _with_directory(page, data, lambda tag: tag in PIXEL_TAGS - without, changed)
@@ -328,39 +325,21 @@ def tags_of(page: Any, data: bytes) -> Image.Exif:
     return exif
 
 
-def raw_value(tag: Any, data: Bytes) -> bytes:
-    """The bytes of a tag's value; tifffile follows those that point to directories."""
-    wide, letter = (8, "Q") if tag.parent.is_bigtiff else (4, "I")
-    place, size = tag.offset + 4 + wide, tag.count * VALUE_BYTES[int(tag.dtype)]
-    if size > wide:
-        (place,) = struct.unpack(tag.parent.byteorder + letter, data[place : place + wide])
-    return data[place : place + size]
-
-
 def _with_directory(
-    page: Any, data: bytes, chosen: Callable[[int], bool], changed: Changed = MappingProxyType({})
+    page: Any, data: bytes, chosen: Callable[[int], bool], changed: Mapping[int, Entry] = MappingProxyType({})
 ) -> bytes:
-    """changed: tags that are others, as (type, count, values) of short or long numbers."""
-    order = page.parent.byteorder
-    tags: dict[int, Any] = {int(tag.code): tag for tag in reversed(list(page.tags)) if chosen(int(tag.code))}
-    tags |= changed
+    """changed: tags that are others."""
+    form = Form(page.parent.byteorder)
+    entries = {tag: _narrow(entry, form) for tag, entry in entries_of(page, data).items() if chosen(tag)}
     start = len(data) + len(data) % 2
-    entries, after, behind = [], b"", start + 2 + 12 * len(tags) + 4
-    for code, tag in sorted(tags.items()):
-        if code in changed:
-            kind, count, *values = changed[code]
-            raw = struct.pack(f"{order}{count}{'H' if kind == 3 else 'I'}", *values)
-        else:
-            kind, count, raw = int(tag.dtype), tag.count, raw_value(tag, data)
-        if kind in LONG8:
-            values = list(struct.unpack(f"{order}{count}Q", raw))
-            kind, raw = LONG8[kind], struct.pack(f"{order}{count}I", *(min(v, 2**32 - 1) for v in values))
-        if len(raw) > 4:
-            place = struct.pack(f"{order}I", behind + len(after))
-            after += raw + bytes(len(raw) % 2)
-        else:
-            place = raw.ljust(4, b"\0")
-        entries.append(struct.pack(f"{order}HHI", code, kind, count) + place)
-    directory = struct.pack(f"{order}H", len(tags)) + b"".join(entries) + bytes(4)
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", start)
-    return b"".join((head, memoryview(data)[8:], bytes(start - len(data)), directory, after))
+    block = form.block(entries | dict(changed), start, last=True)
+    return b"".join((form.header(start), memoryview(data)[8:], bytes(start - len(data)), block))
+
+
+def _narrow(entry: Entry, form: Form) -> Entry:
+    """An entry of a BigTIFF as a TIFF has it, numbers that do not fit at their limit."""
+    kind, count, raw = entry
+    if kind not in LONG8:
+        return entry
+    _, _, packed = form.places([min(n, 2**32 - 1) for n in struct.unpack(f"{form.order}{count}Q", raw)])
+    return LONG8[kind], count, packed

@@ -17,18 +17,17 @@ from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from nlrn.io.chunks import DEFLATE, LZW, PLAIN, Layout, chunks
+from nlrn.io.directories import BYTE, Entry, Form
+from nlrn.io.formats import TAG_BYTES
 from nlrn.io.metadata import as_bytes
 
 COMPRESSIONS = {"none": PLAIN, "lzw": LZW, "deflate": DEFLATE}
 _STRIP = 1 << 18  # bytes of a strip that is compressed
 _INCH = 2  # of the tag ResolutionUnit
 _RESOLUTION = frozenset({Base.XResolution, Base.YResolution, Base.ResolutionUnit})
-_LONG = 4  # a type of tags
 _COMPRESSION, _STRIPS, _ROWS, _SIZES, _PREDICTOR = 259, 273, 278, 279, 317  # tags
-_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # of a value, by type
-_BYTE, _UNDEFINED = 1, 7
-_TEXTS = (("xmp", 700, _BYTE), ("iptc", 33723, _UNDEFINED))  # their tags and types
-_Entry = tuple[int, int, bytes]  # type and count of a tag's value, its bytes
+_UNDEFINED = 7  # a type of tags
+_TEXTS = (("xmp", 700, BYTE), ("iptc", 33723, _UNDEFINED))  # their tags and types
 
 
 def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
@@ -65,7 +64,7 @@ def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _compressed(file: io.BytesIO, values: np.ndarray, name: str) -> dict[int, _Entry]:
+def _compressed(file: io.BytesIO, values: np.ndarray, name: str) -> dict[int, Entry]:
     """Put the strips where tifffile left room for the samples, at the end of the file; the tags that say so."""
     with file.getbuffer() as data:  # the samples' room is not copied
         (place,) = struct.unpack("<I", _entries(data, int.from_bytes(data[4:8], "little"))[_STRIPS][2])
@@ -78,10 +77,10 @@ def _compressed(file: io.BytesIO, values: np.ndarray, name: str) -> dict[int, _E
     places = (place + np.cumsum([0, *sizes[:-1]])).tolist()
     numbers = {_COMPRESSION: [layout.compression], _PREDICTOR: [predictor], _ROWS: [rows]}
     numbers |= {_STRIPS: places, _SIZES: sizes}
-    return {tag: (_LONG, len(them), struct.pack(f"<{len(them)}I", *them)) for tag, them in numbers.items()}
+    return {tag: Form().places(them) for tag, them in numbers.items()}
 
 
-def _add_tags(file: io.BytesIO, exif: Image.Exif, more: Mapping[int, _Entry], *, keep_resolution: bool) -> None:
+def _add_tags(file: io.BytesIO, exif: Image.Exif, more: Mapping[int, Entry], *, keep_resolution: bool) -> None:
     """Write the first directory again, with the tags of the block that are not of the pixels, and more."""
     data = file.getvalue()
     own = _entries(data, int.from_bytes(data[4:8], "little"))
@@ -93,12 +92,8 @@ def _add_tags(file: io.BytesIO, exif: Image.Exif, more: Mapping[int, _Entry], *,
     entries = own | _entries(_directory(said).tobytes(0), 0) | dict(more)
     for tag in (IFD.Exif, IFD.GPSInfo):
         if inner := exif.get_ifd(tag):
-            entries[int(tag)] = (
-                _LONG,
-                1,
-                struct.pack("<I", _append(file, lambda at, i=inner: _directory(i).tobytes(at))),
-            )
-    start = _append(file, lambda at: _block(entries, at))
+            entries[int(tag)] = Form().places([_append(file, lambda at, i=inner: _directory(i).tobytes(at))])
+    start = _append(file, lambda at: Form().block(entries, at, last=True))
     file.seek(4)
     file.write(struct.pack("<I", start))
 
@@ -118,25 +113,11 @@ def _directory(values: Mapping[int, Any]) -> ImageFileDirectory_v2:
     return directory
 
 
-def _entries(data: bytes | memoryview, start: int) -> dict[int, _Entry]:
+def _entries(data: bytes | memoryview, start: int) -> dict[int, Entry]:
     """The tags of a little-endian directory."""
     found = {}
     for i in range(int.from_bytes(data[start : start + 2], "little")):
         tag, kind, count, inside = struct.unpack("<HHI4s", data[start + 2 + 12 * i : start + 14 + 12 * i])
-        size, place = count * _BYTES[kind], int.from_bytes(inside, "little")
+        size, place = count * TAG_BYTES[kind], int.from_bytes(inside, "little")
         found[tag] = kind, count, inside[:size] if size <= 4 else bytes(data[place : place + size])
     return found
-
-
-def _block(entries: Mapping[int, _Entry], start: int) -> bytes:
-    """A directory at this place, its values behind it."""
-    directory, values = struct.pack("<H", len(entries)), b""
-    behind = start + 2 + 12 * len(entries) + 4
-    for tag, (kind, count, raw) in sorted(entries.items()):
-        if len(raw) > 4:
-            inside = struct.pack("<I", behind + len(values))
-            values += raw + bytes(len(raw) % 2)
-        else:
-            inside = raw.ljust(4, b"\0")
-        directory += struct.pack("<HHI", tag, kind, count) + inside
-    return directory + bytes(4) + values
