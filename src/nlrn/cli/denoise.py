@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,7 @@ from nlrn.functional.limits import MAX_SIGMA
 if TYPE_CHECKING:
     import numpy as np
 
-    from nlrn.cli.shared import Report
     from nlrn.inference.options import DenoiseOptions
-    from nlrn.inference.self_ensemble import Progress
-    from nlrn.io.image import ImageData
 
 EXAMPLES = """
 nlrn denoise photo.jpg                              the noise is found; writes photo-restored.jpg
@@ -88,24 +84,13 @@ def _denoise(options: argparse.Namespace) -> int:
             raise ConfigError("--sigma-map takes neither --sigma nor --noise poisson")
     if options.sigma == "per-plane" and (options.input.is_dir() or not is_stack(options.input)):
         raise ConfigError(f"{options.input} is no stack: --sigma per-plane is for one")
-    restored = partial(_restored, sigma_map=options.sigma_map)
-    return restore_input(options, asked, restored, "denoising", stacked=_stacked)
+    if options.sigma_map is not None:
+        asked = dataclasses.replace(asked, sigma=_map(options.sigma_map))
+    return restore_input(options, asked, DenoiseOptions.restored, "denoising", stacked=_stacked)
 
 
 def _stacked(options: argparse.Namespace, asked: DenoiseOptions) -> int:
-    if options.sigma_map is not None:
-        asked = dataclasses.replace(asked, sigma=_map(options.sigma_map))
     return restore_stack(options, asked, digest(options))
-
-
-def _restored(
-    asked: DenoiseOptions, image: ImageData, say: Report, tick: Progress | None, sigma_map: Path | None
-) -> ImageData:
-    from nlrn.inference.pipeline import denoised
-
-    if sigma_map is not None:
-        asked = dataclasses.replace(asked, sigma=_map(sigma_map))
-    return denoised(image, asked.restorer, asked.asked(), say=say, progress=tick)
 
 
 def _map(path: Path) -> np.ndarray:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from nlrn.io.image import ImageData
 
     Restored = Callable[[Any, ImageData, Report, Progress | None], ImageData]  # Any: what is asked, as of its task
-    Expected = Callable[[Any, ImageData], ImageData]
     Stacked = Callable[[argparse.Namespace, Any], int]
 
 
@@ -120,24 +119,17 @@ def _range(text: str) -> Range:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def of_its_size(asked: Options, image: ImageData) -> ImageData:
-    """The expected result of a command that keeps the size of an image."""
-    return image
-
-
 def restore_input(
     options: argparse.Namespace,
     asked: Options,
     restored: Restored,
     what: str,
-    expected: Expected = of_its_size,
     stacked: Stacked | None = None,
 ) -> int:
     """IN, an image or a folder, restored into OUT; returns the exit code.
 
-    restored(asked, image, say, tick): a function of a module, the result of one image. expected(asked, image),
-    another: an image of the size of the result, before there is one. stacked(options, asked): restores a file of many
-    planes; without it those are refused.
+    restored(asked, image, say, tick): a function of a module or class, the result of one image. stacked(options,
+    asked): restores a file of many planes; without it those are refused.
     """
     if options.mode == "patch" and options.tile is not None:
         raise ConfigError("tiles are for window mode: patch mode has its own patches")
@@ -148,7 +140,7 @@ def restore_input(
     if unnamed:
         options.output = result_beside(options)
     if stored or options.input.is_dir():
-        return _restore_folder(options, asked, restored, what, expected)
+        return _restore_folder(options, asked, restored, what)
     from nlrn.io.image import left_out_by, write_image
     from nlrn.io.written import SUFFIXES
 
@@ -162,7 +154,7 @@ def restore_input(
         if options.json:
             print(json.dumps(record | {"seconds": time.monotonic() - started}))
         return code
-    image, say, lines = _read_input(options, asked, expected), reporter(options), list[str]()
+    image, say, lines = _read_input(options, asked), reporter(options), list[str]()
     with ProgressBar(options, what) as tick:
         result = restored(asked, image, lines.append if options.json else say, tick)
     for line in left_out_by(result, SUFFIXES[options.output.suffix.lower()]):
@@ -202,14 +194,14 @@ def _check_single(options: argparse.Namespace) -> None:
         )
 
 
-def _read_input(options: argparse.Namespace, asked: Options, expected: Expected) -> ImageData:
+def _read_input(options: argparse.Namespace, asked: Options) -> ImageData:
     """The image IN, once nothing speaks against writing what is expected of it as OUT."""
     from nlrn.io.image import check_output, read_image
 
     inputs = [path for path in (options.input, getattr(options, "sigma_map", None)) if path is not None]
     check_output(options.output, overwrite=options.overwrite, inputs=inputs)
     image = asked.prepared(read_image(options.input, **_reading(options)))
-    check_output(options.output, overwrite=options.overwrite, inputs=inputs, image=expected(asked, image))
+    check_output(options.output, overwrite=options.overwrite, inputs=inputs, image=asked.expected(image))
     return image
 
 
@@ -239,19 +231,17 @@ def _share(text: str) -> float:
     return value
 
 
-def _one_of_many(restored: Restored, expected: Expected, asked: Options, image: ImageData, form: str) -> ImageData:
+def _one_of_many(restored: Restored, asked: Options, image: ImageData, form: str) -> ImageData:
     from nlrn.io.image import check_holds
 
     image = asked.prepared(image)
-    check_holds(expected(asked, image), form)
+    check_holds(asked.expected(image), form)
     lines: list[str] = []
     result = restored(asked, image, lines.append, None)
     return dataclasses.replace(result, said=tuple(lines))
 
 
-def _restore_folder(
-    options: argparse.Namespace, asked: Options, restored: Restored, what: str, expected: Expected
-) -> int:
+def _restore_folder(options: argparse.Namespace, asked: Options, restored: Restored, what: str) -> int:
     """Every image of the folder IN into the folder OUT."""
     from nlrn.batch.plan import left_out, plan
     from nlrn.batch.run import run
@@ -280,7 +270,7 @@ def _restore_folder(
 
     with ProgressBar(options, what, total=len(jobs)) as tick:
         outcome = run(
-            jobs, partial(partial, _one_of_many, restored, expected, asked), options.output, work,
+            jobs, partial(partial, _one_of_many, restored, asked), options.output, work,
             workers=min(options.jobs or 1, len(jobs)),
             engine=_engine(options, work),
             overwrite=options.overwrite,

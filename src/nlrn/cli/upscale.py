@@ -5,18 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nlrn.batch.s3 import ObjectPath
 from nlrn.cli.images import add_image_options, restore_input
 from nlrn.cli.shared import add_command, number, side
 from nlrn.errors import ConfigError
-
-if TYPE_CHECKING:
-    from nlrn.cli.shared import Report
-    from nlrn.inference.options import UpscaleOptions
-    from nlrn.inference.self_ensemble import Progress
-    from nlrn.io.image import ImageData
 
 EXAMPLES = """
 nlrn upscale image.png                              twice as large; writes image-enlarged.png
@@ -51,8 +45,8 @@ def _upscale(options: argparse.Namespace) -> int:
 
     if options.scale is not None and (options.width or options.height):
         raise ConfigError("give a scale, or a width and a height, not both")
-    restored = partial(_restored, command=_command(options))
-    return restore_input(options, UpscaleOptions.of(vars(options)), restored, "enlarging", _expected)
+    restored = partial(UpscaleOptions.restored, how=_command(options), how_not="--keep-noise")
+    return restore_input(options, UpscaleOptions.of(vars(options)), restored, "enlarging")
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -64,17 +58,6 @@ def _command(options: argparse.Namespace) -> str:
         if (value := getattr(options, name)) is not None:
             words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
     return " ".join(map(shlex.quote, [*words, "--denoise-first", "--overwrite"]))
-
-
-def _expected(asked: UpscaleOptions, image: ImageData) -> ImageData:
-    return image.of_size(*asked.size(image))
-
-
-def _restored(asked: UpscaleOptions, image: ImageData, say: Report, tick: Progress | None, command: str) -> ImageData:
-    from nlrn.inference.enlarging import upscaled
-
-    first, size = asked.first(command, "--keep-noise"), asked.size(image)
-    return upscaled(image, asked.restorer(1), *size, first=first, value_range=asked.range, say=say, progress=tick)
 
 
 def _scale(text: str) -> float:

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Self
 from nlrn.errors import ConfigError
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.ranges import Range, parsed
-from nlrn.inference.enlarging import NoiseFirst, result_size
-from nlrn.inference.pipeline import Counts, Denoising, Sigma, restorer_of
+from nlrn.inference.enlarging import NoiseFirst, result_size, upscaled
+from nlrn.inference.pipeline import Counts, Denoising, Report, RestorerFor, Sigma, denoised, restorer_of
 from nlrn.inference.restorer import Restorer
+from nlrn.inference.self_ensemble import Progress
 from nlrn.inference.settings import Settings
 from nlrn.io.image import MAX_RESULT_PIXELS, ImageData
 from nlrn.io.stacks import float_levels, scaled
@@ -56,6 +57,10 @@ class Options(Settings):
 
     def _settings(self) -> Settings:
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
+
+    def expected(self, image: ImageData, most: int = MAX_RESULT_PIXELS) -> ImageData:
+        """An image of the size of the result, before there is one. Raises InputError for more pixels than `most`."""
+        return image
 
     def prepared(self, image: ImageData) -> ImageData:
         """The image as `formed`; floats beyond 0..1, which are counts, on the scale of 8, 16 or 32 bits.
@@ -118,6 +123,12 @@ class DenoiseOptions(Options):
         poisson = PoissonNoise(self.gain, self.read_noise or 0.0)
         return Denoising(poisson, self.strength, "auto", named, self.range)
 
+    def restored(
+        self, image: ImageData, say: Report, progress: Progress | None, restorer_for: RestorerFor | None = None
+    ) -> ImageData:
+        """The denoised image, as of `pipeline.denoised`. restorer_for: by default `restorer`."""
+        return denoised(image, restorer_for or self.restorer, self.asked(), say=say, progress=progress)
+
 
 @dataclass(frozen=True)
 class UpscaleOptions(Options):
@@ -133,9 +144,23 @@ class UpscaleOptions(Options):
     height: int | None = None
     denoise_first: bool | None = None
 
-    def first(self, how: str, how_not: str) -> NoiseFirst:
-        """What is done about noise, by the shipped denoisers; how, how_not: as of NoiseFirst."""
-        return NoiseFirst(self._denoiser, self.denoise_first, how, how_not)
+    def expected(self, image: ImageData, most: int = MAX_RESULT_PIXELS) -> ImageData:
+        """An image of the size of the result, before there is one. Raises InputError."""
+        return image.of_size(*self.size(image, most))
+
+    def restored(
+        self,
+        image: ImageData,
+        say: Report,
+        progress: Progress | None,
+        restorer_for: RestorerFor | None = None,
+        **words: str,
+    ) -> ImageData:
+        """The enlarged image, as of `enlarging.upscaled`. restorer_for: by default `restorer`; words: of NoiseFirst."""
+        restorer = (restorer_for or self.restorer)(1, False)
+        first = NoiseFirst(self._denoiser, self.denoise_first, **words)
+        size = self.size(image)
+        return upscaled(image, restorer, *size, first=first, value_range=self.range, say=say, progress=progress)
 
     def _denoiser(self, channels: int, photo: bool = False) -> Restorer:
         return restorer_of(default_model("denoise", channels, photo=photo), self.device, self._settings())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,9 +13,7 @@ import numpy as np
 from nlrn.errors import BackendError, ConfigError, InputError, ModelError, ModelNotFoundError
 from nlrn.evaluation.explain import correlation_maps
 from nlrn.functional.alpha import fill_hidden
-from nlrn.inference.enlarging import upscaled
 from nlrn.inference.options import DenoiseOptions, Options, UpscaleOptions
-from nlrn.inference.pipeline import denoised
 from nlrn.inference.restorer import Restorer
 from nlrn.inference.self_ensemble import Progress
 from nlrn.io.decode import is_known
@@ -64,27 +63,31 @@ class Handlers:
     def _denoise(self, image: ImageData, options: dict[str, Any], progress: Progress | None) -> Answer:
         asked = DenoiseOptions.of(options, **self._own)
         try:
-            how = asked.asked()
+            asked.asked()
         except ConfigError as error:
             field = "gain" if asked.noise == "poisson" else "noise"
             raise RefusedError(422, str(error), field=field) from error
-        image, form = asked.prepared(image), _format(image, options)
-        self._check_result(image, form)
-        lines: list[str] = []
-        result = denoised(image, partial(self._restorer, asked), how, say=lines.append, progress=progress)
-        return _encoded(result, form, lines)
+        return self._restored(image, asked, asked.restored, options["format"], progress)
 
     def _upscale(self, image: ImageData, options: dict[str, Any], progress: Progress | None) -> Answer:
         asked = UpscaleOptions.of(options, **self._own)
-        image, form = asked.prepared(image), _format(image, options)
-        size = asked.size(image, self.config.limits.max_result_pixels)
-        self._check_result(image.of_size(*size), form)
+        restored = partial(asked.restored, how="denoise_first=true", how_not="denoise_first=false")
+        return self._restored(image, asked, restored, options["format"], progress)
+
+    def _restored(
+        self,
+        image: ImageData,
+        asked: Options,
+        restored: Callable[..., ImageData],
+        wanted: str | None,
+        progress: Progress | None,
+    ) -> Answer:
+        """restored: of the options; wanted: the format of the answer, else that of the image, PNG for a GIF."""
+        image, form = asked.prepared(image), SUFFIXES[f".{wanted}"] if wanted else image.format
+        form = form if form in WRITTEN else "PNG"
+        self._check_result(asked.expected(image, self.config.limits.max_result_pixels), form)
         lines: list[str] = []
-        restorer = self._restorer(asked, 1)
-        first = asked.first("denoise_first=true", "denoise_first=false")
-        result = upscaled(
-            image, restorer, *size, first=first, value_range=asked.range, say=lines.append, progress=progress
-        )
+        result = restored(image, lines.append, progress, partial(self._restorer, asked))
         return _encoded(result, form, lines)
 
     def _explain(self, image: ImageData, options: dict[str, Any]) -> Answer:
@@ -143,12 +146,6 @@ def _refusal(error: InputError) -> RefusedError:
         words = str(error).partition(", raised by")[0]
         return RefusedError(413, f"{words} (nlrn serve {_FLAGS[error.limit]})", limit=error.limit)
     return RefusedError(422, str(error), **({"limit": error.limit} if error.limit else {}))
-
-
-def _format(image: ImageData, options: dict[str, Any]) -> str:
-    """Of the result: as asked, else that of the image, PNG for a GIF."""
-    kind = SUFFIXES[f".{options['format']}"] if options["format"] else image.format
-    return kind if kind in MEDIA else "PNG"
 
 
 def _encoded(image: ImageData, form: str, lines: list[str] | None = None) -> Answer:
