@@ -20,13 +20,7 @@ from urllib.parse import quote
 from nlrn.batch.plan import Encoded, Job
 from nlrn.batch.s3 import ObjectPath, Place
 from nlrn.errors import ConfigError, InputError, StoreError
-from nlrn.models.checkpoint import sha256
-from nlrn.system.atomic import check_no_links, open_record, publish, remove_leftovers
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where folders are not locked
-    fcntl = None  # type: ignore[assignment]
+from nlrn.system.atomic import check_no_links, locked, open_record, publish, remove_leftovers, sha256
 
 MANIFEST, LOCK, PROBE = "nlrn-manifest.jsonl", ".nlrn-lock", ".nlrn-conditions"
 _AT_ONCE = 32  # questions to a store
@@ -69,18 +63,13 @@ class Manifest:
     def _hold(self) -> None:
         """Lock the folder. The lock file is rewritten only where it holds what a run writes into it."""
         self._lock = lock = open_record(self.folder / LOCK)
-        holder = ""
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = "another run"
+        free = locked(lock)
         lock.seek(0)
         known = lock.read(_HOLDER_BYTES + 1)
         if known and not _HOLDER.fullmatch(known):
             raise ConfigError(f"{self.folder / LOCK} is not a lock file of nlrn: move it, or choose another folder")
-        if holder:
-            raise ConfigError(f"{self.folder} is held by {known.decode().strip() or holder}")
+        if not free:
+            raise ConfigError(f"{self.folder} is held by {known.decode().strip() or 'another run'}")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         lock.flush()

@@ -277,6 +277,11 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         place = end
 
 
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk with its length and checksum."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png_exif(data: bytes) -> bytes:
     """The EXIF block of a PNG, wherever it stands; empty for none."""
     return next((data[place + 8 : end - 4] for kind, place, end in png_chunks(data) if kind == b"eXIf"), b"")

@@ -89,34 +89,21 @@ def _answered(pipe: IO[bytes], max_pixels: int) -> Decoded:
         planes: dict[str, Any] = {
             part: answer[part] and _plane(pipe, answer[part][0], answer[part][1], max_pixels) for part in _PARTS
         }
-        blocks: dict[str, Any] = {name: answer[name] and bytes.fromhex(answer[name]) for name in ("icc", "exif")}
-        dpi = answer["dpi"] and (float(answer["dpi"][0]), float(answer["dpi"][1]))
-        colours = bytes.fromhex(answer["colours"])
-        return Decoded(
-            **planes,
-            depth=answer["depth"],
-            format=answer["format"],
-            **blocks,
-            dpi=dpi,
-            colours=colours,
-            notes=tuple(map(str, answer["notes"])),
-            texts=_texts(answer["texts"]),
-        )
+        depth, form, icc, exif, dpi, colours, notes, texts = answer["rest"]
+        icc, exif = (block and bytes.fromhex(block) for block in (icc, exif))
+        dpi = dpi and (float(dpi[0]), float(dpi[1]))
+        notes = tuple(map(str, notes))
+        rest = (depth, form, icc, exif, dpi, bytes.fromhex(colours), notes, _texts(texts))
+        return Decoded(planes["colour"], planes["alpha"], *rest)
     except InputError:
         raise
     except (ValueError, TypeError, KeyError) as error:
         raise BackendError(f"the process that decodes gave an unexpected answer ({error})") from error
 
 
-def _hex(texts: Texts) -> list[Any]:
-    """Texts for an answer."""
-    several = ([part.hex() for part in named] for named in (texts.chunks, texts.comments))
-    return [texts.xmp.hex(), texts.iptc.hex(), *several]
-
-
 def _texts(parts: list[Any]) -> Texts:
     """Those of an answer, which has no notes beside its own."""
-    xmp, iptc, chunks, comments = parts
+    xmp, iptc, chunks, comments, _ = parts
     chunks, comments = (tuple(bytes.fromhex(part) for part in named) for named in (chunks, comments))
     return Texts(bytes.fromhex(xmp), bytes.fromhex(iptc), chunks, comments)
 
@@ -159,17 +146,9 @@ def answer() -> None:
     else:
         pairs = [(part, _little_endian(getattr(found, part))) for part in _PARTS]
         answer = {part: plane if plane is None else (plane.shape, plane.dtype.str) for part, plane in pairs}
-        answer |= {
-            "depth": found.depth,
-            "format": found.format,
-            "dpi": found.dpi,
-            "colours": found.colours.hex(),
-            "notes": found.notes,
-            "texts": _hex(found.texts),
-        }
-        answer |= {name: value and value.hex() for name, value in (("icc", found.icc), ("exif", found.exif))}
+        answer["rest"] = found[len(_PARTS) :]
         planes = [plane for _, plane in pairs if plane is not None]
-    out.write(json.dumps(answer).encode() + b"\n")
+    out.write(json.dumps(answer, default=bytes.hex).encode() + b"\n")
     for plane in planes:
         out.write(np.ascontiguousarray(plane).data)
     out.flush()

@@ -7,7 +7,6 @@ it is whole. After a kill the same work resumes there, and the file equals that 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import struct
@@ -23,7 +22,7 @@ from nlrn.errors import InputError
 from nlrn.io.chunks import chunks
 from nlrn.io.image import ImageData, check_output, rounded, write_image
 from nlrn.io.stacks import Stack
-from nlrn.system.atomic import check_target, keep_rights, open_record, publish_file
+from nlrn.system.atomic import check_target, keep_rights, open_record, publish_file, sha256
 from nlrn.system.journal import Journal
 
 PART = ".nlrn-part"
@@ -187,7 +186,7 @@ class NumberedWriter:
         for record in self.journal.records:
             if "sha256" in record:
                 path = self.path(self.done)
-                if not path.is_file() or _sha256(path) != record["sha256"]:
+                if not path.is_file() or sha256(path) != record["sha256"]:
                     break
                 self.done += 1
         return self
@@ -211,17 +210,12 @@ class NumberedWriter:
                 check_target(self.path(index), overwrite=False)
             self.journal.add(begun)
         write_image(self.path(index), image, overwrite=bool(self.overwrite or ours))
-        self.journal.add({"plane": index, "sha256": _sha256(self.path(index))})
+        self.journal.add({"plane": index, "sha256": sha256(self.path(index))})
         self.done += 1
 
     def finish(self) -> None:
         """All files are there."""
         self.journal.remove()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_numbered(path: Path) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from nlrn.io import xmp
-from nlrn.io.formats import PNG_HEADER, gif_blocks, png_chunks
+from nlrn.io.formats import PNG_HEADER, gif_blocks, png_chunk, png_chunks
 
 MOST_BYTES = 16 << 20  # of all texts of a file
 _XMP_PNG = b"XML:com.adobe.xmp"
@@ -96,7 +96,7 @@ class Texts(NamedTuple):
         packet, records = self._packet(form), self._records(form)
         if form == "PNG":
             parts = [b"iTXt" + _XMP_PNG + bytes(5) + packet] if packet else []
-            return _put(data, PNG_HEADER, map(_chunk, [*parts, *self.chunks]))
+            return _put(data, PNG_HEADER, (png_chunk(named[:4], named[4:]) for named in (*parts, *self.chunks)))
         if form != "JPEG":
             return data
         parts = [b"\xe1" + _XMP_JPEG + packet] if packet else []
@@ -121,10 +121,6 @@ def _is_utf8(text: bytes) -> bool:
 def _put(data: bytes, place: int, parts: Iterator[bytes]) -> bytes:
     more = b"".join(parts)
     return data[:place] + more + data[place:] if more else data
-
-
-def _chunk(named: bytes) -> bytes:
-    return struct.pack(">I", len(named) - 4) + named + struct.pack(">I", zlib.crc32(named))
 
 
 def _segment(named: bytes) -> bytes:

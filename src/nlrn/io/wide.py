@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nlrn.errors import BackendError, InputError
-from nlrn.io.formats import PNG_HEADER, png_header
+from nlrn.io.formats import PNG_HEADER, png_chunk, png_chunks, png_header
 
 
 def is_wide_png(data: bytes, transparent: bool) -> bool:
@@ -54,25 +54,16 @@ def png(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     plain = bytes(image.pngsave_buffer(bitdepth=16, compression=6))
     parts = [plain[:PNG_HEADER]]
     if "icc_profile" in metadata:
-        parts.append(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata["icc_profile"])))
+        parts.append(png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata["icc_profile"])))
     if "exif" in metadata:
-        parts.append(_chunk(b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")))
-    place = PNG_HEADER
-    while place < len(plain):
-        end = place + 12 + int.from_bytes(plain[place : place + 4], "big")
-        if plain[place + 4 : place + 8] in (b"IDAT", b"IEND"):
-            parts.append(plain[place:end])
-        place = end
+        parts.append(png_chunk(b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")))
+    parts += [plain[place:end] for kind, place, end in png_chunks(plain) if kind in (b"IDAT", b"IEND")]
     return b"".join(parts)
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png_with(data: bytes, colours: bytes, dpi: tuple[float, float] | None) -> bytes:
     """The PNG with the chunks of nlrn.io.formats.png_colours and a resolution, in pixels per inch across and down."""
-    metres = b"" if dpi is None else _chunk(b"pHYs", struct.pack(">IIB", *(round(x / 0.0254) for x in dpi), 1))
+    metres = b"" if dpi is None else png_chunk(b"pHYs", struct.pack(">IIB", *(round(x / 0.0254) for x in dpi), 1))
     return data[:PNG_HEADER] + colours + metres + data[PNG_HEADER:] if colours or metres else data
 
 

@@ -7,7 +7,6 @@ its keys, shapes and dtypes are exactly the model's and every number is finite.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import stat
 import struct
@@ -21,8 +20,10 @@ from torch import Tensor
 
 from nlrn.errors import CheckpointError, ConfigError, ModelNotFoundError
 from nlrn.models.listing import ModelInfo as ModelInfo
+from nlrn.models.listing import described
 from nlrn.models.nlrn import NLRN, NLRNConfig
 from nlrn.system.atomic import publish
+from nlrn.system.atomic import sha256 as sha256
 
 WEIGHTS = Path(__file__).parent / "weights"
 MAX_HEADER = 1 << 20
@@ -114,12 +115,6 @@ def released() -> dict[str, str]:
     return {name: digest for digest, name in (line.split() for line in lines)}
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_header(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file, its header bounded before it is parsed. Raises CheckpointError."""
     try:
@@ -191,8 +186,5 @@ def _check(path: Path, model: NLRN, tensors: dict[str, Tensor]) -> None:
 
 def describe(path: Path) -> ModelInfo:
     """The ModelInfo of a weights file. Raises CheckpointError."""
-    metadata = read_header(path)
-    config = _config(path, metadata)
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in NLRN(config).parameters())
-    return ModelInfo(path.stem, path, config.task, config.in_channels, parameters, sha256(path), metadata)
+    _config(path, read_header(path))
+    return described(path)

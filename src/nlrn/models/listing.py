@@ -28,10 +28,11 @@ class ModelInfo:
 
 def shipped_models(folder: Path = Path(__file__).parent / "weights") -> list[ModelInfo]:
     """The same as `list_models`, of files that are taken for whole."""
-    return [_described(path) for path in sorted(folder.glob("*.safetensors"))]
+    return [described(path) for path in sorted(folder.glob("*.safetensors"))]
 
 
-def _described(path: Path) -> ModelInfo:
+def described(path: Path) -> ModelInfo:
+    """The model of a file that is taken for whole."""
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     header: dict[str, Any] = json.loads(data[8 : 8 + size])

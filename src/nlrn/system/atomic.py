@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -137,6 +138,27 @@ def open_record(path: Path, mode: str = "a+b") -> IO[bytes]:
     return os.fdopen(descriptor, mode)
 
 
+def locked(file: IO[bytes] | int, *, otherwise: bool = False) -> bool:
+    """Lock an open file for this process; False where another holds it.
+
+    otherwise: the answer where files cannot be locked. On Windows none is: True.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return otherwise
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_no_links(folder: Path, target: Path) -> None:
     """Raises ConfigError for a symbolic link among the folders from `folder` down to `target`, both excluded.
 
@@ -169,12 +191,8 @@ def _remove(path: Path) -> None:
         return
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)  # NFS locks only what is open for writing
     try:
-        with contextlib.suppress(OSError):  # where files cannot be locked, none is held
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-        path.unlink()
+        if locked(file, otherwise=True):
+            path.unlink()
     finally:
         os.close(file)
 
@@ -220,13 +238,7 @@ def _is_ours(file: IO[bytes]) -> bool:
     """Lock a file that was just made; False where another process took it for a leftover before."""
     if os.name == "nt":
         return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # files cannot be locked there
-        return True
-    return os.fstat(file.fileno()).st_nlink > 0
+    return locked(file, otherwise=True) and os.fstat(file.fileno()).st_nlink > 0
 
 
 def _appear(temporary: Path, path: Path) -> None:

@@ -9,12 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nlrn.errors import ConfigError, InputError
-from nlrn.system.atomic import open_record
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where folders are not locked
-    fcntl = None  # type: ignore[assignment]
+from nlrn.system.atomic import locked, open_record
 
 SUFFIX = ".nlrn-journal"
 _MARK = "nlrn-journal"
@@ -60,11 +55,8 @@ class Journal:
         return {_MARK: 1, **json.loads(json.dumps(self.work))}
 
     def _hold(self, file: IO[bytes]) -> None:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"{self.path} is held: another run writes the same file") from error
+        if not locked(file):
+            raise ConfigError(f"{self.path} is held: another run writes the same file")
         file.seek(0)
         start = file.read(len(_MARK) + 4)
         if start and not start.startswith(b'{"' + _MARK.encode()[: len(start) - 2]):

@@ -73,7 +73,7 @@ class TrainingLog:
         self.losses: list[tuple[float, int]] = []
         self.elapsed = 0.0
         self.writer = _summary_writer(folder) if tensorboard else None
-        self.display: _Display | None = _display() if show else None
+        self.display: _Display | None = (_Bar() if os.isatty(1) else _Lines()) if show else None
 
     def __enter__(self) -> TrainingLog:
         if self.keep:
@@ -193,7 +193,7 @@ class _Bar:
 
 
 class _Lines:
-    """Plain lines, where rich is not installed or the output is no terminal."""
+    """Plain lines, where the output is no terminal."""
 
     def __init__(self) -> None:
         self.next = 0
@@ -208,13 +208,6 @@ class _Lines:
 
     def close(self) -> None:
         pass
-
-
-def _display() -> _Display:
-    try:
-        return _Bar() if os.isatty(1) else _Lines()
-    except ImportError:
-        return _Lines()
 
 
 def _summary_writer(folder: Path) -> Any:
