@@ -42,7 +42,9 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="a noise level for each pixel: the levels, 0-255, of a grey image, or the numbers of a float TIFF",
     )
-    group.add_argument("--strength", type=_strength, default=1.0, help="how much of the noise goes, 0..1 (default: 1)")
+    group.add_argument(
+        "--strength", type=number("strength", 0, 1), default=1.0, help="how much of the noise goes, 0..1 (default: 1)"
+    )
     group.add_argument(
         "--noise",
         choices=("auto", "gaussian", "poisson", "photo"),
@@ -53,19 +55,22 @@ def add(commands: Any) -> None:
     )
     group.add_argument(
         "--level",
-        type=_level,
+        type=number("level", 0, 2),
         default=1.0,
         help="of the model for photographs: factor on the level that is estimated, 0..2 (default: 1)",
     )
-    group.add_argument("--gain", type=_gain, metavar="G", help="with poisson: what one photon adds, 0-255 units")
+    group.add_argument(
+        "--gain", type=number("gain", 1e-4, 255), metavar="G", help="with poisson: what one photon adds, 0-255 units"
+    )
     group.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
+    adu = number("number of sample values", -1e6, 1e6)
     for name, letter, what in (
         ("gain", "G", "what one photon adds"),
         ("read-noise", "R", "sigma of the read-out"),
         ("black-level", "B", "the value without light"),
     ):
         group.add_argument(
-            f"--{name}-adu", type=_adu, metavar=letter, help=f"with poisson: {what}, in IN's own sample values"
+            f"--{name}-adu", type=adu, metavar=letter, help=f"with poisson: {what}, in IN's own sample values"
         )
     add_image_options(parser)
     add_stack_options(parser, side, mebibytes)
@@ -105,21 +110,5 @@ def _map(path: Path) -> np.ndarray:
     return levels if image.depth == 32 else levels * 255
 
 
-def _gain(text: str) -> float:
-    return number(text, "gain", 1e-4, 255)
-
-
-def _adu(text: str) -> float:
-    return number(text, "number of sample values", -1e6, 1e6)
-
-
-def _level(text: str) -> float:
-    return number(text, "level", 0, 2)
-
-
 def _sigma(text: str) -> float | str:
     return text if text == "per-plane" else sigma_or_auto(text)
-
-
-def _strength(text: str) -> float:
-    return number(text, "strength", 0, 1)

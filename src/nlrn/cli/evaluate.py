@@ -51,7 +51,9 @@ def add(commands: Any) -> None:
         help="under camera noise (default: the estimate)",
     )
     parser.add_argument("--auto", action="store_true", help="give the model the estimated noise level instead")
-    parser.add_argument("--scale", type=_scale, nargs="+", default=[2, 3, 4], help="1.5 to 4 (default: 2 3 4)")
+    parser.add_argument(
+        "--scale", type=number("scale", 1.5, 4), nargs="+", default=[2, 3, 4], help="1.5 to 4 (default: 2 3 4)"
+    )
     parser.add_argument(
         "--protocol",
         choices=("float-lr", "8bit-lr"),
@@ -153,10 +155,6 @@ def _conditions(options: argparse.Namespace, config: NLRNConfig) -> tuple[str, l
         given = "auto" if options.given_sigma is None else options.given_sigma
         return "camera", photographs(options.sigma or CAMERA_LEVELS, given)
     return "noise", denoising(options.sigma or (15.0, 25.0, 50.0), auto=options.auto)
-
-
-def _scale(text: str) -> float:
-    return number(text, "scale", 1.5, 4)
 
 
 def _table(result: dict[str, Any], quiet: bool) -> None:

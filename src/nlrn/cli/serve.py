@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from nlrn.cli.shared import add_command, count, mebibytes, number
 from nlrn.errors import BackendError
 
-_LIMITS = (  # option, field of Limits, type, usual value and what it is
-    ("--max-pixels", "max_pixels", count, "of an image (default: 25000000)"),
-    ("--max-result-pixels", "max_result_pixels", count, "of a result (default: 100000000)"),
-    ("--max-bytes", "max_bytes", count, "of a request (default: 33554432)"),
-    ("--held-bytes", "held_bytes", count, "of all requests and unread answers together (default: 1073741824)"),
-    ("--queue", "queue", count, "jobs that may wait (default: 16)"),
-    ("--connections", "connections", count, "at once (default: 512)"),
+_SECONDS = number("number of seconds", 0.1, 86400)
+_LIMITS = (  # each of a field of Limits: type, sign of its value, what it is
+    ("--max-pixels", count, "N", "of an image (default: 25000000)"),
+    ("--max-result-pixels", count, "N", "of a result (default: 100000000)"),
+    ("--max-bytes", count, "N", "of a request (default: 33554432)"),
+    ("--held-bytes", count, "N", "of all requests and unread answers together (default: 1073741824)"),
+    ("--queue", count, "N", "jobs that may wait (default: 16)"),
+    ("--connections", count, "N", "at once (default: 512)"),
+    ("--header-seconds", _SECONDS, "S", "for the first lines of a request (default: 10)"),
+    ("--body-seconds", _SECONDS, "S", "for all of its body (default: 60)"),
+    ("--send-seconds", _SECONDS, "S", "for all of an answer to be taken (default: 300)"),
+    ("--job-seconds", _SECONDS, "S", "for the work on one image (default: 600)"),
+    ("--stop-seconds", _SECONDS, "S", "for work under way when asked to end (default: 10)"),
 )
-_DEADLINES = (
-    ("--header-seconds", "header_seconds", "for the first lines of a request (default: 10)"),
-    ("--body-seconds", "body_seconds", "for all of its body (default: 60)"),
-    ("--send-seconds", "send_seconds", "for all of an answer to be taken (default: 300)"),
-    ("--job-seconds", "job_seconds", "for the work on one image (default: 600)"),
-    ("--stop-seconds", "stop_seconds", "for work under way when asked to end (default: 10)"),
-)
-
 EXAMPLES = """
 nlrn serve                                          then open http://127.0.0.1:8000
 nlrn serve --model mine.safetensors --port 8080
@@ -44,10 +43,8 @@ def add(commands: Any) -> None:
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
     group = parser.add_argument_group("limits")
-    for option, field, kind, words in _LIMITS:
-        group.add_argument(option, dest=field, type=kind, metavar="N", help=words)
-    for option, field, words in _DEADLINES:
-        group.add_argument(option, dest=field, type=_seconds, metavar="S", help=words)
+    for option, kind, sign, words in _LIMITS:
+        group.add_argument(option, type=kind, metavar=sign, help=words)
     parser.set_defaults(run=_serve)
 
 
@@ -63,15 +60,11 @@ def _serve(options: argparse.Namespace) -> int:
     from nlrn.web.messages import ServiceConfig
     from nlrn.web.server import serve
 
-    names = [field for _, field, *_ in (*_LIMITS, *_DEADLINES)]
-    limits = Limits(**{name: getattr(options, name) for name in names if getattr(options, name) is not None})
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Limits)}
+    limits = Limits(**{name: value for name, value in given.items() if value is not None})
     config = ServiceConfig(tuple(options.model), options.device, options.memory, limits)
     return serve(config, options.host, options.port, options.allow_host)
 
 
 def _port(text: str) -> int:
-    return int(number(text, "port", 0, 65535))
-
-
-def _seconds(text: str) -> float:
-    return number(text, "number of seconds", 0.1, 86400)
+    return int(number("port", 0, 65535)(text))

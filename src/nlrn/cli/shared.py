@@ -174,20 +174,22 @@ def sigma_or_auto(text: str) -> float | str:
     return text if text == "auto" else sigma_level(text)
 
 
-def sigma_level(text: str) -> float:
-    """The type of an argument that is a noise level, 0..MAX_SIGMA."""
-    return number(text, "noise level", 0, MAX_SIGMA, " (0-255 units)")
-
-
-def number(text: str, what: str, low: float, high: float, unit: str = "") -> float:
+def number(what: str, low: float, high: float, unit: str = "") -> Callable[[str], float]:
     """The type of an argument that is a number from low to high."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {what}") from None
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{text} is outside {low:g}..{high:g}{unit}")
-    return value
+
+    def checked(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {what}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is outside {low:g}..{high:g}{unit}")
+        return value
+
+    return checked
+
+
+sigma_level = number("noise level", 0, MAX_SIGMA, " (0-255 units)")
 
 
 def count(text: str) -> int:

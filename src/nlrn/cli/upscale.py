@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     """Add the parser of `nlrn upscale` to the subparsers of argparse."""
     parser = add_command(commands, "upscale", "enlarge an image (super-resolution)", EXAMPLES)
     group = parser.add_argument_group("size")
-    group.add_argument("-s", "--scale", type=_scale, help="how many times, 1.5 to 16 (default: 2)")
+    group.add_argument("-s", "--scale", type=number("scale", 1.5, 16), help="how many times, 1.5 to 16 (default: 2)")
     group.add_argument("--width", type=side, metavar="PIXELS", help="of OUT, instead of a scale; one side sets both")
     group.add_argument("--height", type=side, metavar="PIXELS", help="of OUT, instead of a scale; one side sets both")
     group = parser.add_argument_group("noise, which would be enlarged, too")
@@ -58,7 +58,3 @@ def _command(options: argparse.Namespace) -> str:
         if (value := getattr(options, name)) is not None:
             words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
     return " ".join(map(shlex.quote, [*words, "--denoise-first", "--overwrite"]))
-
-
-def _scale(text: str) -> float:
-    return number(text, "scale", 1.5, 16)
