@@ -47,7 +47,7 @@ def read(data: bytes, gps: bool, check_size: CheckSize, before_pixels: CheckSize
     colour = values[..., 0] if values.shape[2] == 1 else values
     icc = linear_profile() if colour.ndim == 3 else None
     metadata = FileMetadata(exif, None, icc, None, notes=(_NOTE,))
-    return Decoded(colour, None, 16, "RAW", *metadata.rest(gps))
+    return metadata.decoded(colour, None, "RAW", gps)
 
 
 def _exif(raw: Any, data: bytes) -> Image.Exif:

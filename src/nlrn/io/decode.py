@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base
@@ -40,7 +40,7 @@ from nlrn.io.formats import (
     png_size,
     tiff_pages,
 )
-from nlrn.io.metadata import TURNS, Decoded, FileMetadata, likely_dpi, loaded_exif, tagged_dpi
+from nlrn.io.metadata import Decoded, FileMetadata, likely_dpi, loaded_exif, tagged_dpi
 from nlrn.io.texts import texts_of
 from nlrn.io.tiffs import CameraRawError, read_tiff
 from nlrn.io.wide import is_wide_png, read, ready
@@ -131,22 +131,20 @@ def _by_pillow(
         _check_size(*image.size, max_pixels)
         _check_frames(max(frames, int(getattr(image, "n_frames", 1))) if frames == 1 else frames)
         wide = reader is PngImageFile and is_wide_png(data, "transparency" in image.info)
-        depth = 16 if wide else _depth(image, data)
+        if not wide:
+            _check_depth(image, data)
         if reader is PngImageFile and inflated_size(rows, png_size(data)) < png_size(data):
             raise InputError("truncated: rows are missing")
         if wide:
-            exif = loaded_exif(png_exif(data))
-            metadata = _file_metadata(image, exif, exif.get(Base.Orientation), data)
-            return _wide(data, image.size, metadata, gps, before_pixels)
+            ready()  # the memory of the library itself is not the image's
+            before_pixels(*image.size)
+            metadata = _file_metadata(image, loaded_exif(png_exif(data)), data)
+            return metadata.decoded(*read(data, image.size), "PNG", gps)
         before_pixels(*image.size)
         packet = _packet_of_avif(image)
         image.load()
-        exif = _readable_exif(image)
-        metadata = _file_metadata(image, exif, exif.get(Base.Orientation), data, packet)
-        rest = metadata.rest(gps)  # before the orientation is taken out of it
-        _apply_orientation(image)
-        colour, alpha = _planes(image, data)
-        return Decoded(colour, alpha, depth, str(image.format), *rest)
+        metadata = _file_metadata(image, _readable_exif(image), data, packet)
+        return metadata.decoded(*_planes(image, data), str(image.format), gps)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -163,21 +161,6 @@ def _check_frames(frames: int) -> None:
         raise InputError(f"{frames} frames or pages; expected a single image", limit="frames")
 
 
-def _wide(
-    data: bytes,
-    size: tuple[int, int],
-    metadata: FileMetadata,
-    gps: bool,
-    before_pixels: Callable[[int, int], None],
-) -> Decoded:
-    """A PNG of 16-bit colour or alpha, upright."""
-    ready()  # the memory of the library itself is not the image's
-    before_pixels(*size)
-    turn = TURNS.get(metadata.orientation, np.asarray)
-    colour, alpha = read(data, size)
-    return Decoded(turn(colour), None if alpha is None else turn(alpha), 16, "PNG", *metadata.rest(gps))
-
-
 def _packet_of_avif(image: ImageFile) -> bytes:
     """XMP that only the library finds, which Pillow then does not see: it would turn the image by it.
 
@@ -187,15 +170,14 @@ def _packet_of_avif(image: ImageFile) -> bytes:
     return packet if isinstance(packet, bytes) else b""
 
 
-def _file_metadata(
-    image: ImageFile, exif: Image.Exif, orientation: int | None, data: bytes, packet: bytes = b""
-) -> FileMetadata:
+def _file_metadata(image: ImageFile, exif: Image.Exif, data: bytes, packet: bytes = b"") -> FileMetadata:
     info = image.info
     metadata = image.format in ("BMP", "PNG") or info.get("jfif_unit") in (1, 2)  # else Pillow guesses
     dpi = likely_dpi(*info["dpi"]) if metadata and "dpi" in info else tagged_dpi(exif)
     colours = png_colours(data) if image.format == "PNG" else b""
     texts = texts_of(data, str(image.format), packet)
     notes = ("CMYK was converted to RGB",) if image.mode == "CMYK" else ()
+    orientation = exif.get(Base.Orientation)
     if image.format != "AVIF":
         orientation = orientation or xmp_orientation(texts.xmp)
     return FileMetadata(exif, orientation, info.get("icc_profile") or None, dpi, colours, notes, texts)
@@ -210,21 +192,18 @@ def _readable_exif(image: Image.Image) -> Image.Exif:
         return Image.Exif()
 
 
-def _depth(image: ImageFile, data: bytes) -> int:
-    """The depth, 8 or 16, of an image that Pillow reads exactly; InputError for any other."""
+def _check_depth(image: ImageFile, data: bytes) -> None:
+    """Raises InputError for an image whose 8 or 16 bits Pillow does not read exactly."""
     bits, mode = _bits(image, data), image.mode
     if isinstance(image, PpmImageFile) and mode == "I":  # grey with a maximum over 255, scaled to 65535
-        return 16
+        return
     if mode not in _MODES:
         raise InputError(f"pixels of mode {mode} ({bits} bits); expected unsigned integers, grey or colour")
-    if mode in _GREY16 and bits == 16 and "transparency" not in image.info:
-        return 16
-    if bits > 8:
+    if bits > 8 and not (mode in _GREY16 and bits == 16 and "transparency" not in image.info):
         raise InputError(
             f"{bits}-bit samples would be cut or misread here (as mode {mode}); save the image with 8 bits a sample,"
             " or as PNG or TIFF with 16"
         )
-    return 8
 
 
 def _bits(image: ImageFile, data: bytes) -> int:
@@ -245,14 +224,6 @@ def _check_exif(image: Image.Image) -> None:
     tiff_pages(block.removeprefix(b"Exif\0\0"))
 
 
-def _apply_orientation(image: ImageFile) -> None:
-    try:
-        _check_exif(image)
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # EXIF that cannot be read holds no orientation
-        return
-
-
 def _planes(image: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
     """Colour HW or HW3 (uint8 or uint16) and alpha HW (uint8) or None."""
     key = image.info.get("transparency")
@@ -263,7 +234,7 @@ def _planes(image: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | N
     elif image.mode in ("1", "CMYK", "YCbCr"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     values = np.asarray(image)
-    if image.mode == "I":  # a PGM of 16 bits, see _depth
+    if image.mode == "I":  # a PGM of 16 bits, see _check_depth
         values = values.astype(np.uint16)
     if image.mode in ("LA", "RGBA"):
         return values[..., 0] if image.mode == "LA" else values[..., :3], values[..., -1].copy()

@@ -42,4 +42,4 @@ def read(data: bytes, gps: bool, check_size: CheckSize, before_pixels: CheckSize
     # The orientation in the EXIF is a copy of the file's own, which has been applied
     icc = image.info.get("icc_profile") or None
     metadata = FileMetadata(exif, None, icc, tagged_dpi(exif), notes=notes, texts=texts)
-    return Decoded(colour, alpha, 8 * colour.itemsize, "HEIC", *metadata.rest(gps))
+    return metadata.decoded(colour, alpha, "HEIC", gps)

@@ -161,7 +161,7 @@ def read_image(
         raise InputError(f"{name}: {reason_of(error)}") from error
     levels = 1 if decoded.depth == 32 else 2**decoded.depth - 1
     texts = decoded.texts.held_to(decoded.colour.shape[:2], decoded.depth)
-    return ImageData(np.divide(decoded.colour, levels, dtype=np.float32), *decoded[1:-1], texts)
+    return ImageData(np.divide(decoded.colour, levels, dtype=np.float32, order="C"), *decoded[1:-1], texts)
 
 
 def _decode_here(data: bytes, max_pixels: int, *, gps: bool) -> Decoded:

@@ -61,7 +61,7 @@ def read(data: bytes, gps: bool, check_size: CheckSize, before_pixels: CheckSize
     notes = ("CMYK was converted to RGB",) if file.colours == _CMYK else ()
     resolution = likely_dpi(*dpi) if dpi else tagged_dpi(exif)
     metadata = FileMetadata(exif, None, file.icc, resolution, notes=notes, texts=file.texts)
-    return Decoded(colour, alpha, 8 * colour.itemsize, "JPEG2000", *metadata.rest(gps))
+    return metadata.decoded(colour, alpha, "JPEG2000", gps)
 
 
 def _by_pillow(image: ImageFile, bits: int) -> np.ndarray:

@@ -38,17 +38,16 @@ def read(data: bytes, gps: bool, check_size: CheckSize, before_pixels: CheckSize
     if values.dtype == np.float16:
         values = values.astype(np.float32)
     if values.dtype == np.float32:
-        depth, (colour, alpha) = 32, planes(values)
+        colour, alpha = planes(values)
         if alpha is not None:
             raise InputError("floats with alpha; save it with 16 bits a sample")
         if not np.isfinite(colour).all():
             raise InputError("it holds numbers that are not finite (NaN or infinity)")
     else:
         colour, alpha = planes(widened(values, header.bits))
-        depth = 8 * colour.itemsize
     # The orientation in the EXIF is a copy of the file's own, which has been applied
     metadata = FileMetadata(exif, None, icc, tagged_dpi(exif), texts=texts)
-    return Decoded(colour, alpha, depth, "JXL", *metadata.rest(gps))
+    return metadata.decoded(colour, alpha, "JXL", gps)
 
 
 def _metadata(jxl: Any, data: bytes) -> tuple[bytes | None, Any, Texts]:

@@ -62,6 +62,12 @@ class FileMetadata(NamedTuple):
         notes = (*left_out(list(dict.fromkeys([*texts.notes, *blocks]))), *self.notes)
         return self.icc, exif, dpi, self.colours, notes, texts.without_notes()
 
+    def decoded(self, colour: np.ndarray, alpha: np.ndarray | None, form: str, gps: bool) -> Decoded:
+        """The decoded file of these samples as they lie in it, turned upright. gps: with the place."""
+        turn = TURNS.get(self.orientation, np.asarray)
+        alpha = None if alpha is None else turn(alpha)
+        return Decoded(turn(colour), alpha, 8 * colour.itemsize, form, *self.rest(gps))
+
 
 class Decoded(NamedTuple):
     """A decoded file: samples HW or HW3 (uint8; uint16 for depth 16, float32 for 32), and metadata.

@@ -22,7 +22,7 @@ from PIL.ExifTags import Base
 from nlrn.errors import InputError
 from nlrn.io.directories import raw_value
 from nlrn.io.formats import tiff_pages
-from nlrn.io.metadata import IPTC, PHOTOSHOP, TURNS, XMP, Decoded, FileMetadata, held_to, tagged_dpi
+from nlrn.io.metadata import IPTC, PHOTOSHOP, XMP, Decoded, FileMetadata, held_to, tagged_dpi
 from nlrn.io.texts import tiff_texts
 from nlrn.io.tiffsamples import (
     ASSOCIATED,
@@ -84,13 +84,10 @@ def read_tiff(
         parts = checked_parts(page, kind, data)
         before_pixels(width, height)
         colour, alpha, more = samples_of(page, kind, parts, data)
-        depth = 8 * colour.itemsize
-        if depth == 32 and not np.isfinite(colour).all():
+        if colour.dtype == np.float32 and not np.isfinite(colour).all():
             raise InputError("it holds numbers that are not finite (NaN or infinity)")
         tags = tags_of(page, data)
         orientation = tags.get(Base.Orientation)
-        turn = TURNS.get(orientation, np.asarray)
-        colour, alpha = turn(colour), None if alpha is None else turn(alpha)
         icc = tags.get(Base.InterColorProfile)
         blocks = [raw_value(page.tags[code], data) if code in page.tags else b"" for code in _TEXTS]
         for code in _TEXTS:
@@ -98,12 +95,12 @@ def read_tiff(
         icc = icc if isinstance(icc, bytes) else None
         notes, texts = notes + more, tiff_texts(*blocks)
         metadata = FileMetadata(tags, orientation, icc, tagged_dpi(tags), notes=notes, texts=texts)
-        icc, exif, dpi, colours, notes, texts = metadata.rest(gps)
-        if exif is not None:
-            bands = 1 if colour.ndim == 2 else 3
-            exif, stale = held_to(exif, colour.shape[:2], bands + (alpha is not None), depth)
-            notes += stale
-        return Decoded(colour, alpha, depth, "TIFF", icc, exif, dpi, colours, notes, texts)
+        found = metadata.decoded(colour, alpha, "TIFF", gps)
+        if found.exif is None:
+            return found
+        bands = (1 if colour.ndim == 2 else 3) + (alpha is not None)
+        exif, stale = held_to(found.exif, found.colour.shape[:2], bands, found.depth)
+        return found._replace(exif=exif, notes=found.notes + stale)
 
 
 @contextmanager
