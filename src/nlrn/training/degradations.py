@@ -7,8 +7,9 @@ is a pure function of the seed, the step and its place in the global batch.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -39,26 +40,31 @@ class Batch(NamedTuple):
     sigma: Tensor | None
 
 
-class Degradation(Protocol):
+class Degradation(ABC):
     """One kind of degradation, made of a recipe and the device of the batches.
 
     luminance: whether only the luminance of images is used.
     """
 
-    luminance: bool
+    luminance = False
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None: ...
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
 
     @staticmethod
+    @abstractmethod
     def check(config: TrainConfig) -> None:
         """Raises ConfigError where the recipe does not fit this degradation."""
 
     def side(self, patch: int) -> int:
         """Side of the square that is cut out of an image for a patch, with what the degradation needs around it."""
+        return patch
 
+    @abstractmethod
     def pairs(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
         """The batch of clean [B, C, side, side], 0..255, whose places in the global batch begin with `first`."""
 
+    @abstractmethod
     def conditions(self) -> dict[str, tuple[float | None, Degrade]]:
         """Of the validation, by name: the sigma / 255 that the model receives, and the degradation of an image."""
 
@@ -68,13 +74,8 @@ def random_of(config: TrainConfig, step: int, place: int, stream: int) -> np.ran
     return np.random.Generator(np.random.Philox(key=[config.seed, step], counter=[0, place, stream, 0]))
 
 
-class GaussianNoise:
+class GaussianNoise(Degradation):
     """White noise of a level drawn for each patch, noise.low to noise.high."""
-
-    luminance = False
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
 
     @staticmethod
     def check(config: TrainConfig) -> None:
@@ -85,10 +86,6 @@ class GaussianNoise:
             raise ConfigError('model.noise = "camera" requires noise.kind = "camera"')
         if not config.model.sigma_input and config.noise.low != config.noise.high:
             raise ConfigError("a range of noise levels requires a model with sigma_input = true")
-
-    def side(self, patch: int) -> int:
-        """The patch itself."""
-        return patch
 
     def pairs(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
         """(noisy, clean, sigma / 255), in 0..image_range."""
@@ -120,13 +117,8 @@ class GaussianNoise:
         return {f"{s:g}": (s / 255 if given else None, _noisy(s)) for s in levels}
 
 
-class CameraNoise:
+class CameraNoise(Degradation):
     """The noise of a camera drawn for each patch (nlrn.functional.camera)."""
-
-    luminance = False
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
 
     @staticmethod
     def check(config: TrainConfig) -> None:
@@ -176,13 +168,13 @@ class CameraNoise:
         return {f"camera_{s:g}": (s / 255 if given else None, _photographed(s)) for s in CAMERA_LEVELS}
 
 
-class Reduction:
+class Reduction(Degradation):
     """Super-resolution: luminance made smaller by MATLAB's bicubic and enlarged again, by a scale drawn a patch."""
 
     luminance = True
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+        super().__init__(config, device)
         self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @staticmethod
