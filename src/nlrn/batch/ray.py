@@ -15,7 +15,6 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +25,7 @@ from urllib.parse import urlsplit
 import torch
 
 from nlrn.batch.plan import Encoded, Job
-from nlrn.batch.run import Make, Read, Results, failed, restored_file
+from nlrn.batch.run import Make, Read, Results, completed, restored_file
 from nlrn.errors import BackendError, ConfigError, InputError, NLRNError
 from nlrn.system.allocator import keep_freed_memory
 
@@ -230,7 +229,7 @@ class _Crew:
                 return
             queue.popleft()
             if job is not None:
-                yield job, _future(said)
+                yield job, completed(said)
             elif said is not None:
                 raise said
             else:
@@ -248,16 +247,8 @@ class _Crew:
         else:
             self.tries[job.name] += 1
             if self.tries[job.name] == TRIES:
-                yield job, failed(InputError(f"its worker ended, {TRIES} times, by its memory perhaps"))
+                yield job, completed(InputError(f"its worker ended, {TRIES} times, by its memory perhaps"))
             else:
                 self.waiting.append(job)
         if self.waiting:
             self._start()
-
-
-def _future(said: Encoded | Exception) -> Future[Encoded]:
-    if isinstance(said, Exception):
-        return failed(said)
-    future: Future[Encoded] = Future()
-    future.set_result(said)
-    return future

@@ -149,7 +149,7 @@ def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
                 source, image = reading.result()
                 future = writer.submit(_encode, job, source, *_timed(job, restore, image))
             except Exception as error:
-                future = failed(error)
+                future = completed(error)
             if before is not None:
                 yield before
             before = job, future
@@ -157,10 +157,13 @@ def _by_threads(jobs: Iterable[Job], make: Make, read: Read) -> Results:
         yield before
 
 
-def failed(error: Exception) -> Future[Encoded]:
-    """What comes of an image that is refused."""
+def completed(found: Encoded | Exception) -> Future[Encoded]:
+    """What comes of an image: its result, or the error by which it is refused."""
     future: Future[Encoded] = Future()
-    future.set_exception(error)
+    if isinstance(found, Exception):
+        future.set_exception(found)
+    else:
+        future.set_result(found)
     return future
 
 
@@ -184,7 +187,7 @@ def _by_processes(workers: int, jobs: Iterable[Job], make: Make, read: Read) -> 
             with pool(1, first) as alone:
                 future = alone.submit(_work, job, made, read)
                 if isinstance(future.exception(), BrokenProcessPool):
-                    future = failed(InputError("its process was killed, by its memory perhaps"))
+                    future = completed(InputError("its process was killed, by its memory perhaps"))
             yield job, future
 
 

@@ -160,12 +160,10 @@ def checked_image(image: np.ndarray, value_range: Range = "auto") -> np.ndarray:
 
 def checked(chosen: Any) -> Range:
     """Raises ConfigError for what is neither one of RANGES nor two numbers, the smaller one first."""
-    if isinstance(chosen, str):
-        if chosen not in RANGES:
-            raise ConfigError(f"a range is {', '.join(RANGES)}, or two numbers, black and white; not {chosen!r}")
+    if isinstance(chosen, str) and chosen in RANGES:
         return chosen
     try:
-        low, high = (float(number) for number in chosen)
+        low, high = (float(number) for number in (() if isinstance(chosen, str) else chosen))
     except (TypeError, ValueError):
         raise ConfigError(f"a range is {', '.join(RANGES)}, or two numbers, black and white; not {chosen!r}") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):

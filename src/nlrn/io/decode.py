@@ -95,7 +95,7 @@ def decode(
     and for what nlrn.io.further reads.
     Raises InputError for an image that is refused, and whatever Pillow raises for one that is damaged.
     """
-    reader, check_size = _reader(data), partial(_check_size, max_pixels=max_pixels)
+    reader, checked = _reader(data), partial(check_size, max_pixels=max_pixels)
     kind = further.kind_of(data) if reader is None else None
     if reader is None and kind is None:
         raise InputError(
@@ -104,13 +104,13 @@ def decode(
         )
     if reader is TiffImageFile:
         try:
-            return read_tiff(data, gps, check_size, before_pixels)
+            return read_tiff(data, gps, checked, before_pixels)
         except CameraRawError:
             kind = further.RAW
     if not apart and (kind is not None or reader is AvifImageFile):
         raise ApartError
     if kind is not None:
-        return further.read(kind, data, gps, check_size, before_pixels)
+        return further.read(kind, data, gps, checked, before_pixels)
     assert reader is not None
     return _by_pillow(reader, data, max_pixels, gps, before_pixels)
 
@@ -128,7 +128,7 @@ def _by_pillow(
     elif reader is GifImageFile:
         frames = gif_frames(data)
     with reader(io.BytesIO(data)) as image:
-        _check_size(*image.size, max_pixels)
+        check_size(*image.size, max_pixels)
         _check_frames(max(frames, int(getattr(image, "n_frames", 1))) if frames == 1 else frames)
         wide = reader is PngImageFile and is_wide_png(data, "transparency" in image.info)
         if not wide:
@@ -147,13 +147,14 @@ def _by_pillow(
         return metadata.decoded(*_planes(image, data), str(image.format), gps)
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def check_size(
+    width: int, height: int, max_pixels: int, argument: str = " (max_pixels of nlrn.io.image.read_image)"
+) -> None:
+    """Raises InputError for more pixels than the limit."""
     if width * height > max_pixels:
-        raise InputError(
-            f"{width} x {height} is {width * height:,} pixels; the limit is {max_pixels:,},"
-            " raised by --max-pixels (max_pixels of nlrn.io.image.read_image)",
-            limit="pixels",
-        )
+        pixels = f"{width} x {height} is {width * height:,} pixels"
+        limit = f"the limit is {max_pixels:,}, raised by --max-pixels{argument}"
+        raise InputError(f"{pixels}; {limit}", limit="pixels")
 
 
 def _check_frames(frames: int) -> None:

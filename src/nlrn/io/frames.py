@@ -17,6 +17,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from nlrn.errors import InputError
 from nlrn.io.chunks import DEFLATE, Layout
+from nlrn.io.decode import check_size
 from nlrn.io.directories import Entry, Form
 from nlrn.io.formats import gif_frames, png_parts
 from nlrn.io.image import MAX_BYTES, ImageData, file_bytes
@@ -83,13 +84,7 @@ class FrameStack:
             raise InputError(f"{path}: damaged or truncated ({error or type(error).__name__})") from error
 
     def _check(self, limits: Limits) -> None:
-        width, height = self._image.size
-        if width * height > limits.pixels:
-            raise InputError(
-                f"{width} x {height} is {width * height:,} pixels; the limit is {limits.pixels:,}, raised by"
-                " --max-pixels",
-                limit="pixels",
-            )
+        check_size(*self._image.size, limits.pixels, "")
         if self._data.startswith(b"\x89PNG") and self._data[24] == 16:
             raise InputError("an animation of 16 bits, which would be cut to 8")
         self._count = _frames(self._image)

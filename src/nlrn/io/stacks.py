@@ -18,6 +18,7 @@ import numpy as np
 
 from nlrn.errors import InputError
 from nlrn.io.chunks import DEFLATE, PLAIN, WRITTEN, Layout
+from nlrn.io.decode import check_size
 from nlrn.io.directories import BYTE, Entry, Form, entries_of
 from nlrn.io.formats import tiff_pages
 from nlrn.io.image import MAX_PIXELS, ImageData, read_image
@@ -235,12 +236,7 @@ class TiffStack:
     def _plane(self, page: Any, part: int) -> bytes:
         """A TIFF of one plane: the tags of its pixels, its strips or tiles as they are."""
         width, height = int(page.imagewidth), int(page.imagelength)
-        if width * height > self.limits.pixels:
-            raise InputError(
-                f"{width} x {height} is {width * height:,} pixels; the limit is {self.limits.pixels:,}, raised by"
-                " --max-pixels",
-                limit="pixels",
-            )
+        check_size(width, height, self.limits.pixels, "")
         places, sizes = list(each_of(page.dataoffsets)), list(each_of(page.databytecounts))
         if self.one_directory:
             places, sizes = [places[0] + part * page.nbytes], [page.nbytes]

@@ -77,7 +77,7 @@ class Texts(NamedTuple):
             return self.xmp
         packet = self.xmp.rstrip(b"\0")
         fits = form in _PACKETS and (form != "JPEG" or len(packet) <= _SEGMENT - len(_XMP_JPEG))
-        return packet if fits and _is_utf8(packet) else b""
+        return packet if fits and xmp.is_utf8(packet) else b""
 
     def _records(self, form: str) -> bytes:
         """IPTC for a file of the format; empty for none."""
@@ -109,13 +109,6 @@ class Texts(NamedTuple):
 
 
 NO_TEXTS = Texts()
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        return bool(text.decode())
-    except UnicodeDecodeError:
-        return False
 
 
 def _put(data: bytes, place: int, parts: Iterator[bytes]) -> bytes:

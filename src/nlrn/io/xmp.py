@@ -90,7 +90,7 @@ def edited(packet: bytes, rule: Rule) -> bytes | None:
         return packet
     text = packet.rstrip(b"\0")
     walk = _Walk(text, rule)
-    if len(text) > MAX_BYTES or not _is_utf8(text) or not walk.parsed():
+    if len(text) > MAX_BYTES or not is_utf8(text) or b"\0" in text or not walk.parsed():
         return None
     out, place = [], 0
     for start, end, new in sorted(walk.edits):
@@ -99,12 +99,13 @@ def edited(packet: bytes, rule: Rule) -> bytes | None:
     return b"".join([*out, packet[place:]])
 
 
-def _is_utf8(text: bytes) -> bool:
+def is_utf8(text: bytes) -> bool:
+    """Whether the bytes are text in UTF-8."""
     try:
         text.decode()
     except UnicodeDecodeError:
         return False
-    return b"\0" not in text
+    return True
 
 
 @dataclass

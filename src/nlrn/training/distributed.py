@@ -142,26 +142,23 @@ def use_private_compiler_cache() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
-class joined:  # noqa: N801  # a context, used like a function
+@contextmanager
+def joined() -> Iterator[Processes]:
     """The Processes of this run as a context; joins the group when started by torchrun."""
-
-    def __enter__(self) -> Processes:
-        use_private_compiler_cache()
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-            torch.backends.cudnn.benchmark = True
-        self.several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-        if not self.several:
-            return Processes(device)
-        # The optimiser imports this. After init_process_group it would keep the group forever, whose threads then
-        # outlive destroy_process_group and can abort the process at its end, when they free a tensor.
-        import_module("torch._dynamo")
-
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return Processes(device, dist.get_rank(), dist.get_world_size())
-
-    def __exit__(self, *_: object) -> None:
-        if self.several:
-            dist.destroy_process_group()
+    use_private_compiler_cache()
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        yield Processes(device)
+        return
+    # The optimiser imports this. After init_process_group it would keep the group forever, whose threads then
+    # outlive destroy_process_group and can abort the process at its end, when they free a tensor.
+    import_module("torch._dynamo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(device, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
