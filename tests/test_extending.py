@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md promises of additions: a distance, a noise or a backend that is entered in its table works.
+"""What CONTRIBUTING.md promises of additions: a distance, noise, backend or format that is entered in its table works.
 
 Each is added here as its one file would add it, and used by what goes by its name.
 """
@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 import toy
+from PIL import Image
 from torch import Tensor
 
-from nlrn.errors import ConfigError
+from nlrn.batch.plan import plan
+from nlrn.errors import ConfigError, InputError
 from nlrn.inference.restorer import Restorer
+from nlrn.io.image import ImageData, encode_image, write_image
+from nlrn.io.written import SUFFIXES, WRITTEN, Written
 from nlrn.models.checkpoint import load_model, save_model
 from nlrn.models.distances import DISTANCES, Distance
 from nlrn.models.nlrn import NLRN, NLRNConfig, NonLocal2d
@@ -98,3 +102,18 @@ def test_a_backend_is_one_module_and_one_line(monkeypatch: pytest.MonkeyPatch) -
     expected = neighborhood_attention(q, k, v, window=3, backend="reference")
     assert torch.equal(neighborhood_attention(q, k, v, window=3, backend="added"), expected)  # type: ignore[arg-type]
     assert len(calls) == 1
+
+
+def test_a_format_that_is_written_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WRITTEN, "TGA", Written((".tga",), "image/x-tga", alpha=True))
+    monkeypatch.setitem(SUFFIXES, ".tga", "TGA")
+    levels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    image = ImageData((levels / 255).astype(np.float32), alpha=levels[::-1])
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in" / "a.png", image)
+    (job,) = plan(tmp_path / "in", tmp_path / "out", form=".tga")
+    assert (job.target.name, job.form) == ("a.tga", "TGA")
+    with Image.open(write_image(tmp_path / "a.tga", image)) as file:
+        assert np.array_equal(np.asarray(file), np.dstack((levels, levels[::-1])))
+    with pytest.raises(InputError, match="TGA files would cut the image's 16 bits to 8"):
+        encode_image(image.with_depth(16), "TGA")
