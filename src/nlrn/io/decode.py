@@ -43,7 +43,7 @@ from nlrn.io.formats import (
 from nlrn.io.metadata import Decoded, FileMetadata, likely_dpi, loaded_exif, tagged_dpi
 from nlrn.io.texts import texts_of
 from nlrn.io.tiffs import CameraRawError, read_tiff
-from nlrn.io.wide import is_wide_png, read, ready
+from nlrn.io.wide import is_wide_png, library, read
 from nlrn.io.xmp import orientation as xmp_orientation
 
 # The readers are called by name: Image.open has another limit, global to the process.
@@ -136,7 +136,7 @@ def _by_pillow(
         if reader is PngImageFile and inflated_size(rows, png_size(data)) < png_size(data):
             raise InputError("truncated: rows are missing")
         if wide:
-            ready()  # the memory of the library itself is not the image's
+            library()  # the memory of the library itself is not the image's
             before_pixels(*image.size)
             metadata = _file_metadata(image, loaded_exif(png_exif(data)), data)
             return metadata.decoded(*read(data, image.size), "PNG", gps)
@@ -238,7 +238,7 @@ def _planes(image: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | N
     if image.mode == "I":  # a PGM of 16 bits, see _check_depth
         values = values.astype(np.uint16)
     if image.mode in ("LA", "RGBA"):
-        return values[..., 0] if image.mode == "LA" else values[..., :3], values[..., -1].copy()
+        return further.planes(values)
     if key is None:
         return values, None
     levels = 2 ** png_header(data).bits - 1 if isinstance(image, PngImageFile) else 255

@@ -67,7 +67,7 @@ class FrameStack:
     Raises InputError for what cannot be read, and beyond the limits, before any frame is decoded.
     """
 
-    one_directory, channels, axes = False, 1, "T"
+    one_directory, channels, axes, form = False, 1, "T", Form()
 
     def __init__(self, path: Path, *, limits: Limits = Limits()) -> None:  # noqa: B008
         self.path = path
@@ -96,7 +96,8 @@ class FrameStack:
         """What the frames have: colour, alpha, how long each is shown."""
         self.kind = f"animated {self._image.format}"
         self.sizes: tuple[int, ...] = (self._count,)
-        self.notes = left_out(texts_of(self._data, str(self._image.format)).names())
+        texts = texts_of(self._data, str(self._image.format))
+        self.notes = left_out([*texts.lost_in(""), *texts.notes])
         self._colour = self._alpha = False
         self._milliseconds: list[float] = []
         for index in range(self._count):
@@ -133,10 +134,6 @@ class FrameStack:
         alpha = values[..., 3].copy() if self._alpha else None
         return ImageData(np.divide(colour, 255, dtype=np.float32), alpha, 8, "TIFF")
 
-    def form(self) -> Form:
-        """Of the TIFF that it is written as."""
-        return Form()
-
     def layout(self, index: int) -> Layout:
         """One strip a frame, deflated."""
         width, height = self._image.size
@@ -144,7 +141,7 @@ class FrameStack:
 
     def entries(self, index: int) -> dict[int, Entry]:
         """The tags of a frame's page; the first holds what tifffile writes: shape, axes and durations."""
-        form, (width, height) = self.form(), self._image.size
+        form, (width, height) = self.form, self._image.size
         samples = (3 if self._colour else 1) + self._alpha
         entries = {256: form.places([width]), 257: form.places([height]), 258: form.short(*[8] * samples)}
         entries |= {259: form.short(DEFLATE), 262: form.short(2 if self._colour else 1), 277: form.short(samples)}

@@ -60,7 +60,7 @@ class FileMetadata(NamedTuple):
         blocks = [name for tag, name in _BLOCKS.items() if tag in self.exif]
         texts = self.texts.upright(gps)
         notes = (*left_out(list(dict.fromkeys([*texts.notes, *blocks]))), *self.notes)
-        return self.icc, exif, dpi, self.colours, notes, texts.without_notes()
+        return self.icc, exif, dpi, self.colours, notes, texts._replace(notes=())
 
     def decoded(self, colour: np.ndarray, alpha: np.ndarray | None, form: str, gps: bool) -> Decoded:
         """The decoded file of these samples as they lie in it, turned upright. gps: with the place."""

@@ -52,6 +52,7 @@ class Stack(Protocol):
     channels: int  # of those that have a noise level and a range of their own
     notes: tuple[str, ...]
     one_directory: bool  # one directory stands for all planes, which lie one behind the other
+    form: Form  # byte order and kind of the TIFF that it is written as
 
     def __enter__(self) -> Stack: ...
     def __exit__(self, *_: object) -> None: ...
@@ -62,9 +63,6 @@ class Stack(Protocol):
 
     def read(self, index: int) -> ImageData:
         """One plane. Raises InputError."""
-
-    def form(self) -> Form:
-        """Byte order and kind of the TIFF that it is written as."""
 
     def layout(self, index: int) -> Layout:
         """How the samples of a plane are stored in the result."""
@@ -158,7 +156,7 @@ class TiffStack:
                 self._find_planes(tiff, axes)
             self._file.seek(0)
             self._tiff = TiffFile(self._file, _multifile=False)  # whose pages are parsed whole, each by itself
-        self._form = Form(self._tiff.byteorder, bool(self._tiff.is_bigtiff))
+        self.form = Form(self._tiff.byteorder, bool(self._tiff.is_bigtiff))
         self._check_pages()
 
     def _find_planes(self, tiff: Any, axes: str | None) -> None:
@@ -213,10 +211,6 @@ class TiffStack:
         """The number of the channel of a plane."""
         return self.planes[index][2]
 
-    def form(self) -> Form:
-        """Byte order and kind of the file."""
-        return self._form
-
     def read(self, index: int) -> ImageData:
         """One plane. Raises InputError as read_image does."""
         try:
@@ -244,7 +238,7 @@ class TiffStack:
             raise InputError("its strips or tiles are in a form that is not read in stacks; save it uncompressed")
         if sum(sizes) > 2 * page.nbytes + _ROOM + 64 * len(sizes):
             raise InputError("damaged: its strips or tiles are larger than its samples")
-        form = Form(self._form.order)
+        form = Form(self.form.order)
         without = _PLACES | _SIZES | ({320} if self._is_lookup(page) else frozenset())
         entries = {tag: entry for tag, entry in entries_of(page, self._data, without).items() if tag in PIXEL_TAGS}
         if self._is_lookup(page):
@@ -277,12 +271,12 @@ class TiffStack:
             (int(chunk[0]), int(chunk[1])),
             bool(page.is_tiled),
             bool(page.planarconfig == 2 and page.samplesperpixel > 1),
-            self._form.order,
+            self.form.order,
         )
 
     def entries(self, index: int) -> dict[int, Entry]:
         """The tags of the result's page, all but where its strips or tiles lie."""
-        page, form = self._page(self.planes[index][0]), self._form
+        page, form = self._page(self.planes[index][0]), self.form
         entries = entries_of(page, self._data, _PLACES | _SIZES | _POINTERS | {_FILL_ORDER})
         if int(page.compression) not in WRITTEN:
             entries = {tag: entry for tag, entry in entries.items() if tag not in _JPEG_TAGS | {317}}

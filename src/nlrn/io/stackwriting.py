@@ -53,7 +53,7 @@ class TiffStackWriter:
     def __init__(self, path: Path, stack: Stack, journal: Journal, *, overwrite: bool) -> None:
         self.path, self.stack, self.journal, self.overwrite = path, stack, journal, overwrite
         self.part = path.with_name(path.name + PART)
-        self.form = stack.form()
+        self.form = stack.form
         self.done, self.end = 0, _HEADER
         self._places: list[tuple[int, Sequence[int]]] = []  # of each plane, and the sizes of its parts
 

@@ -54,14 +54,6 @@ class Texts(NamedTuple):
         """Those of an image of this (height, width) and so many bits a sample."""
         return self._replace(xmp=xmp.held_to(self.xmp, size, depth) or b"")
 
-    def without_notes(self) -> Texts:
-        """The same, its notes elsewhere."""
-        return self._replace(notes=())
-
-    def names(self) -> list[str]:
-        """Names of all of them."""
-        return [*self.lost_in(""), *self.notes]
-
     def lost_in(self, form: str) -> list[str]:
         """Names of what files of the format have no place for."""
         lost = ["XMP"] if self.xmp and not self._packet(form) else []

@@ -21,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from nlrn.errors import InputError
 from nlrn.io.directories import LONG8, Entry, Form, entries_of
 from nlrn.io.formats import inflated_size
+from nlrn.io.further import planes
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, _MASK, CMYK, YCBCR = range(7)  # of the tag PhotometricInterpretation
 UINT, FLOAT = 1, 3  # of the tag SampleFormat
@@ -253,8 +254,7 @@ def _converted(page: Any, kind: Kind, values: np.ndarray) -> tuple[np.ndarray, n
     if kind.alpha == ASSOCIATED:
         image = Image.frombytes("RGBa", values.shape[1::-1], values.tobytes())
         values = np.asarray(image.convert("RGBA"))
-    colour = values[..., 0] if kind.colours == 1 else values[..., :3]
-    return colour, np.ascontiguousarray(values[..., -1]) if kind.alpha else None, ()
+    return *planes(values), ()
 
 
 def _check_colours(page: Any, kind: Kind) -> None:
@@ -299,9 +299,7 @@ def _by_pillow(page: Any, kind: Kind, data: bytes) -> tuple[np.ndarray, np.ndarr
         if image.mode not in allowed:
             raise InputError(f"pixels of mode {image.mode}; expected grey or colour of 8 bits")
         values = np.asarray(image if image.mode == mode else image.convert(mode))
-    if not kind.alpha:
-        return values, None, notes
-    return values[..., 0] if kind.colours == 1 else values[..., :3], values[..., -1].copy(), notes
+    return *planes(values), notes
 
 
 # -- directories of one page, for other readers -----------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 
 from nlrn.errors import BackendError, InputError
 from nlrn.io.formats import PNG_HEADER, png_chunk, png_chunks, png_header
+from nlrn.io.further import planes
 
 
 def is_wide_png(data: bytes, transparent: bool) -> bool:
@@ -22,17 +23,12 @@ def is_wide_png(data: bytes, transparent: bool) -> bool:
     return header.bits == 16 and (header.colour != 0 or transparent)
 
 
-def ready() -> None:
-    """Load the library. Raises BackendError where it is not installed."""
-    _vips()
-
-
 def read(data: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
     """(colour HW or HW3, alpha HW or None), uint16, of a PNG, as they lie in the file.
 
     size: (width, height) that was checked. Raises InputError for what is damaged or another kind.
     """
-    vips = _vips()
+    vips = library()
     try:
         image = vips.Image.new_from_buffer(data, "", fail_on="warning")
         if (image.width, image.height) != size:
@@ -44,13 +40,12 @@ def read(data: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | N
         values: np.ndarray = image.numpy().reshape(size[1], size[0], -1)
     except vips.Error as error:
         raise InputError(f"damaged or truncated ({' '.join(str(error).split())})") from error
-    colour = values[..., 0] if values.shape[2] < 3 else values[..., :3]
-    return colour, values[..., -1] if values.shape[2] in (2, 4) else None
+    return planes(values)
 
 
 def png(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     """A PNG of uint16 [H, W, 1 to 4]; metadata: icc_profile and exif, as Pillow takes them."""
-    image = _vips().Image.new_from_array(values, interpretation="rgb16" if values.shape[2] > 2 else "grey16")
+    image = library().Image.new_from_array(values, interpretation="rgb16" if values.shape[2] > 2 else "grey16")
     plain = bytes(image.pngsave_buffer(bitdepth=16, compression=6))
     parts = [plain[:PNG_HEADER]]
     if "icc_profile" in metadata:
@@ -67,7 +62,8 @@ def png_with(data: bytes, colours: bytes, dpi: tuple[float, float] | None) -> by
     return data[:PNG_HEADER] + colours + metres + data[PNG_HEADER:] if colours or metres else data
 
 
-def _vips() -> Any:
+def library() -> Any:
+    """libvips. Raises BackendError where it is not installed."""
     try:
         import pyvips  # type: ignore[import-untyped]
     except (ImportError, OSError) as error:

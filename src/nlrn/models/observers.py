@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -18,22 +20,17 @@ class AttentionMeter:
 
     def __init__(self, model: NLRN, x: Tensor) -> None:
         batch, _, height, width = x.shape
-        self.window = model.config.window
-        self.batch, self.height, self.width = batch, height, width
-        self.backend = model.backend(height, width)
+        backend = model.backend(height, width)
+        self._statistics = partial(
+            correlation_statistics,
+            batch=batch, height=height, width=width, window=model.config.window, backend=backend,
+        )  # fmt: skip
         self.neighbours: list[Tensor] = []
         self.largest: list[float] = []
 
     def __call__(self, t: int, correlation: Tensor) -> None:
         """Measure state t, whose correlation is as the operator returns it."""
-        effective, largest = correlation_statistics(
-            correlation,
-            batch=self.batch,
-            height=self.height,
-            width=self.width,
-            window=self.window,
-            backend=self.backend,
-        )
+        effective, largest = self._statistics(correlation)
         self.neighbours.append(effective.cpu())
         self.largest.append(largest)
 
