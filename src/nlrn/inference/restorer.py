@@ -370,7 +370,7 @@ class Restorer:
     def _network(self, dtype: torch.dtype, window: int | None) -> FoldedNLRN | Unfolded:
         """The model for inference, its batch norms folded; built at the first use."""
         if not self.model.block.non_local.carries:
-            return Unfolded(self.model).with_window(window)
+            return Unfolded(self.model.reconfigured(window=window))
         if dtype not in self._folded:
             self._folded[dtype] = FoldedNLRN(self.model, dtype)
         return self._folded[dtype].with_window(window)

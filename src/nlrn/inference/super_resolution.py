@@ -7,7 +7,7 @@ pixel in addition to the network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import SupportsFloat
 
@@ -61,7 +61,8 @@ def enlarged(image: np.ndarray, height: int, width: int, restore: Callable[[np.n
     larger = resized_bicubic(image, height, width)
     colour = image.shape[2:] == (3,)
     luma = np.empty((1, 1, height, width), np.float32)
-    for rows in _strips(height):
+    for top in range(0, height, _ROWS):
+        rows = slice(top, top + _ROWS)
         luma[0, 0, rows] = studio_luma(larger[rows]) if colour else larger[rows].reshape(-1, width)
     detail = restore(luma)[0, 0]
     detail -= luma[0, 0]
@@ -82,7 +83,3 @@ def resized_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
             image.reshape(*image.shape[:2], -1)[..., channel].astype(np.float64), height, width
         )
     return result
-
-
-def _strips(height: int) -> Iterator[slice]:
-    return (slice(top, min(top + _ROWS, height)) for top in range(0, height, _ROWS))

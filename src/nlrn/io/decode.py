@@ -129,7 +129,9 @@ def _by_pillow(
         frames = gif_frames(data)
     with reader(io.BytesIO(data)) as image:
         check_size(*image.size, max_pixels)
-        _check_frames(max(frames, int(getattr(image, "n_frames", 1))) if frames == 1 else frames)
+        frames = max(frames, int(getattr(image, "n_frames", 1))) if frames == 1 else frames
+        if frames > 1:
+            raise InputError(f"{frames} frames or pages; expected a single image", limit="frames")
         wide = reader is PngImageFile and is_wide_png(data, "transparency" in image.info)
         if not wide:
             _check_depth(image, data)
@@ -157,11 +159,6 @@ def check_size(
         raise InputError(f"{pixels}; {limit}", limit="pixels")
 
 
-def _check_frames(frames: int) -> None:
-    if frames > 1:
-        raise InputError(f"{frames} frames or pages; expected a single image", limit="frames")
-
-
 def _packet_of_avif(image: ImageFile) -> bytes:
     """XMP that only the library finds, which Pillow then does not see: it would turn the image by it.
 
@@ -185,9 +182,11 @@ def _file_metadata(image: ImageFile, exif: Image.Exif, data: bytes, packet: byte
 
 
 def _readable_exif(image: Image.Image) -> Image.Exif:
-    """EXIF, or none where it cannot be read."""
+    """EXIF, or none where it cannot be read or would fill the memory, also as the text that ImageMagick wrote."""
     try:
-        _check_exif(image)
+        text = str(image.info.get("Raw profile type exif", ""))
+        block = image.info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:]))
+        tiff_pages(block.removeprefix(b"Exif\0\0"))
         return image.getexif()
     except Exception:
         return Image.Exif()
@@ -216,13 +215,6 @@ def _bits(image: ImageFile, data: bytes) -> int:
     arguments = image.tile[0][3] if isinstance(image, PpmImageFile) else None
     largest = arguments[1] if isinstance(arguments, tuple) else 0
     return 16 if isinstance(largest, int) and largest > 255 else 8
-
-
-def _check_exif(image: Image.Image) -> None:
-    """Raises for EXIF that would fill the memory, also in the text form that ImageMagick wrote into PNGs."""
-    text = str(image.info.get("Raw profile type exif", ""))
-    block = image.info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:]))
-    tiff_pages(block.removeprefix(b"Exif\0\0"))
 
 
 def _planes(image: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:

@@ -184,7 +184,8 @@ def _photometric(page: Any) -> int:
 def _kind(page: Any) -> Kind:
     """What the samples are. Raises InputError for what is not read, and names it."""
     photometric, samples = _photometric(page), page.samplesperpixel
-    bits, formats = _bits(page), set(each_of(page.tags.valueof(339, UINT)))
+    bits = {int(bit) for bit in each_of(page.tags.valueof(Base.BitsPerSample, 1))}
+    formats = set(each_of(page.tags.valueof(339, UINT)))
     if photometric < 0 or 256 not in page.tags or 257 not in page.tags:
         raise InputError("damaged or truncated: tags are missing")
     if page.imagedepth > 1:
@@ -235,10 +236,6 @@ def _alpha(page: Any, extra: int, bits: int, form: int) -> int:
     if kind not in (ASSOCIATED, UNASSOCIATED):
         raise InputError(f"its alpha is of an unknown kind ({kind}); save it unassociated")
     return kind
-
-
-def _bits(page: Any) -> set[int]:
-    return {int(bit) for bit in each_of(page.tags.valueof(Base.BitsPerSample, 1))}
 
 
 def _check_stack(file: TiffFile, page: Any, kind: Kind) -> None:

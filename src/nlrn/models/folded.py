@@ -129,10 +129,6 @@ class Unfolded:
     def __init__(self, model: NLRN) -> None:
         self.model = model
 
-    def with_window(self, window: int | None) -> Unfolded:
-        """The same weights under another window."""
-        return Unfolded(self.model.reconfigured(window=window))
-
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """The restored image [B, C, H, W], float32."""

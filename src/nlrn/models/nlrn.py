@@ -50,13 +50,6 @@ def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
     return conv
 
 
-def _zero_conv(channels: int) -> nn.Conv2d:
-    """g: starts at zero, so that putting the module into a network changes nothing until it is trained."""
-    conv = _conv(channels, channels, 1)
-    nn.init.zeros_(conv.weight)
-    return conv
-
-
 class NonLocal2d(nn.Module):
     """X + Z, Z = Phi(X) G(X) / delta(X): every pixel averages similar pixels in a confined neighbourhood.
 
@@ -102,7 +95,8 @@ class NonLocal2d(nn.Module):
         for name in kind.embeddings:
             self.add_module(name, _conv(channels, embed, 1))
         self.register_parameter("log_h", nn.Parameter(torch.tensor(math.log(h))) if kind.bandwidth else None)
-        self.g = _zero_conv(channels)
+        self.g = _conv(channels, channels, 1)
+        nn.init.zeros_(self.g.weight)  # putting the module into a network changes nothing until it is trained
 
     @property
     def carries(self) -> bool:

@@ -245,10 +245,6 @@ class TrainConfig:
         _check_name(self.name, "name")
         if not self.name or Path(self.name).name != self.name or self.name.startswith(("state-", "before-decay")):
             raise ConfigError(f"name becomes a file's name, which {self.name!r} cannot be")
-        self._check_task()
-
-    def _check_task(self) -> None:
-        """Raises ConfigError where task, model and degradation do not fit together."""
         if self.model.task != "denoise" and self.noise.kind != NoiseConfig.kind:
             raise ConfigError(f'{self.noise.kind} noise is for models of the task "denoise", not {self.model.task!r}')
         degradation_of(self).check(self)
