@@ -18,11 +18,10 @@ from nlrn.system.atomic import check_no_links
 
 # Suffixes of images that are not read, some of them not without an extra
 _OTHERS = (
-    "3fr arw bpg cr2 cr3 crw czi dcm dcr dds djvu dng emf eps erf exr fff fit fits hdr heic heif hif icns ico iff iiq"
-    " j2c j2k jls jp2 jpc jpf jpx jxl jxr kdc lif lsm mef mng mos mrw nd2 ndpi nef nrw orf pam pcx pef pfm pic pict psb"
-    " psd qoi raf ras raw rw2 rwl sgi sr2 srf srw stk svg svs tga wdp wmf x3f xbm xcf xpm"
+    "bpg czi dcm dds djvu emf eps exr fit fits hdr icns ico iff jls jxr lif lsm mng nd2 ndpi pam pcx pfm pic pict psb"
+    " psd qoi ras raw sgi stk svg svs tga wdp wmf xbm xcf xpm"
 )
-OTHER_IMAGES = frozenset(f".{name}" for name in _OTHERS.split())
+OTHER_IMAGES = frozenset(f".{name}" for name in _OTHERS.split()).union(*(kind.suffixes for kind in further.KINDS))
 
 
 @dataclass(frozen=True)
