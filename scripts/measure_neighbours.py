@@ -1,31 +1,30 @@
-"""Attention over the planes before and after, by the shipped weights: what it would gain on slowly moving content.
+"""Attention over the planes before and after (`--neighbors`): what it gains on slowly moving content, what it costs.
 
     python scripts/measure_neighbours.py [--data ../shared/data] [--stacks 5] [--steps 0 0.5 1 2] [--sigma 25]
+    python scripts/measure_neighbours.py --time 512
 
 Stacks of three planes, 96 x 96, are cut from training images of BSDS500, each plane moved by a step (pixels, in a
-direction of its own); noise is independent from plane to plane. denoise-gray-small restores each plane alone, and all
-together with attention over q x q x 3: the neighbourhoods of the planes before and after are appended to each pixel's
-own, their correlations carried along too. The convolutions see one plane. PSNR of the inner plane. A slow
-definition in plain torch, held against the model where no plane is added.
+direction of its own); noise is independent from plane to plane. denoise-gray-small restores the inner plane alone, and
+with those beside it. PSNR of the inner plane. With --time: seconds of the processor for the inner plane of a stack.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 import nlrn
 from nlrn.functional.metrics import psnr
-from nlrn.models.nlrn import NLRN, with_sigma_plane
+from nlrn.inference.beside import Beside
+from nlrn.inference.restorer import Restorer
+from nlrn.inference.settings import PRECISIONS, Settings
 
-PLANES, SIDE, MARGIN, ROWS = 3, 96, 24, 8
+PLANES, SIDE, MARGIN = 3, 96, 24
 
 
 def stack_of(path: Path, step: float, seed: int) -> np.ndarray:
@@ -45,54 +44,23 @@ def stack_of(path: Path, step: float, seed: int) -> np.ndarray:
     return np.stack(planes)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, window: int, reach: int, correlation: list[Tensor] | None
-) -> tuple[Tensor, list[Tensor]]:
-    """q, k [P, H, W, Cm], v [P, H, W, C]: each pixel over its window in its own plane and `reach` planes either way.
-
-    -> out [P, H, W, C] and the logits of each plane and block of rows, [ROWS * W, keys], keys being the pixels of the
-    rows that the block reaches, plane after plane. Pixels beyond a window are masked.
-    """
-    planes, height, width, _ = q.shape
-    r, out, kept = window // 2, torch.empty_like(v), list[Tensor]()
-    near = (torch.arange(width)[:, None] - torch.arange(width)).abs() <= r
-    for plane in range(planes):
-        those = slice(max(0, plane - reach), min(planes, plane + reach + 1))
-        for top in range(0, height, ROWS):
-            rows = torch.arange(top, min(top + ROWS, height))
-            band = torch.arange(max(0, top - r), min(top + ROWS + r, height))
-            inside = ((rows[:, None] - band).abs() <= r)[:, None, :, None] & near[None, :, None, :]
-            inside = inside.reshape(len(rows) * width, -1).repeat(1, those.stop - those.start)
-            keys, values = (x[those, band[0] : band[-1] + 1].flatten(0, 2) for x in (k, v))
-            logits = q[plane, rows].flatten(0, 1) @ keys.T
-            if correlation is not None:
-                logits += correlation[len(kept)]
-            kept.append(logits.masked_fill_(~inside, 0))
-            p = logits.masked_fill(~inside, -torch.inf).softmax(-1)
-            out[plane, rows] = (p @ values).view(len(rows), width, -1)
-    return out, kept
+def seconds(restorers: list[Restorer], side: int, sigma: float) -> list[float]:
+    """Of the inner plane of a stack of that side, of each restorer: the least of three turns, seconds."""
+    stack = np.random.default_rng(0).normal(0.5, 0.1, (5, side, side)).astype(np.float32)
+    found = [float("inf")] * len(restorers)
+    for _ in range(3):
+        for number, restorer in enumerate(restorers):
+            began = time.process_time()
+            inner_plane(restorer, stack, sigma)
+            found[number] = min(found[number], time.process_time() - began)
+    return found
 
 
-@torch.no_grad()
-def restored(model: NLRN, stack: np.ndarray, sigma: float, reach: int) -> np.ndarray:
-    """The network on all planes of a stack at once, in 0..1."""
-    window, non_local = model.config.window, model.block.non_local
-    assert window is not None
-    x = torch.from_numpy(stack[:, None].astype(np.float32))
-
-    kept: list[Tensor] | None = None
-
-    def over_planes(a: Tensor, _: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
-        nonlocal kept
-        q, k, v = (m(a).permute(0, 2, 3, 1).contiguous() for m in (*non_local.embeddings, non_local.g))
-        z, kept = attend(q, k, v, window, reach, kept)
-        return a + z.permute(0, 3, 1, 2), None
-
-    s = s0 = model.head(with_sigma_plane(model.config, model.head_norm(x), sigma / 255))
-    for t in range(model.config.states):
-        s, _ = model.block.state(model.block.norms(t), over_planes, s, s0, None, True)
-    out: np.ndarray = (x + model.tail(F.relu(model.tail_norm(s))))[:, 0].numpy()
-    return out
+def inner_plane(restorer: Restorer, stack: np.ndarray, sigma: float) -> np.ndarray:
+    """The plane in the middle of a stack, restored with as many beside it as the restorer takes."""
+    middle, reach = len(stack) // 2, restorer.settings.neighbors
+    beside = (*stack[middle - reach : middle], *stack[middle + 1 : middle + 1 + reach])
+    return restorer.denoise(stack[middle], sigma, value_range="type", beside=Beside(beside, reach))
 
 
 @dataclass
@@ -116,8 +84,22 @@ def main() -> None:
     parser.add_argument("--stacks", type=int, default=5)
     parser.add_argument("--steps", type=float, nargs="+", default=[0, 0.5, 1, 2])
     parser.add_argument("--sigma", type=float, default=25)
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--time", type=int, metavar="SIDE", help="measure seconds instead, of planes of this side")
     options = parser.parse_args()
-    model = nlrn.load_model("denoise-gray-small").eval()
+    model = nlrn.load_model("denoise-gray-small")
+    alone, together, widest = (
+        Restorer(model, settings=Settings(precision=options.precision, neighbors=n)) for n in (0, 1, 2)
+    )
+    if options.time:
+        found = seconds([alone, together, widest], options.time, options.sigma)
+        for neighbors, spent in enumerate(found):
+            predicted = (alone, together, widest)[neighbors].memory_per_pixel(options.time, options.time)
+            print(
+                f"neighbors {neighbors}: {spent:.1f} s of the processor for {options.time} x {options.time} pixels,"
+                f" {spent / found[0]:.1f} times; {predicted * options.time**2 / 2**20:.0f} MiB predicted"
+            )
+        return
     every = sorted((options.data / "bsds500" / "train").glob("*.jpg"))
     chosen = [every[i] for i in np.linspace(0, len(every) - 1, options.stacks).astype(int)]
     for step in options.steps:
@@ -125,15 +107,8 @@ def main() -> None:
         for seed, path in enumerate(chosen):
             clean = stack_of(path, step, seed)
             noisy = clean + np.random.default_rng(1000 + seed).normal(0, options.sigma / 255, clean.shape)
-            alone, together = (restored(model, noisy, options.sigma, reach) for reach in (0, 1))
-            if step == options.steps[0] and seed == 0:
-                with torch.no_grad():
-                    given = torch.from_numpy(noisy[:, None].astype(np.float32))
-                    straight = model(given, options.sigma / 255)[:, 0].numpy()
-                assert np.abs(straight - alone).max() < 1e-4, "the definition is not the model"
-            inner = slice(1, PLANES - 1)
-            for into, found in ((row.alone, alone), (row.together, together)):
-                into.append(float(np.mean([psnr(a, b) for a, b in zip(found[inner], clean[inner], strict=True)])))
+            for into, restorer in ((row.alone, alone), (row.together, together)):
+                into.append(float(psnr(inner_plane(restorer, noisy, options.sigma), clean[PLANES // 2])))
         print(f"{step:g} pixels a plane: {row}", flush=True)
 
 

@@ -46,6 +46,19 @@ def attention(q: Array, k: Array, v: Array, window: int | None, carried: Array |
     return out.reshape(batch, height, width, -1), logits
 
 
+def attention_over_planes(
+    q: Array, k: Array, v: Array, window: int | None, reach: int, carried: Array | None = None
+) -> tuple[Array, Array]:
+    """`attention` of [P, H, W, C] over the window in the planes up to `reach` away: S [1, P * N, P * N], all planes."""
+    planes, height, width, _ = q.shape
+    size = planes * height * width
+    flat_q, flat_k, flat_v = (np.asarray(t, np.float64).reshape(1, size, -1) for t in (q, k, v))
+    logits = flat_q @ flat_k.transpose(0, 2, 1) + (0 if carried is None else carried)
+    near = abs(np.arange(planes)[:, None] - np.arange(planes)) <= reach
+    out = masked_softmax(logits, np.kron(near, neighbours(height, width, window))) @ flat_v
+    return out.reshape(planes, height, width, -1), logits
+
+
 def windowed(dense: Array, height: int, width: int, window: int | None) -> Array:
     """Dense S -> [B,H,W,q,q] (None: [B,H,W,H,W]), 0 outside the image, by an explicit loop over offsets."""
     batch = dense.shape[0]
@@ -169,8 +182,11 @@ def nlrn(
     training: bool = False,
     attend: bool = True,
     distance: str = "embedded_gaussian",
+    reach: int = 0,
 ) -> tuple[Array, Trace]:
     """The network on x [B,C,H,W]; sigma a scalar, [B] or [B,1,H,W]; attend=False drops the softmax term.
+
+    reach: the batch is planes of a stack, and the attention, nothing else, sees those up to `reach` away, too.
 
     Another distance is another Phi in the same place, without a sum over the states.
     """
@@ -192,7 +208,7 @@ def nlrn(
             h = conv3x3(norm(non_local(a, module, distance, window), f"block.norm2.{t}"), params, "block.conv_a")
             s = conv3x3(relu(norm(h, f"block.norm3.{t}")), params, "block.conv_b") + s0
             continue
-        update, carried = _attend(a, params, window, carried if propagation else None)
+        update, carried = _attend(a, params, window, carried if propagation else None, reach)
         trace.correlations.append(carried)
         a = a + update if attend else a
         h = conv3x3(norm(a, f"block.norm2.{t}"), params, "block.conv_a")
@@ -201,9 +217,12 @@ def nlrn(
     return x + conv3x3(relu(norm(s, "tail_norm")), params, "tail"), trace
 
 
-def _attend(a: Array, params: Params, window: int | None, carried: Array | None) -> tuple[Array, Array]:
+def _attend(a: Array, params: Params, window: int | None, carried: Array | None, reach: int) -> tuple[Array, Array]:
     theta, phi, g = (conv1x1(a, params, f"block.non_local.{n}").transpose(0, 2, 3, 1) for n in ("theta", "phi", "g"))
-    out, carried = attention(theta, phi, g, window, carried)
+    if reach:
+        out, carried = attention_over_planes(theta, phi, g, window, reach, carried)
+    else:
+        out, carried = attention(theta, phi, g, window, carried)
     return out.transpose(0, 3, 1, 2), carried
 
 

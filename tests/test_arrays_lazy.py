@@ -11,7 +11,7 @@ import xarray
 from test_arrays import counts
 
 import nlrn
-from nlrn.errors import InputError
+from nlrn.errors import ConfigError, InputError
 
 
 @pytest.mark.parametrize("chunks", [(1, 1, 32, 40), (3, 2, 32, 40), (2, 1, 16, 16)])
@@ -23,6 +23,15 @@ def test_dask_gives_what_numpy_gives(weights: Path, chunks: tuple[int, ...]) -> 
     assert isinstance(lazy, dask.array.Array)
     assert (lazy.dtype, lazy.shape) == (array.dtype, array.shape)
     np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), expected)
+
+
+def test_neighbours_are_of_arrays_in_memory(weights: Path) -> None:
+    """xarray holds one; a block of dask does not hold what lies beside it."""
+    array = counts(3, 32, 40)
+    labelled = nlrn.denoise(xarray.DataArray(array, dims=("z", "y", "x")), model=weights, neighbors=1)
+    np.testing.assert_array_equal(labelled.to_numpy(), nlrn.denoise(array, model=weights, axes="ZYX", neighbors=1))
+    with pytest.raises(ConfigError, match="not for dask"):
+        nlrn.denoise(dask.array.from_array(array), model=weights, axes="ZYX", neighbors=1)
 
 
 def test_nothing_is_read_before_it_is_asked_for(weights: Path) -> None:

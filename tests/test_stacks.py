@@ -18,8 +18,9 @@ from PIL import Image
 
 from nlrn.cli import run
 from nlrn.errors import InputError
+from nlrn.io.axes import split
 from nlrn.io.image import ImageData, read_image
-from nlrn.io.stacks import Limits, TiffStack, float_levels, is_tiff_stack, split
+from nlrn.io.stacks import Limits, TiffStack, float_levels, is_tiff_stack
 from nlrn.io.stackwriting import TiffStackWriter
 from nlrn.system.journal import Journal
 

@@ -89,6 +89,10 @@ def _denoise(options: argparse.Namespace) -> int:
             raise ConfigError("--sigma-map takes neither --sigma nor --noise poisson")
     if options.sigma == "per-plane" and (options.input.is_dir() or not is_stack(options.input)):
         raise ConfigError(f"{options.input} is no stack: --sigma per-plane is for one")
+    if options.neighbors and (options.input.is_dir() or not is_stack(options.input)):
+        raise ConfigError(f"{options.input} is no stack: --neighbors is for one")
+    if options.neighbors and options.sigma == "per-plane":
+        raise ConfigError("--neighbors are restored with one sigma: give it, or auto, not per-plane")
     if options.sigma_map is not None:
         asked = dataclasses.replace(asked, sigma=_map(options.sigma_map))
     return restore_input(options, asked, DenoiseOptions.restored, "denoising", stacked=_stacked)

@@ -11,7 +11,7 @@ transformation" (2011) and "Optimal inversion of the generalized Anscombe transf
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,15 +65,20 @@ class PoissonNoise:
         photons = d**2 / 4 + _ROOT / 4 / d - 11 / 8 / d**2 + 5 / 8 * _ROOT / d**3 - 1 / 8 - read
         return self.gain * np.maximum(photons, 0) + self.black
 
-    def removed(self, image: np.ndarray, denoise: Callable[[np.ndarray, float], np.ndarray]) -> np.ndarray:
+    def removed(
+        self, image: np.ndarray, denoise: Callable[..., np.ndarray], beside: Sequence[np.ndarray] = ()
+    ) -> np.ndarray:
         """The restored image, float32 on the 0..1 scale as `image` is, by a denoiser for Gaussian noise.
 
-        denoise(image, sigma): of float32 on the 0..1 scale, sigma in 0-255 units. What it sees is the transform
-        on the image's own range, as of `nlrn.functional.ranges.scale_of`.
+        denoise(image, sigma, *beside): of float32 on the 0..1 scale, sigma in 0-255 units. What it sees is the
+        transform on the image's own range, as of `nlrn.functional.ranges.scale_of`. beside: further images with this
+        noise, which it sees on the same range.
         """
         noisy = self.stabilized(np.asarray(image, np.float64) * 255)
         scale = scale_of(noisy, "image", 255.0)  # whose noise has the deviation 1
-        restored = scale.back(denoise(scale.unit(noisy), 255 / scale.spread), noisy.dtype) + scale.beyond(noisy)
+        others = (scale.unit(self.stabilized(np.asarray(other, np.float64) * 255)) for other in beside)
+        unit = denoise(scale.unit(noisy), 255 / scale.spread, *others)
+        restored = scale.back(unit, noisy.dtype) + scale.beyond(noisy)
         return (self.mean_of(restored) / 255).astype(np.float32)
 
     def add(self, image: np.ndarray, seed: int = 0) -> np.ndarray:

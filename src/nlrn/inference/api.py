@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nlrn.errors import ConfigError
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import scale_hint
 from nlrn.functional.ranges import Range
@@ -48,6 +49,7 @@ def denoise(
     level: float = 1.0,
     value_range: Range = "auto",
     axes: str | None = None,
+    neighbors: int = 0,
 ) -> ImageT:
     """The denoised image, of the same kind, dtype, shape and device as the one given.
 
@@ -68,7 +70,8 @@ def denoise(
     case. axes: a letter for each axis of an array of planes, such as "ZYX" or "TCYX": Y and X of a plane, S for three
     samples of colour, C for channels, any others. Each channel has one range and, for sigma "auto", one noise level
     over all its planes ("per-plane": one for each); floats may be counts. Then xarray (axes by its dimensions' letters)
-    and dask arrays (lazily) are accepted, too.
+    and dask arrays (lazily) are accepted, too. neighbors: of such an array, 1 or 2 restores each plane together with so
+    many before and after it, along the innermost of the other axes, in 5 or 13 times the time (docs/microscopy.md).
 
     >>> import numpy, nlrn
     >>> noisy = numpy.random.default_rng(0).normal(0.5, 25 / 255, (32, 32))
@@ -80,7 +83,7 @@ def denoise(
     """
     if not isinstance(sigma, str | PoissonNoise) and (hint := scale_hint(sigma)) is not None:
         _LOG.warning("%s", hint)
-    settings = Settings(mode=mode, level=level)
+    settings = Settings(mode=mode, level=level, neighbors=neighbors)
 
     def restorer_for(channels: int, photo: bool) -> Restorer:
         if isinstance(model, NLRN):
@@ -90,8 +93,10 @@ def denoise(
     if axes is not None or is_labelled(image):
         everything = Denoising(sigma, strength, noise, named=model is not None, value_range=value_range)
         own = Restorer(model, settings=settings) if isinstance(model, NLRN) else None  # once for all planes
-        planes: ImageT = denoise_planes(image, axes, lambda *kind: own or restorer_for(*kind), everything)
+        planes: ImageT = denoise_planes(image, axes, lambda *kind: own or restorer_for(*kind), everything, neighbors)
         return planes
+    if neighbors:
+        raise ConfigError("neighbors are of a stack: give its axes, such as axes='ZYX'")
 
     def restore(array: np.ndarray, alpha: np.ndarray | None, chosen: Range) -> np.ndarray:
         asked = Denoising(sigma, strength, noise, named=model is not None, value_range=chosen)

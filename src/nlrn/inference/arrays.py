@@ -11,11 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlrn.errors import InputError
+from nlrn.errors import ConfigError, InputError
 from nlrn.functional.ranges import checked_image, on_unit_scale
+from nlrn.inference.beside import ALONE, Beside
 from nlrn.inference.pipeline import Denoising, RestorerFor, denoised_array
 from nlrn.inference.self_ensemble import Progress
-from nlrn.inference.stacks import Channel, channels_for, chosen_planes, sample_of, samples_of
+from nlrn.inference.stacks import (
+    Channel,
+    beside,
+    channels_for,
+    check_lines,
+    chosen_planes,
+    sample_of,
+    samples_of,
+)
+from nlrn.io.axes import Lines, lines_of
 from nlrn.io.image import rounded
 from nlrn.io.stacks import float_levels
 
@@ -65,6 +75,10 @@ class Axes:
         moved = planes.reshape([shape[axis] for axis in self.order])
         return moved.transpose(np.argsort(self.order))
 
+    def lines(self) -> Lines:
+        """Which planes lie beside each other."""
+        return Lines(lines_of(*self.leading))
+
     def channels(self, first: int = 0) -> list[int]:
         """The channel of each plane; first: the number of the first."""
         letters, sizes = self.leading
@@ -110,27 +124,34 @@ def is_labelled(image: Any) -> bool:
     return type(image).__module__.partition(".")[0] in ("xarray", "dask")
 
 
-def denoise_planes(image: Any, axes: str | None, restorer_for: RestorerFor, asked: Denoising) -> Any:
+def denoise_planes(
+    image: Any, axes: str | None, restorer_for: RestorerFor, asked: Denoising, neighbors: int = 0
+) -> Any:
     """Every plane of an array denoised, with one range, and one noise level unless asked, for each of its channels.
 
     image: NumPy array, torch tensor, xarray.DataArray or dask array; axes: its letters, None for those that an
     xarray's dimensions have. The result is of the same kind, type and shape; of dask it is computed when it is asked
-    for. Raises InputError for another kind, dtype or axes.
+    for. neighbors: planes before and after each that it is restored with, as of Settings, which the restorer has too.
+    Raises InputError for another kind, dtype or axes, ConfigError for neighbours that there are none of, or of dask.
     """
     if isinstance(image, Tensor):
         array = image.detach().cpu()
         array = array.float() if array.dtype == torch.bfloat16 else array
-        return torch.from_numpy(_restored(array.numpy(), _axes(axes), restorer_for, asked)).to(image)
+        return torch.from_numpy(_restored(array.numpy(), _axes(axes), restorer_for, asked, neighbors)).to(image)
     if isinstance(image, np.ndarray):
         if isinstance(image, np.ma.MaskedArray):
             raise InputError("a masked array: nothing is restored under a mask; fill it (.filled)")
-        return _restored(image, _axes(axes), restorer_for, asked)
+        return _restored(image, _axes(axes), restorer_for, asked, neighbors)
     if hasattr(image, "dims") and hasattr(image, "copy") and hasattr(image, "data"):  # xarray
         letters = axes or "".join(str(name)[:1].upper() if len(str(name)) == 1 else "?" for name in image.dims)
         if axes is None and "?" in letters:
             raise InputError(f"dimensions {tuple(image.dims)} are no letters: give axes, such as axes='ZYX'")
-        return image.copy(data=denoise_planes(image.data, letters, restorer_for, asked))
+        return image.copy(data=denoise_planes(image.data, letters, restorer_for, asked, neighbors))
     if hasattr(image, "map_blocks") and hasattr(image, "rechunk"):  # dask
+        if neighbors:
+            raise ConfigError(
+                "neighbors are not for dask, whose blocks are restored by themselves: .compute() it first"
+            )
         return _lazily(image, _axes(axes), restorer_for, asked)
     raise InputError(f"axes are of a NumPy array, a torch tensor, xarray or dask, not of {type(image).__name__}")
 
@@ -147,9 +168,14 @@ def _checked_type(dtype: Any) -> np.dtype[Any]:
     return np.dtype(dtype)
 
 
-def _restored(array: np.ndarray, letters: str, restorer_for: RestorerFor, asked: Denoising) -> np.ndarray:
+def _restored(
+    array: np.ndarray, letters: str, restorer_for: RestorerFor, asked: Denoising, neighbors: int
+) -> np.ndarray:
     axes = Axes(letters, tuple(array.shape))
-    done = list(each_restored(axes.planes(array), axes.channels(), array.dtype, restorer_for, asked))
+    check_lines(axes.lines(), neighbors)
+    planes, channels = axes.planes(array), axes.channels()
+    of = (restorer_for, asked)
+    done = list(each_restored(planes, channels, array.dtype, *of, lines=axes.lines(), neighbors=neighbors))
     return np.ascontiguousarray(axes.restored(np.stack(done), tuple(array.shape)))
 
 
@@ -161,16 +187,19 @@ def each_restored(
     asked: Denoising,
     tick: Callable[[int], None] = lambda done: None,
     progress: Progress | None = None,
+    lines: Lines | None = None,
+    neighbors: int = 0,
 ) -> Iterator[np.ndarray]:
     """Each plane YX or YXS restored, one after the other, by what is found in all of them.
 
     planes: read by their number, twice each; channels: of each plane; dtype: of all. tick(done): planes that have been
-    looked at; progress: of the tiles of a plane. Raises as `denoise_planes`.
+    looked at; progress: of the tiles of a plane. lines: of Axes; neighbors, and what it raises: as of `denoise_planes`.
     """
     view = _Planes(planes, channels, 1.0)
     levels, found = _plan(samples_of(view, tick), view, restorer_for, asked, _checked_type(dtype))
     for index in range(len(planes)):
-        yield _plane(planes[index], found[channels[index]], restorer_for, levels, progress)
+        around = ALONE if lines is None else beside(view, lines, index, neighbors)
+        yield _plane(planes[index], found[channels[index]], restorer_for, levels, progress, around)
 
 
 def _plan(
@@ -186,11 +215,17 @@ def _plan(
 
 
 def _plane(
-    plane: np.ndarray, channel: Channel, restorer_for: RestorerFor, levels: float, progress: Progress | None = None
+    plane: np.ndarray,
+    channel: Channel,
+    restorer_for: RestorerFor,
+    levels: float,
+    progress: Progress | None = None,
+    around: Beside = ALONE,
 ) -> np.ndarray:
     """As it was given: integers rounded and clipped, floats neither."""
-    asked = channel.asked
-    result = denoised_array(unit(plane, levels), None, restorer_for, asked, levels=levels, progress=progress).array
+    result = denoised_array(
+        unit(plane, levels), None, restorer_for, channel.asked, levels=levels, progress=progress, beside=around
+    ).array
     if plane.dtype.name in _LEVELS:
         return rounded(result, 8 * plane.dtype.itemsize)
     return (result * result.dtype.type(levels)).astype(plane.dtype)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nlrn.errors import MemoryBudgetError
+from nlrn.inference.settings import Settings
 from nlrn.models.nlrn import NLRN
-from nlrn.ops import KERNELS, state_bytes
+from nlrn.ops import KERNELS, pairs, state_bytes
 
 if TYPE_CHECKING:
     from nlrn.inference.restorer import Restorer
@@ -25,10 +26,10 @@ _ACTIVATIONS = {(False, False): 42, (False, True): 24, (True, False): 50, (True,
 _REFUSALS = ("allocate", "memory", "bad_alloc", "could not create a primitive")  # the last is oneDNN's
 
 
-def memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:
+def memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool, neighbors: int = 0) -> float:
     """Bytes a pixel that an image of this size takes at the peak of one pass, convolutions in bf16 or float32.
 
-    Fitted to the presets at 256 to 1024 pixels on a CPU.
+    Fitted to the presets at 256 to 1024 pixels on a CPU. neighbors: as of Settings.
     """
     c, backend = model.config, model.backend(height, width)
     fused = backend in KERNELS
@@ -36,7 +37,29 @@ def memory_per_pixel(model: NLRN, height: int, width: int, bf16: bool) -> float:
     carried = state_bytes(batch=1, height=height, width=width, window=c.window, backend=backend, itemsize=size)
     # overwritten; else the one before, the one after, and a freed one whose place the next does not find again
     states = (1 if fused else 3) if c.propagation and c.states > 1 else 0
-    return states * carried / (height * width) + _ACTIVATIONS[fused, bf16] * c.channels
+    together = 2 * neighbors + 1
+    states *= len(pairs(together, neighbors))
+    sums = 8 * c.channels if neighbors else 0  # the attentions of a plane, added up in float32
+    return states * carried / (height * width) + together * _ACTIVATIONS[fused, bf16] * c.channels + sums
+
+
+def tile_side(
+    height: int, width: int, settings: Settings, bytes_of: Callable[[int, int], float], largest: int
+) -> int | None:
+    """As of `Restorer.tile_for`, of no larger side than `largest`. bytes_of(height, width): what a tile takes."""
+    longest = max(height, width)
+    if settings.tile is not None:
+        return None if settings.tile == 0 or settings.tile >= longest else settings.tile
+    if longest <= largest and bytes_of(height, width) <= settings.memory:
+        return None
+    for side in TILES:
+        if side < longest and side <= largest and bytes_of(min(side, height), min(side, width)) <= settings.memory:
+            return side
+    need = bytes_of(min(TILES[-1], height), min(TILES[-1], width))
+    raise MemoryBudgetError(
+        f"a tile of {TILES[-1]} pixels needs about {need / 2**20:.0f} MiB, and memory allows"
+        f" {settings.memory / 2**20:.0f}: raise the memory, or use a smaller model"
+    )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from nlrn.functional.levels import channels_of, check_auto, scale_hint
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NOISES, NoiseEstimate, level_text
 from nlrn.functional.ranges import Range, Scale, on_unit_scale
+from nlrn.inference.beside import ALONE, Beside
 from nlrn.inference.memory import backing_off
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.self_ensemble import Progress
@@ -131,6 +132,7 @@ def denoised(
     *,
     say: Report = lambda line: None,
     progress: Progress | None = None,
+    beside: Beside = ALONE,
 ) -> ImageData:
     """The denoised image; its `noise` is the estimate, its `value_range` the black and white in sample values.
 
@@ -140,7 +142,7 @@ def denoised(
         say(note)
     result = denoised_array(
         image.array, image.alpha, restorer_for, asked,
-        levels=image.levels, say=say, progress=progress, form=image.format,
+        levels=image.levels, say=say, progress=progress, form=image.format, beside=beside,
     )  # fmt: skip
     return result.recorded(image.with_array(result.array))
 
@@ -155,13 +157,14 @@ def denoised_array(
     say: Report = lambda line: None,
     progress: Progress | None = None,
     form: str = "",
+    beside: Beside = ALONE,
 ) -> Result:
     """An image HW or HWC in [0, 1], denoised: every entry comes through here.
 
     restorer_for(channels, photo): of the number of channels that have colour, 1 or 3, the one that restores; photo: it
     should be the one for photographs. levels: the sample value of 1. say receives messages, a line each: the
-    noise that was found, the range, how colour is treated, tiles. form: of the file, by Pillow's name. Raises what
-    Restorer.denoise raises, MemoryBudgetError before any work where too little is free.
+    noise that was found, the range, how colour is treated, tiles. form: of the file, by Pillow's name. beside: as of
+    Restorer.denoise. Raises what Restorer.denoise raises, MemoryBudgetError before any work where too little is free.
     """
     seen = image if alpha is None else fill_hidden(image, alpha)
     asked = with_photons(asked, [seen], levels, say)
@@ -196,7 +199,7 @@ def denoised_array(
         restorer,
         image.shape[:2],
         lambda tried: tried.denoise(
-            given, level, strength=asked.strength, alpha=alpha, value_range=chosen, progress=progress
+            given, level, strength=asked.strength, alpha=alpha, value_range=chosen, progress=progress, beside=beside
         ),
     )
     if grey:

@@ -9,22 +9,24 @@ from __future__ import annotations
 import copy
 import sys
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nlrn.errors import ConfigError, MemoryBudgetError, NotFiniteError
+from nlrn.errors import ConfigError, NotFiniteError
 from nlrn.functional.alpha import fill_hidden, hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of, check_auto, checked_level, checked_strength, found_noise, level_of
 from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, checked_image, scale_beyond, scale_of
 from nlrn.functional.tiling import PATCH, Average, Blend, patch_size, patches, plan
+from nlrn.inference.beside import ALONE, Beside, check_neighbors
 from nlrn.inference.coarse import with_half_size
 from nlrn.inference.kinds import ImageT, floats_or_same_kind
-from nlrn.inference.memory import TILES, backing_off, memory_per_pixel, within_memory
+from nlrn.inference.memory import backing_off, memory_per_pixel, tile_side, within_memory
 from nlrn.inference.self_ensemble import Progress, groups, image_of, over_views, part_of, planes_of, tick_of_part
 from nlrn.inference.settings import MEMORY as MEMORY
 from nlrn.inference.settings import Settings as Settings
@@ -74,6 +76,7 @@ class Restorer:
         noise: str = "auto",
         value_range: Range = "auto",
         progress: Progress | None = None,
+        beside: Beside = ALONE,
     ) -> ImageT:
         """The denoised image of the same shape, of floats float64 for float64 and else float32, not clipped.
 
@@ -85,14 +88,15 @@ class Restorer:
         where it is 0 does not reach the others and comes back as it was. value_range: what the network sees as 0..1,
         as of `functional.ranges.scale_of`; sigma stays in 1/255 of 0..1. progress: progress(done, total) is called
         after each tile or batch of patches; where the system refuses memory, the work begins again in smaller tiles,
-        and the logger "nlrn" reports it.
-        Raises InputError for anything else, MemoryBudgetError when no tile fits the memory.
+        and the logger "nlrn" reports it. beside: of float arrays, the planes of the stack beside this one, up to
+        Settings.neighbors before and after it, with the same noise.
+        Raises InputError for anything else, ConfigError for more planes, MemoryBudgetError where no tile fits.
         """
         self.require("denoise")
 
         def restore(array: np.ndarray, own: np.ndarray | None, chosen: Range) -> np.ndarray:
             hidden_by = own if alpha is None else alpha
-            return self._denoise(array, sigma, strength, hidden_by, noise, chosen, progress)
+            return self._denoise(array, sigma, strength, hidden_by, noise, chosen, progress, beside)
 
         return floats_or_same_kind(image, restore, value_range)
 
@@ -105,18 +109,23 @@ class Restorer:
         noise: str,
         value_range: Range,
         progress: Progress | None,
+        beside: Beside,
     ) -> np.ndarray:
         image = checked_image(image, value_range)
+        beside = beside.checked(image, value_range, self.settings.neighbors)
+        check_neighbors(self.settings, self.model.config)
         strength = checked_strength(strength)
         if self._largest is None:
             again = partial(Restorer.denoise, image=image, sigma=sigma, strength=strength, alpha=alpha, noise=noise)
-            return backing_off(self, image.shape[:2], partial(again, value_range=value_range, progress=progress))[0]
+            again = partial(again, value_range=value_range, progress=progress, beside=beside)
+            return backing_off(self, image.shape[:2], again)[0]
         if not isinstance(sigma, PoissonNoise):
             sigma = self.noise_level(image, sigma, alpha, noise, value_range)
         seen = image if alpha is None else fill_hidden(image, alpha)
         scale = self.scale(image, sigma, alpha=alpha, value_range=value_range)
         level = sigma if isinstance(sigma, PoissonNoise) else sigma / scale.spread
-        result = scale.back(self._denoised(scale.unit(seen), level, progress), image.dtype) + scale.beyond(seen)
+        unit = self._denoised(scale.unit(seen), level, progress, beside.seen(scale.unit))
+        result = scale.back(unit, image.dtype) + scale.beyond(seen)
         if strength < 1:
             result = image + np.float32(strength) * (result - image)
         return result if alpha is None else np.where(hidden(image, alpha), image, result)
@@ -142,24 +151,30 @@ class Restorer:
         return scale_of(seen, value_range, known)
 
     def _denoised(
-        self, image: np.ndarray, sigma: float | np.ndarray | PoissonNoise, progress: Progress | None
+        self, image: np.ndarray, sigma: float | np.ndarray | PoissonNoise, progress: Progress | None, beside: Beside
     ) -> np.ndarray:
         if isinstance(sigma, PoissonNoise):
             if not self.model.config.sigma_input or self.model.config.noise != "white":
                 raise ConfigError("Poisson noise requires a model that receives the level of white noise")
-            return sigma.removed(image, partial(self._denoised, progress=progress))
+            return sigma.removed(
+                image,
+                lambda x, level, *others: self._denoised(x, level, progress, Beside(others, beside.before)),
+                beside.planes,
+            )
         if image.shape[2:] == (3,) and self.model.config.in_channels == channels_of(image) == 1:
-            return self._denoised(image[..., :1], sigma, progress).repeat(3, axis=2)  # once, not three times
+            grey = beside.seen(lambda plane: plane[..., :1])
+            return self._denoised(image[..., :1], sigma, progress, grey).repeat(3, axis=2)  # once, not three times
         if isinstance(sigma, np.ndarray) and sigma.ndim == 1:
             channels = []
             for c, level in enumerate(sigma):
                 tick = progress and partial(tick_of_part, progress, c, len(sigma))
-                channels.append(self._denoised(image[..., c : c + 1], float(level), tick))
+                one = itemgetter((..., slice(c, c + 1)))
+                channels.append(self._denoised(one(image), float(level), tick, beside.seen(one)))
             return np.concatenate(channels, axis=2)
         scale = scale_beyond(image, sigma) if self.model.config.sigma_input else Scale()
-        planes = planes_of(scale.unit(image), self.model.config.in_channels)
-        camera = self.model.config.noise == "camera"
-        run = partial(with_half_size, self._restored) if camera else self._restored
+        planes = beside.joined(image, lambda plane: planes_of(scale.unit(plane), self.model.config.in_channels))
+        whole = partial(self._restored, place=beside.before)
+        run = partial(with_half_size, whole) if self.model.config.noise == "camera" else whole
         restored = run(planes, sigma / scale.spread, progress)
         return scale.back(image_of(restored, image.shape), np.dtype(np.float32))
 
@@ -215,9 +230,11 @@ class Restorer:
         if self.model.config.task != task:
             raise ConfigError(f"this model is for {self.model.config.task}, not for {task}: give another")
 
-    def _restored(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
-        """[B, C, H, W] restored by the settings."""
-        run = self._patchwise if self.settings.mode == "patch" else self._tilewise
+    def _restored(
+        self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None, place: int = 0
+    ) -> np.ndarray:
+        """[B, P * C, H, W] restored by the settings: the image [B, C, H, W] at that place among the P planes."""
+        run = self._patchwise if self.settings.mode == "patch" else partial(self._tilewise, place=place)
         return over_views(run, planes, noise, progress) if self.settings.tta else run(planes, noise, progress)
 
     def noise_level(
@@ -273,26 +290,14 @@ class Restorer:
 
         Fitted to the presets on a CPU; python -m benchmarks.model compares it with the peak.
         """
-        return memory_per_pixel(self.model, height, width, self.bf16)
+        return memory_per_pixel(self.model, height, width, self.bf16, self.settings.neighbors)
 
     def tile_for(self, height: int, width: int) -> int | None:
         """The side of the tiles an image is cut into, None for the whole image at once.
 
         Raises MemoryBudgetError when not even the smallest tile fits.
         """
-        s, longest, largest = self.settings, max(height, width), self._largest or sys.maxsize
-        if s.tile is not None:
-            return None if s.tile == 0 or s.tile >= longest else s.tile
-        if longest <= largest and self._bytes(height, width) <= s.memory:
-            return None
-        for side in TILES:
-            if side < longest and side <= largest and self._bytes(min(side, height), min(side, width)) <= s.memory:
-                return side
-        need = self._bytes(min(TILES[-1], height), min(TILES[-1], width))
-        raise MemoryBudgetError(
-            f"a tile of {TILES[-1]} pixels needs about {need / 2**20:.0f} MiB, and memory allows"
-            f" {s.memory / 2**20:.0f}: raise the memory, or use a smaller model"
-        )
+        return tile_side(height, width, self.settings, self._bytes, self._largest or sys.maxsize)
 
     def _bytes(self, height: int, width: int) -> float:
         return height * width * self.memory_per_pixel(height, width)
@@ -305,20 +310,23 @@ class Restorer:
 
     # -- two ways over an image -----------------------------------------------------------------------------
 
-    def _tilewise(self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
+    def _tilewise(
+        self, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None, place: int
+    ) -> np.ndarray:
         """One image of the batch at a time, so memory does not grow with B."""
-        height, width = planes.shape[2:]
+        channels, (height, width) = self.model.config.in_channels, planes.shape[2:]
         side = self.tile_for(height, width) or max(height, width)
         overlap = self.settings.overlap_of(side)
         tiles = plan(height, width, side, overlap, ramp=overlap // 4)  # the rest is context for both
-        restored = np.empty_like(planes)
+        restored = np.empty_like(planes, shape=(len(planes), channels, height, width))
         done, total = 0, len(planes) * len(tiles)
         for b, image in enumerate(planes):
-            blend = Blend(height, width, image.shape[0])
+            blend = Blend(height, width, channels)
             for tile in tiles:
                 x = image[:, *tile.region]
-                out = self._run(self.model.config.window, x[None], part_of(noise, tile.region))
-                blend.add(tile, out[0].transpose(1, 2, 0))
+                x = x.reshape(-1, channels, *x.shape[1:])  # [P, C, H, W]
+                out = self._run(self.model.config.window, x, part_of(noise, tile.region), self.settings.neighbors)
+                blend.add(tile, out[place].transpose(1, 2, 0))
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -351,8 +359,11 @@ class Restorer:
     # -- one pass --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _run(self, window: int | None, x: np.ndarray, noise: float | np.ndarray) -> np.ndarray:
-        """[B, C, H, W] through the model; a result that is not finite is computed again in float32, then refused."""
+    def _run(self, window: int | None, x: np.ndarray, noise: float | np.ndarray, reach: int = 0) -> np.ndarray:
+        """[B, C, H, W] through the model; a result that is not finite is computed again in float32, then refused.
+
+        reach: above 0, B are planes that see each other.
+        """
         batch = torch.from_numpy(np.require(x, np.float32, ["C", "W"])).to(self.device)
         sigma: float | Tensor | None = None
         if self.model.config.sigma_input:
@@ -362,18 +373,19 @@ class Restorer:
                 sigma = sigma.to(self.device).reshape(-1, 1, *x.shape[2:])
         for dtype in (torch.bfloat16, torch.float32) if self.bf16 else (torch.float32,):
             with within_memory(*x.shape[2:]):
-                out: np.ndarray = self._network(dtype, window)(batch, sigma).cpu().numpy()
+                network = self._network(dtype, window, reach if len(x) > 1 else 0)
+                out: np.ndarray = network(batch, sigma).cpu().numpy()
             if np.isfinite(out).all():
                 return out
         raise NotFiniteError("the model gave numbers that are not finite; nothing is written")
 
-    def _network(self, dtype: torch.dtype, window: int | None) -> FoldedNLRN | Unfolded:
+    def _network(self, dtype: torch.dtype, window: int | None, reach: int) -> FoldedNLRN | Unfolded:
         """The model for inference, its batch norms folded; built at the first use."""
         if not self.model.block.non_local.carries:
             return Unfolded(self.model.reconfigured(window=window))
         if dtype not in self._folded:
             self._folded[dtype] = FoldedNLRN(self.model, dtype)
-        return self._folded[dtype].with_window(window)
+        return self._folded[dtype].with_window(window).with_reach(reach)
 
     @property
     def bf16(self) -> bool:

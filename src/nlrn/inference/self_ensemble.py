@@ -16,12 +16,14 @@ Run = Callable[[np.ndarray, "float | np.ndarray", Progress | None], np.ndarray]
 
 def over_views(run: Run, planes: np.ndarray, noise: float | np.ndarray, progress: Progress | None) -> np.ndarray:
     """The mean of what `run` makes of planes [B, C, H, W] turned and mirrored in 8 ways, each turned back."""
-    total = np.zeros_like(planes, dtype=np.float32)
+    total: np.ndarray | None = None
     for view in range(8):
         tick = progress and partial(tick_of_part, progress, view, 8)
         level = noise if isinstance(noise, float) else _turned(noise, view)
-        total += _turned_back(run(_turned(planes, view), level, tick), view)
-    return total / 8
+        found = _turned_back(run(_turned(planes, view), level, tick), view)
+        total = found.astype(np.float32) if total is None else np.add(total, found, out=total)
+    assert total is not None
+    return total / np.float32(8)
 
 
 def tick_of_part(progress: Progress, part: int, parts: int, done: int, total: int) -> None:

@@ -14,14 +14,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nlrn.errors import ConfigError
 from nlrn.functional.alpha import fill_hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of, check_auto, plain
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, on_unit_scale
+from nlrn.inference.beside import Beside, check_neighbors
 from nlrn.inference.pipeline import PHOTO_LEVEL, Denoising, RestorerFor, photons_text, with_photons
 from nlrn.inference.restorer import Restorer
+from nlrn.io.axes import Lines
 from nlrn.models.checkpoint import ships_photo_model
 
 PER_PLANE = "per-plane"
@@ -145,6 +148,8 @@ def _channel(
     restorer = restorer_for(colours, asked.noise == "photo")
     restorer.require("denoise")
     config = restorer.model.config
+    if restorer.settings.neighbors and isinstance(asked.sigma, str) and asked.sigma == PER_PLANE:
+        raise ConfigError("neighbors are restored with one sigma: give it, or auto, not per-plane")
     chosen = on_unit_scale(asked.value_range, levels)
     if asked.noise == "poisson" and asked.sigma != PER_PLANE:
         asked = with_photons(asked, _some(planes, members), levels)
@@ -162,6 +167,7 @@ def _channel(
         if colours == 3 and strong and not asked.named and ships_photo_model():
             restorer = restorer_for(colours, True)
             asked = dataclasses.replace(asked, noise="photo")
+        check_neighbors(restorer.settings, restorer.model.config)
         sigma = _rounded_down(float(np.max(restorer.level_for((found,), scale.spread))))
     level = 0.0 if isinstance(sigma, str) else float(np.max(plain(sigma)))
     scale = restorer.scale(image, level, value_range=chosen)
@@ -171,6 +177,19 @@ def _channel(
     if found is not None and not isinstance(sigma, str):  # the range may be smaller by its rounding
         sigma = _rounded_down(min(float(np.max(plain(sigma))), MAX_SIGMA * (high - low) / levels))
     return Channel(dataclasses.replace(asked, sigma=sigma, value_range=(low, high)), len(members), found)
+
+
+def beside(planes: Planes, lines: Lines, index: int, neighbors: int) -> Beside:
+    """The planes beside one, up to `neighbors` before and after it."""
+    before, after = lines.beside(index, neighbors)
+    every = (planes.read(other) for other in (*before, *after))
+    return Beside(tuple(a if alpha is None else fill_hidden(a, alpha) for a, alpha in every), len(before))
+
+
+def check_lines(lines: Lines, neighbors: int) -> None:
+    """Raises ConfigError where neighbours are asked for and no plane has any."""
+    if neighbors and not lines.any:
+        raise ConfigError("neighbors: no plane of this stack has another one of its channel beside it")
 
 
 def _rounded_down(level: float) -> float:

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from nlrn.errors import InputError
+from nlrn.io.axes import Lines, lines_of
 from nlrn.io.chunks import DEFLATE, Layout
 from nlrn.io.decode import check_size
 from nlrn.io.directories import Entry, Form
@@ -96,6 +97,7 @@ class FrameStack:
         """What the frames have: colour, alpha, how long each is shown."""
         self.kind = f"animated {self._image.format}"
         self.sizes: tuple[int, ...] = (self._count,)
+        self.lines = Lines(lines_of(self.axes, self.sizes))
         texts = texts_of(self._data, str(self._image.format))
         self.notes = left_out([*texts.lost_in(""), *texts.notes])
         self._colour = self._alpha = False

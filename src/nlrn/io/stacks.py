@@ -17,6 +17,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from nlrn.errors import InputError
+from nlrn.io.axes import Lines, channels_of, leading, lines_of, split
 from nlrn.io.chunks import DEFLATE, PLAIN, WRITTEN, Layout
 from nlrn.io.decode import check_size
 from nlrn.io.directories import BYTE, Entry, Form, entries_of
@@ -53,6 +54,7 @@ class Stack(Protocol):
     notes: tuple[str, ...]
     one_directory: bool  # one directory stands for all planes, which lie one behind the other
     form: Form  # byte order and kind of the TIFF that it is written as
+    lines: Lines  # which planes lie beside each other
 
     def __enter__(self) -> Stack: ...
     def __exit__(self, *_: object) -> None: ...
@@ -161,18 +163,22 @@ class TiffStack:
 
     def _find_planes(self, tiff: Any, axes: str | None) -> None:
         """Which page, and which image behind it, is a plane, and of which channel."""
-        found: list[tuple[int, int, int]] = []  # page, image behind it, channel
+        found: list[tuple[int, int, int, tuple[int, int]]] = []  # page, image behind it, channel, line and place in it
         self.kind, self.channels, self.axes = _kind_of(tiff), 0, ""
         self.sizes: tuple[int, ...] = ()
         self.one_directory = False
         for number, series in enumerate(tiff.series):
             places = _places_of(series, len(tiff.pages))
-            letters, sizes = _leading(series, len(places))
+            letters, sizes = leading(series, len(places))
             if axes is not None and number == 0:
                 letters, sizes = split(axes, len(places))
-            channels = _channels(letters, sizes)
+            channels = channels_of(letters, sizes)
             self.one_directory |= any(part for _, part in places)
-            found += [(page, part, self.channels + c) for (page, part), c in zip(places, channels, strict=True)]
+            lines = [(len(found) + line, place) for line, place in lines_of(letters, sizes)]
+            found += [
+                (page, part, self.channels + c, line)
+                for (page, part), c, line in zip(places, channels, lines, strict=True)
+            ]
             self.channels += int(max(channels, default=0)) + 1
             if number == 0:
                 self.axes, self.sizes = letters, sizes
@@ -182,6 +188,7 @@ class TiffStack:
         if self.one_directory and len(tiff.pages) > 1:
             raise InputError("planes behind one directory, and other directories: save it as a plain stack")
         self.planes = sorted(found)
+        self.lines = Lines([line for *_, line in self.planes])
 
     def _check_pages(self) -> None:
         self.notes: tuple[str, ...] = ()
@@ -214,7 +221,7 @@ class TiffStack:
     def read(self, index: int) -> ImageData:
         """One plane. Raises InputError as read_image does."""
         try:
-            page, part, _ = self.planes[index]
+            page, part, *_ = self.planes[index]
             data = self._plane(self._page(page), part)
             here = int(self._page(page).compression) in _HERE
             most = max(len(data), 1)
@@ -316,35 +323,6 @@ def scaled(image: ImageData, levels: float) -> ImageData:
     return replace(image, array=array, levels=levels, float_levels=levels)
 
 
-def split(axes: str, planes: int) -> tuple[str, tuple[int, ...]]:
-    """Letters and sizes of what `--axes` says of so many planes: "ZYX", or "TC2YX", each letter but one with its size.
-
-    Letters of planes are T, Z, C and others, not X, Y (which may stand at the end) and S. Raises InputError.
-    """
-    text = axes.upper()
-    for end in ("YXS", "YX"):
-        text = text.removesuffix(end)
-    letters, numbers = "", list[str]()
-    for sign in text:
-        if sign.isascii() and sign.isdigit() and numbers:
-            numbers[-1] += sign
-        elif sign.isascii() and sign.isalpha() and sign not in letters + "XYS":
-            letters += sign
-            numbers.append("")
-        else:
-            raise InputError(f"axes {axes!r}: expected letters, each once, such as ZYX, or with a size: TC2YX")
-    known = math.prod(int(number) for number in numbers if number)
-    if numbers.count("") > 1 or (not letters and planes > 1) or known < 1 or planes % known:
-        raise InputError(
-            f"axes {axes!r} for {planes} planes: give the size of every axis but one, such as TC2YX, so that"
-            f" their product is {planes}"
-        )
-    sizes = tuple(int(number) if number else planes // known for number in numbers)
-    if math.prod(sizes) != planes:
-        raise InputError(f"axes {axes!r} are of {math.prod(sizes)} planes, and the file has {planes}")
-    return letters, sizes
-
-
 def _kind_of(tiff: Any) -> str:
     if tiff.is_ome:
         return "OME-TIFF"
@@ -368,20 +346,3 @@ def _places_of(series: Any, pages: int) -> list[tuple[int, int]]:
             raise InputError("truncated: planes are missing")
         return [(int(page.index), number) for number in range(count)]
     raise InputError(f"{count} planes are declared, and {len(listed)} found: planes are missing")
-
-
-def _leading(series: Any, planes: int) -> tuple[str, tuple[int, ...]]:
-    """The axes of the planes as the file says them, without those of length 1."""
-    pairs = zip(series.get_axes(False), series.get_shape(False), strict=True)
-    found = [(letter, int(size)) for letter, size in pairs if letter not in "YXS" and size > 1]
-    if math.prod(size for _, size in found) != planes:
-        return "Q", (planes,)
-    return "".join(letter for letter, _ in found), tuple(size for _, size in found)
-
-
-def _channels(letters: str, sizes: tuple[int, ...]) -> list[int]:
-    """The channel of each plane, in the order of the axes."""
-    planes = np.arange(math.prod(sizes))
-    if "C" not in letters:
-        return [0] * len(planes)
-    return np.unravel_index(planes, sizes)[letters.index("C")].tolist()

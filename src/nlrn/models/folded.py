@@ -22,18 +22,22 @@ from torch import Tensor, nn
 
 from nlrn.errors import InputError
 from nlrn.models.nlrn import NLRN, with_sigma_plane
-from nlrn.ops import neighborhood_attention
+from nlrn.ops import attention_over_planes, neighborhood_attention
 from nlrn.ops.forking import note_computation
 
 _Conv = tuple[Tensor, Tensor]  # weight, bias
+Carried = Tensor | list[Tensor] | None  # a correlation, or one for each pair of planes
 
 
 class FoldedNLRN:
     """An NLRN in eval mode, its convolutions in `dtype`; called like it, without gradients and observer.
 
     The input image, the sigma plane and the last sum are float32 whatever the dtype. A later change of
-    the model does not reach it.
+    the model does not reach it. reach: above 0 the images of a batch are planes of a stack in their order, and the
+    attention, nothing else, sees so many planes before and after each.
     """
+
+    reach = 0
 
     @torch.no_grad()
     def __init__(self, model: NLRN, dtype: torch.dtype = torch.float32) -> None:
@@ -79,6 +83,12 @@ class FoldedNLRN:
         other.config = dataclasses.replace(self.config, window=window)
         return other
 
+    def with_reach(self, reach: int) -> FoldedNLRN:
+        """The same weights over planes that see each other."""
+        other = copy.copy(self)
+        other.reach = reach
+        return other
+
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """The restored image [B, C, H, W], float32, as NLRN's forward defines it."""
@@ -92,7 +102,7 @@ class FoldedNLRN:
         first = with_sigma_plane(self.config, torch.addcmul(shift, x, scale), sigma)
         s0 = convolve(first.to(self.dtype, memory_format=torch.channels_last), self.head)
         a = torch.addcmul(self.norm1[1], s0, self.norm1[0]).relu_()
-        correlation = None
+        correlation: Carried = None
         for t in range(self.config.states):
             carry = self.config.propagation and t + 1 < self.config.states
             z, correlation = self.attend(a, t, correlation, carry)
@@ -103,9 +113,23 @@ class FoldedNLRN:
             a = convolve(h, self.conv_b[t]).addcmul_(s0, self.skip[t]).relu_()
         return x + convolve(a, self.tail).float()
 
-    def attend(self, a: Tensor, t: int, correlation: Tensor | None, carry: bool) -> tuple[Tensor, Tensor | None]:
+    def attend(self, a: Tensor, t: int, correlation: Carried, carry: bool) -> tuple[Tensor, Carried]:
         """softmax(theta phi^T + S) g [B, C, H, W] in channels_last, and the new S."""
         q, k, v = torch.split(convolve(a, self.embed[t]).permute(0, 2, 3, 1), self.split, -1)
+        if self.reach:
+            assert not isinstance(correlation, Tensor)
+            z, carried = attention_over_planes(
+                q,
+                k,
+                v,
+                window=self.config.window,
+                reach=self.reach,
+                correlations=correlation,
+                return_correlations=carry,
+                backend=self.backend,
+            )
+            return z.permute(0, 3, 1, 2), carried
+        assert not isinstance(correlation, list)
         found = neighborhood_attention(
             q,
             k,

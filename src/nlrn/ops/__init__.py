@@ -14,15 +14,18 @@ from nlrn.ops.functional import (
     state_bytes,
     unsupported,
 )
+from nlrn.ops.planes import attention_over_planes, pairs
 
 __all__ = [
     "BACKENDS",
     "KERNELS",
+    "attention_over_planes",
     "convolve3",
     "correlation_of_pixel",
     "correlation_statistics",
     "correlation_to_dense",
     "neighborhood_attention",
+    "pairs",
     "select_backend",
     "state_bytes",
     "unsupported",

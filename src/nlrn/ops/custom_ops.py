@@ -173,6 +173,16 @@ def attend(
             correlation = correlation.float()
         out, _, _, after = torch.ops.nlrn.attention(q, k, v, correlation, window, return_correlation, kernel)
         return out, after if return_correlation else None
+    follows = correlation is not None
+    state = _state(kernel, q, window, correlation, return_correlation, overwrite)
+    out = torch.ops.nlrn.attention_(q, k, v, state, follows, return_correlation, window, kernel)
+    return out, state if return_correlation else None
+
+
+def _state(
+    kernel: str, q: Tensor, window: int | None, correlation: Tensor | None, return_correlation: bool, overwrite: bool
+) -> Tensor:
+    """What a pass without gradient works on in place: the correlation, or room for the one that begins."""
     if correlation is None:
         dtype = torch.float32 if q.dtype == torch.float32 else torch.float16
         state = q.new_empty(_state_size(kernel, q, window) if return_correlation else 0, dtype=dtype)
@@ -180,8 +190,25 @@ def attend(
         state = correlation.clone(memory_format=torch.contiguous_format)
     else:
         state = correlation.contiguous()
-    follows = correlation is not None
     if not (torch.compiler.is_compiling() or state.is_inference()):
         increment_version(state)  # so that a gradient that needs the former values is refused, not wrong
-    out = torch.ops.nlrn.attention_(q, k, v, state, follows, return_correlation, window, kernel)
-    return out, state if return_correlation else None
+    return state
+
+
+def attend_with_log_sums(
+    kernel: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    correlation: Tensor | None,
+    return_correlation: bool,
+    overwrite: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `attend` without a gradient: out, float32 and not rounded; log sum_j exp(S_ij) [B, H, W], float32; and S."""
+    state = _state(kernel, q, window, correlation, return_correlation, overwrite)
+    before, after = state if correlation is not None else None, state if return_correlation else None
+    norms = q.new_empty((NORMS, *q.shape[:3]), dtype=torch.float32)
+    exact = None if v.dtype == torch.float32 else v.new_empty(v.shape, dtype=torch.float32)
+    out = KERNELS[kernel].forward(q, k, v, window, before, after, norms, exact)
+    return out if exact is None else exact, norms[1].log_().add_(norms[0]), after

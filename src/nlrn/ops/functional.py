@@ -51,6 +51,48 @@ def neighborhood_attention(
 
     Source: paper, section 3 (embedded Gaussian, confined neighbourhood) and 4 (correlation propagation).
     """
+    name = _chosen(q, k, v, window, correlation, backend)
+    after: Tensor | None
+    if name in custom_ops.KERNELS:
+        out, after = custom_ops.attend(name, q, k, v, window, correlation, return_correlation, overwrite)
+    else:
+        out, after = _directly(name, q, k, v, window, correlation, return_correlation)
+    out = out.to(v.dtype)
+    return out if after is None else (out, after)
+
+
+@torch.no_grad()
+def attention_and_log_sums(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None,
+    correlation: Tensor | None = None,
+    return_correlation: bool = False,
+    overwrite: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`neighborhood_attention` and the logarithms of its sums, by which attentions over several windows become one.
+
+    Arguments and errors as of `neighborhood_attention`; there is no gradient. Returns out [B, H, W, C], float32 or
+    wider, log sum_j exp(S[i, j]) [B, H, W] of the same type, and S, None where it is not asked for.
+    """
+    name = _chosen(q, k, v, window, correlation, backend)
+    if name in custom_ops.KERNELS:
+        return custom_ops.attend_with_log_sums(name, q, k, v, window, correlation, return_correlation, overwrite)
+    out, after = _directly(name, q, k, v, window, correlation, True)
+    assert after is not None
+    batch, height, width, _ = out.shape
+    log_sums = out.new_empty(batch, height, width)
+    for (b, y, x), logits in BACKENDS[name].rows(after, batch, height, width, window):
+        block = log_sums[b, y, x]
+        block.copy_(logits.logsumexp(-1).view(block.shape))
+    return out, log_sums, after if return_correlation else None
+
+
+def _chosen(q: Tensor, k: Tensor, v: Tensor, window: int | None, correlation: Tensor | None, backend: str) -> str:
+    """The backend for these tensors, which are checked."""
     _check(q, k, v, window)
     if not torch.compiler.is_compiling():
         note_computation()
@@ -59,16 +101,17 @@ def neighborhood_attention(
         batch, height, width, _ = q.shape
         _check_correlation(BACKENDS[name], correlation, batch, height, width, window)
         _check_carried(name, correlation, q)
-    after: Tensor | None
-    if name in custom_ops.KERNELS:
-        out, after = custom_ops.attend(name, q, k, v, window, correlation, return_correlation, overwrite)
-    else:
-        with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits
-            wide = torch.promote_types(q.dtype, torch.float32)
-            qw, kw, vw = (x.to(wide) for x in (q, k, v))
-            out, after = DIRECT[name].attend(qw, kw, vw, window, correlation, return_correlation)
-    out = out.to(v.dtype)
-    return out if after is None else (out, after)
+    return name
+
+
+def _directly(
+    name: str, q: Tensor, k: Tensor, v: Tensor, window: int | None, correlation: Tensor | None, carry: bool
+) -> tuple[Tensor, Tensor | None]:
+    """By a backend of torch, in float32 or wider."""
+    with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits
+        wide = torch.promote_types(q.dtype, torch.float32)
+        qw, kw, vw = (x.to(wide) for x in (q, k, v))
+        return DIRECT[name].attend(qw, kw, vw, window, correlation, carry)
 
 
 def _check_carried(name: str, correlation: Tensor, q: Tensor) -> None:
