@@ -78,7 +78,9 @@ def _folders(folder: Path, camera: np.ndarray) -> None:
     whole = (folder / "album" / "a.png").read_bytes()
     (folder / "album" / "torn.png").write_bytes(whole[: len(whole) // 2])
     for i, crop in enumerate(crops):
-        _save(crop, folder / "my-images" / ("train" if i < 2 else "held-back") / f"{i}.png")
+        own = "train" if i < 2 else "held-back"
+        _save(crop, folder / "my-images" / own / f"{i}.png")
+        _save(add_gaussian_noise(crop, 20), folder / "my-images" / f"{own}-noisy" / f"{i}.png")
         _save(crop, folder / ("two-images" if i < 2 else "toy/bsd68") / f"{i}.png")
         _save(crop, folder / "toy" / "set12" / f"{i}.png")
     toy.make(folder / "toy")

@@ -105,7 +105,8 @@ def test_extreme_seeds_and_steps_work_and_bad_ones_are_refused() -> None:
     ("images", "patch"),
     [
         ([], 3),
-        ([np.zeros((8, 8), np.float32)], 3),
+        ([np.zeros((8, 8), np.float64)], 3),
+        ([np.zeros((8, 8), np.float32), np.zeros((8, 8), np.uint8)], 3),
         ([np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.uint8)], 3),
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 1), np.uint8)], 3),
         ([np.zeros(8, np.uint8)], 3),

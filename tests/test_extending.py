@@ -65,14 +65,17 @@ class Inverted(GaussianNoise):
         return batch._replace(degraded=1 - batch.clean)
 
     def conditions(self):  # type: ignore[no-untyped-def]
-        return {"inverted": (0.1, lambda clean, number: 1 - clean)}
+        return {"inverted": (0.1, lambda clean, number: (1 - clean, clean))}
 
 
 def test_a_noise_is_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = toy.make(tmp_path)
     recipe = tmp_path / "inverted.toml"
     recipe.write_text(plain.read_text().replace("[noise]", '[noise]\nkind = "inverted"'))
-    with pytest.raises(ConfigError, match=r"noise\.kind must be gaussian or camera, not 'inverted'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"noise\.kind must be gaussian or camera or pairs or noise2noise or neighbor2neighbor, not 'inverted'",
+    ):
         toy.read_recipe(recipe)
     monkeypatch.setitem(NOISES, "inverted", Inverted)
     config = toy.read_recipe(recipe)

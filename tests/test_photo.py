@@ -270,7 +270,7 @@ def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
         ('[start]\nfrom = ""', "must name a shipped model"),
         ("[noise]\nenlarge = 2.0", "for camera noise, from 1 to 4, not 2"),
         ('[noise]\nkind = "camera"\nenlarge = 5.0', "from 1 to 4, not 5"),
-        ('[noise]\nkind = "film"', "gaussian or camera, not 'film'"),
+        ('[noise]\nkind = "film"', "gaussian or camera or pairs or noise2noise or neighbor2neighbor, not 'film'"),
         ('[noise]\nkind = "camera"\nhigh = 50.0', "leave noise.low and noise.high out"),
         ('[noise]\nkind = "camera"', "in_channels = 3"),
         ('[noise]\nkind = "camera"\n[model]\nin_channels = 3\nsigma_input = true', 'requires model.noise = "camera"'),

@@ -66,6 +66,10 @@ REDUCED = {
         "nlrn train own.toml --data my-images --steps 4 --resume",
         HOURS,
     ),
+    "nlrn train own-noise.toml --data my-images --minutes 60": (
+        "nlrn train own-noise.toml --data my-images --steps 2",
+        HOURS,
+    ),
     "python -m studies attention recipes/study.toml -o attention.json -j 2": (
         "python -m studies attention toy/tiny.toml -o attention.json --data toy --steps 2 --seeds 0 --sigma 25",
         HOURS,
@@ -91,7 +95,7 @@ REDUCED = {
         "an hour for every line; tiny images",
     ),
 }
-SMALLER = {  # numbers of the recipe in docs/own-images.md
+SMALLER = {  # numbers of the recipes in docs/own-images.md
     "channels = 64": "channels = 8",
     "embed_channels = 32": "embed_channels = 4",
     "states = 6": "states = 2",

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from nlrn.errors import InputError
+from nlrn.functional.ranges import scale_of
 
 DATA_VARIABLE = "NLRN_DATA"
 DEFAULT_DATA = Path("../shared/data")
@@ -60,13 +61,37 @@ def read_folder(path: str | Path, *, channels: int | None = None) -> list[NamedI
     """
     if channels not in (1, 3, None):
         raise InputError(f"channels is {channels!r}; expected 1, 3 or None (as the files are)")
+    return [(file.stem, _read_image8(file, channels)) for file in _files(path)]
+
+
+def _files(path: str | Path) -> list[Path]:
+    """Those of a folder that may be images, by name. Raises InputError where there are none."""
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
     if not files:
         raise InputError(f"no images in {folder}; looked for {', '.join(sorted(SUFFIXES))}")
-    return [(file.stem, _read_image8(file, channels)) for file in files]
+    return files
+
+
+def exact_images(path: str | Path, *, channels: int | None = None) -> list[NamedImage]:
+    """All images directly in a folder, of any depth, as (stem, float32 HW or HWC), sorted by file name.
+
+    Their type's range is 0..1. channels: 1, 3 or None as of `read_folder`, but luma is not rounded. Alpha is dropped.
+    Raises InputError for a folder without images and for a file that cannot be read.
+    """
+    from nlrn.io.image import read_image  # what 8-bit sets do not need
+
+    found = []
+    for file in _files(path):
+        image = read_image(file).array
+        if channels == 1 and image.ndim == 3:
+            image = image @ np.array([0.299, 0.587, 0.114], np.float32)
+        elif channels == 3 and image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        found.append((file.stem, image))
+    return found
 
 
 def scoring_set(root: str | Path, name: str) -> list[NamedImage]:
@@ -79,19 +104,33 @@ def scoring_set(root: str | Path, name: str) -> list[NamedImage]:
     return read_folder(Path(root) / SCORING_SETS[name], channels=None)
 
 
-def training_images(root: str | Path, folder: str, *, channels: int | None = None) -> list[NamedImage]:
-    """`read_folder` of a folder below the data root, without the images of it that are HELD_OUT."""
+def training_images(root: str | Path, folder: str, *, channels: int | None = None, depth: int = 8) -> list[NamedImage]:
+    """The images of a folder below the data root without those that are HELD_OUT.
+
+    depth: 8, as `read_folder`; 16, of any depth, 255 times what the network would see of them
+    (nlrn.functional.ranges).
+    """
     kept = HELD_OUT.get(folder, ())
-    return [(stem, image) for stem, image in read_folder(Path(root) / folder, channels=channels) if stem not in kept]
+    return [(stem, image) for stem, image in _read(Path(root) / folder, channels, depth) if stem not in kept]
 
 
 def validation_images(
-    root: str | Path, folder: str, trained: Sequence[str] = (), *, channels: int | None = None
+    root: str | Path, folder: str, trained: Sequence[str] = (), *, channels: int | None = None, depth: int = 8
 ) -> list[NamedImage]:
-    """`read_folder` of a folder below the data root, or what is HELD_OUT of it where the rest is `trained` on."""
-    found = read_folder(Path(root) / folder, channels=channels)
+    """The images of a folder below the data root, or what is HELD_OUT of it where the rest is `trained` on.
+
+    depth: as of `training_images`.
+    """
+    found = _read(Path(root) / folder, channels, depth)
     kept = HELD_OUT.get(folder) if folder in trained else None
     return [(stem, image) for stem, image in found if kept is None or stem in kept]
+
+
+def _read(folder: Path, channels: int | None, depth: int) -> list[NamedImage]:
+    if depth == 8:
+        return read_folder(folder, channels=channels)
+    found = exact_images(folder, channels=channels)
+    return [(stem, 255 * scale_of(image).unit(image)) for stem, image in found]
 
 
 def _read_image8(file: Path, channels: int | None) -> np.ndarray:
@@ -107,14 +146,14 @@ def _read_image8(file: Path, channels: int | None) -> np.ndarray:
 
 
 class PatchSet:
-    """Random square patches of a set of images that lie in one flat uint8 tensor on `device`.
+    """Random square patches of a set of images that lie in one flat tensor on `device`.
 
     Every position of a patch inside an image is equally likely over the whole set, so an image is chosen
     in proportion to its number of positions; images smaller than the patch are never chosen. Each patch
     is then turned or flipped into one of its 8 orientations, all equally likely (as in the paper).
 
-    images: uint8 arrays, all HW or all HWC with the same C. Raises InputError for anything else and when
-    no image holds a patch.
+    images: uint8 or float32 arrays, all of one type, all HW or all HWC with the same C. Raises InputError for anything
+    else and when no image holds a patch.
     """
 
     def __init__(self, images: Sequence[np.ndarray], patch: int, *, device: str | torch.device = "cpu") -> None:
@@ -144,7 +183,7 @@ class PatchSet:
         return other
 
     def batch(self, seed: int, step: int, size: int, sample: int = 0) -> torch.Tensor:
-        """Patches `sample` to `sample + size - 1` of a step's global batch: uint8 [size, C, patch, patch].
+        """Patches `sample` to `sample + size - 1` of a step's global batch: [size, C, patch, patch].
 
         A pure function of its arguments: rank r of n processes passes sample = r * size, and the n results
         put together are the batch of one process. seed and step are in 0 .. 2**64 - 1.
@@ -185,8 +224,8 @@ def _common_channels(images: Sequence[np.ndarray]) -> int:
         raise InputError("a patch set needs at least one image")
     shapes = {(image.ndim, image.dtype.name, *image.shape[2:]) for image in images}
     ndim, dtype, *rest = min(shapes)
-    if len(shapes) > 1 or ndim not in (2, 3) or dtype != "uint8":
-        raise InputError(f"expected uint8 images all HW or all HWC with one C; got {sorted(shapes)}")
+    if len(shapes) > 1 or ndim not in (2, 3) or dtype not in ("uint8", "float32"):
+        raise InputError(f"expected uint8 or float32 images, all HW or all HWC with one C; got {sorted(shapes)}")
     return int(rest[0]) if rest else 1
 
 

@@ -34,17 +34,25 @@ class DataConfig:
     folders: below the data root; the part of a folder that nlrn.io.datasets.HELD_OUT names is not trained on.
     validation: a folder that is neither trained on nor a scoring set, or one of `folders` with such a part, and then
     that part. validation_images, validation_size: how many of its images, and the side of their centre crops.
+    noisy, validation_noisy: for the noise kinds "pairs" and "noise2noise", folders whose files bear the names of those
+    in `folders` and `validation`. depth: 8, or 16 for images of any depth, each on the range that it is restored on
+    (nlrn.functional.ranges); where the noise stands in the files, that holds in any case.
     """
 
     folders: tuple[str, ...] = ("bsds500/train", "bsds500/test")
     validation: str = "t91"
     validation_images: int = 6
     validation_size: int = 128
+    noisy: tuple[str, ...] = ()
+    validation_noisy: str = ""
+    depth: int = 8
 
     def __post_init__(self) -> None:
+        if self.depth not in (8, 16):
+            raise ConfigError(f"data.depth must be 8 or 16, not {self.depth}")
         if not self.folders or not 1 <= self.validation_images <= 4096 or not 8 <= self.validation_size <= 4096:
             raise ConfigError("data requires a folder, 1 to 4,096 validation images, of 8 to 4,096 pixels")
-        for name in (*self.folders, self.validation):
+        for name in (*self.folders, self.validation, *self.noisy, self.validation_noisy):
             _check_name(name, "a folder of data")
 
 
@@ -57,14 +65,19 @@ class NoiseConfig:
     enlarge, with "camera": a third of the patches are used unchanged, the others are enlarged by a factor drawn,
     uniform in its logarithm, from 1 to this one: at 100 % a photograph holds less detail a pixel than the reduced
     images of the usual training sets.
+    kinds "pairs", "noise2noise" and "neighbor2neighbor": the noise of the user's files (nlrn.training.recorded).
+    regularization: the weight of the second term of "neighbor2neighbor".
     """
 
     low: float = 0.0
     high: float = MAX_SIGMA
     kind: str = "gaussian"
     enlarge: float = 1.0
+    regularization: float = 2.0
 
     def __post_init__(self) -> None:
+        if self.regularization < 0:
+            raise ConfigError(f"noise.regularization must not be negative, but is {self.regularization:g}")
         if not 1 <= self.enlarge <= 4 or (self.kind != "camera" and self.enlarge != 1):
             raise ConfigError(f"noise.enlarge is for camera noise, from 1 to 4, not {self.enlarge:g}")
         if self.kind not in NOISES:
@@ -245,8 +258,16 @@ class TrainConfig:
         _check_name(self.name, "name")
         if not self.name or Path(self.name).name != self.name or self.name.startswith(("state-", "before-decay")):
             raise ConfigError(f"name becomes a file's name, which {self.name!r} cannot be")
+        self._check_task()
+
+    def _check_task(self) -> None:
+        """Raises ConfigError where task, model, data and degradation do not fit together."""
         if self.model.task != "denoise" and self.noise.kind != NoiseConfig.kind:
             raise ConfigError(f'{self.noise.kind} noise is for models of the task "denoise", not {self.model.task!r}')
+        if (self.data.noisy or self.data.validation_noisy) and self.noise.kind in ("gaussian", "camera"):
+            raise ConfigError("data.noisy and data.validation_noisy are for noise that stands in files (noise.kind)")
+        if self.data.depth != 8 and self.model.task != "denoise":
+            raise ConfigError('data.depth = 16 is for models of the task "denoise"')
         degradation_of(self).check(self)
 
     def stage(self, step: int) -> Stage:
@@ -282,7 +303,8 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         del values["noise" if self.model.task == "sr" else "resize"]
         younger = (("model", "distance"), ("model", "noise"), ("noise", "kind"), ("noise", "enlarge"))
-        for part, key in (*younger, ("schedule", "halve_at"), (None, "loss_region"), (None, "image_range")):
+        files = (("data", "noisy"), ("data", "validation_noisy"), ("data", "depth"), ("noise", "regularization"))
+        for part, key in (*younger, *files, ("schedule", "halve_at"), (None, "loss_region"), (None, "image_range")):
             owner, table = (getattr(self, part), values.get(part, {})) if part else (self, values)
             if getattr(owner, key) == getattr(type(owner), key):
                 table.pop(key, None)

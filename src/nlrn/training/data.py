@@ -6,26 +6,23 @@ from pathlib import Path
 
 import torch
 
-from nlrn.functional.metrics import luma8
-from nlrn.io.datasets import PatchSet, training_images
+from nlrn.io.datasets import PatchSet
 from nlrn.training.config import TrainConfig
-from nlrn.training.degradations import Batch, degradation_of
+from nlrn.training.degradations import degradation_of
 from nlrn.training.distributed import Processes
+from nlrn.training.pairs import Batch
 
 
 class Batches:
     """The batches of one of several processes, by step; those of all processes together are those of a single one.
 
-    Raises InputError and ConfigError as `training_images` for data that cannot be used.
+    Raises InputError and ConfigError as the degradation for data that cannot be used.
     """
 
     def __init__(self, config: TrainConfig, data: Path, processes: Processes) -> None:
         self.config, self.processes = config, processes
         self.degradation = degradation_of(config)(config, processes.device)
-        luminance = self.degradation.luminance
-        channels = None if luminance else config.model.in_channels
-        images = [image for f in config.data.folders for _, image in training_images(data, f, channels=channels)]
-        images = [luma8(image) for image in images] if luminance else images
+        images = self.degradation.images(data)
         sides = [self.degradation.side(stage.patch) for stage in config.stages]
         self.patches = PatchSet(images, max(sides), device=processes.device).with_patch(sides[0])  # all fit, or none
 

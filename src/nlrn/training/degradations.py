@@ -1,15 +1,13 @@
 """What a training undoes: each kind of degradation with its checks, its training pairs and its validation.
 
-A kind is one class, listed in ``NOISES`` by its name in a recipe (noise.kind), or that of super-resolution. Every pair
-is a pure function of the seed, the step and its place in the global batch.
+A kind is one class, listed in ``NOISES`` by its name in a recipe (noise.kind), or that of super-resolution. Those whose
+noise stands in the user's files are in recorded.py.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +17,8 @@ from nlrn.errors import ConfigError
 from nlrn.functional.camera import CAMERA_LEVELS, add_camera_noise, draw_camera, noisy_at, stored
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic, resize_matrix
 from nlrn.functional.limits import MAX_SIGMA
+from nlrn.training.pairs import IMAGE_RANGE, Batch, Degradation, Degrade, check_unit_range, random_of
+from nlrn.training.recorded import Neighbor2Neighbor, Noise2Noise, PairedImages
 
 if TYPE_CHECKING:
     from nlrn.training.config import TrainConfig
@@ -28,50 +28,6 @@ SCALE_STREAM = 2
 CAMERA_STREAM = 3
 JPEG_GRID = 16  # pixels after which the blocks of a JPEG repeat, chroma subsampled
 LEVEL_ERROR = 0.3  # standard deviation of the logarithm of an estimated level over the true one
-_IMAGE_RANGE = "image_range = 255 is for Gaussian noise of one level, without compile"
-Degrade = Callable[[np.ndarray, int], np.ndarray]  # clean HW or HWC in 0..1 and the image's number -> the input
-
-
-class Batch(NamedTuple):
-    """Images of a step, [B, C, P, P] in 0..image_range: degraded, clean, and sigma / 255 [B] or None."""
-
-    degraded: Tensor
-    clean: Tensor
-    sigma: Tensor | None
-
-
-class Degradation(ABC):
-    """One kind of degradation, made of a recipe and the device of the batches.
-
-    luminance: whether only the luminance of images is used.
-    """
-
-    luminance = False
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
-
-    @staticmethod
-    @abstractmethod
-    def check(config: TrainConfig) -> None:
-        """Raises ConfigError where the recipe does not fit this degradation."""
-
-    def side(self, patch: int) -> int:
-        """Side of the square that is cut out of an image for a patch, with what the degradation needs around it."""
-        return patch
-
-    @abstractmethod
-    def pairs(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
-        """The batch of clean [B, C, side, side], 0..255, whose places in the global batch begin with `first`."""
-
-    @abstractmethod
-    def conditions(self) -> dict[str, tuple[float | None, Degrade]]:
-        """Of the validation, by name: the sigma / 255 that the model receives, and the degradation of an image."""
-
-
-def random_of(config: TrainConfig, step: int, place: int, stream: int) -> np.random.Generator:
-    """The generator of a place in the global batch of a step; Philox increments only the first word."""
-    return np.random.Generator(np.random.Philox(key=[config.seed, step], counter=[0, place, stream, 0]))
 
 
 class GaussianNoise(Degradation):
@@ -81,7 +37,7 @@ class GaussianNoise(Degradation):
     def check(config: TrainConfig) -> None:
         """Raises ConfigError where the model does not fit the levels."""
         if config.image_range != 1 and (config.model.sigma_input or config.compile):
-            raise ConfigError(_IMAGE_RANGE)
+            raise ConfigError(IMAGE_RANGE)
         if config.model.noise != "white":
             raise ConfigError('model.noise = "camera" requires noise.kind = "camera"')
         if not config.model.sigma_input and config.noise.low != config.noise.high:
@@ -123,7 +79,7 @@ class CameraNoise(Degradation):
     @staticmethod
     def check(config: TrainConfig) -> None:
         """Raises ConfigError for a model that is not one of colour, or receives the level of other noise."""
-        _check_unit_range(config)
+        check_unit_range(config)
         if config.model.in_channels != 3:
             raise ConfigError('camera noise is for models of the task "denoise" with in_channels = 3')
         if config.model.sigma_input and config.model.noise != "camera":
@@ -180,7 +136,7 @@ class Reduction(Degradation):
     @staticmethod
     def check(config: TrainConfig) -> None:
         """Raises ConfigError for a model of colour or with a sigma, and for validation images that do not fit."""
-        _check_unit_range(config)
+        check_unit_range(config)
         if config.model.noise != "white":
             raise ConfigError('model.noise = "camera" requires noise.kind = "camera"')
         if config.model.in_channels != 1 or config.model.sigma_input:
@@ -236,17 +192,18 @@ class Reduction(Degradation):
         return {f"x{s}": (None, _reduced(s)) for s in self.config.resize.scales}
 
 
-NOISES: dict[str, type[Degradation]] = {"gaussian": GaussianNoise, "camera": CameraNoise}
+NOISES: dict[str, type[Degradation]] = {
+    "gaussian": GaussianNoise,
+    "camera": CameraNoise,
+    "pairs": PairedImages,
+    "noise2noise": Noise2Noise,
+    "neighbor2neighbor": Neighbor2Neighbor,
+}
 
 
 def degradation_of(config: TrainConfig) -> type[Degradation]:
     """The class of what a recipe's model undoes."""
     return Reduction if config.model.task == "sr" else NOISES[config.noise.kind]
-
-
-def _check_unit_range(config: TrainConfig) -> None:
-    if config.image_range != 1:
-        raise ConfigError(_IMAGE_RANGE)
 
 
 def _round8(x: Tensor) -> Tensor:
@@ -263,16 +220,16 @@ def enlarged_part(image: np.ndarray, most: float, random: np.random.Generator) -
 
 
 def _noisy(sigma: float) -> Degrade:
-    return lambda clean, number: add_gaussian_noise(clean, sigma, seed=number)
+    return lambda clean, number: (add_gaussian_noise(clean, sigma, seed=number), clean)
 
 
 def _photographed(level: float) -> Degrade:
-    return lambda clean, _: noisy_at(clean, level)
+    return lambda clean, _: (noisy_at(clean, level), clean)
 
 
 def _reduced(scale: int) -> Degrade:
-    def through(clean: np.ndarray, _: int) -> np.ndarray:
+    def through(clean: np.ndarray, _: int) -> tuple[np.ndarray, np.ndarray]:
         height, width = clean.shape
-        return resize_bicubic(resize_bicubic(clean, height // scale, width // scale), height, width)
+        return resize_bicubic(resize_bicubic(clean, height // scale, width // scale), height, width), clean
 
     return through

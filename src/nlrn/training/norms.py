@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nlrn.training.distributed import Processes
+from nlrn.training.pairs import Batch
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -78,22 +79,22 @@ def freeze_norms(model: nn.Module) -> None:
 @torch.no_grad()
 def measure_norms(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
+    batches: Iterable[Batch],
     share: float,
     processes: Processes,
     autocast: AbstractContextManager[object],
 ) -> None:
     """Measure the statistics of a model in training mode: the mean of those of the batches of all processes.
 
-    batches: of this process, each a whole one (Batch). share: their part of all batches. autocast: around each call.
+    batches: of this process, each a whole one. share: their part of all batches. autocast: around each call.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
-    for degraded, _, sigma in batches:
+    for batch in batches:
         with autocast:
-            model(degraded, sigma)
+            model(batch.degraded, batch.sigma)
     if processes.world > 1:
         for mean in [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]:
             processes.sum(mean.mul_(share))

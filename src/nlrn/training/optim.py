@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from nlrn.models.nlrn import NLRN, RecurrentBlock
 from nlrn.training.config import OptimConfig, TrainConfig
+from nlrn.training.pairs import Batch, HalvedBatch
 
 
 def loss_of(restored: Tensor, clean: Tensor, kind: str, region: int = 0) -> Tensor:
@@ -22,6 +25,26 @@ def loss_of(restored: Tensor, clean: Tensor, kind: str, region: int = 0) -> Tens
         restored, clean = restored[middle], clean[middle]
     error = (restored - clean).square().flatten(1).mean(1)  # [B]
     return error.mean() if kind == "mse" else (error + 1e-8).sqrt().mean()
+
+
+def batch_loss(
+    model: NLRN, batch: Batch, config: TrainConfig, autocast: Callable[[], AbstractContextManager[object]]
+) -> Tensor:
+    """The mean loss of a batch.
+
+    Of halves of noisy images with a second term: what the model makes of the input should differ from the target as
+    the halves of what it makes of the whole image differ (Huang et al., CVPR 2021, equation 6).
+    """
+    with autocast():
+        restored = model(batch.degraded, batch.sigma)
+    loss = loss_of(restored.to(batch.clean.dtype), batch.clean, config.loss, config.loss_region)
+    if not isinstance(batch, HalvedBatch) or config.noise.regularization == 0:
+        return loss
+    with torch.no_grad(), autocast():
+        whole = model(batch.halves.whole)
+    first, second = batch.halves.of(whole.to(batch.clean.dtype))
+    rest = loss_of(restored.to(first.dtype), batch.clean + first - second, config.loss, config.loss_region)
+    return loss + config.noise.regularization * rest
 
 
 class Muon(torch.optim.AdamW):

@@ -31,7 +31,7 @@ from nlrn.training.data import Batches
 from nlrn.training.distributed import Processes, joined
 from nlrn.training.logging import Pace, TrainingLog
 from nlrn.training.norms import freeze_norms, measure_norms, sync_norms
-from nlrn.training.optim import clip_gradients, compile_states, loss_of, make_optimizer, start_embeddings
+from nlrn.training.optim import batch_loss, clip_gradients, compile_states, make_optimizer, start_embeddings
 from nlrn.training.starting import start_from
 from nlrn.training.stopping import Stopped, StopRequests
 from nlrn.training.validation import Validation
@@ -335,11 +335,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         for part in range(stage.accumulate):
-            noisy, clean, sigma = self.batches(self.step, part)
-            with self._autocast():
-                restored = self.model(noisy, sigma)
-            mean = loss_of(restored.to(clean.dtype), clean, self.config.loss, self.config.loss_region)
-            share = mean * (len(clean) / stage.batch)  # shares may differ in size: their sum is the mean of all
+            batch = self.batches(self.step, part)
+            mean = batch_loss(self.model, batch, self.config, self._autocast)
+            share = mean * (len(batch.clean) / stage.batch)  # shares may differ in size: their sum is the mean of all
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
         self.processes.sum_all([p.grad for p in self.model.parameters() if p.grad is not None])

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import InputError
-from nlrn.functional.metrics import luma8, psnr
-from nlrn.io.datasets import validation_images
+from nlrn.functional.metrics import psnr
 from nlrn.models.nlrn import NLRN, on_unit_scale
 from nlrn.models.observers import AttentionMeter
 from nlrn.training.config import TrainConfig
@@ -26,13 +25,10 @@ class Validation:
 
     def __init__(self, config: TrainConfig, data: Path, device: torch.device) -> None:
         size, degradation = config.data.validation_size, degradation_of(config)(config, device)
-        channels = None if degradation.luminance else config.model.in_channels
-        found = validation_images(data, config.data.validation, config.data.folders, channels=channels)
-        large = [image for _, image in found if min(image.shape[:2]) >= size]
+        large = [image for image in degradation.held_out(data) if min(image.shape[:2]) >= size]
         if not large:
             raise InputError(f"no image of {config.data.validation} has {size} x {size} pixels to validate on")
-        crops = [_centre(image, size) for image in large[: config.data.validation_images]]
-        self.clean = [(luma8(crop) if degradation.luminance else crop) / 255 for crop in crops]
+        self.clean = [_centre(image, size) / 255 for image in large[: config.data.validation_images]]
         self.device, self.image_range = device, config.image_range
         self.tasks = degradation.conditions()
 
@@ -51,10 +47,11 @@ class Validation:
         for name, (sigma, degrade) in self.tasks.items():
             scores = []
             for i, clean in enumerate(self.clean):
-                x = _tensor(degrade(clean, i), self.device)
+                seen, target = degrade(clean, i)
+                x = _tensor(seen, self.device)
                 meter = AttentionMeter(model, x) if i == 0 and model.block.non_local.carries else None
                 out = model(x, sigma, observer=meter)
-                scores.append(psnr(clean, out[0].permute(1, 2, 0).cpu().numpy().clip(0, 1).reshape(clean.shape)))
+                scores.append(psnr(target, out[0].permute(1, 2, 0).cpu().numpy().clip(0, 1).reshape(target.shape)))
                 if meter is not None:
                     result[f"neighbours_{name}"] = meter.medians()
                     result[f"largest_{name}"] = meter.largest
