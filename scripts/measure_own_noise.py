@@ -3,8 +3,8 @@
     python scripts/measure_own_noise.py [--data ../shared/data] [--steps 1500] [--sigma 25] [--work FOLDER]
 
 Of the training images of BSDS500 two noisy versions are written, each once, with white noise as an example of noise
-that no model describes. A reduced network (32 channels, 3 states, window 9) is trained from the start on: fresh noise on
-clean images (a level that is known), noisy and clean pairs, two noisy images, and one noisy image, with and without
+that no model describes. A reduced network (32 channels, 3 states, window 9) is trained from the start on: fresh noise
+on clean images (a level that is known), noisy and clean pairs, two noisy images, and one noisy image, with and without
 the second term. Scored on the middles of 20 test images of BSDS500, on which none was trained: mean PSNR. Prints a
 table.
 """
