@@ -1,11 +1,12 @@
 """A stack against a folder of its planes: seconds, and the peak of memory.
 
     python scripts/measure_stacks.py [--planes 200] [--side 512] [--model NAME|FILE|tiny] [--sigma 15] [--work FOLDER]
+    python scripts/measure_stacks.py --planes 520 --side 2048 --model tiny --memory 256 --stack-only
 
 Planes of uint16, a ramp with noise, in one TIFF and as files; `nlrn denoise` restores each of the two, in a process
 of one thread. Seconds are those of the processor, user and system, and of the clock; the peak is that of resident
 memory. "tiny" is a network of two channels and one state: what remains is reading, writing and the bookkeeping. The
-results are compared, byte for byte.
+results are compared, byte for byte. --memory: MiB, as of `nlrn denoise`. --stack-only: no folder, for large stacks.
 """
 
 from __future__ import annotations
@@ -26,17 +27,25 @@ from nlrn.io.image import read_image
 from nlrn.models.checkpoint import save_model
 from nlrn.models.nlrn import NLRN, NLRNConfig
 
+DIFFERENT = 16  # planes of a stack that is measured alone, which recur
 
-def make(folder: Path, planes: int, side: int) -> None:
-    """stack.tif, and the folder `planes` with the same."""
+
+def make(folder: Path, planes: int, side: int, files: bool) -> None:
+    """stack.tif, and the folder `planes` with the same where files are asked for."""
     (folder / "planes").mkdir()
     ramp = np.linspace(4000, 40000, side)
     with tifffile.TiffWriter(folder / "stack.tif", bigtiff=True) as writer:
+        kept: list[np.ndarray] = []
         for index in range(planes):
-            noise = np.random.default_rng(index).normal(0, 15 * 257, (side, side))
-            plane = (ramp + noise).clip(0, 65535).astype(np.uint16)
+            if files or index < DIFFERENT:
+                noise = np.random.default_rng(index).normal(0, 15 * 257, (side, side))
+                plane = (ramp + noise).clip(0, 65535).astype(np.uint16)
+                kept += [] if files else [plane]
+            else:
+                plane = kept[index % DIFFERENT]
             writer.write(plane, contiguous=False, metadata=None)
-            tifffile.imwrite(folder / "planes" / f"{index:05}.tif", plane, metadata=None)
+            if files:
+                tifffile.imwrite(folder / "planes" / f"{index:05}.tif", plane, metadata=None)
 
 
 def tiny(path: Path) -> str:
@@ -65,20 +74,25 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--model", default="denoise-gray-small")
     parser.add_argument("--sigma", default="15")
+    parser.add_argument("--memory", default="4096")
+    parser.add_argument("--stack-only", action="store_true")
     parser.add_argument("--work", type=Path, help="where the files are made (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         folder = Path(name)
-        make(folder, options.planes, options.side)
+        make(folder, options.planes, options.side, not options.stack_only)
         model = tiny(folder / "tiny.safetensors") if options.model == "tiny" else options.model
-        common = ["--model", model, "--sigma", options.sigma, "--range", "type", "-q"]
-        print(f"{options.planes} planes of {options.side} x {options.side}, {options.model}")
+        common = ["--model", model, "--sigma", options.sigma, "--range", "type", "--memory", options.memory, "-q"]
+        size = (folder / "stack.tif").stat().st_size / 2**30
+        print(f"{options.planes} planes of {options.side} x {options.side}, {size:.2f} GiB, {options.model}")
         print("| | processor (s) | clock (s) | peak (MiB) |\n| --- | --- | --- | --- |")
         print(
             "| one stack |",
             measured(["denoise", str(folder / "stack.tif"), "-o", str(folder / "out.tif"), *common]),
             "|",
         )
+        if options.stack_only:
+            return
         print("| a folder |", measured(["denoise", str(folder / "planes"), "-o", str(folder / "out"), *common]), "|")
         with tifffile.TiffFile(folder / "out.tif") as stack:
             for index in (0, options.planes // 2, options.planes - 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -501,8 +502,96 @@ def test_a_single_image_of_counts(tmp_path: Path, capsys: pytest.CaptureFixture[
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "n_1.tif"), tifffile.imread(tmp_path / "p-out.tif"))
 
 
-def test_a_folder_names_the_command_for_its_stacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "in").mkdir()
-    tifffile.imwrite(tmp_path / "in" / "a.tif", noisy((3, 48, 40)), photometric="minisblack")
-    assert run(["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--sigma", "5"]) == 1
-    assert "stacks are restored by a command of their own, nlrn denoise FILE" in capsys.readouterr().err
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, stack_file: Path) -> Path:
+    """A folder of an image, two stacks, an animation, and a damaged stack."""
+    folder = tmp_path / "in"
+    (folder / "below").mkdir(parents=True)
+    Image.fromarray(noisy((1, 48, 40))[0].astype(np.uint8)).save(folder / "one.png")
+    (folder / "stack.tif").write_bytes(stack_file.read_bytes())
+    tifffile.imwrite(folder / "below" / "pages.tiff", noisy((3, 48, 40), 3), photometric="minisblack")
+    frames = [Image.fromarray((noisy((1, 40, 48), i)[0] % 251).astype(np.uint8)) for i in range(3)]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    (folder / "torn.tif").write_bytes(stack_file.read_bytes()[:-3000])
+    return folder
+
+
+STACKS = {"stack.tif": "stack.tif", "below/pages.tiff": "below/pages.tiff", "moving.gif": "moving.tif"}
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_stacks_of_a_folder_are_restored_as_by_their_own_command(
+    tmp_path: Path, mixed: Path, weights: Path, capsys: pytest.CaptureFixture[str], jobs: int
+) -> None:
+    """The same bytes; the manifest knows them; the command again does nothing twice."""
+    out, options = tmp_path / "out", ["--model", str(weights)]
+    command = ["denoise", str(mixed), "-o", str(out), "-r", "--json", "-j", str(jobs), "--memory", "256", *options]
+    assert run(command) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["done"]) == {"one.png", *STACKS}
+    assert set(found["failed"]) == {"torn.tif"}
+    assert found["said"]["stack.tif"][0].startswith("OME-TIFF: 12 planes")
+    for name, result in STACKS.items():
+        alone = tmp_path / "alone.tif"
+        assert run(["denoise", str(mixed / name), "-o", str(alone), "-q", "--overwrite", *options]) == 0
+        assert (out / result).read_bytes() == alone.read_bytes(), name
+    records = {r["in"]: r for r in map(json.loads, (out / "nlrn-manifest.jsonl").read_text().splitlines())}
+    for name, result in STACKS.items():
+        sums = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (mixed / name, out / result))
+        assert (records[name]["input"], records[name]["output"]) == tuple(sums)
+        assert records[name]["published"]
+    assert [path.name for path in out.rglob("*.nlrn-*")] == [".nlrn-lock"]
+    assert run(command) == 1
+    again = json.loads(capsys.readouterr().out)
+    assert (again["done"], set(again["skipped"])) == ([], {"one.png", *STACKS})
+
+
+def test_a_folder_resumes_inside_a_stack(
+    tmp_path: Path, mixed: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mixed / "torn.tif").unlink()
+    options = ["--model", str(weights), "--sigma", "20"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert run(["denoise", str(mixed), "-o", str(whole), "-q", *options]) == 0
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5)
+        assert run(["denoise", str(mixed), "-o", str(out), *options]) == 130
+    assert (out / "stack.tif.nlrn-part").exists()
+    capsys.readouterr()
+    assert run(["denoise", str(mixed), "-o", str(out), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "resumed: 5 of 12 planes were done" in printed
+    assert "1 images restored" in printed
+    assert "2 there already" in printed
+    with monkeypatch.context() as patched:  # killed when the file has its name and the manifest does not say so yet
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr("nlrn.batch.manifest.Manifest.complete", killed)
+        assert run(["denoise", str(mixed), "-o", str(out), "--overwrite", "--strength", "0.5", *options]) == 130
+    assert run(["denoise", str(mixed), "-o", str(out), "--overwrite", *options]) == 0
+    assert {p.name: p.read_bytes() for p in out.glob("*.tif")} == {p.name: p.read_bytes() for p in whole.glob("*.tif")}
+
+
+def test_stacks_of_a_folder_that_cannot_be_written_are_named(
+    tmp_path: Path, mixed: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mixed / "torn.tif").unlink()
+    command = ["denoise", str(mixed), "--model", str(weights), "--sigma", "20", "-o"]
+    assert run([*command, str(tmp_path / "png"), "--format", "png"]) == 1
+    printed = capsys.readouterr()
+    assert "12 planes are written as a TIFF" in printed.err
+    assert "1 images restored" in printed.out
+    assert run([*command, str(tmp_path / "deep"), "--depth", "8"]) == 1
+    printed = capsys.readouterr()
+    assert "stack.tif: a stack keeps its depth" in printed.err
+    assert "2 images restored" in printed.out  # the animation has 8 bits
+    tifffile.imwrite(mixed / "moving.tif", np.zeros((8, 8), np.uint8))
+    assert run([*command, str(tmp_path / "two")]) == 2
+    assert "would both become moving.tif" in capsys.readouterr().err
+    assert run(["upscale", str(mixed), "-o", str(tmp_path / "large")]) == 1
+    assert "stacks are restored by a command of their own" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +28,11 @@ _HOLDER_BYTES = 1024
 _HOLDER = re.compile(rb"process \d+ on [^\n]*\n?")  # the second half may be missing after a kill
 _MADE_OF = ("nlrn-in", "nlrn-work", "nlrn-input")  # of two results that agree here, either will do
 _REFUSALS = 3  # results that a store may refuse one after the other, each tried for long
+
+
+# Makes and publishes the result of a stack and returns lines about it; just before it gives the file its name it calls
+# the function that it receives, with the sha256 of the stack and the path of the file.
+Stacked = Callable[[Job, Callable[[str, Path], None]], Sequence[str]]
 
 
 class Manifest:
@@ -116,6 +121,15 @@ class Manifest:
         self._write(job, record)
         publish(target, encoded.data, overwrite=overwrite)
         self._write(job, {**record, "published": True})
+
+    def publish_stack(self, job: Job, make: Stacked) -> Sequence[str]:
+        """A result that `make` publishes by itself; what it returns. Raises what it raises."""
+        target = _path(job)
+        check_no_links(self.folder, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        said = make(job, lambda source, whole: self._write(job, {"input": source, "output": sha256(whole)}))
+        self.complete(job)
+        return said
 
     def refuse(self, job: Job, reason: str) -> None:
         """List an image that has no result."""

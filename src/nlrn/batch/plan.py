@@ -26,11 +26,12 @@ OTHER_IMAGES = frozenset(f".{name}" for name in _OTHERS.split()).union(*(kind.su
 
 @dataclass(frozen=True)
 class Job:
-    """One image: its name below the input folder, as in the manifest, and the files or objects."""
+    """One image: its name below the input folder, as in the manifest, and the files or objects; or a stack of many."""
 
     name: str
     source: Place
     target: Place
+    stack: bool = False
 
     @property
     def form(self) -> str:
@@ -55,16 +56,23 @@ class Encoded:
 
 
 def plan(
-    root: Place, output: Place, *, recursive: bool = False, ending: str = "", form: str | None = None
+    root: Place,
+    output: Place,
+    *,
+    recursive: bool = False,
+    ending: str = "",
+    form: str | None = None,
+    is_stack: Callable[[Path], bool] = lambda source: False,
 ) -> list[Job]:
     """Every image of a folder, by name, and where its result goes; nothing is read or made.
 
     Files with the suffix of an image count, hidden ones do not. recursive: those of the folders below too, links to
     folders left out; the results lie in the same order of folders. ending: put at the end of names. form: the suffix
-    of all results, such as ".png"; None keeps each image's own. Raises ConfigError for an output folder inside the
-    input folder, for two results of one name (also where names differ in how an accent is written, or in case where the
-    disk does not tell it apart), for a result that would lie on an input or behind a linked folder of the output, and
-    for an object whose key is no way through folders; InputError for a folder that is not there.
+    of all results, such as ".png"; None keeps each image's own, and makes TIFFs of stacks. is_stack: which files those
+    are. Raises ConfigError for an output folder inside the input folder, for two results of one name (also where names
+    differ in how an accent is written, or in case where the disk does not tell it apart), for a result that would lie
+    on an input or behind a linked folder of the output, and for an object whose key is no way through folders;
+    InputError for a folder that is not there.
     """
     if not root.is_dir():
         raise InputError(f"there is no folder {root}")
@@ -77,8 +85,9 @@ def plan(
     jobs = []
     found = _objects(root, recursive) if isinstance(root, ObjectPath) else _files(root, recursive)
     for way, source in sorted(found, key=lambda pair: pair[0].parts):
-        suffix = form or written_as(way.suffix)
-        jobs.append(Job(way.as_posix(), source, output / way.parent / f"{way.stem}{ending}{suffix}"))
+        stack = isinstance(source, Path) and is_stack(source)
+        suffix = form or (stack_written_as if stack else written_as)(way.suffix)
+        jobs.append(Job(way.as_posix(), source, output / way.parent / f"{way.stem}{ending}{suffix}", stack))
     _check(jobs)
     for target in (job.target for job in jobs):
         if isinstance(output, Path) and isinstance(target, Path):
@@ -89,6 +98,11 @@ def plan(
 def written_as(suffix: str) -> str:
     """The suffix of the result of an image: its own, or another where files of its format are not written."""
     return ".png" if suffix.lower() == ".gif" else further.suffixes().get(suffix.lower(), suffix)
+
+
+def stack_written_as(suffix: str) -> str:
+    """The suffix of the result of a stack: its own, where it is one of TIFF."""
+    return suffix if suffix.lower() in (".tif", ".tiff") else ".tif"
 
 
 def left_out(root: Place, *, recursive: bool = False) -> dict[str, int]:

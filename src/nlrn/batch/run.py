@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from nlrn.batch.manifest import manifest_of
+from nlrn.batch.manifest import Manifest, Stacked, StoreManifest, manifest_of
 from nlrn.batch.plan import Encoded, Job
 from nlrn.batch.s3 import ObjectPath, Place
 from nlrn.errors import ConfigError, InputError, NLRNError, StoreError
@@ -61,6 +61,7 @@ def run(
     reading: Mapping[str, Any] = {},
     tick: Callable[[int], None] = lambda count: None,
     report: Report = lambda name, lines, seconds: None,
+    stacked: Stacked | None = None,
 ) -> Outcome:
     """Restore every image; one that fails is listed with the reason and stops no other.
 
@@ -68,7 +69,8 @@ def run(
     workers, each with its share of the threads. One worker reads the next image and writes the last one while it
     computes. engine: what restores them in the place of these, such as nlrn.batch.ray.RayEngine. work: see Manifest.
     reading: further arguments of read_image. tick(count) is called after each image, skipped ones too; report(name,
-    lines, seconds) after each that was restored, with what is worth knowing and the time that it took. Existing
+    lines, seconds) after each that was restored, with what is worth knowing and the time that it took. stacked:
+    restores the jobs that are stacks, one after the other, when all images are done. Existing
     results that the manifest does not know are left (skip_existing), replaced (overwrite), or refused before any work:
     ConfigError.
     """
@@ -87,7 +89,8 @@ def run(
             else:
                 open_jobs.append(job)
         chosen = engine or (partial(_by_processes, workers) if workers > 1 else _by_threads)
-        with closing(chosen(open_jobs, make, partial(_read, reading))) as results:
+        images = [job for job in open_jobs if not job.stack]
+        with closing(chosen(images, make, partial(_read, reading))) as results:
             for job, future in results:
                 try:
                     encoded = future.result()
@@ -98,11 +101,39 @@ def run(
                 except (ConfigError, StoreError):  # not of the image: the next would fail likewise
                     raise
                 except Exception as error:  # whatever it is, it is this image's
-                    known = isinstance(error, NLRNError | OSError)
-                    outcome.failed[job.name] = reason = str(error) if known else f"{type(error).__name__}: {error}"
-                    manifest.refuse(job, reason)
+                    _refuse(job, error, outcome, manifest)
                 tick(len(outcome))
+        if stacked is not None and isinstance(manifest, Manifest):
+            _restore_stacks([job for job in open_jobs if job.stack], stacked, manifest, outcome, tick, report)
         return outcome
+
+
+def _restore_stacks(
+    jobs: Sequence[Job],
+    stacked: Stacked,
+    manifest: Manifest,
+    outcome: Outcome,
+    tick: Callable[[int], None],
+    report: Report,
+) -> None:
+    """One after the other, plane by plane, in this process."""
+    for job in jobs:
+        began = time.monotonic()
+        try:
+            outcome.said[job.name] = lines = list(manifest.publish_stack(job, stacked))
+            outcome.done.append(job.name)
+            report(job.name, lines, time.monotonic() - began)
+        except StoreError:
+            raise
+        except Exception as error:  # also a setting that is not for this stack
+            _refuse(job, error, outcome, manifest)
+        tick(len(outcome))
+
+
+def _refuse(job: Job, error: Exception, outcome: Outcome, manifest: Manifest | StoreManifest) -> None:
+    known = isinstance(error, NLRNError | OSError)
+    outcome.failed[job.name] = reason = str(error) if known else f"{type(error).__name__}: {error}"
+    manifest.refuse(job, reason)
 
 
 def _read(reading: Mapping[str, Any], job: Job) -> tuple[str, ImageData]:

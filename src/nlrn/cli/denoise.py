@@ -98,8 +98,8 @@ def _denoise(options: argparse.Namespace) -> int:
     return restore_input(options, asked, DenoiseOptions.restored, "denoising", stacked=_stacked)
 
 
-def _stacked(options: argparse.Namespace, asked: DenoiseOptions) -> int:
-    return restore_stack(options, asked, digest(options))
+def _stacked(options: argparse.Namespace, asked: DenoiseOptions, **more: Any) -> int:
+    return restore_stack(options, asked, digest(options), **more)
 
 
 def _map(path: Path) -> np.ndarray:

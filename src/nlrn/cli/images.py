@@ -24,7 +24,7 @@ from nlrn.cli.shared import (
     reporter,
     side,
 )
-from nlrn.cli.stacks import is_stack
+from nlrn.cli.stacks import is_stack, stack_of_folder
 from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nlrn.io.image import ImageData
 
     Restored = Callable[[Any, ImageData, Report, Progress | None], ImageData]  # Any: what is asked, as of its task
-    Stacked = Callable[[argparse.Namespace, Any], int]
+    Stacked = Callable[..., int]  # of the options and what is asked
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -140,7 +140,7 @@ def restore_input(
     if unnamed:
         options.output = result_beside(options)
     if stored or options.input.is_dir():
-        return _restore_folder(options, asked, restored, what)
+        return _restore_folder(options, asked, restored, what, stacked)
     from nlrn.io.image import left_out_by, write_image
     from nlrn.io.written import SUFFIXES
 
@@ -173,10 +173,9 @@ def restore_input(
 def _name_result(options: argparse.Namespace, many: bool, unnamed: bool) -> None:
     """The name of the result in a folder that was given, and of a stack that was not named."""
     if isinstance(options.output, Path) and options.output.is_dir():
-        from nlrn.batch.plan import written_as
+        from nlrn.batch.plan import stack_written_as, written_as
 
-        suffix = written_as(options.input.suffix)
-        suffix = ".tif" if many and "tif" not in suffix.lower() else suffix
+        suffix = (stack_written_as if many else written_as)(options.input.suffix)
         options.output = options.output / f"{options.input.stem}{suffix}"
     elif unnamed and many and "tif" not in options.output.suffix.lower():
         options.output = options.output.with_suffix(".tif")
@@ -241,7 +240,9 @@ def _one_of_many(restored: Restored, asked: Options, image: ImageData, form: str
     return dataclasses.replace(result, said=tuple(lines))
 
 
-def _restore_folder(options: argparse.Namespace, asked: Options, restored: Restored, what: str) -> int:
+def _restore_folder(
+    options: argparse.Namespace, asked: Options, restored: Restored, what: str, stacked: Stacked | None
+) -> int:
     """Every image of the folder IN into the folder OUT."""
     from nlrn.batch.plan import left_out, plan
     from nlrn.batch.run import run
@@ -257,7 +258,14 @@ def _restore_folder(options: argparse.Namespace, asked: Options, restored: Resto
     form = options.format and f".{options.format.lower().lstrip('.')}"
     if options.engine == "local":
         _check_memory(options)
-    jobs = plan(options.input, options.output, recursive=options.recursive, ending=options.suffix, form=form)
+    here = isinstance(options.output, Path) and options.engine == "local"
+    jobs = plan(
+        options.input, options.output,
+        recursive=options.recursive,
+        ending=options.suffix,
+        form=form,
+        is_stack=is_stack if stacked is not None and here else lambda source: False,
+    )  # fmt: skip
     others = left_out(options.input, recursive=options.recursive)
     listed = ", ".join(f"{number} {suffix}" for suffix, number in others.items())
     if not jobs:
@@ -278,6 +286,7 @@ def _restore_folder(options: argparse.Namespace, asked: Options, restored: Resto
             reading=_reading(options),
             tick=lambda count: tick(count, len(jobs)),
             report=report,
+            stacked=stacked and partial(stack_of_folder, options, asked, stacked),
         )  # fmt: skip
     seconds = time.monotonic() - started
     for name, reason in outcome.failed.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.shared import ProgressBar, Report, reporter
 from nlrn.errors import ConfigError
@@ -13,6 +13,7 @@ from nlrn.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+    from nlrn.batch.plan import Job
     from nlrn.inference.options import DenoiseOptions
     from nlrn.inference.stacks import Channel
     from nlrn.io.image import ImageData
@@ -49,16 +50,37 @@ def is_stack(path: Path) -> bool:
     return is_tiff_stack(path) or is_animation(path)
 
 
-def restore_stack(options: argparse.Namespace, asked: DenoiseOptions, decides: str) -> int:
+def stack_of_folder(
+    options: argparse.Namespace,
+    asked: Any,
+    stacked: Callable[..., int],
+    job: Job,
+    ready: Callable[[str, Path], None],
+) -> list[str]:
+    """Restore a stack of the folder IN as the command for its file does; returns what that prints."""
+    lines: list[str] = []
+    alone = {"input": job.source, "output": job.target, "quiet": True}
+    stacked(argparse.Namespace(**{**vars(options), **alone}), asked, say=lines.append, ready=ready)
+    return lines
+
+
+def restore_stack(
+    options: argparse.Namespace,
+    asked: DenoiseOptions,
+    decides: str,
+    say: Report | None = None,
+    ready: Callable[[str, Path], None] = lambda source, whole: None,
+) -> int:
     """Restore IN, a file of many planes, into OUT; returns the exit code.
 
-    decides: a digest of what decides the result, besides the file.
+    decides: a digest of what decides the result, besides the file. say: receives the lines, by default they are
+    printed. ready: called with the sha256 of IN and the whole file, a TIFF, before it gets its name.
     """
     from nlrn.io.stackwriting import NumberedWriter, TiffStackWriter, check_stack_output, is_numbered
     from nlrn.models.checkpoint import sha256
     from nlrn.system.journal import Journal
 
-    say, inputs = reporter(options), [options.input]
+    say, inputs = say or reporter(options), [options.input]
     inputs += [options.sigma_map] if options.sigma_map is not None else []
     with _opened(options) as stack:
         if not is_numbered(options.output) and options.depth is not None and options.depth != stack.read(0).depth:
@@ -66,7 +88,8 @@ def restore_stack(options: argparse.Namespace, asked: DenoiseOptions, decides: s
         if not is_numbered(options.output) and options.compression is not None:
             raise ConfigError("a stack keeps its compression; --compression is for an image, or numbered files")
         output: Path = options.output
-        work = {"input": sha256(options.input), "work": decides, "axes": options.axes, "planes": len(stack)}
+        source = sha256(options.input)
+        work = {"input": source, "work": decides, "axes": options.axes, "planes": len(stack)}
         with Journal(output, work) as journal:
             resumed = bool(journal.records)
             try:
@@ -85,6 +108,7 @@ def restore_stack(options: argparse.Namespace, asked: DenoiseOptions, decides: s
                 if writer.done:
                     say(f"resumed: {writer.done} of {len(stack)} planes were done")
                 _write(options, asked, stack, writer, levels, channels)
+                writer.finish(lambda whole: ready(source, whole))
     say(f"wrote {output}, {len(stack)} planes")
     return 0
 
@@ -191,7 +215,6 @@ def _write(
             result = denoised(image, asked.restorer, how, progress=tick_tile, beside=around)
             writer.put(index, result)
             tick(index + 1, len(stack))
-    writer.finish()
 
 
 def _interruptible(done: int, total: int) -> None:

@@ -11,7 +11,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Protocol
@@ -32,6 +32,9 @@ _TIFF_ENDS = 2**32 - 2**20
 _NUMBERED = re.compile(r"%0?\d{0,2}d")
 
 
+Ready = Callable[[Path], None]
+
+
 class Writer(Protocol):
     """Takes the planes in their order; a context. done: how many an earlier run wrote."""
 
@@ -43,8 +46,8 @@ class Writer(Protocol):
     def put(self, index: int, image: ImageData) -> None:
         """Write a plane. Raises InputError."""
 
-    def finish(self) -> None:
-        """All planes are written."""
+    def finish(self, ready: Ready = lambda whole: None) -> None:
+        """All planes are written. ready: called with the whole file before it gets its name."""
 
 
 class TiffStackWriter:
@@ -122,7 +125,7 @@ class TiffStackWriter:
         self.end += len(data)
         self.done += 1
 
-    def finish(self) -> None:
+    def finish(self, ready: Ready = lambda whole: None) -> None:
         """Write the directories, and give the file its name."""
         try:
             first = _HEADER
@@ -131,8 +134,10 @@ class TiffStackWriter:
                 self._directories(first)
             self._file.seek(0)
             self._file.write(self.form.header(first).ljust(_HEADER, b"\0"))
+            self._file.flush()
         except OSError as error:
             raise InputError(f"cannot write {self.part}: {error.strerror or error}") from error
+        ready(self.part)
         publish_file(self.part, self._file, self.path, overwrite=self.overwrite)
         self.journal.remove()
 
@@ -213,7 +218,7 @@ class NumberedWriter:
         self.journal.add({"plane": index, "sha256": sha256(self.path(index))})
         self.done += 1
 
-    def finish(self) -> None:
+    def finish(self, ready: Ready = lambda whole: None) -> None:
         """All files are there."""
         self.journal.remove()
 
