@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 import numpy as np
 
@@ -35,23 +35,11 @@ _NUMBERED = re.compile(r"%0?\d{0,2}d")
 Ready = Callable[[Path], None]
 
 
-class Writer(Protocol):
-    """Takes the planes in their order; a context. done: how many an earlier run wrote."""
-
-    done: int
-
-    def __enter__(self) -> Writer: ...
-    def __exit__(self, *_: object) -> None: ...
-
-    def put(self, index: int, image: ImageData) -> None:
-        """Write a plane. Raises InputError."""
-
-    def finish(self, ready: Ready = lambda whole: None) -> None:
-        """All planes are written. ready: called with the whole file before it gets its name."""
-
-
 class TiffStackWriter:
-    """The stack as a TIFF of its own kind, with its tags. Raises InputError where it cannot be written."""
+    """The stack as a TIFF of its own kind, with its tags; a context. Raises InputError where it cannot be written.
+
+    It takes the planes in their order. done: how many an earlier run wrote.
+    """
 
     def __init__(self, path: Path, stack: Stack, journal: Journal, *, overwrite: bool) -> None:
         self.path, self.stack, self.journal, self.overwrite = path, stack, journal, overwrite
@@ -221,6 +209,9 @@ class NumberedWriter:
     def finish(self, ready: Ready = lambda whole: None) -> None:
         """All files are there."""
         self.journal.remove()
+
+
+Writer = TiffStackWriter | NumberedWriter
 
 
 def is_numbered(path: Path) -> bool:

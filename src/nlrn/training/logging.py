@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nlrn.errors import ConfigError
 from nlrn.system.atomic import open_record
@@ -53,14 +53,6 @@ class Pace:
         return bisect.bisect_right(range(1, limit + 1), seconds, key=lambda n: self.seconds(start, start + n))
 
 
-class _Display(Protocol):
-    def update(self, step: int, end: int, loss: float, pace: float, left: float) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class TrainingLog:
     """The display and the log of a run, a context: steps() every few steps, validation() after each validation.
 
@@ -73,7 +65,7 @@ class TrainingLog:
         self.losses: list[tuple[float, int]] = []
         self.elapsed = 0.0
         self.writer = _summary_writer(folder) if tensorboard else None
-        self.display: _Display | None = (_Bar() if os.isatty(1) else _Lines()) if show else None
+        self.display: _Bar | _Lines | None = (_Bar() if os.isatty(1) else _Lines()) if show else None
 
     def __enter__(self) -> TrainingLog:
         if self.keep:
