@@ -13,7 +13,7 @@ from typing import Any
 from nlrn.batch.s3 import ObjectPath, Place
 from nlrn.errors import ConfigError, InputError
 from nlrn.io import further
-from nlrn.io.written import SUFFIXES
+from nlrn.io.written import INSTEAD, SUFFIXES
 from nlrn.system.atomic import check_no_links
 
 # Suffixes of images that are not read, some of them not without an extra
@@ -97,7 +97,7 @@ def plan(
 
 def written_as(suffix: str) -> str:
     """The suffix of the result of an image: its own, or another where files of its format are not written."""
-    return ".png" if suffix.lower() == ".gif" else further.suffixes().get(suffix.lower(), suffix)
+    return (INSTEAD | further.suffixes()).get(suffix.lower(), suffix)
 
 
 def stack_written_as(suffix: str) -> str:
@@ -156,7 +156,7 @@ def _inside(output: Place, root: Place) -> bool:
 
 def _is_image(name: str) -> bool:
     suffix = PurePosixPath(name).suffix.lower()
-    return not name.startswith(".") and (suffix == ".gif" or suffix in SUFFIXES or suffix in further.suffixes())
+    return not name.startswith(".") and suffix in SUFFIXES.keys() | INSTEAD.keys() | further.suffixes().keys()
 
 
 def _is_other(name: str) -> bool:

@@ -49,4 +49,5 @@ WRITTEN = {  # by Pillow's name
     "BMP": Written((".bmp",), "image/bmp", resolution=True, described=False),
     "PPM": Written((".ppm", ".pgm", ".pnm"), "image/x-portable-anymap", bits=16, described=False),
 }
+INSTEAD = {".gif": ".png"}  # suffixes of files that Pillow reads and that are not written, and of their results
 SUFFIXES = dict(sorted((suffix, name) for name, kind in WRITTEN.items() for suffix in kind.suffixes))
