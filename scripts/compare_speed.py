@@ -3,8 +3,8 @@
     python scripts/compare_speed.py MODEL.safetensors before=PYTHON again=PYTHON after=PYTHON
 
 Each PYTHON is that of an environment with another version of the package. In every round each of them is measured once,
-on one thread; printed are medians in milliseconds, the quartiles of their ratio to the first within a round, and that
-ratio's median. The first given twice shows what differs by chance.
+on one thread, by CPU time, which other programs disturb least; printed are medians in milliseconds, the quartiles of
+their ratio to the first within a round, and that ratio's median. The first given twice shows what differs by chance.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -33,20 +34,21 @@ work |= {f"network {name}": lambda one=one: one.denoise(image, 25.0) for name, o
 for line in sys.stdin:
     name = line.strip()
     with torch.no_grad():
-        began = time.perf_counter()
+        began = time.process_time()
         work[name]()
-    print(json.dumps(time.perf_counter() - began), flush=True)
+    print(json.dumps(time.process_time() - began), flush=True)
 """
 MEASURED = ("operator", "network fp32", "network bf16")
 
 
 def folder_seconds(python: str, images: Path, model: str) -> float:
-    """What `nlrn denoise FOLDER` takes, its start included, as its own JSON and the clock give it."""
+    """CPU time of `nlrn denoise FOLDER`, its start included."""
     with tempfile.TemporaryDirectory() as out:
         command = [python, "-m", "nlrn", "denoise", str(images), "-o", out, "--sigma", "25", "--model", model, "--json"]
-        began = os.times().elapsed
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, capture_output=True)
-        return os.times().elapsed - began
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
 
 
 Times = dict[str, dict[str, list[float]]]  # by what is measured and by installation, one number a round
