@@ -35,6 +35,7 @@ from nlrn.training.distributed import Processes, joined
 from nlrn.training.logging import TrainingLog
 from nlrn.training.norms import SyncedBatchNorm2d
 from nlrn.training.optim import compile_states
+from nlrn.training.pairs import Batch
 from nlrn.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -82,8 +83,8 @@ def course(trainer: Trainer, steps: int = STEPS) -> dict[str, Tensor]:
     """Loss and gradient norm of every step, and all that is left after the last one, the shipped model too."""
     batches, losses, norms = trainer.batches, [], []
 
-    def wide(*place: int, **options: bool) -> tuple[Tensor | None, ...]:
-        return tuple(x if x is None else x.to(torch.get_default_dtype()) for x in batches(*place, **options))
+    def wide(*place: int, **options: bool) -> Batch:
+        return Batch(*(x if x is None else x.to(torch.get_default_dtype()) for x in batches(*place, **options)))
 
     trainer.batches = wide  # type: ignore[assignment]
     trainer.model.train()

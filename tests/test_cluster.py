@@ -167,6 +167,7 @@ def workers_of(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow  # the local engine's are killed in test_batch.py
 def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_done_twice(
     tmp_path: Path, weights: Path, count: Callable[[int], int]
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_slice_is_scored_and_released_only_when_it_is_better(tmp_path: Path) -
     assert min(line["step"] for line in log) >= meta["step"]  # it went on from the released state
 
 
+@pytest.mark.slow  # those of a denoiser are made above
 def test_a_slice_of_super_resolution_is_scored_under_both_protocols(tmp_path: Path) -> None:
     recipe = endless(tmp_path)
     text = recipe.read_text().replace("[noise]\nlow = 10.0\nhigh = 50.0", "[resize]\nscales = [2]")
