@@ -8,7 +8,7 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,ops cpu non_local model inferen
 	degradations publish recipe))
 # The tests of a file run in one process, so that what they share (a service, a cluster, an export) is made once
 # A worker more than cores: some of the time is waiting, for deadlines and for what is started
-PARALLEL := -n 3 --dist loadfile
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 # Lines that the tests run in their own processes; the service and what else is started as a program is not counted.
 COVERAGE := --cov=nlrn --cov-report=term --cov-fail-under=85
 

@@ -104,12 +104,12 @@ def client(running: Service) -> Iterator[httpx.Client]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks by file and fixture; then what is marked and cannot or need not run here is deselected."""
+    """Marks by file and fixture, long files first; what is marked and cannot or need not run here is deselected."""
     selection.mark(items)
     data = _data().is_dir() or bool(os.environ.get("NLRN_DATA"))
     out = selection.left_out(items, config.getoption("--slow"), data)
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in out])
-    items[:] = [item for item in items if item.nodeid not in out]
+    items[:] = sorted((item for item in items if item.nodeid not in out), key=selection.long_first)
 
 
 def pytest_report_header() -> list[str]:

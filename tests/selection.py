@@ -26,6 +26,31 @@ NUMERIC = {  # files whose results depend on the instruction set: `make test` ru
     "test_tiling",
     "test_training",
 }
+# Files that take long, the longest first: begun last, one of them would be waited for by itself
+LONG = [
+    "test_batch",
+    "test_cluster",
+    "test_web_load",
+    "test_stores",
+    "test_snippets",
+    "test_distributed",
+    "test_conftest",
+    "test_web_framing",
+    "test_integrations_onnx",
+    "test_instruction_sets",
+    "test_site",
+    "test_web_fuzz",
+    "test_weights",
+    "test_pages",
+    "test_footprint",
+    "test_web_unread",
+    "test_temporary_folder",
+    "test_slice",
+    "test_noise_first",
+    "test_stacks",
+    "test_cli",
+    "test_benchmark",
+]
 Pair = tuple[tuple[str, str], tuple[str, str]]
 
 
@@ -58,6 +83,12 @@ def mark(items: list[pytest.Item]) -> None:
             item.add_marker("numeric")
         if "data_root" in fixtures:
             item.add_marker("data")
+
+
+def long_first(item: pytest.Item) -> int:
+    """The place of a test's file among all; those that are not listed keep their order behind."""
+    stem = Path(item.path).stem
+    return LONG.index(stem) if stem in LONG else len(LONG)
 
 
 def left_out(items: list[pytest.Item], whole: bool, data: bool) -> set[str]:

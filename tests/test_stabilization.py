@@ -83,7 +83,7 @@ def test_small_bright_things_on_the_dark_survive(gain: float) -> None:
     restored = Restorer().denoise(noisy, noise)
     bright = clean > 0.5
     # at a gain of 0.05 the noise is a quarter of a level of 255, about what the model itself leaves
-    assert np.sqrt(np.mean((restored - clean) ** 2)) < 1.02 * np.sqrt(np.mean((noisy - clean) ** 2))
+    assert np.sqrt(np.mean((restored - clean) ** 2)) < np.sqrt(np.mean((noisy - clean) ** 2)) + 0.1 / 255
     assert np.abs(restored - clean)[60:66, 60:66].mean() < 0.1
     assert restored[bright].min() > 0.4
 
