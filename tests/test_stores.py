@@ -454,7 +454,8 @@ def test_two_runs_at_once_put_each_result_once_and_both_end_well(store: Store, t
         outcomes = list(both.map(one, range(2)))
     for outcome in outcomes:
         assert set(outcome.failed) == {"deep/000.jpg", "010.jpg", "020.jpg"}
-        assert set(outcome.done) | set(outcome.failed) == {job.name for job in jobs}
+        every = set(outcome.done) | set(outcome.failed) | set(outcome.skipped)  # the other may be a result ahead
+        assert every == {job.name for job in jobs}
     puts = store.puts("out")
     assert set(puts.values()) == {1}
     assert len(puts) == 21 + 1  # and the probe
