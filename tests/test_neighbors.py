@@ -157,9 +157,9 @@ def test_an_array_is_restored_group_by_group(weights: Path) -> None:
     many = np.stack([stack, stack[::-1].copy()], axis=1)
     found = nlrn.denoise(many, model=model, axes="ZCYX", **options)
     np.testing.assert_array_equal(found[:, 0], got)
-    np.testing.assert_array_equal(
-        found[::-1, 1], nlrn.denoise(many[::-1, 1].copy(), model=model, axes="ZYX", **options)
-    )
+    np.testing.assert_array_equal(found[:, 1], nlrn.denoise(many[:, 1].copy(), model=model, axes="ZYX", **options))
+    backwards = np.abs(found[::-1, 1] - got).max()  # the same planes, whose sums are added up in the other order
+    assert backwards < (2e-2 if Restorer(model).bf16 else 2e-5)
     times = nlrn.denoise(many.swapaxes(0, 1).copy(), model=model, axes="TZYX", **options)
     np.testing.assert_array_equal(times[0], got)  # the last of one time is not beside the first of the next
     tensor = nlrn.denoise(torch.from_numpy(stack), model=model, axes="ZYX", **options)
