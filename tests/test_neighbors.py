@@ -166,7 +166,7 @@ def test_an_array_is_restored_group_by_group(weights: Path) -> None:
     np.testing.assert_array_equal(tensor.numpy(), got)
     alone = nlrn.denoise(stack[:1], model=model, axes="ZYX", sigma=20.0, value_range="type")
     np.testing.assert_array_equal(alone, nlrn.denoise(stack, 20.0, model, axes="ZYX", value_range="type")[:1])
-    assert np.abs(alone - got[:1]).max() > 1e-3
+    assert np.abs(alone - got[:1]).max() > 1e-4  # of the random weights; rounding makes 1e-6 in float32
 
 
 def test_lines_of_planes() -> None:
