@@ -252,3 +252,6 @@ def test_files_that_are_no_pairs_are_named(files: Path, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "clean" / "b.tif", np.zeros((SIDE, SIDE + 1), np.uint16))
     with pytest.raises(InputError, match=r"b is \(48, 48\)"):
         Batches(config, tmp_path, Processes(CPU))
+    (tmp_path / "noisy" / "a.tiff").write_bytes((tmp_path / "noisy" / "a.tif").read_bytes())
+    with pytest.raises(InputError, match="two files of the name a, with different endings"):
+        Batches(config, tmp_path, Processes(CPU))

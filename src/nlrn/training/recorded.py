@@ -55,14 +55,22 @@ class PairedImages(Degradation):
         return self._pairs(data, self.config.data.validation_noisy, self.config.data.validation)
 
     def _pairs(self, data: Path, noisy: str, target: str) -> list[np.ndarray]:
-        channels = self.config.model.in_channels
-        inputs, targets = (dict(exact_images(data / f, channels=channels)) for f in (noisy, target))
+        inputs, targets = (self._by_name(data / folder) for folder in (noisy, target))
         for alone in sorted(inputs.keys() ^ targets.keys()):
             raise InputError(f"{alone} is in only one of {data / noisy} and {data / target}: files are paired by name")
         for name, image in inputs.items():
             if image.shape != targets[name].shape:
                 raise InputError(f"{name} is {image.shape} in {data / noisy}, but {targets[name].shape} in {target}")
         return [_on_range_of_the_first(image, targets[name]) for name, image in inputs.items()]
+
+    def _by_name(self, folder: Path) -> dict[str, np.ndarray]:
+        found = exact_images(folder, channels=self.config.model.in_channels)
+        if len(images := dict(found)) < len(found):
+            twice = next(name for i, (name, _) in enumerate(found) if name in dict(found[:i]))
+            raise InputError(
+                f"{folder} has two files of the name {twice}, with different endings: which is of the pair?"
+            )
+        return images
 
     def pairs(self, step: int, first: int, clean: Tensor, patch: int) -> Batch:
         """(noisy, clean, None), in 0..1; `clean` holds both."""
