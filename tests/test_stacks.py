@@ -593,5 +593,3 @@ def test_stacks_of_a_folder_that_cannot_be_written_are_named(
     tifffile.imwrite(mixed / "moving.tif", np.zeros((8, 8), np.uint8))
     assert run([*command, str(tmp_path / "two")]) == 2
     assert "would both become moving.tif" in capsys.readouterr().err
-    assert run(["upscale", str(mixed), "-o", str(tmp_path / "large")]) == 1
-    assert "stacks are restored by a command of their own" in capsys.readouterr().err

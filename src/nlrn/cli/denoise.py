@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nlrn.cli.digest import digest
 from nlrn.cli.images import add_image_options, restore_input
 from nlrn.cli.shared import add_command, mebibytes, number, side, sigma_level, sigma_or_auto
-from nlrn.cli.stacks import add_stack_options, is_stack, restore_stack
+from nlrn.cli.stacks import DenoiseStack, add_stack_options, is_stack, restore_stack
 from nlrn.errors import ConfigError, InputError
 from nlrn.functional.limits import MAX_SIGMA
 
@@ -73,7 +73,7 @@ def add(commands: Any) -> None:
             f"--{name}-adu", type=adu, metavar=letter, help=f"with poisson: {what}, in IN's own sample values"
         )
     add_image_options(parser)
-    add_stack_options(parser, side, mebibytes)
+    add_stack_options(parser, side, mebibytes, neighbors=True)
     parser.set_defaults(run=_denoise)
 
 
@@ -99,7 +99,7 @@ def _denoise(options: argparse.Namespace) -> int:
 
 
 def _stacked(options: argparse.Namespace, asked: DenoiseOptions, **more: Any) -> int:
-    return restore_stack(options, asked, digest(options), **more)
+    return restore_stack(options, DenoiseStack(asked), digest(options), **more)
 
 
 def _map(path: Path) -> np.ndarray:

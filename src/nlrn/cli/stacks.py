@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nlrn.cli.shared import ProgressBar, Report, reporter
 from nlrn.errors import ConfigError
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nlrn.batch.plan import Job
-    from nlrn.inference.options import DenoiseOptions
+    from nlrn.inference.beside import Beside
+    from nlrn.inference.larger import Enlarging
+    from nlrn.inference.options import DenoiseOptions, Options, UpscaleOptions
     from nlrn.inference.stacks import Channel
     from nlrn.io.image import ImageData
     from nlrn.io.stacks import Stack
@@ -23,21 +27,22 @@ if TYPE_CHECKING:
 
 
 def add_stack_options(
-    parser: argparse.ArgumentParser, planes: Callable[[str], int], size: Callable[[str], int]
+    parser: argparse.ArgumentParser, planes: Callable[[str], int], size: Callable[[str], int], *, neighbors: bool
 ) -> None:
-    """--axes, --neighbors and the limits of a file of many planes."""
+    """--axes and the limits of a file of many planes; neighbors: --neighbors, too."""
     group = parser.add_argument_group("where IN is a stack (OUT: a TIFF, or name_%%04d.png)")
     group.add_argument(
         "--axes", metavar="AXES", help="of planes whose file does not say: ZYX, or with all sizes but one, TC2YX"
     )
-    group.add_argument(
-        "--neighbors",
-        type=int,
-        choices=(0, 1, 2),
-        default=0,
-        help="restore each plane with so many before and after it, which shows more detail and takes 5 or 13 times as"
-        " long (default: 0)",
-    )
+    if neighbors:
+        group.add_argument(
+            "--neighbors",
+            type=int,
+            choices=(0, 1, 2),
+            default=0,
+            help="restore each plane with so many before and after it, which shows more detail and takes 5 or 13 times"
+            " as long (default: 0)",
+        )
     group.add_argument("--max-planes", type=planes, metavar="COUNT", help="refuse files of more (default: 100,000)")
     group.add_argument("--max-bytes", type=size, metavar="MIB", help="refuse larger files (default: 256 GiB)")
 
@@ -66,12 +71,12 @@ def stack_of_folder(
 
 def restore_stack(
     options: argparse.Namespace,
-    asked: DenoiseOptions,
+    task: StackTask,
     decides: str,
     say: Report | None = None,
     ready: Callable[[str, Path], None] = lambda source, whole: None,
 ) -> int:
-    """Restore IN, a file of many planes, into OUT; returns the exit code.
+    """Restore IN, a file of many planes, into OUT, as the task says; returns the exit code.
 
     decides: a digest of what decides the result, besides the file. say: receives the lines, by default they are
     printed. ready: called with the sha256 of IN and the whole file, a TIFF, before it gets its name.
@@ -81,13 +86,14 @@ def restore_stack(
     from nlrn.system.journal import Journal
 
     say, inputs = say or reporter(options), [options.input]
-    inputs += [options.sigma_map] if options.sigma_map is not None else []
+    inputs += [path] if (path := getattr(options, "sigma_map", None)) is not None else []
     with _opened(options) as stack:
         if not is_numbered(options.output) and options.depth is not None and options.depth != stack.read(0).depth:
             raise ConfigError("a stack keeps its depth; --depth is for an image, or numbered files")
         if not is_numbered(options.output) and options.compression is not None:
             raise ConfigError("a stack keeps its compression; --compression is for an image, or numbered files")
-        output: Path = options.output
+        output, asked = options.output, task.asked
+        result = task.result(stack)
         source = sha256(options.input)
         work = {"input": source, "work": decides, "axes": options.axes, "planes": len(stack)}
         with Journal(output, work) as journal:
@@ -95,19 +101,21 @@ def restore_stack(
             try:
                 if not resumed:
                     check_stack_output(
-                        output, stack, asked.prepared(stack.read(0)), overwrite=options.overwrite, inputs=inputs
-                    )
-                _say_stack(say, stack, asked.neighbors)
-                levels, channels = _plan(options, stack, asked, journal, say)
+                        output, result, asked.expected(asked.prepared(stack.read(0))),
+                        overwrite=options.overwrite,
+                        inputs=inputs,
+                    )  # fmt: skip
+                _say_stack(say, result, asked.neighbors)
+                levels, channels = _plan(options, stack, task, journal, say)
             except BaseException:
                 if not resumed:
                     journal.remove()
                 raise
             kind = NumberedWriter if is_numbered(output) else TiffStackWriter
-            with kind(output, stack, journal, overwrite=options.overwrite) as writer:
+            with kind(output, result, journal, overwrite=options.overwrite) as writer:
                 if writer.done:
                     say(f"resumed: {writer.done} of {len(stack)} planes were done")
-                _write(options, asked, stack, writer, levels, channels)
+                _write(options, task, stack, writer, levels, channels)
                 writer.finish(lambda whole: ready(source, whole))
     say(f"wrote {output}, {len(stack)} planes")
     return 0
@@ -143,7 +151,7 @@ def _say_stack(say: Report, stack: Stack, neighbors: int) -> None:
 class _Planes:
     """The planes of a file as arrays on the scale where `levels` is 1."""
 
-    def __init__(self, asked: DenoiseOptions, stack: Stack, levels: float) -> None:
+    def __init__(self, asked: Options, stack: Stack, levels: float) -> None:
         self.asked, self.stack, self.levels = asked, stack, levels
 
     def __len__(self) -> int:
@@ -162,21 +170,102 @@ class _Planes:
         return image.array, image.alpha
 
 
+class StackTask(Protocol):
+    """What is done with each plane of a stack. Any: of a channel, how."""
+
+    @property
+    def asked(self) -> Options:
+        """The options."""
+
+    def result(self, stack: Stack) -> Stack:
+        """What is written: the stack, or as it is in another size."""
+
+    def channels(self, planes: _Planes, samples: list[np.ndarray], say: Report) -> list[Any]:
+        """How each channel is restored."""
+
+    def recorded(self, record: dict[str, Any]) -> Any:
+        """The same of one channel, by the record of an earlier run."""
+
+    def restored(self, image: ImageData, how: Any, beside: Beside) -> ImageData:
+        """One plane."""
+
+
+@dataclass(frozen=True)
+class DenoiseStack:
+    """Denoising, as of nlrn.inference.stacks."""
+
+    asked: DenoiseOptions
+
+    def result(self, stack: Stack) -> Stack:
+        """The stack."""
+        return stack
+
+    def channels(self, planes: _Planes, samples: list[np.ndarray], say: Report) -> list[Channel]:
+        """Range and noise."""
+        from nlrn.inference.stacks import channels_for
+
+        return channels_for(planes, samples, self.asked.restorer, self.asked.asked(), planes.levels)
+
+    def recorded(self, record: dict[str, Any]) -> Channel:
+        """By the record of an earlier run."""
+        from nlrn.inference.stacks import Channel
+
+        return Channel.of(record, self.asked.asked())
+
+    def restored(self, image: ImageData, how: Channel, beside: Beside) -> ImageData:
+        """One plane, with those beside it."""
+        from nlrn.inference.pipeline import denoised
+
+        return denoised(image, self.asked.restorer, how.asked, progress=_interruptible, beside=beside)
+
+
+@dataclass(frozen=True)
+class EnlargeStack:
+    """Enlarging, as of nlrn.inference.larger. how: what a person writes to have noise removed before, for messages."""
+
+    asked: UpscaleOptions
+    how: str = ""
+
+    def result(self, stack: Stack) -> Stack:
+        """The stack in its new size."""
+        from nlrn.io.largerstacks import LargerStack
+
+        return LargerStack(stack, self.asked.size_of)
+
+    def channels(self, planes: _Planes, samples: list[np.ndarray], say: Report) -> list[Enlarging]:
+        """Range, and whether noise is removed before."""
+        from nlrn.inference.larger import enlarging_of
+
+        restorer, first = self.asked.restorer(1), self.asked.first(how=self.how)
+        return enlarging_of(planes, samples, restorer, first, self.asked.range, planes.levels, say)
+
+    def recorded(self, record: dict[str, Any]) -> Enlarging:
+        """By the record of an earlier run."""
+        from nlrn.inference.larger import Enlarging
+
+        return Enlarging.of(record)
+
+    def restored(self, image: ImageData, how: Enlarging, beside: Beside) -> ImageData:
+        """One plane; there are none beside it."""
+        asked = dataclasses.replace(self.asked, denoise_first=how.remove, range=how.value_range)
+        return asked.restored(image, lambda line: None, _interruptible)
+
+
 def _plan(
-    options: argparse.Namespace, stack: Stack, asked: DenoiseOptions, journal: Journal, say: Report
-) -> tuple[float, list[Channel]]:
+    options: argparse.Namespace, stack: Stack, task: StackTask, journal: Journal, say: Report
+) -> tuple[float, list[Any]]:
     """The sample value that is 1, of floats, and how each channel is restored.
 
     As in the journal, else found in all planes.
     """
-    from nlrn.inference.stacks import Channel, channels_for, samples_of
+    from nlrn.inference.stacks import samples_of
     from nlrn.io.stacks import float_levels
 
-    planes = _Planes(asked, stack, 1.0)
+    planes = _Planes(task.asked, stack, 1.0)
     first = stack.read(0)
     if journal.records:
         plan = journal.records[0]
-        channels = [Channel.of(record, asked.asked()) for record in plan["channels"]]
+        channels = [task.recorded(record) for record in plan["channels"]]
         levels = float(plan["levels"])
     else:
         with ProgressBar(options, "reading planes", total=len(stack)) as tick:
@@ -187,7 +276,7 @@ def _plan(
             samples = [sample / levels for sample in samples]
         planes.levels = levels
         with ProgressBar(options, "estimating range and noise"):
-            channels = channels_for(planes, samples, asked.restorer, asked.asked(), levels)
+            channels = task.channels(planes, samples, say)
         journal.add({"levels": levels, "channels": [channel.record() for channel in channels]})
     for number, channel in enumerate(channels):
         say((f"channel {number + 1}: " if len(channels) > 1 else "") + str(channel))
@@ -196,24 +285,20 @@ def _plan(
 
 def _write(
     options: argparse.Namespace,
-    asked: DenoiseOptions,
+    task: StackTask,
     stack: Stack,
     writer: Writer,
     levels: float,
-    channels: list[Channel],
+    channels: list[Any],
 ) -> None:
     """Every plane that is not done, one after the other."""
-    from nlrn.inference.pipeline import denoised
     from nlrn.inference.stacks import beside
 
-    planes, tick_tile = _Planes(asked, stack, levels), _interruptible
+    planes = _Planes(task.asked, stack, levels)
     with ProgressBar(options, "restoring planes", total=len(stack)) as tick:
         for index in range(writer.done, len(stack)):
-            image = planes.image(index)
-            how = channels[stack.channel(index)].asked
-            around = beside(planes, stack.lines, index, asked.neighbors)
-            result = denoised(image, asked.restorer, how, progress=tick_tile, beside=around)
-            writer.put(index, result)
+            around = beside(planes, stack.lines, index, task.asked.neighbors)
+            writer.put(index, task.restored(planes.image(index), channels[stack.channel(index)], around))
             tick(index + 1, len(stack))
 
 

@@ -158,15 +158,23 @@ class UpscaleOptions(Options):
     ) -> ImageData:
         """The enlarged image, as of `enlarging.upscaled`. restorer_for: by default `restorer`; words: of NoiseFirst."""
         restorer = (restorer_for or self.restorer)(1, False)
-        first = NoiseFirst(self._denoiser, self.denoise_first, **words)
         size = self.size(image)
-        return upscaled(image, restorer, *size, first=first, value_range=self.range, say=say, progress=progress)
+        return upscaled(
+            image, restorer, *size, first=self.first(**words), value_range=self.range, say=say, progress=progress
+        )
+
+    def first(self, **words: str) -> NoiseFirst:
+        """Whether noise is removed before. words: of NoiseFirst."""
+        return NoiseFirst(self._denoiser, self.denoise_first, **words)
 
     def _denoiser(self, channels: int, photo: bool = False) -> Restorer:
         return restorer_of(default_model("denoise", channels, photo=photo), self.device, self._settings())
 
     def size(self, image: ImageData, most: int = MAX_RESULT_PIXELS) -> tuple[int, int]:
         """(height, width) of the result, as of `result_size`. Raises InputError."""
-        return result_size(
-            *image.array.shape[:2], scale=self.scale, to_height=self.height, to_width=self.width, most=most
-        )
+        height, width = image.array.shape[:2]
+        return self.size_of(height, width, most)
+
+    def size_of(self, height: int, width: int, most: int = MAX_RESULT_PIXELS) -> tuple[int, int]:
+        """The same of an image of this height and width."""
+        return result_size(height, width, scale=self.scale, to_height=self.height, to_width=self.width, most=most)

@@ -101,7 +101,7 @@ class Channel:
 
 def samples_of(planes: Planes, tick: Callable[[int], None] = lambda done: None) -> list[np.ndarray]:
     """Of each channel an even choice of its pixels, float32 [N] or [N, C]; every plane is read once."""
-    members = _members(planes)
+    members = members_of(planes)
     found: list[list[np.ndarray]] = [[] for _ in members]
     for index in range(len(planes)):
         channel = planes.channel(index)
@@ -128,11 +128,11 @@ def channels_for(
     """
     return [
         _channel(planes, members, samples[number], restorer_for, asked, levels)
-        for number, members in enumerate(_members(planes))
+        for number, members in enumerate(members_of(planes))
     ]
 
 
-def _members(planes: Planes) -> list[list[int]]:
+def members_of(planes: Planes) -> list[list[int]]:
     """The planes of each channel."""
     found: dict[int, list[int]] = {}
     for index in range(len(planes)):
@@ -217,6 +217,11 @@ def _noise_of(planes: Planes, members: list[int], restorer: Restorer, noise: str
     for index in chosen_planes(members):
         plane, alpha = planes.read(index)
         every += restorer.found_noise(plane, alpha, noise, chosen)
+    return median_of(every)
+
+
+def median_of(every: Sequence[NoiseEstimate]) -> NoiseEstimate:
+    """The median of what was found in the planes of a channel, of the kind that more of them have."""
     held = [one for one in every if one.sigma > 0] or every
     camera = [one for one in held if one.kind != "white"]
     kind = camera if 2 * len(camera) > len(held) else [one for one in held if one.kind == "white"]

@@ -126,6 +126,11 @@ class FrameStack:
         """All frames are of one."""
         return 0
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of every frame."""
+        width, height = self._image.size
+        return height, width
+
     def read(self, index: int) -> ImageData:
         """One frame, as it is shown."""
         try:

@@ -63,6 +63,9 @@ class Stack(Protocol):
     def channel(self, index: int) -> int:
         """The number of the channel of a plane."""
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a plane."""
+
     def read(self, index: int) -> ImageData:
         """One plane. Raises InputError."""
 
@@ -217,6 +220,11 @@ class TiffStack:
     def channel(self, index: int) -> int:
         """The number of the channel of a plane."""
         return self.planes[index][2]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a plane."""
+        page = self._page(self.planes[index][0])
+        return int(page.imagelength), int(page.imagewidth)
 
     def read(self, index: int) -> ImageData:
         """One plane. Raises InputError as read_image does."""

@@ -1,0 +1,88 @@
+"""A stack enlarged: of each channel one range for all its planes, and one decision whether noise is removed before.
+
+A plane is enlarged as an image is with that range and that decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nlrn.functional.alpha import fill_hidden
+from nlrn.functional.noise import NoiseEstimate
+from nlrn.functional.ranges import Range, Scale, on_unit_scale
+from nlrn.inference.enlarging import NoiseFirst
+from nlrn.inference.pipeline import Report
+from nlrn.inference.restorer import Restorer
+from nlrn.inference.stacks import Planes, chosen_planes, median_of, members_of
+
+
+@dataclass(frozen=True)
+class Enlarging:
+    """How the planes of a channel are enlarged.
+
+    remove: whether noise is removed from each before. value_range: sample values. planes: how many it has. found: the
+    noise in its planes, the median, where it was looked for.
+    """
+
+    remove: bool
+    value_range: Range
+    planes: int
+    found: NoiseEstimate | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As a journal keeps it: `Enlarging.of` makes the same of it."""
+        return {"remove": self.remove, "range": self.value_range, "planes": self.planes}
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Enlarging:
+        """What `record` was made of."""
+        chosen = record["range"]
+        return cls(record["remove"], chosen if isinstance(chosen, str) else (chosen[0], chosen[1]), record["planes"])
+
+    def __str__(self) -> str:
+        found = f"found {self.found}: " if self.found is not None and self.remove else ""
+        how = "noise removed from each before it is enlarged" if self.remove else "enlarged as it is"
+        chosen = self.value_range
+        where = "the type's range" if isinstance(chosen, str) else f"range {chosen[0]:g},{chosen[1]:g}"
+        return f"{self.planes} {'plane' if self.planes == 1 else 'planes'}: {found}{how}, {where}"
+
+
+def enlarging_of(
+    planes: Planes,
+    samples: Sequence[np.ndarray],
+    restorer: Restorer,
+    first: NoiseFirst,
+    value_range: Range,
+    levels: float,
+    say: Report = lambda line: None,
+) -> list[Enlarging]:
+    """How each channel of a stack is enlarged. samples: of `samples_of`; levels: the sample value of 1.
+
+    Raises what the pipeline raises.
+    """
+    restorer.require("sr")
+    chosen = on_unit_scale(value_range, levels)
+    every = []
+    for members, sample in zip(members_of(planes), samples, strict=True):
+        image = sample[:, None]  # [N, 1] or [N, 1, C]
+        scale = restorer.scale(image, value_range=chosen)
+        found = () if first.remove is not None else _found(planes, members, first, scale)
+        remove = first.decided(found, say)
+        low, high = (float(f"{limit * levels:.6g}") for limit in scale.limits)
+        limits: Range = "type" if scale.limits == (0.0, 1.0) else (low, high)
+        every.append(Enlarging(remove, limits, len(members), found[0] if found else None))
+    return every
+
+
+def _found(planes: Planes, members: list[int], first: NoiseFirst, scale: Scale) -> tuple[NoiseEstimate, ...]:
+    """The median of the noise in an even choice of the planes; nothing where it cannot be estimated."""
+    every: list[NoiseEstimate] = []
+    for index in chosen_planes(members):
+        plane, alpha = planes.read(index)
+        seen = plane if alpha is None else fill_hidden(plane, alpha)
+        every += first.found(seen, alpha, scale.limits if scale != Scale() else "type")
+    return (median_of(every),) if every else ()
