@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import itertools
 import struct
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from PIL import Image
 
 from nlrn.cli import run
 from nlrn.errors import InputError
+from nlrn.io.chunks import LZW, PLAIN, Layout, chunks
 from nlrn.io.image import ImageData, encode_image, read_image
 from nlrn.io.tiffs import CameraRawError, read_tiff
 
@@ -543,3 +547,40 @@ print("all")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == "all\n", done.stderr
+
+
+SIDE = 256
+BIG = np.random.default_rng(0).integers(0, 65535, (SIDE, SIDE)).astype(np.uint16)
+
+
+def read_once(**options: Any) -> None:
+    file = io.BytesIO()
+    tifffile.imwrite(file, BIG, metadata=None, **options)
+    read_image(file.getvalue(), apart=False)
+
+
+HOLDING: dict[str, Callable[[], Any]] = {
+    "read": read_once,
+    "read, deflate": lambda: read_once(compression="zlib"),
+    "write": lambda: encode_image(ImageData(BIG / np.float32(65535), depth=16), "TIFF"),
+    "strips": lambda: list(chunks(BIG[..., None], Layout(PLAIN, 1, (SIDE, SIDE), False, False, "<"))),
+    "strips by libtiff": lambda: list(chunks(BIG[..., None], Layout(LZW, 1, (SIDE, SIDE), False, False, "<"))),
+}
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_nothing_of_a_file_waits_for_a_collection(name: str) -> None:
+    """A stack is read plane by plane: what objects in a circle hold would lie there for many planes."""
+    HOLDING[name]()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(4):
+            HOLDING[name]()
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < BIG.nbytes

@@ -87,11 +87,11 @@ def _by_libtiff(rows: np.ndarray, word: str) -> bytes:
     """Of a grey image of 8 bits that libtiff writes in one strip."""
     from tifffile import TiffFile
 
-    file = io.BytesIO()
+    written = io.BytesIO()
     options: dict[str, Any] = {"compression": word, "strip_size": rows.size + 1}
-    Image.fromarray(np.ascontiguousarray(rows)).save(file, "TIFF", **options)
-    file.seek(0)
-    with TiffFile(file) as made:
+    Image.fromarray(np.ascontiguousarray(rows)).save(written, "TIFF", **options)
+    written.seek(0)
+    with written as file, TiffFile(file) as made:  # closed: tifffile's objects hold it until a collection
         page: Any = made.pages[0]
         (place,), (size,) = page.dataoffsets, page.databytecounts  # one strip, as was asked
-    return file.getbuffer()[place : place + size].tobytes()
+        return file.getbuffer()[place : place + size].tobytes()

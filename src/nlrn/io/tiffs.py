@@ -73,7 +73,8 @@ def read_tiff(
     pages = tiff_pages(data, strict=True)
     if pages > _MOST_PAGES:
         raise InputError(f"{pages:,} frames or pages; expected a single image", limit="frames")
-    with silent(), TiffFile(io.BytesIO(data), is_ome=False) as file:
+    # the stream is closed, for tifffile's objects refer to each other and hold it until a collection
+    with silent(), io.BytesIO(data) as stream, TiffFile(stream, is_ome=False) as file:
         page, notes = _main(file, data)
         width, height = page.imagewidth, page.imagelength
         if min(width, height) < 1:
