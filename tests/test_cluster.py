@@ -54,6 +54,8 @@ def test_the_results_are_those_of_the_local_engine(
     ray: Any, tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fill(tmp_path / "in", 24, bad=8)
+    pages = [Image.new("L", (18, 16), 50 * i) for i in range(3)]
+    pages[0].save(tmp_path / "in" / "stack.tif", save_all=True, append_images=pages[1:])
     before = digests(tmp_path / "in")
     assert command([*words_of(tmp_path / "in", tmp_path / "here", weights), "-q", "-j", "1"]) == 1
     words = [*words_of(tmp_path / "in", tmp_path / "there", weights), "--engine", "ray", "--json"]
@@ -63,12 +65,13 @@ def test_the_results_are_those_of_the_local_engine(
     outcome = json.loads(shown.out)
     assert set(outcome["failed"]) == {"deep/000.jpg", "008.png", "016.png"}
     assert outcome["failed"]["008.png"] == "truncated"
-    assert len(outcome["done"]) == 21
+    assert len(outcome["done"]) == 22
+    assert "stack.tif" in outcome["done"]
     assert digests(tmp_path / "there") == digests(tmp_path / "here")
     assert digests(tmp_path / "in") == before
     assert command([*words, "-j", "1"]) == 1
     outcome = json.loads(capfd.readouterr().out)
-    assert (len(outcome["skipped"]), outcome["done"]) == (21, [])
+    assert (len(outcome["skipped"]), outcome["done"]) == (22, [])
     done = Counter(r["in"] for r in records(tmp_path / "there") if r.get("published"))
     assert set(done.values()) == {1}
     with Manifest(tmp_path / "there", "work"):  # another run holds it

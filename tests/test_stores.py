@@ -199,6 +199,23 @@ def test_what_cannot_be_planned_is_said(store: Store, tmp_path: Path) -> None:
 # -- the work
 
 
+def test_stacks_are_refused_with_what_to_do_and_stop_no_image(
+    store: Store, tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", 2)
+    pages = [Image.new("L", (18, 16), 50 * i) for i in range(3)]
+    for name in ("stack.tif", "moving.gif"):
+        pages[0].save(tmp_path / "in" / name, save_all=True, append_images=pages[1:])
+    store.fill(tmp_path / "in", "in")
+    for source, output in (("s3://album/in", tmp_path / "down"), (tmp_path / "in", "s3://album/up")):
+        assert command(words_of(source, output, weights, "--json")) == 1
+        outcome = json.loads(capfd.readouterr().out)
+        assert (len(outcome["done"]), outcome["failed"].keys()) == (2, {"stack.tif", "moving.gif"})
+        for reason in outcome["failed"].values():
+            assert "3 frames or pages" in reason
+            assert "is restored from a disk to a disk: copy it" in reason
+
+
 def test_results_are_those_of_a_folder_on_a_disk_wherever_they_come_from_and_go(
     store: Store, tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

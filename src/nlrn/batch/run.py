@@ -142,8 +142,10 @@ def _read(reading: Mapping[str, Any], job: Job) -> tuple[str, ImageData]:
     try:
         return hashlib.sha256(data).hexdigest(), read_image(data, **reading)
     except InputError as error:
-        alone = "; stacks are restored by a command of their own, nlrn denoise FILE" if error.limit == "frames" else ""
-        raise InputError(str(error).removeprefix("the image: ") + alone) from error
+        more = ""
+        if error.limit == "frames" and (isinstance(job.source, ObjectPath) or isinstance(job.target, ObjectPath)):
+            more = "; a stack (TIFF, PNG, WebP, GIF) is restored from a disk to a disk: copy it, and give OUT there"
+        raise InputError(str(error).removeprefix("the image: ") + more) from error
 
 
 def _timed(job: Job, restore: Restore, image: ImageData) -> tuple[ImageData, float]:

@@ -258,13 +258,13 @@ def _restore_folder(
     form = options.format and f".{options.format.lower().lstrip('.')}"
     if options.engine == "local":
         _check_memory(options)
-    here = isinstance(options.output, Path) and options.engine == "local"
+    on_disk = isinstance(options.output, Path)
     jobs = plan(
         options.input, options.output,
         recursive=options.recursive,
         ending=options.suffix,
         form=form,
-        is_stack=is_stack if stacked is not None and here else lambda source: False,
+        is_stack=is_stack if stacked is not None and on_disk else lambda source: False,
     )  # fmt: skip
     others = left_out(options.input, recursive=options.recursive)
     listed = ", ".join(f"{number} {suffix}" for suffix, number in others.items())
