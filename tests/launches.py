@@ -43,10 +43,13 @@ SECONDS = 300  # of one launch; then it is ended
 STEPS, BATCH = 6, 9  # a batch that neither 2 nor 4 processes share evenly, nor its two parts
 
 
-def _stages(accumulate: int = 1) -> tuple[Stage, ...]:
+def _stages(accumulate: int = 1, states: tuple[int | None, ...] = (None, None, None)) -> tuple[Stage, ...]:
     """Two steps on small patches, two on larger ones, two with frozen batch norms."""
     starts = ((0, 12, False), (2, 16, False), (4, 16, True))
-    return tuple(Stage(s, p, BATCH, frozen=f, accumulate=accumulate) for s, p, f in starts)
+    return tuple(
+        Stage(s, p, BATCH, frozen=f, accumulate=accumulate, states=n)
+        for (s, p, f), n in zip(starts, states, strict=True)
+    )
 
 
 SR = NLRNConfig(channels=8, embed_channels=4, states=2, window=5, task="sr")
@@ -60,6 +63,10 @@ CASES: dict[str, dict[str, Any]] = {  # what each changes of toy.RECIPE
         "resize": ResizeConfig(scales=(2,)),
     },
     "accumulated": {"stages": _stages(2), "embedding_tied": True},
+    "growing": {
+        "model": NLRNConfig(channels=8, embed_channels=4, states=3, window=5, sigma_input=True),
+        "stages": _stages(states=(1, 2, 3)),
+    },
 }
 
 
@@ -90,8 +97,7 @@ def course(trainer: Trainer, steps: int = STEPS) -> dict[str, Tensor]:
     trainer.model.train()
     with TrainingLog(trainer.folder, show=False, keep=False) as log:
         while trainer.step < steps:
-            if trainer.step == trainer.config.freeze:
-                trainer._freeze(log)
+            trainer._enter_stage(log)
             loss, norm = trainer.train_step()
             losses.append(trainer.processes.sum(loss))
             norms.append(norm)

@@ -12,7 +12,7 @@ from typing import Any
 
 from nlrn.errors import ConfigError
 from nlrn.functional.limits import MAX_SIGMA
-from nlrn.models.nlrn import NLRNConfig
+from nlrn.models.nlrn import MAX_SIZE, NLRNConfig
 from nlrn.training.degradations import NOISES, degradation_of
 from nlrn.training.tables import FORMER_KEYS, build
 
@@ -180,7 +180,8 @@ class Stage:
     inference does. The recurrent states feed themselves; statistics of a batch hide where that diverges, and add noise
     to every gradient. accumulate: the batch goes through in so many parts, one after the
     other, whose gradients add up: less memory, the same step once frozen; before, each part is normalised by its own
-    statistics, as a smaller batch is.
+    statistics, as a smaller batch is. states, window: of the network in this stage, by default the model's own, to
+    which those of the stages rise (nlrn.training.growth).
     """
 
     start: int
@@ -189,6 +190,8 @@ class Stage:
     lr: float = 1.0
     frozen: bool = False
     accumulate: int = 1
+    states: int | None = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.accumulate <= self.batch:
@@ -258,7 +261,19 @@ class TrainConfig:
         _check_name(self.name, "name")
         if not self.name or Path(self.name).name != self.name or self.name.startswith(("state-", "before-decay")):
             raise ConfigError(f"name becomes a file's name, which {self.name!r} cannot be")
+        self._check_growth()
         self._check_task()
+
+    def _check_growth(self) -> None:
+        """Raises ConfigError where the networks of the stages do not rise to the model."""
+        networks = [*(self.network(stage.start) for stage in self.stages), self.model]
+        for name, sizes in (("states", [n.states for n in networks]), ("window", [n.window for n in networks])):
+            wide = [MAX_SIZE + 1 if size is None else size for size in sizes]
+            if wide != sorted(wide) or wide[-2] != wide[-1]:
+                raise ConfigError(
+                    f"stages.{name} must rise to model.{name}, which is {sizes[-1] or 0} (0: the whole image), and"
+                    f" reach it in the last stage, but they are {', '.join(str(size or 0) for size in sizes[:-1])}"
+                )
 
     def _check_task(self) -> None:
         """Raises ConfigError where task, model, data and degradation do not fit together."""
@@ -274,6 +289,16 @@ class TrainConfig:
         """The stage that `step` belongs to."""
         return [stage for stage in self.stages if stage.start <= step][-1]
 
+    def network(self, step: int) -> NLRNConfig:
+        """The network that the step is made with: the model, or a smaller one where its stage says so."""
+        stage = self.stage(step)
+        states, window = stage.states, stage.window
+        return dataclasses.replace(
+            self.model,
+            states=self.model.states if states is None else states,
+            window=self.model.window if window is None else window,
+        )
+
     @property
     def freeze(self) -> int | None:
         """The step at which the batch norms are frozen, or None."""
@@ -281,12 +306,14 @@ class TrainConfig:
 
     def pixels(self, start: int, end: int) -> int:
         """Pixels that the steps from `start` up to but without `end` train on, over all processes."""
-        total = 0
+        return sum(n for _, n in self.pixels_by_stage(start, end))
+
+    def pixels_by_stage(self, start: int, end: int) -> list[tuple[Stage, int]]:
+        """The stages, and the pixels that those of the steps train on which belong to each."""
         following = [stage.start for stage in self.stages[1:]] + [end]
-        for stage, last in zip(self.stages, following, strict=True):
-            steps = max(0, min(last, end) - max(stage.start, start))
-            total += steps * stage.batch * stage.patch**2
-        return total
+        pairs = list(zip(self.stages, following, strict=True))
+        steps = [max(0, min(last, end) - max(stage.start, start)) for stage, last in pairs]
+        return [(stage, n * stage.batch * stage.patch**2) for (stage, _), n in zip(pairs, steps, strict=True)]
 
     def lr(self, step: int, decay_start: int, decay_steps: int) -> float:
         """The learning rate of a step: a pure function of the step and of where the decay branch lies."""
@@ -314,8 +341,9 @@ class TrainConfig:
         if start is not None:
             values["start"] = {"from": start["from_"]}
         for stage in values["stages"]:
-            if stage["accumulate"] == 1:
-                del stage["accumulate"]
+            for key in ("accumulate", "states", "window"):
+                if stage[key] == getattr(Stage, key):
+                    del stage[key]
         return values
 
     def header(self) -> str:

@@ -14,13 +14,14 @@ from typing import Any
 from nlrn.errors import ConfigError
 from nlrn.system.atomic import open_record
 from nlrn.training.config import TrainConfig
+from nlrn.training.growth import work
 
 EVERY = 50  # steps between two records of the log
 LOG = "log.jsonl"
 
 
 class Pace:
-    """How long steps take: measured over the last ones, by their pixels since stages differ in them.
+    """How long steps take: measured over the last ones, by their arithmetic since stages differ in it.
 
     The first measurements are dropped as soon as there is a later one: a first step also includes what is set up once,
     and on a busy machine takes minutes.
@@ -30,7 +31,7 @@ class Pace:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.recent: deque[tuple[float, int]] = deque(maxlen=64)
+        self.recent: deque[tuple[float, float]] = deque(maxlen=64)
         self.aside = 0.0  # seconds of the last validation
         self._measured = 0
 
@@ -39,14 +40,14 @@ class Pace:
         if self._measured <= self.FIRST:
             self.recent.clear()
         self._measured += 1
-        self.recent.append((seconds, self.config.pixels(start, end)))
+        self.recent.append((seconds, work(self.config, start, end)))
 
     def seconds(self, start: int, end: int) -> float:
         """What the steps from `start` to `end` will take, validations included."""
-        pixels = sum(n for _, n in self.recent)
-        a_pixel = sum(seconds for seconds, _ in self.recent) / pixels if pixels else 0.0
+        done = sum(n for _, n in self.recent)
+        rate = sum(seconds for seconds, _ in self.recent) / done if done else 0.0
         validations = (end - start) / self.config.validate_every
-        return a_pixel * self.config.pixels(start, end) + self.aside * validations
+        return rate * work(self.config, start, end) + self.aside * validations
 
     def fitting(self, start: int, seconds: float, limit: int) -> int:
         """How many steps from `start` on fit into `seconds`, at most `limit`."""

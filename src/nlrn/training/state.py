@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from nlrn.errors import CheckpointError, ConfigError
-from nlrn.models.checkpoint import read_tensors
+from nlrn.errors import CheckpointError, ConfigError, ModelError
+from nlrn.models.checkpoint import model_metadata, read_tensors
 from nlrn.system.atomic import publish
-from nlrn.training.config import TrainConfig
+from nlrn.training.config import ScheduleConfig, TrainConfig
 from nlrn.training.optim import Muon
 
 BEFORE_DECAY = "before-decay.safetensors"
@@ -251,6 +251,30 @@ def newest_verified(folder: Path) -> FoundState | None:
         elif name not in {file.name for file in files}:
             _warn(f"the newest state of this run, {name[:80]!r}, is missing")
     return first_verified([*files, folder / BEFORE_DECAY])
+
+
+def to_resume(folder: Path, weights: Path, schedule: ScheduleConfig) -> tuple[FoundState, bool]:
+    """The state that a run resumes from, and whether as the beginning of another slice.
+
+    weights: the file that the run writes at its end. Raises CheckpointError where there is no state, or none verifies.
+    """
+    found = newest_verified(folder)
+    if found is None:
+        raise CheckpointError(f"there is nothing to resume in {folder}")
+    if not rolling(folder):  # only the state before some decay: released to resume from
+        return found, True
+    more = found.ended and found.meta["end"] < schedule.steps
+    if not more or (found.step >= schedule.warmup and not _written_at(weights, found.step)):
+        return found, False
+    return first_verified([folder / BEFORE_DECAY, *rolling(folder)]) or found, True
+
+
+def _written_at(weights: Path, step: int) -> bool:
+    """Whether these are the weights of a run that ended at `step`."""
+    try:
+        return model_metadata(weights).get("steps") == str(step)
+    except ModelError:
+        return False
 
 
 def first_verified(candidates: Iterable[Path]) -> FoundState | None:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlrn.errors import CheckpointError, ConfigError, ModelError, TrainingError
+from nlrn.errors import CheckpointError, ConfigError, TrainingError
 from nlrn.io.datasets import data_root
-from nlrn.models.checkpoint import model_metadata, save_model, to_device
-from nlrn.models.nlrn import NLRN, on_unit_scale
+from nlrn.models.checkpoint import save_model, to_device
+from nlrn.models.nlrn import NLRN, NLRNConfig, on_unit_scale
 from nlrn.ops.cpu import say_if_missing
 from nlrn.system.atomic import remove_leftovers
 from nlrn.system.hardware import hardware_bf16
@@ -29,6 +29,7 @@ from nlrn.training.budget import Budget
 from nlrn.training.config import TrainConfig, read_recipe
 from nlrn.training.data import Batches
 from nlrn.training.distributed import Processes, joined
+from nlrn.training.growth import grown
 from nlrn.training.logging import Pace, TrainingLog
 from nlrn.training.norms import freeze_norms, measure_norms, sync_norms
 from nlrn.training.optim import batch_loss, clip_gradients, compile_states, make_optimizer, start_embeddings
@@ -114,13 +115,7 @@ class Trainer:
         if device.type == "cpu" and processes.leads:
             say_if_missing()
         torch.manual_seed(config.seed)
-        self.model = to_device(NLRN(config.model), device)
-        start_embeddings(self.model, config.embedding_gain, config.embedding_tied)
-        sync_norms(self.model, processes)
-        if config.compile and device.type == "cuda":
-            compile_states(self.model)
-        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.optimizer = make_optimizer(config, self.model)
+        self._build(config.network(0))
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware_bf16(device))
         self.batches = Batches(config, data, processes)
         self.validation = Validation(config, data, device)
@@ -130,6 +125,16 @@ class Trainer:
         self._plan()
 
     # -- state ---------------------------------------------------------------------------------------------
+
+    def _build(self, network: NLRNConfig) -> None:
+        """A network, the average of its weights and their optimiser."""
+        self.model = to_device(NLRN(network), self.device)
+        start_embeddings(self.model, self.config.embedding_gain, self.config.embedding_tied)
+        sync_norms(self.model, self.processes)
+        if self.config.compile and self.device.type == "cuda":
+            compile_states(self.model)
+        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.optimizer = make_optimizer(self.config, self.model)
 
     def _plan(self) -> None:
         """Where the decay branch of a slice that ends by steps lies."""
@@ -169,7 +174,7 @@ class Trainer:
         if not resume and self.weights.exists():
             raise ConfigError(f"{self.weights} exists already: give another folder")
         if resume:
-            self._resume()
+            self._restore(*state.to_resume(self.folder, self.weights, self.config.schedule))
         elif self.config.start is not None:
             start_from(self.model, self.config.start.from_, statistics=self.config.freeze == 0)
             self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
@@ -183,20 +188,6 @@ class Trainer:
                 raise CheckpointError(f"not all processes find the same state in {self.folder}: is it one folder?")
         self.processes.follow(self.model.state_dict().values())
 
-    def _resume(self) -> None:
-        found = state.newest_verified(self.folder)
-        if found is None:
-            raise CheckpointError(f"there is nothing to resume in {self.folder}")
-        unfinished = found.step < self.config.schedule.warmup
-        more = found.ended and found.meta["end"] < self.config.schedule.steps
-        later = more and (unfinished or self._shipped(found.step))
-        if not state.rolling(self.folder):  # only the state before some decay: released to resume from
-            later = True
-        elif later:
-            files = [self.folder / state.BEFORE_DECAY, *state.rolling(self.folder)]
-            found = state.first_verified(files) or found
-        self._restore(found, later)
-
     def _restore(self, found: state.FoundState, later: bool) -> None:
         """Continue from a state; `later`: as the beginning of another slice."""
         path, meta = found.path, found.meta
@@ -204,6 +195,7 @@ class Trainer:
             raise ConfigError(f"{path} belongs to another recipe; only steps and decay may change on the way")
         if meta["world"] != self.processes.world:
             raise ConfigError(f"{path} was written by {meta['world']} processes, not {self.processes.world}")
+        self._build(self.config.network(max(0, found.step - 1)))  # a stage's first step is made after it has grown
         state.unpack(found.tensors, self.model, self.ema, self.optimizer)
         self.step, self.seconds_before = found.step, meta.get("seconds", 0.0)
         self.first = self.step if later else meta.get("first", 0)
@@ -213,13 +205,6 @@ class Trainer:
             self._plan()
         else:  # exactly the plan from before
             self.decay_start, self.decay_steps, self.end = (meta[k] for k in ("decay_start", "decay_steps", "end"))
-
-    def _shipped(self, step: int) -> bool:
-        """Whether the weights of a run that ended at `step` were written."""
-        try:
-            return model_metadata(self.weights).get("steps") == str(step)
-        except ModelError:
-            return False
 
     def save(self) -> None:
         """Rank 0 writes the rolling state, and the state before the decay when the decay begins."""
@@ -259,8 +244,7 @@ class Trainer:
                 self.save()
             if self.step == self.end:
                 break
-            if self.step == self.config.freeze:
-                self._freeze(log)
+            if self._enter_stage(log):
                 mark = self.budget.now()
             loss, norm = self.train_step()
             losses += loss
@@ -292,6 +276,18 @@ class Trainer:
             with self.requests.beside_the_steps():
                 log.validation(self.step, self.validation(model), weights)
             self.pace.aside = self.budget.now() - mark
+
+    def _enter_stage(self, log: TrainingLog) -> bool:
+        """Grow and freeze where the present step is the first of a stage that does; whether it is."""
+        network = self.config.network(self.step)
+        if network != self.model.config:
+            tensors = grown(state.pack(self.model, self.ema, self.optimizer), network.states)
+            self._build(network)
+            state.unpack(tensors, self.model, self.ema, self.optimizer)
+            log.say(f"step {self.step}: {network.states} states, window {network.window or 'of the whole image'}")
+        if self.step == self.config.freeze:
+            self._freeze(log)
+        return self.step == self.config.stage(self.step).start
 
     def _freeze(self, log: TrainingLog) -> None:
         """The averaged weights and their statistics take over; the statistics stay from here on."""
@@ -380,7 +376,7 @@ class Trainer:
         Averaged weights under the statistics of other weights lose up to 0.16 dB. Frozen batch norms keep the
         statistics that the weights were trained under. Without averaging (ema = 0) it is a copy of the model.
         """
-        model = to_device(NLRN(self.config.model), self.device)
+        model = to_device(NLRN(self.model.config), self.device)
         model.load_state_dict(self.model.state_dict())
         if self.config.ema > 0:
             model.load_state_dict(self.ema, strict=False)
