@@ -1,6 +1,7 @@
 """Photons estimated from simulated fluorescence: errors of gain and read noise, and what the restored image loses.
 
-    python scripts/measure_photons.py [--peaks 10 30] [--planes 1] [--side 128] [--seeds 3] [--json FILE]
+    python scripts/measure_photons.py [--peaks 10 30] [--planes 1] [--side 128] [--seeds 3]
+        [--estimate-black] [--json FILE]
 
 Scenes of cells, spots and filaments, blurred as by a microscope, brightest at 10 or 30 photons, with a read noise of
 0.5 or 2 electrons. Each row: the estimate's mean error, and the PSNR with the true numbers less that with the
@@ -56,13 +57,15 @@ def scene(seed: int, side: int = 128) -> np.ndarray:
     return brightest
 
 
-def measured(peak: float, read: float, planes: int, side: int, seed: int, restorer: Restorer) -> Found:
-    """One stack of so many planes, black at 0."""
+def measured(
+    peak: float, read: float, planes: int, side: int, seed: int, restorer: Restorer, black: float | None
+) -> Found:
+    """One stack of so many planes, black at 0; black: what of it is known."""
     gain = WHITE / peak
     true = PoissonNoise(gain, read * gain)
     clean = [WHITE * scene(100 * seed + plane, side) for plane in range(planes)]
     noisy = [true.add(image, seed=100 * seed + plane) for plane, image in enumerate(clean)]
-    found = estimate_photons(noisy, black=0.0)
+    found = estimate_photons(noisy, black)
     psnr = []
     for noise in (true, found):
         restored = restorer.denoise((noisy[0] / 255).astype(np.float32), noise)
@@ -83,14 +86,17 @@ def main() -> None:
     parser.add_argument("--peaks", type=int, nargs="+", default=list(PEAKS))
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--estimate-black", action="store_true", help="the black level is not given, either")
     parser.add_argument("--json", type=Path, help="write the rows there, too: results/photons.json")
     options = parser.parse_args()
     restorer, rows = Restorer("denoise-gray-small"), list[dict[str, Any]]()
+    black = None if options.estimate_black else 0.0
     print(f"| {' | '.join(HEADER)} |\n| {' | '.join(['---'] * len(HEADER))} |")
     for planes in options.planes:
         for peak in options.peaks:
             for read in READ_NOISES:
-                every = [measured(peak, read, planes, options.side, seed, restorer) for seed in range(options.seeds)]
+                seeds = range(options.seeds)
+                every = [measured(peak, read, planes, options.side, seed, restorer, black) for seed in seeds]
                 found = {"peak": peak, "read_noise": read, "planes": planes}
                 for name in ("gain", "read_noise"):
                     found[f"{name}_error"] = float(np.mean([abs(getattr(one, name)) for one in every]))
