@@ -58,7 +58,7 @@ def scene(seed: int, side: int = 128) -> np.ndarray:
 
 
 def measured(
-    peak: float, read: float, planes: int, side: int, seed: int, restorer: Restorer, black: float | None
+    peak: float, read: float, planes: int, side: int, seed: int, restorer: Restorer, black: float | None = None
 ) -> Found:
     """One stack of so many planes, black at 0; black: what of it is known."""
     gain = WHITE / peak
