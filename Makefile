@@ -12,6 +12,9 @@ PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 # Lines that the tests run in their own processes; the service and what else is started as a program is not counted.
 COVERAGE := --cov=nlrn --cov-report=term --cov-fail-under=85
 
+# Compiled modules are kept, whatever the shell says: every worker and every command would compile them anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: core install demo docs quick test test-avx2 test-slow test-napari check kernel-aarch64 container clean
 
 # What `pip install .` brings, and no more

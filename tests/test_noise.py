@@ -133,7 +133,7 @@ def test_images_that_cannot_be_estimated_are_refused() -> None:
             estimate_sigma(bad)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize("share", [0.1, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.2, 0.3)), 0.5])
 def test_areas_of_one_value_are_passed_over(share: float) -> None:
     """Borders, margins, clipped sky: black, white, on either side."""
     clean = np.asarray(Image.open(Path(__file__).parents[1] / "examples" / "camera.png")) / 255

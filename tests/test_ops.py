@@ -300,7 +300,7 @@ for width in (128, 256):
 """
 
 
-@pytest.mark.parametrize("what", ["attention", "average"])
+@pytest.mark.parametrize("what", ["attention", pytest.param("average", marks=pytest.mark.slow)])
 @pytest.mark.once
 def test_tiled_memory_does_not_grow_with_the_window(what: str) -> None:
     """Forward and backward in a fresh process that has its masks: what larger images add to its peak."""

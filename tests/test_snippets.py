@@ -30,6 +30,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 HOURS, SETS = "takes hours", "the data sets are not in the repository; two images stand in"
 
 REDUCED = {
+    "nlrn evaluate --data examples --sigma 25": (
+        "nlrn evaluate --data two-images --sigma 25",
+        "a sixteenth of the pixels",
+    ),
     "nlrn evaluate --data ../shared/data --sigma 15 25 50 --attention": (
         "nlrn evaluate --data two-images --sigma 15 25 50 --attention",
         SETS,

@@ -86,7 +86,6 @@ def test_who_takes_the_compilers_folder_stops_nobody(tmp_path: Path, how: str) -
     )
     image = str(tmp_path / "data" / "a" / "p.png")
     for words in (
-        ["denoise", image, "-o", "q.png", "--sigma", "25", "-q"],
         ["upscale", image, "-o", "r.png", "-q"],
         ["train", "r.toml", "--data", "data", "-o", "run", "-q"],
     ):

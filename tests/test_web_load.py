@@ -114,6 +114,7 @@ def test_slow_clients_are_closed_and_hold_nobody_up(tmp_path: Path, number: int,
             beside = []
             while not beside or not all(future.done() for future in ended):
                 beside.append(seconds(lambda: denoise(client, data)))
+                time.sleep(0.1)
             found = [future.result() for future in ended]
     slowest = max(beside)  # how busy the machine is
     for i, (taken, said) in enumerate(found):
@@ -260,7 +261,7 @@ def test_progress_is_told_while_it_is_made(running: Service, folder: Path) -> No
     assert len({shown["total"] for shown in seen if "total" in shown}) == 1
 
 
-@pytest.mark.parametrize(("first", "total"), [(20, 60), pytest.param(200, 2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("first", "total"), [(10, 40), pytest.param(200, 2000, marks=pytest.mark.slow)])
 def test_memory_does_not_grow(tmp_path: Path, first: int, total: int) -> None:
     """After all of the requests, good and bad, at most 5 % above what it was after the first of them."""
     images = [image_file(tmp_path / f"{i}.png", size=(40 + 8 * i, 30), seed=i).read_bytes() for i in range(4)]
@@ -337,7 +338,7 @@ def test_a_worker_that_cannot_begin_again_is_503_until_it_can(running: Service, 
         for pid in running.children():
             if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
-        for _ in range(3):
+        for _ in range(2):
             answer = denoise(client, data)
             assert answer.status_code == 503
             assert answer.json()["error"]
