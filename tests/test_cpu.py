@@ -396,6 +396,7 @@ def samples() -> Iterator[tuple[torch._ops.OpOverload, tuple[object, ...]]]:
                 yield torch.ops.nlrn.attention_.default, (*plain[:3], plain[3].clone(), follows, carry, 5, "cpu")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("operator", "arguments"), list(samples()))
 def test_the_operators_keep_pytorchs_rules(operator: torch._ops.OpOverload, arguments: tuple[object, ...]) -> None:
     assert set(torch.library.opcheck(operator, arguments).values()) == {"SUCCESS"}
@@ -494,6 +495,7 @@ assert neighborhood_attention(q, q, q, window=3, backend="tiled").shape == q.sha
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "name", [*HERE[-1:], "sse9", *(pytest.param(n, marks=pytest.mark.slow) for n in (*HERE[:-1], ""))]
 )
@@ -519,6 +521,7 @@ neighborhood_attention(q, q, q, window=3)
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("content", "reason"), [(None, "was not built"), (b"not a library", "cannot be loaded")])
 def test_without_the_library_the_tiled_operator_runs_and_says_why(
     tmp_path: Path, content: bytes | None, reason: str

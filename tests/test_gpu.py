@@ -40,7 +40,7 @@ def _usable() -> None:
 
 @pytest.fixture(autouse=True)
 def _uncounted() -> Iterator[None]:
-    """The interpreter runs a kernel's lines for every tile: counting them for the coverage takes longer than they do."""
+    """Counted for the coverage, the lines that the interpreter runs for every tile take twice as long."""
     before = sys.gettrace()
     sys.settrace(None)
     yield
