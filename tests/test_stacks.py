@@ -183,6 +183,19 @@ def test_white_may_be_zero_and_colours_of_a_table_are_kept(tmp_path: Path) -> No
             assert after.pages.first.photometric == before.pages.first.photometric
 
 
+def test_two_descriptions_are_kept(tmp_path: Path) -> None:
+    """As tifffile writes them: the user's, and behind it its own, with shape and axes."""
+    source, target = tmp_path / "in.tif", tmp_path / "out.tif"
+    tifffile.imwrite(
+        source, values((2, 3, 23, 37), "uint8"), description="mine", metadata={"axes": "TZYX"}, photometric="minisblack"
+    )
+    copied(source, target)
+    assert said_by(target) == said_by(source)
+    with tifffile.TiffFile(target) as file:
+        assert file.pages.first.description == "mine"
+        assert file.series[0].axes == "TZYX"
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 

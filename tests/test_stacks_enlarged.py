@@ -120,6 +120,25 @@ def test_what_a_stack_says_holds_of_its_new_size(tmp_path: Path, enlarger: str, 
             assert after.shaped_metadata[0].get("PhysicalSizeX", 1 / 6) == pytest.approx(1 / 6)
 
 
+def test_images_of_other_sizes_and_a_description_of_their_own(tmp_path: Path, enlarger: str) -> None:
+    """Two series of an OME-TIFF, each three times as large; the user's description and tifffile's behind it."""
+    options = ["--scale", "3", "--model", enlarger, "--keep-noise", "-q"]
+    with tifffile.TiffWriter(tmp_path / "two.ome.tif", ome=True) as writer:
+        writer.write(noisy((3, 20, 30)), metadata={"axes": "ZYX", "PhysicalSizeX": 0.3})
+        writer.write(noisy((2, 33, 17)), metadata={"axes": "TYX", "PhysicalSizeX": 0.6})
+    assert upscale(tmp_path / "two.ome.tif", tmp_path / "out.ome.tif", *options) == 0
+    with tifffile.TiffFile(tmp_path / "out.ome.tif") as file:
+        assert [(s.axes, s.shape) for s in file.series] == [("ZYX", (3, 60, 90)), ("TYX", (2, 99, 51))]
+        sizes = [image["Pixels"]["PhysicalSizeX"] for image in tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]]
+        assert sizes == pytest.approx([0.1, 0.2])
+    tifffile.imwrite(tmp_path / "in.tif", noisy((3, 20, 30)), description="mine", metadata={"axes": "TYX"},
+                     photometric="minisblack")  # fmt: skip
+    assert upscale(tmp_path / "in.tif", tmp_path / "out.tif", *options) == 0
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert file.pages.first.description == "mine"
+        assert (file.series[0].axes, file.series[0].shape) == ("TYX", (3, 60, 90))
+
+
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
 def test_animations_are_enlarged(tmp_path: Path, enlarger: str, form: str) -> None:
     """Into a stack, and into numbered files that are the same."""

@@ -7,6 +7,7 @@ resolution) is written as it was read.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from nlrn.io.formats import TAG_BYTES, Bytes
 Entry = tuple[int, int, bytes]  # type and count of a tag's value, its bytes
 BYTE, SHORT, LONG, LONG_8 = 1, 3, 4, 16  # types
 LONG8 = {16: 4, 17: 9, 18: 13}  # types of a BigTIFF and what they are in a TIFF
+AGAIN = 1 << 16  # added to a tag that its directory has already, as tifffile writes two descriptions
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,16 @@ class Form:
         return LONG_8 if self.big else LONG, len(values), packed
 
     def block(self, entries: Mapping[int, Entry], start: int, *, last: bool) -> bytes:
-        """A directory at this place, its values behind it; another follows at the next even place unless it is last."""
+        """A directory at this place, its values behind it; another follows at the next even place unless it is last.
+
+        Keys of entries are tags, of those that occur again with AGAIN added, as often as they do.
+        """
         order, wide = self.order, self.wide
         head = struct.pack(order + ("Q" if self.big else "H"), len(entries))
         size = len(head) + len(entries) * (4 + 2 * wide) + wide
         lines, values = [], bytearray()
-        for tag, entry in sorted(entries.items()):
+        for key, entry in sorted(entries.items(), key=lambda one: (one[0] % AGAIN, one[0])):
+            tag = key % AGAIN
             kind, count, raw = entry if self.big else _narrow(entry, order)
             if len(raw) > wide:
                 inside = struct.pack(order + ("Q" if self.big else "I"), start + size + len(values))
@@ -85,10 +91,18 @@ def raw_value(tag: Any, data: Bytes) -> bytes:
     return data[place : place + size]
 
 
-def entries_of(page: Any, data: Bytes, without: frozenset[int] = frozenset()) -> dict[int, Entry]:
-    """The tags of a page as tifffile parsed it, the first of each, with the bytes of their values."""
-    return {
-        int(tag.code): (int(tag.dtype), int(tag.count), raw_value(tag, data))
-        for tag in reversed(list(page.tags))
-        if int(tag.code) not in without
-    }
+def entries_of(
+    page: Any, data: Bytes, without: frozenset[int] = frozenset(), *, again: frozenset[int] = frozenset()
+) -> dict[int, Entry]:
+    """The tags of a page as tifffile parsed it, with the bytes of their values.
+
+    The first of each; of the tags `again` the others, too, each with one more AGAIN added.
+    """
+    found: dict[int, Entry] = {}
+    seen = Counter[int]()
+    for tag in page.tags:
+        code = int(tag.code)
+        if code not in without and (not seen[code] or code in again):
+            found[code + seen[code] * AGAIN] = int(tag.dtype), int(tag.count), raw_value(tag, data)
+        seen[code] += 1
+    return found

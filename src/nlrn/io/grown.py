@@ -15,7 +15,7 @@ from typing import Any
 
 from nlrn.errors import InputError
 from nlrn.io import xmp
-from nlrn.io.directories import BYTE, LONG, Entry, Form
+from nlrn.io.directories import AGAIN, BYTE, LONG, Entry, Form
 from nlrn.io.metadata import XMP
 
 SizeOf = Callable[[int, int], tuple[int, int]]  # (height, width) of an image of this height and width made larger
@@ -58,10 +58,10 @@ def grown_tags(
         packet = xmp.held_to(kept.pop(XMP)[2], size, _number(entries[_BITS], form))
         kept |= {XMP: (BYTE, len(packet), packet)} if packet else {}
         lost += [] if packet else ["XMP"]
-    if _DESCRIPTION in entries:
-        kind, _, raw = kept.pop(_DESCRIPTION)
+    for key in [key for key in entries if key % AGAIN == _DESCRIPTION]:
+        kind, _, raw = kept.pop(key)
         said = _described(raw, entries, before, size_of, form)
-        kept |= {_DESCRIPTION: (kind, len(said), said)} if said else {}
+        kept |= {key: (kind, len(said), said)} if said else {}
         lost += ["regions (ROI)"] if _has_regions(raw) else [] if said else ["its description"]
     try:
         lost += ["regions (ROI)"] * _without_regions(kept, form)

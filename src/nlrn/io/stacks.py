@@ -39,6 +39,7 @@ _ROOM = 1 << 16  # bytes by which a compressed plane may be larger than its samp
 _SUB, _EXIF, _GPS, _INTEROPERABILITY = 330, 34665, 34853, 40965
 _POINTERS = frozenset({_SUB, _EXIF, _GPS, _INTEROPERABILITY})
 _FILL_ORDER, _EXTRA_SAMPLES = 266, 338
+_DESCRIPTION = frozenset({270})
 _JPEG_TAGS = frozenset({347, *range(512, 522), 529, 530, 532})
 _UNASSOCIATED = 2
 _FLOAT_LEVELS = (1.0, 255.0, 65535.0, 2.0**32 - 1)
@@ -292,7 +293,7 @@ class TiffStack:
     def entries(self, index: int) -> dict[int, Entry]:
         """The tags of the result's page, all but where its strips or tiles lie."""
         page, form = self._page(self.planes[index][0]), self.form
-        entries = entries_of(page, self._data, _PLACES | _SIZES | _POINTERS | {_FILL_ORDER})
+        entries = entries_of(page, self._data, _PLACES | _SIZES | _POINTERS | {_FILL_ORDER}, again=_DESCRIPTION)
         if int(page.compression) not in WRITTEN:
             entries = {tag: entry for tag, entry in entries.items() if tag not in _JPEG_TAGS | {317}}
             entries[259] = form.short(DEFLATE)
