@@ -27,6 +27,7 @@ import nlrn  # noqa: E402
 from benchmarks import report  # noqa: E402
 from benchmarks.peers import table as peers_table  # noqa: E402
 from nlrn.inference.enlarging import WHITE  # noqa: E402
+from studies import growth  # noqa: E402
 from studies.study import STUDIES  # noqa: E402
 from studies.study import table as study_table  # noqa: E402
 
@@ -488,6 +489,13 @@ def study(name: str) -> str:
     return markdown([f"{result['steps']:,} steps", *header[1:]], lines) + _measured(result)
 
 
+def study_growth() -> str:
+    """Growth against the finished network from the start, of results/study-growth.json."""
+    result = load("study-growth")
+    _, header, rows = growth.table(result)
+    return markdown(header, rows) + _measured(result)
+
+
 def training_ledger() -> str:
     """The slices of training/ledger.jsonl."""
     entries = ledger.read_ledger(ROOT / "training/ledger.jsonl")
@@ -537,6 +545,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "camera": camera,
     "route": route,
     **{name: partial(scores, task) for name, task in TASKS.items()},
+    "study-growth": study_growth,
     **{f"study-{name}": partial(study, name) for name in STUDIES},
 }
 

@@ -18,6 +18,7 @@ from snippets import Rules, blocks, commands, parse, run_page
 
 from nlrn import cli
 from nlrn.web.fields import Denoising, Upscaling
+from studies import growth
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -140,6 +141,12 @@ def _slice(words: list[str]) -> None:
     assert words[:2] == ["python", "scripts/slice.py"]
     options = slice_script.parser().parse_args(words[2:])
     assert options.next or (ROOT / options.recipe).is_file()
+
+
+def _growth(words: list[str]) -> None:
+    assert words[:3] == ["python", "-m", "studies.growth"]
+    options = growth.parser().parse_args(words[3:])
+    assert (ROOT / options.recipe).is_file()
 
 
 def _measures(words: list[str]) -> None:
@@ -279,6 +286,13 @@ LOOKED_AT = {
         _slice,
         "half an hour; test_slice.py makes slices",
     ),
+}
+LOOKED_AT |= {
+    f"python -m studies.growth {words} --data ../shared/data": (
+        _growth,
+        "hours; test_study_growth.py makes a small one",
+    )
+    for words in ("--minutes 60 --look 15 -o results/study-growth.json --limit 30",)
 }
 MEASURED = "minutes to half an hour: its figures stand in the page"
 LOOKED_AT |= {
