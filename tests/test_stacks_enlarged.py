@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from networks import random_model
 from PIL import Image
-from test_stacks import KINDS, LUTS, OME, STORED, noisy, stop_at
+from test_stacks import KINDS, LUTS, OME, STORED, noisy, peak, stop_at
 
 from nlrn.cli import run
 from nlrn.io.directories import BYTE, LONG, Form
@@ -193,6 +193,23 @@ def test_a_stopped_run_resumes_byte_for_byte(
     assert "resumed: 5 of 6 planes were done" in capsys.readouterr().out
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("*.nlrn-*"))
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_one_plane(tmp_path: Path) -> None:
+    """120 planes, of 480 MiB enlarged, take hardly more than 12."""
+    model, peaks = tmp_path / "tiny.safetensors", []
+    tiny = random_model(channels=2, embed_channels=2, states=1, window=3, task="sr", sigma_input=False)
+    save_model(model, tiny, {"steps": "0"})
+    for planes in (12, 120):
+        source = tmp_path / f"{planes}.tif"
+        with tifffile.TiffWriter(source) as writer:
+            for index in range(planes):
+                writer.write(noisy((1, 512, 1024), index % 7)[0], contiguous=False, metadata=None)
+        options = ["--model", str(model), "--keep-noise", "--memory", "256", "-q", "--overwrite"]
+        peaks.append(peak("upscale", str(source), "-o", str(tmp_path / "out.tif"), *options))
+    print(f"peak of 12 planes {peaks[0]:.0f} MiB, of 120 {peaks[1]:.0f} MiB")
+    assert peaks[1] < peaks[0] + 64
 
 
 def test_stacks_of_a_folder_are_enlarged_as_by_their_own_command(
