@@ -34,8 +34,9 @@ from nlrn.models.checkpoint import load_model, model_metadata
 from nlrn.system.allocator import keep_freed_memory
 from nlrn.system.atomic import publish_json
 from nlrn.training.config import ScheduleConfig, Stage, TrainConfig, read_recipe
+from nlrn.training.distributed import Processes
 from nlrn.training.state import BEFORE_DECAY, holds_a_run, undecayed
-from nlrn.training.trainer import train
+from nlrn.training.trainer import Trainer, train
 from studies.study import Report, Table
 
 POSITIVE = number("number of minutes", 0.01, 100_000)
@@ -46,13 +47,13 @@ FROZEN = 300  # the step from which the batch norms are frozen, in both arms
 DECAY = 0.2  # of a look's minutes
 SHARES = (0.05, 0.15, 0.4)  # of all minutes, after which "grown" grows
 SIZES = ((2, 9, 32, 8), (4, 15, 32, 8), (6, 31, 48, 4), (12, 45, 48, 4))  # states, window, patch, batch
-SECONDS = (0.135, 0.285, 0.88, 2.68)  # of a step of each: bf16, a thread of an AMD EPYC (Zen 5)
+SECONDS = (0.143, 0.284, 0.645, 1.69)  # of a step of each: bf16, a thread of an AMD EPYC (Zen 5)
 
 
 def stages_of(arm: str, minutes: float) -> tuple[Stage, ...]:
     """The stages of an arm whose whole training takes so many CPU minutes."""
     if arm == "direct":
-        return (_stage(3, 0, frozen=False), _stage(3, FROZEN))
+        return (_stage(-1, 0, frozen=False), _stage(-1, FROZEN))
     stages, start, before = [_stage(0, 0, frozen=False), _stage(0, FROZEN)], 0, 0.0
     for i, share in enumerate(SHARES):
         start += round(60 * minutes * (share - before) / SECONDS[i])
@@ -68,17 +69,24 @@ def _stage(i: int, start: int, frozen: bool = True) -> Stage:
 
 def arms_of(recipe: TrainConfig, minutes: float, warmup: int = WARMUP) -> dict[str, TrainConfig]:
     """The recipe of each arm: but for the stages that of `recipe`, with little validation beside the steps."""
-    states, window, _, _ = SIZES[-1]
-    data = dataclasses.replace(recipe.data, validation_images=1, validation_size=48)
-    common = dataclasses.replace(
+    return {arm: _with_stages(recipe, arm, stages_of(arm, minutes), warmup) for arm in ("direct", "grown")}
+
+
+def _with_stages(recipe: TrainConfig, name: str, stages: tuple[Stage, ...], warmup: int = WARMUP) -> TrainConfig:
+    """The recipe with these stages, the last of which has the network's own sizes."""
+    last = stages[-1]
+    states = recipe.model.states if last.states is None else last.states
+    data = dataclasses.replace(recipe.data, validation_images=1, validation_size=min(48, recipe.data.validation_size))
+    return dataclasses.replace(
         recipe,
-        model=dataclasses.replace(recipe.model, states=states, window=window),
+        name=name,
+        model=dataclasses.replace(recipe.model, states=states, window=last.window),
         data=data,
         schedule=ScheduleConfig(steps=10**7, warmup=warmup, decay=0.0),
         norm_batches=50,
         validate_every=10**6,
+        stages=stages,
     )
-    return {arm: dataclasses.replace(common, name=arm, stages=stages_of(arm, minutes)) for arm in ("direct", "grown")}
 
 
 @dataclass(frozen=True)
@@ -243,6 +251,25 @@ def table(result: dict[str, Any]) -> Table:
     return f"growth, {result['minutes']:g} CPU minutes an arm", [*header, "mean (seeds)"], rows
 
 
+def speeds(recipe: TrainConfig, data: Path, rounds: int = 3) -> Table:
+    """(title, header, rows): what a step of each size takes once frozen, the median of some rounds in turn."""
+    configs = [_with_stages(recipe, "none", (_stage(i, 0),)) for i in range(len(SIZES))]
+    trainers = [Trainer(config, Path("none"), data, Processes(torch.device("cpu"))) for config in configs]
+    found: list[list[float]] = [[] for _ in trainers]
+    for trainer, seconds in [(t, s) for _ in range(rounds + 1) for t, s in zip(trainers, found, strict=True)]:
+        began = time.process_time()
+        trainer.model.train()
+        trainer.train_step()
+        seconds.append((time.process_time() - began) / torch.get_num_threads())
+    rows = []
+    for (states, window, patch, batch), seconds in zip(SIZES, found, strict=True):
+        a_step = statistics.median(seconds[1:])  # the first one also includes what is set up once
+        pixels = f"{batch * patch**2 / a_step:,.0f}"
+        rows.append([f"{states}, {window}", f"{batch} of {patch}", f"{a_step:.3f}", pixels])
+    header = ["states, window", "patches", "CPU seconds a step", "pixels a second"]
+    return f"{recipe.model.channels} channels, {torch.get_num_threads()} thread", header, rows
+
+
 # -- the command -----------------------------------------------------------------------------------------------
 
 
@@ -294,8 +321,10 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of python -m studies.growth."""
     found = Parser(prog="python -m studies.growth", description="Growth against the finished network from the start.")
     found.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/denoise-gray.toml"), metavar="RECIPE.toml")
-    found.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json")
-    found.add_argument("--minutes", type=POSITIVE, required=True, help="CPU minutes of an arm, one thread")
+    found.add_argument("-o", "--output", type=Path, default=Path("study-growth.json"), metavar="FILE.json")
+    what = found.add_mutually_exclusive_group(required=True)
+    what.add_argument("--minutes", type=POSITIVE, help="CPU minutes of an arm, one thread")
+    what.add_argument("--speed", action="store_true", help="print what a step of each size takes, and end")
     found.add_argument("--look", type=POSITIVE, nargs="*", default=[], help="earlier looks, in minutes")
     found.add_argument("--limit", type=POSITIVE, default=float("inf"), help="CPU minutes of this call; then continue")
     found.add_argument("--piece", type=POSITIVE, default=10.0, help="CPU minutes of an arm's turn (default: 10)")
@@ -309,9 +338,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _study(options: argparse.Namespace) -> int:
-    check_result(options.output, ".json", overwrite=True)
     torch.set_num_threads(1)
     data = data_root(options.data)
+    if options.speed:
+        print_table(*speeds(read_recipe(options.recipe), data))
+        return 0
+    check_result(options.output, ".json", overwrite=True)
     result = study(
         read_recipe(options.recipe),
         data,

@@ -69,6 +69,17 @@ def arms(tmp_path: Path) -> dict[str, TrainConfig]:
     return {arm: dataclasses.replace(common, name=arm, stages=found) for arm, found in stages.items()}
 
 
+def test_the_seconds_of_a_step_are_those_of_the_sizes(
+    arms: dict[str, TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "SIZES", ((1, 3, 12, 2), (2, 5, 12, 4)))
+    _, _, rows = growth.speeds(arms["direct"], tmp_path, rounds=1)
+    assert [row[:2] for row in rows] == [["1, 3", "2 of 12"], ["2, 5", "4 of 12"]]
+    for row, pixels in zip(rows, (2 * 144, 4 * 144), strict=True):
+        rate = float(row[3].replace(",", ""))
+        assert pixels / rate == pytest.approx(float(row[2]), abs=0.001)
+
+
 @pytest.mark.slow
 def test_arms_take_equal_seconds_and_a_later_call_continues(arms: dict[str, TrainConfig], tmp_path: Path) -> None:
     image = np.random.RandomState(0).randint(0, 256, (20, 20)).astype(np.uint8)
