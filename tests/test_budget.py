@@ -43,11 +43,13 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.fixture
 def slow_start(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The clock of a busy machine, which only steps move: the first takes `first` seconds, every other one 1."""
-    pace = SimpleNamespace(now=0.0, first=100.0, batches=[])
+    pace = SimpleNamespace(now=0.0, first=100.0, batches=[], stop=-1)
     step, measure = Trainer.train_step, Trainer.measure_statistics
 
     def timed(self: Trainer) -> Any:
         pace.now += pace.first if self.step == 0 else 1.0
+        if self.step == pace.stop:
+            self.requests.number = signal.SIGINT
         return step(self)
 
     def measured(self: Trainer, model: Any) -> None:
@@ -131,6 +133,24 @@ def test_the_decay_of_a_slice_is_chosen_for_it(recipe: Path) -> None:
     meta = state.read_state(folder / state.BEFORE_DECAY).meta
     assert [meta[name] for name in ("step", "first", "decay_steps", "end")] == [12, 8, 4, 16]
     assert command(["train", str(recipe), "--decay", "1"]) == 2
+
+
+@pytest.mark.parametrize("steps", [300, 1_000_000])
+def test_a_stopped_run_that_resumes_with_another_decay_ends_in_its_time(
+    recipe: Path, slow_start: SimpleNamespace, steps: int
+) -> None:
+    """Its decay begins at once, since of the steps its share is what remains; 280 of them do not fit."""
+    slow_start.first, slow_start.stop = 1.0, 20
+    folder, options = recipe.parent / "run", {"data": recipe.parent, "steps": steps, "quiet": True}
+    with pytest.raises(KeyboardInterrupt):
+        train_from_recipe(recipe, output=folder, decay=0.0, minutes=60, **options)
+    began, slow_start.stop = slow_start.now, -1
+    train_from_recipe(recipe, output=folder, decay=0.98, minutes=2, resume=True, **options)
+    meta = state.read_state(state.rolling(folder)[0]).meta
+    assert 60 < slow_start.now - began <= 120
+    assert meta["step"] == meta["end"] == meta["decay_start"] + meta["decay_steps"]
+    lr = [record["lr"] for record in read_log(folder) if "lr" in record]
+    assert lr[-1] < 0.2 * lr[0]
 
 
 # -- signals

@@ -51,13 +51,24 @@ class Budget:
     def decay_steps(self, pace: Pace, step: int, share: float, limit: int, batches: float) -> int:
         """How many steps the decay has when it begins at `step`, or -1 while it need not begin.
 
-        It begins when its share is what remains. Time for what comes after it is reserved, a validation and the
-        statistics of `batches` batches, but no more than a quarter of the whole. limit: steps that the recipe leaves.
+        It begins when its share is what remains. Of the time, `_usable` is for steps. limit: steps that the recipe
+        leaves.
         """
-        a_step = pace.seconds(step, step + 1) - pace.aside / pace.config.validate_every
-        usable = self.seconds - min(batches * FORWARD * a_step + pace.aside, RESERVE * self.seconds)
+        usable = self._usable(pace, step, batches)
         spent = self.seconds - self.left
         return pace.fitting(step, usable - spent, limit) if spent >= usable * (1 - share) else -1
+
+    def steps(self, pace: Pace, step: int, limit: int, batches: float) -> int:
+        """How many steps from `step` on fit into the time that is left, at most `limit`."""
+        return pace.fitting(step, self._usable(pace, step, batches) - (self.seconds - self.left), limit)
+
+    def _usable(self, pace: Pace, step: int, batches: float) -> float:
+        """Seconds of the whole for steps: the rest is reserved for what comes after them.
+
+        That is a validation and the statistics of `batches` batches, but no more than a quarter of the whole.
+        """
+        a_step = pace.seconds(step, step + 1) - pace.aside / pace.config.validate_every
+        return self.seconds - min(batches * FORWARD * a_step + pace.aside, RESERVE * self.seconds)
 
     def batches(self, pace: Pace, step: int, wanted: int, world: int) -> int:
         """How many of the `wanted` batches the last statistics are measured on: what a quarter of the time allows."""

@@ -139,7 +139,7 @@ class Trainer:
     def _plan(self) -> None:
         """Where the decay branch of a slice that ends by steps lies."""
         schedule = self.config.schedule
-        self.end, self.decay_steps = schedule.steps, 0
+        self.end, self.decay_steps, self.by_steps = schedule.steps, 0, True
         if self.end < self.step:
             raise ConfigError(f"this run is at step {self.step} already, beyond the {self.end} asked for")
         if schedule.kind == "slices":
@@ -198,7 +198,7 @@ class Trainer:
         self._build(self.config.network(max(0, found.step - 1)))  # a stage's first step is made after it has grown
         state.unpack(found.tensors, self.model, self.ema, self.optimizer)
         self.step, self.seconds_before = found.step, meta.get("seconds", 0.0)
-        self.first = self.step if later else meta.get("first", 0)
+        self.first, self.by_steps = self.step if later else meta.get("first", 0), False
         schedule = self.config.schedule
         planned = meta.get("steps", meta["end"]), meta.get("decay", schedule.decay)
         if later or (planned != (schedule.steps, schedule.decay) and self.step <= meta["decay_start"]):
@@ -302,15 +302,22 @@ class Trainer:
         return freeze is not None and (self.step > freeze or (freeze == 0 and self.config.start is not None))
 
     def _mind_the_clock(self) -> None:
-        """Begin the decay when its share is what remains of the time, with as many steps as fit."""
-        if self.step >= self.decay_start:
+        """Begin the decay when its share is what remains of the time, with as many steps as fit.
+
+        One that began earlier, because its share is what remains of the steps, gets as many as fit, too.
+        """
+        if self.step >= self.decay_start and not self.by_steps:
             return
         share = self.config.schedule.decay if self.config.schedule.kind == "slices" else 0.0
         batches = 0.0 if self._measured else self.config.norm_batches / self.processes.world
         limit = self.config.schedule.steps - self.step
+        if self.step >= self.decay_start:
+            self.end = self.step + self.processes.agree(self.budget.steps(self.pace, self.step, limit, batches))
+            self.decay_steps = self.end - self.decay_start
+            return
         fitting = self.processes.agree(self.budget.decay_steps(self.pace, self.step, share, limit, batches))
         if fitting >= 0:
-            self.decay_start, self.decay_steps = self.step, fitting if share else 0
+            self.decay_start, self.decay_steps, self.by_steps = self.step, fitting if share else 0, False
             self.end = self.step + self.decay_steps
 
     @property
