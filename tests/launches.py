@@ -256,6 +256,17 @@ def talk() -> None:
     assert not [name for name in threads if "gloo" in name], threads  # one left can abort the process at its end
 
 
+def resumed(recipe: str, folder: str, dtype: str) -> None:
+    """The course of the run in a folder from its newest state on, as <folder>/resumed.safetensors."""
+    with joined() as processes, numbers(dtype):
+        trainer = Trainer(case(Path(recipe), "muon"), Path(folder), Path(recipe).parent, processes)
+        trainer.start(resume=True)
+        trainer.align()
+        found = course(trainer)
+        if processes.leads:
+            save_file(found, Path(folder) / "resumed.safetensors")
+
+
 def run(recipe: str, folder: str, resume: bool = False) -> None:
     """One training by the command."""
     only_rank_0_writes(Path(folder))

@@ -291,5 +291,11 @@ def first_verified(candidates: Iterable[Path]) -> FoundState | None:
     return None
 
 
+def warn_of_rounding(path: Path, before: int, now: int) -> None:
+    """Another number of processes resumes: batches are defined by their places, so that the order of sums differs."""
+    numbers = f"was written by a run of {before} process(es), which {now} resume"
+    warnings.warn(f"{path} {numbers}: equal to rounding, not to the byte", RuntimeWarning, stacklevel=3)
+
+
 def _warn(problem: str) -> None:
     warnings.warn(f"{problem}; trying the one before it", RuntimeWarning, stacklevel=3)

@@ -193,8 +193,8 @@ class Trainer:
         path, meta = found.path, found.meta
         if meta["recipe"] != self.config.digest():
             raise ConfigError(f"{path} belongs to another recipe; only steps and decay may change on the way")
-        if meta["world"] != self.processes.world:
-            raise ConfigError(f"{path} was written by {meta['world']} processes, not {self.processes.world}")
+        if meta["world"] != self.processes.world and self.processes.leads:
+            state.warn_of_rounding(path, meta["world"], self.processes.world)
         self._build(self.config.network(max(0, found.step - 1)))  # a stage's first step is made after it has grown
         state.unpack(found.tensors, self.model, self.ema, self.optimizer)
         self.step, self.seconds_before = found.step, meta.get("seconds", 0.0)
