@@ -10,12 +10,13 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,ops cpu non_local model inferen
 # A worker more than cores: some of the time is waiting, for deadlines and for what is started
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 # Lines that the tests run in their own processes; the service and what else is started as a program is not counted.
+# To count takes a sixth of the time: make coverage and make test-slow do it.
 COVERAGE := --cov=nlrn --cov-report=term --cov-fail-under=85
 
 # Compiled modules are kept, whatever the shell says: every worker and every command would compile them anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: core install demo docs quick test test-avx2 test-slow test-napari check kernel-aarch64 container clean
+.PHONY: core install demo docs quick test coverage test-avx2 test-slow test-napari check kernel-aarch64 container clean
 
 # What `pip install .` brings, and no more
 core: $(VENV)/core
@@ -54,8 +55,11 @@ quick: install
 	$(BIN)/python -m pytest -n 2 -m 'not data' $(QUICK)
 
 test: check
-	$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE)
+	$(BIN)/python -m pytest $(PARALLEL)
 	$(MAKE) test-avx2
+
+coverage: install
+	$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE)
 
 # The widget of napari, in an environment of its own: napari's plugins of pytest and Qt's types stay out of the other
 $(VENV)-napari/installed: pyproject.toml constraints.txt

@@ -239,7 +239,7 @@ def _tight(image: ImageData, form: str) -> ImageData:
 
 
 def test_an_image_that_kills_its_process_is_found_and_the_rest_is_done(tmp_path: Path) -> None:
-    fill(tmp_path / "in", 12)
+    fill(tmp_path / "in", 8)
     Image.new("L", (9, 9), 255).save(tmp_path / "in" / "005b.png")
     jobs = plan(tmp_path / "in", tmp_path / "out")
     outcome = run(jobs, partial(give, deadly), tmp_path / "out", "work", workers=2)

@@ -522,7 +522,10 @@ neighborhood_attention(q, q, q, window=3)
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("content", "reason"), [(None, "was not built"), (b"not a library", "cannot be loaded")])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "was not built"), pytest.param(b"not a library", "cannot be loaded", marks=pytest.mark.slow)],
+)
 def test_without_the_library_the_tiled_operator_runs_and_says_why(
     tmp_path: Path, content: bytes | None, reason: str
 ) -> None:

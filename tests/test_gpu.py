@@ -167,7 +167,7 @@ def test_pytorchs_operators_run_on_it(carry: bool) -> None:
 @pytest.mark.parametrize(
     ("shape", "window", "cm", "c", "dtype", "state", "tolerance", "state_tolerance"),
     [
-        pytest.param(*shape, *kind, marks=[pytest.mark.slow] * (i not in (1, 2) and kind[0] != F32))
+        pytest.param(*shape, *kind, marks=[pytest.mark.slow] * (i == 5 or (i not in (1, 2) and kind[0] != F32)))
         for i, shape in enumerate(SHAPES)
         for kind in [(F32, F32, 1e-5, 1e-6), (BF16, F32, 4e-3, 1e-6), (F16, F16, 2e-3, 1e-3)]
     ],
@@ -269,7 +269,7 @@ def test_the_output_is_the_same_whatever_else_is_written() -> None:
 
 
 # ------------------------------------------------------------------------------------ the state in memory
-@pytest.mark.parametrize("state", [F32, F16])
+@pytest.mark.parametrize("state", [pytest.param(F32, marks=pytest.mark.slow), F16])
 def test_in_place_is_out_of_place(state: torch.dtype) -> None:
     chain = draw((1, 6, 9), 5, 4, 8, state=state)
     ran = outputs, states, norms, _ = forward(chain, state)
@@ -282,7 +282,7 @@ def test_in_place_is_out_of_place(state: torch.dtype) -> None:
 
 
 def test_results_repeat_to_the_bit_and_do_not_depend_on_what_lay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    chain = draw((2, 5, 9), 7, 4, 8)
+    chain = draw((2, 3, 9), 5, 4, 8)
     first = [*(ran := forward(chain))[0], *backward(chain, ran)]
     real = torch.empty
 

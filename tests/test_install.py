@@ -63,7 +63,7 @@ def test_an_sdist_without_a_compiler_installs_and_runs_the_tiled_operator(bare: 
     assert str(Path(bare["PYTHONPATH"])) in command(bare, tmp_path, "models", "--json").stdout
 
 
-@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_that_is_said_once_for_a_folder(bare: dict[str, str], tmp_path: Path, jobs: str) -> None:
     (tmp_path / "in").mkdir()
     chance = np.random.default_rng(0)

@@ -83,7 +83,7 @@ def test_the_file_says_what_it_is(small: Path) -> None:
     "changes",
     [
         pytest.param({"window": 21, "states": 2}, marks=pytest.mark.slow),  # keys over three blocks
-        {"window": 1, "sigma_input": False, "in_channels": 3, "states": 1},
+        pytest.param({"window": 1, "sigma_input": False, "in_channels": 3, "states": 1}, marks=pytest.mark.slow),
         pytest.param({"propagation": False, "task": "sr", "sigma_input": False}, marks=pytest.mark.slow),
     ],
 )

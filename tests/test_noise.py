@@ -43,7 +43,7 @@ BOUNDS = {
 }
 
 
-USUAL = [("set12", 0), ("set12", 15), ("set12", 50), ("cbsd68", 25)]
+USUAL = [("set12", 0), ("set12", 15), ("cbsd68", 25)]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def camera_noise(level: float, seed: int, size: int = 256) -> tuple[np.ndarray, 
     return add_camera_noise(clean, at_level(draw_camera(random), level), random), clean
 
 
-@pytest.mark.parametrize("level", [5.0, 10.0])
+@pytest.mark.parametrize("level", [5.0, pytest.param(10.0, marks=pytest.mark.slow)])
 def test_camera_noise_is_recognised_and_its_level_found_within_a_factor_of_two(level: float) -> None:
     """Where the estimate for white noise finds a fraction of it; the truth is the simulated noise itself."""
     ratios, white_ratios = [], []
@@ -172,7 +172,7 @@ def test_camera_noise_is_recognised_and_its_level_found_within_a_factor_of_two(l
 def test_white_noise_is_estimated_as_ever_and_called_white() -> None:
     with Image.open(Path(__file__).parents[1] / "examples" / "camera.png") as file:
         clean = np.asarray(file.convert("L")) / 255
-    for sigma in (5, 10, 25, 50, 75):
+    for sigma in (5, 25, 75):
         noisy = add_gaussian_noise(clean, sigma)
         found = estimate_noise(noisy)
         assert (found.kind, found.correlation) == ("white", 0)
