@@ -18,7 +18,7 @@ from nlrn.errors import InputError, ModelNotFoundError
 from nlrn.functional.alpha import enlarged_alpha, fill_hidden
 from nlrn.functional.levels import channels_of
 from nlrn.functional.noise import NoiseEstimate
-from nlrn.functional.ranges import Range, on_unit_scale
+from nlrn.functional.ranges import Range, Scale, on_unit_scale
 from nlrn.inference.memory import backing_off
 from nlrn.inference.pipeline import (
     Denoising,
@@ -63,14 +63,18 @@ class NoiseFirst:
             return self.denoiser(channels_of(image), False).found_noise(image, alpha, "auto", value_range)
         return ()
 
-    def decided(self, found: tuple[NoiseEstimate, ...], say: Report) -> bool:
-        """Whether it is removed; a line about noise that stays."""
+    def decided(self, found: tuple[NoiseEstimate, ...], say: Report, scale: Scale) -> bool:
+        """Whether it is removed; a line about noise that stays.
+
+        Levels count on the scale that the image is restored on: of 12 bits in 16 they are small on that of the type.
+        """
         if self.remove is not None or not found:
             return bool(self.remove)
         strongest = max(found, key=lambda one: one.level)
+        level = strongest.level / scale.spread
         if strongest.kind == "white":
-            return strongest.level >= WHITE
-        if strongest.level >= CAMERA:
+            return level >= WHITE
+        if level >= CAMERA:
             say(f"found {strongest}, or texture like it, which is enlarged, too; to remove it first: {self.how}")
         return False
 
@@ -124,7 +128,7 @@ def upscaled_array(
     chosen = on_unit_scale(value_range, levels)
     seen = image if alpha is None else fill_hidden(image, alpha)
     found = () if first is None or first.remove is False else first.found(seen, alpha, chosen)
-    if first is not None and first.decided(found, say):
+    if first is not None and first.decided(found, say, restorer.scale(seen, value_range=chosen)):
         part = progress and partial(tick_of_part, progress, 0, 2)
         asked = Denoising(value_range=value_range)
         result = denoised_array(seen, alpha, first.denoiser, asked, levels=levels, say=say, progress=part)

@@ -71,7 +71,7 @@ def enlarging_of(
         image = sample[:, None]  # [N, 1] or [N, 1, C]
         scale = restorer.scale(image, value_range=chosen)
         found = () if first.remove is not None else _found(planes, members, first, scale)
-        remove = first.decided(found, say)
+        remove = first.decided(found, say, scale)
         low, high = (float(f"{limit * levels:.6g}") for limit in scale.limits)
         limits: Range = "type" if scale.limits == (0.0, 1.0) else (low, high)
         every.append(Enlarging(remove, limits, len(members), found[0] if found else None))
