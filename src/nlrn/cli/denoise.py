@@ -73,6 +73,15 @@ def add(commands: Any) -> None:
             f"--{name}-adu", type=adu, metavar=letter, help=f"with poisson: {what}, in IN's own sample values"
         )
     add_image_options(parser)
+    parser.add_argument(
+        "--preview",
+        nargs="?",
+        type=_preview,
+        const=512,
+        metavar="PIXELS",
+        help="restore only the middle, so many pixels a side (512 if none is given), by the noise of the whole image,"
+        " and print what the whole takes",
+    )
     add_stack_options(parser, side, mebibytes, neighbors=True)
     parser.set_defaults(run=_denoise)
 
@@ -82,6 +91,10 @@ def _denoise(options: argparse.Namespace) -> int:
 
     asked = DenoiseOptions.of(vars(options))  # before any work
     asked.asked()
+    if options.preview and (options.input.is_dir() or is_stack(options.input)):
+        raise ConfigError(
+            f"{options.input} is {'a folder' if options.input.is_dir() else 'a stack'}: --preview is for one image"
+        )
     if options.sigma_map is not None:
         if options.input.is_dir():
             raise ConfigError("a map of noise levels fits one image, not a folder")
@@ -112,6 +125,13 @@ def _map(path: Path) -> np.ndarray:
         raise InputError(f"{path}: a map of noise levels is a grey image without alpha")
     levels = image.array if image.array.ndim == 2 else image.array[..., 0]
     return levels if image.depth == 32 else levels * 255
+
+
+def _preview(text: str) -> int:
+    value = side(text)
+    if value < 32:
+        raise argparse.ArgumentTypeError("a preview has sides of at least 32 pixels")
+    return value
 
 
 def _sigma(text: str) -> float | str:

@@ -32,7 +32,7 @@ _FREE = {
 # Options that came later, at what they did before: a folder that was done without them is done.
 _YOUNGER = {
     "range": "auto", "axes": None, "gain_adu": None, "read_noise_adu": None, "black_level_adu": None,
-    "quality": None, "compression": None, "neighbors": 0,
+    "quality": None, "compression": None, "neighbors": 0, "preview": None,
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ def result_beside(options: argparse.Namespace) -> Place:
     from nlrn.batch.plan import written_as
 
     source, ending = options.input, SUFFIXES[options.command]
+    ending = "-preview" if getattr(options, "preview", None) else ending
     if isinstance(source, ObjectPath):
         raise ConfigError(f"the following arguments are required: -o/--output, for {source} is in a store")
     if source.is_dir():

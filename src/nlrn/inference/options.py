@@ -87,7 +87,7 @@ class DenoiseOptions(Options):
 
     sigma, strength, noise: as of Denoising; noise "poisson": of counted photons, with a gain and the sigma of the
     read-out, read_noise, on the 0-255 scale, or gain_adu, read_noise_adu and black_level_adu in sample values; what is
-    not given is estimated.
+    not given is estimated. preview: of the middle only, as of `denoised_array`.
     """
 
     sigma: Sigma = "auto"
@@ -98,6 +98,11 @@ class DenoiseOptions(Options):
     gain_adu: float | None = None
     read_noise_adu: float | None = None
     black_level_adu: float | None = None
+    preview: int | None = None
+
+    def expected(self, image: ImageData, most: int = MAX_RESULT_PIXELS) -> ImageData:
+        """An image of the size of the result, before there is one."""
+        return image if self.preview is None else image.middle(self.preview)
 
     def asked(self) -> Denoising:
         """The options for the pipeline.
@@ -127,7 +132,9 @@ class DenoiseOptions(Options):
         self, image: ImageData, say: Report, progress: Progress | None, restorer_for: RestorerFor | None = None
     ) -> ImageData:
         """The denoised image, as of `pipeline.denoised`. restorer_for: by default `restorer`."""
-        return denoised(image, restorer_for or self.restorer, self.asked(), say=say, progress=progress)
+        return denoised(
+            image, restorer_for or self.restorer, self.asked(), say=say, progress=progress, preview=self.preview
+        )
 
 
 @dataclass(frozen=True)

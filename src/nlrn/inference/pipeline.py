@@ -7,6 +7,7 @@ entries give the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +27,7 @@ from nlrn.inference.beside import ALONE, Beside
 from nlrn.inference.memory import backing_off
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.inference.self_ensemble import Progress
-from nlrn.io.image import ImageData
+from nlrn.io.image import ImageData, middle
 from nlrn.models.checkpoint import resolve_model, ships_photo_model
 from nlrn.system.hardware import memory
 
@@ -133,6 +134,7 @@ def denoised(
     say: Report = lambda line: None,
     progress: Progress | None = None,
     beside: Beside = ALONE,
+    preview: int | None = None,
 ) -> ImageData:
     """The denoised image; its `noise` is the estimate, its `value_range` the black and white in sample values.
 
@@ -142,8 +144,9 @@ def denoised(
         say(note)
     result = denoised_array(
         image.array, image.alpha, restorer_for, asked,
-        levels=image.levels, say=say, progress=progress, form=image.format, beside=beside,
+        levels=image.levels, say=say, progress=progress, form=image.format, beside=beside, preview=preview,
     )  # fmt: skip
+    image = image if preview is None else image.middle(preview)
     return result.recorded(image.with_array(result.array))
 
 
@@ -158,13 +161,15 @@ def denoised_array(
     progress: Progress | None = None,
     form: str = "",
     beside: Beside = ALONE,
+    preview: int | None = None,
 ) -> Result:
     """An image HW or HWC in [0, 1], denoised: every entry comes through here.
 
     restorer_for(channels, photo): of the number of channels that have colour, 1 or 3, the one that restores; photo: it
     should be the one for photographs. levels: the sample value of 1. say receives messages, a line each: the
     noise that was found, the range, how colour is treated, tiles. form: of the file, by Pillow's name. beside: as of
-    Restorer.denoise. Raises what Restorer.denoise raises, MemoryBudgetError before any work where too little is free.
+    Restorer.denoise. preview: restore only the middle, of so many pixels a side, by the noise and the range of the
+    whole. Raises what Restorer.denoise raises, MemoryBudgetError before any work where too little is free.
     """
     seen = image if alpha is None else fill_hidden(image, alpha)
     asked = with_photons(asked, [seen], levels, say)
@@ -190,11 +195,17 @@ def denoised_array(
         level = restorer.noise_level(image, level, value_range=chosen)
     if channels == 3 and config.in_channels == 1:
         say("colour goes channel by channel through a grey model")
-    say_plan(restorer, say, *image.shape[:2])
     scale = restorer.scale(image, level, alpha=alpha, value_range=chosen)
+    whole = image.shape[:2]
+    if preview is not None:
+        place, chosen = middle(whole, preview), scale.limits
+        image, alpha = image[place], None if alpha is None else alpha[place]
+        level = level[place] if isinstance(level, np.ndarray) else level
+    say_plan(restorer, say, *image.shape[:2])
     say_range(say, scale, levels, asked.value_range)
     grey = photo and channels == 1  # the model for photographs is one of colour
     given = np.repeat(image[..., None] if image.ndim == 2 else image[..., :1], 3, axis=2) if grey else image
+    started = time.monotonic()
     array, tile = backing_off(
         restorer,
         image.shape[:2],
@@ -202,6 +213,8 @@ def denoised_array(
             given, level, strength=asked.strength, alpha=alpha, value_range=chosen, progress=progress, beside=beside
         ),
     )
+    if preview is not None:
+        _say_preview(say, image.shape[:2], whole, time.monotonic() - started)
     if grey:
         mean = array.mean(axis=2, keepdims=True)
         array = mean[..., 0] if image.ndim == 2 else np.repeat(mean, image.shape[2], axis=2)
@@ -238,6 +251,14 @@ def say_range(say: Report, scale: Scale, levels: float, chosen: Range) -> None:
         low, high = sample_range(scale, levels)
         of = "of its values" if isinstance(chosen, str) else "given"
         say(f"restored on the range {low:g}..{high:g} {of} ({100 * scale.spread:.3g} % of the type's)")
+
+
+def _say_preview(say: Report, part: tuple[int, ...], whole: tuple[int, ...], seconds: float) -> None:
+    """One line: what the part took, and what that makes of the whole."""
+    pixels = part[0] * part[1]
+    all_seconds = seconds * whole[0] * whole[1] / pixels
+    text = f"{all_seconds:.0f} s" if all_seconds < 100 else f"{all_seconds / 60:.0f} minutes"
+    say(f"the middle {part[1]} x {part[0]} pixels in {seconds:.1f} s; the whole image takes about {text}")
 
 
 def _say_how(say: Report, restorer: Restorer, asked: Denoising, found: tuple[NoiseEstimate, ...], form: str) -> None:

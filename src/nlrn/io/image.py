@@ -126,9 +126,22 @@ class ImageData:
         alpha = self.alpha.astype(np.uint16) * 257 if depth == 16 else np.rint(self.alpha / 257).astype(np.uint8)
         return replace(self, depth=depth, alpha=alpha)._held()
 
+    def middle(self, side: int) -> ImageData:
+        """The middle of so many pixels a side, or what there is."""
+        place = middle(self.array.shape, side)
+        alpha = None if self.alpha is None else self.alpha[place]
+        return replace(self, array=self.array[place], alpha=alpha)._held()
+
     def with_array(self, array: np.ndarray) -> ImageData:
         """The same with another colour array: HW, HW1 or HW3. With alpha its size must stay the same."""
         return replace(self, array=array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def middle(shape: tuple[int, ...], side: int) -> tuple[slice, slice]:
+    """Rows and columns of the middle of an image HW or HWC, `side` pixels each, or what there is."""
+    height, width = shape[:2]
+    top, left = max(0, height - side) // 2, max(0, width - side) // 2
+    return slice(top, min(height, top + side)), slice(left, min(width, left + side))
 
 
 def read_image(
