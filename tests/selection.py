@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def left_out(items: list[pytest.Item], whole: bool, data: bool) -> set[str]:
     out, grids = set(), {}
     for item in items:
         away = {"slow": not whole, "data": not data, "gpu": not torch.cuda.is_available()}
+        away["screen"] = "DISPLAY" not in os.environ
         if any(absent and item.get_closest_marker(name) for name, absent in away.items()):
             out.add(item.nodeid)
         elif not whole and item.get_closest_marker("pairwise") and hasattr(item, "callspec"):

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-SCREEN = "DISPLAY" in os.environ
-if not SCREEN:
+if "DISPLAY" not in os.environ:
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 pytestmark = pytest.mark.filterwarnings("default")  # of Qt's and napari's own
 
@@ -88,7 +87,7 @@ def test_a_stack_becomes_a_new_layer_like_its_source(viewer: Any) -> None:
     np.testing.assert_array_equal(source.data, data)
 
 
-@pytest.mark.skipif(not SCREEN, reason="a window of napari needs a screen with OpenGL: xvfb-run make test-napari")
+@pytest.mark.screen
 def test_in_a_window_of_napari() -> None:
     import napari
 
