@@ -95,7 +95,7 @@ def test_a_backend_is_one_module_and_one_line(monkeypatch: pytest.MonkeyPatch) -
         return reference.attend(*arguments)  # type: ignore[arg-type]
 
     functions = {
-        name: getattr(reference, name) for name in ("unsupported", "state_bytes", "to_dense", "of_pixel", "rows")
+        name: getattr(reference, name) for name in ("unsupported", "state_elements", "to_dense", "of_pixel", "rows")
     }
     added = SimpleNamespace(attend=attend, **functions)
     monkeypatch.setitem(dispatch.DIRECT, "added", added)

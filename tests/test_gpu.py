@@ -343,7 +343,7 @@ def test_rows_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch, block
         blocks += 1
     assert torch.equal(found, expected)
     assert blocks == {1 << 24: 2, 80: 6, 1: 10}[block]  # images; rows of 4 * 9 logits, two together; each
-    assert kernel.state_bytes(*sizes, window, 2) == chain.new_state(F16).nbytes
+    assert kernel.state_elements(*sizes, window) == chain.new_state(F16).numel()
 
 
 # --------------------------------------------------------------------------------------- layouts, numbers

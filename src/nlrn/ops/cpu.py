@@ -328,8 +328,3 @@ def rows(
             inside = row_inside[y, :, None] & column_inside[:, None, :]
             logits = row.float().masked_fill(~inside, MASKED).reshape(1, width, -1)
             yield (slice(b, b + 1), slice(y, y + 1), slice(0, width)), logits
-
-
-def state_bytes(batch: int, height: int, width: int, window: int | None, itemsize: int) -> int:
-    """Bytes of the carried correlation."""
-    return state_elements(batch, height, width, window) * itemsize

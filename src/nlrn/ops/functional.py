@@ -154,7 +154,7 @@ def _backend(name: str) -> Backend:
 def _check_correlation(
     backend: Backend, correlation: Tensor, batch: int, height: int, width: int, window: int | None
 ) -> None:
-    expected = backend.state_bytes(batch, height, width, window, 1)
+    expected = backend.state_elements(batch, height, width, window)
     if correlation.numel() != expected:
         raise InputError(f"this correlation has {correlation.numel()} entries, these tensors need {expected}")
 
@@ -228,4 +228,4 @@ def state_bytes(
     *, batch: int, height: int, width: int, window: int | None, backend: str = "tiled", itemsize: int = 4
 ) -> int:
     """Bytes of the correlation a backend carries from state to state."""
-    return _backend(backend).state_bytes(batch, height, width, window, itemsize)
+    return _backend(backend).state_elements(batch, height, width, window) * itemsize

@@ -23,8 +23,8 @@ class Backend(Protocol):
     def unsupported(self, q: Tensor, window: int | None, /) -> str | None:
         """Why queries like q [B, H, W, Cm] cannot be handled here; None when they can."""
 
-    def state_bytes(self, batch: int, height: int, width: int, window: int | None, itemsize: int, /) -> int:
-        """Bytes of the correlation carried from state to state, of numbers of `itemsize` bytes."""
+    def state_elements(self, batch: int, height: int, width: int, window: int | None, /) -> int:
+        """Numbers of the correlation carried from state to state, which may be laid out in any way."""
 
     def to_dense(self, correlation: Tensor, batch: int, height: int, width: int, window: int | None, /) -> Tensor:
         """The correlation as [B, H, W, q, q], or [B, H, W, H, W] without a window, 0 outside the image."""
@@ -65,9 +65,6 @@ class DirectBackend(Backend, Protocol):
 
 class KernelBackend(Backend, Protocol):
     """A fused kernel that computes its own gradient: cpu.py, triton.py. custom_ops.py makes PyTorch operators of it."""
-
-    def state_elements(self, batch: int, height: int, width: int, window: int | None, /) -> int:
-        """Numbers of a correlation, which may be laid out in any way."""
 
     def forward(
         self,

@@ -80,6 +80,6 @@ def rows(
     yield block, logits.reshape(batch, height * width, -1)
 
 
-def state_bytes(batch: int, height: int, width: int, window: int | None, itemsize: int) -> int:
-    """Bytes of the carried correlation."""
-    return batch * height * width * (height * width if window is None else window * window) * itemsize
+def state_elements(batch: int, height: int, width: int, window: int | None) -> int:
+    """Numbers of a correlation."""
+    return batch * height * width * (height * width if window is None else window * window)

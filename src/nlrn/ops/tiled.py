@@ -151,15 +151,10 @@ def strips(height: int, width: int, window: int | None) -> Iterator[Strip]:
             offset += strip.count * strip.queries * strip.keys
 
 
-def _state_size(height: int, width: int, window: int | None) -> int:
-    """Logits of one image: sum over the tiles of queries x keys, which is a product over the two sides."""
+def state_elements(batch: int, height: int, width: int, window: int | None) -> int:
+    """Numbers of a correlation: a sum over the tiles of queries x keys, which is a product over the two sides."""
     rows, columns = (sum((b - a) * (kb - ka) for a, b, ka, kb in side) for side in _cuts(height, width, window))
-    return rows * columns
-
-
-def state_bytes(batch: int, height: int, width: int, window: int | None, itemsize: int) -> int:
-    """Bytes of the carried correlation."""
-    return batch * _state_size(height, width, window) * itemsize
+    return batch * rows * columns
 
 
 def _blocks(
@@ -206,7 +201,7 @@ class _TiledAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool
     ) -> tuple[Tensor, Tensor | None]:
         batch, height, width, _ = v.shape
-        after = v.new_empty(batch * _state_size(height, width, window)) if carry else None
+        after = v.new_empty(state_elements(batch, height, width, window)) if carry else None
         out = v.new_empty(v.shape)
         for tiles, b, (carried, kept) in _blocks(batch, height, width, window, before, after):
             p = _logits(tiles, q[b], k[b], window, carried, kept).softmax(-1)
@@ -229,7 +224,7 @@ class _TiledAttention(torch.autograd.Function):
         batch, height, width, _ = v.shape
         dout = torch.zeros_like(v) if dout is None else dout
         later = None if later is None else later.contiguous()
-        earlier = v.new_empty(batch * _state_size(height, width, ctx.window)) if ctx.needs_input_grad[3] else None
+        earlier = v.new_empty(state_elements(batch, height, width, ctx.window)) if ctx.needs_input_grad[3] else None
         dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
         states = (before, after, later, earlier)
         for tiles, b, (carried, kept, ds_later, ds) in _blocks(batch, height, width, ctx.window, *states):

@@ -89,11 +89,6 @@ def state_elements(batch: int, height: int, width: int, window: int | None) -> i
     return batch * height * width * window * window
 
 
-def state_bytes(batch: int, height: int, width: int, window: int | None, itemsize: int) -> int:
-    """Bytes of the carried correlation."""
-    return state_elements(batch, height, width, window) * itemsize
-
-
 def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
     """The correlation as reference.py defines it: itself, 0 outside the image."""
     assert window is not None
