@@ -65,7 +65,7 @@ def test_it_gives_what_the_network_gives(config: NLRNConfig, backend: str) -> No
         if config.window is not None:
             with torch.no_grad():
                 other = model.reconfigured(window=3)(x, sigma)
-            assert distance(folded.with_window(3)(x, sigma), other) <= 2e-5
+            assert distance(folded.seeing(3)(x, sigma), other) <= 2e-5
             assert distance(other, expected) > 1e-3
     assert torch.equal(folded(x, sigma), found)  # nothing of it was changed
 

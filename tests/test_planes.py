@@ -86,9 +86,9 @@ def test_the_network_over_planes(backend: str, propagation: bool, window: int | 
     )
     alone, _ = oracle.nlrn(x.double().numpy(), params, states=3, window=window, propagation=propagation, sigma=0.1)
     network = FoldedNLRN(model)
-    got = network.with_reach(reach)(x, 0.1)
+    got = network.seeing(window, reach)(x, 0.1)
     assert distance(got, expected) <= 2e-5
     assert distance(got, alone) > 2e-4  # the planes beside it matter
     assert distance(network(x, 0.1), alone) <= 2e-5
     rounded = FoldedNLRN(model, torch.bfloat16)
-    assert distance(rounded.with_reach(reach)(x, 0.1), expected) <= 2 * distance(rounded(x, 0.1), alone) + 0.01
+    assert distance(rounded.seeing(window, reach)(x, 0.1), expected) <= 2 * distance(rounded(x, 0.1), alone) + 0.01

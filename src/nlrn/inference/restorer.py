@@ -32,7 +32,7 @@ from nlrn.inference.settings import MEMORY as MEMORY
 from nlrn.inference.settings import Settings as Settings
 from nlrn.inference.super_resolution import enlarged, passes_of, resized_bicubic, seen_size
 from nlrn.models.checkpoint import default_model, load_model, to_device
-from nlrn.models.folded import FoldedNLRN, Unfolded
+from nlrn.models.folded import FoldedNLRN
 from nlrn.models.nlrn import NLRN
 from nlrn.ops.cpu import say_if_missing
 from nlrn.system.hardware import hardware_bf16, usable_device
@@ -372,20 +372,23 @@ class Restorer:
             if isinstance(sigma, Tensor):
                 sigma = sigma.to(self.device).reshape(-1, 1, *x.shape[2:])
         for dtype in (torch.bfloat16, torch.float32) if self.bf16 else (torch.float32,):
-            with within_memory(*x.shape[2:]):
+            with within_memory(*x.shape[2:]), torch.autocast(self.device.type, enabled=False):
                 network = self._network(dtype, window, reach if len(x) > 1 else 0)
                 out: np.ndarray = network(batch, sigma).cpu().numpy()
             if np.isfinite(out).all():
                 return out
         raise NotFiniteError("the model gave numbers that are not finite; nothing is written")
 
-    def _network(self, dtype: torch.dtype, window: int | None, reach: int) -> FoldedNLRN | Unfolded:
-        """The model for inference, its batch norms folded; built at the first use."""
+    def _network(self, dtype: torch.dtype, window: int | None, reach: int) -> FoldedNLRN | NLRN:
+        """The model for inference, its batch norms folded; built at the first use. One of another distance as it is.
+
+        The weights of the two dot products do not sum to 1, which folding needs; the others are for comparisons.
+        """
         if not self.model.block.non_local.carries:
-            return Unfolded(self.model.reconfigured(window=window))
+            return self.model.reconfigured(window=window)
         if dtype not in self._folded:
             self._folded[dtype] = FoldedNLRN(self.model, dtype)
-        return self._folded[dtype].with_window(window).with_reach(reach)
+        return self._folded[dtype].seeing(window, reach)
 
     @property
     def bf16(self) -> bool:

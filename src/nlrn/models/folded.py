@@ -77,16 +77,10 @@ class FoldedNLRN:
         weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
         return self._conv(weight, bias)
 
-    def with_window(self, window: int | None) -> FoldedNLRN:
-        """The same weights under another window."""
+    def seeing(self, window: int | None, reach: int = 0) -> FoldedNLRN:
+        """The same weights under another window, over planes that see each other."""
         other = copy.copy(self)
-        other.config = dataclasses.replace(self.config, window=window)
-        return other
-
-    def with_reach(self, reach: int) -> FoldedNLRN:
-        """The same weights over planes that see each other."""
-        other = copy.copy(self)
-        other.reach = reach
+        other.config, other.reach = dataclasses.replace(self.config, window=window), reach
         return other
 
     @torch.inference_mode()
@@ -142,23 +136,6 @@ class FoldedNLRN:
         )
         z, correlation = found if isinstance(found, tuple) else (found, None)
         return z.permute(0, 3, 1, 2), correlation
-
-
-class Unfolded:
-    """A model of one of the other distances under the interface of FoldedNLRN: in float32, as the model defines it.
-
-    The weights of the two dot products do not sum to 1, which folding needs; these are for comparisons.
-    """
-
-    def __init__(self, model: NLRN) -> None:
-        self.model = model
-
-    @torch.inference_mode()
-    def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
-        """The restored image [B, C, H, W], float32."""
-        with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = self.model(x, sigma)
-        return out
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
