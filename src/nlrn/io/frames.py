@@ -23,7 +23,7 @@ from nlrn.io.directories import Entry, Form
 from nlrn.io.formats import gif_frames, png_parts
 from nlrn.io.image import MAX_BYTES, ImageData, file_bytes
 from nlrn.io.metadata import left_out
-from nlrn.io.stacks import Limits
+from nlrn.io.stacks import Limits, Stack
 from nlrn.io.texts import texts_of
 
 _ASCII, _UNDEFINED = 2, 7  # types of tags
@@ -62,7 +62,7 @@ def _frames(image: ImageFile) -> int:
     return int(getattr(image, "n_frames", 1))
 
 
-class FrameStack:
+class FrameStack(Stack):
     """The frames of an animation; a context. Grey where all are, without alpha where all are opaque.
 
     Raises InputError for what cannot be read, and beyond the limits, before any frame is decoded.
@@ -113,18 +113,11 @@ class FrameStack:
         self._image.seek(index)
         return np.asarray(self._image.convert("RGBA"))
 
-    def __enter__(self) -> FrameStack:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._image.close()
 
     def __len__(self) -> int:
         return self._count
-
-    def channel(self, index: int) -> int:
-        """All frames are of one."""
-        return 0
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of every frame."""
@@ -168,7 +161,3 @@ class FrameStack:
         text = {"shape": shape, "axes": "TYXS"[: len(shape)], "duration_ms": self._milliseconds}
         raw = json.dumps(text).encode() + b"\0"
         return _ASCII, len(raw), raw
-
-    def stored(self, index: int, values: np.ndarray) -> np.ndarray:
-        """As they are."""
-        return values

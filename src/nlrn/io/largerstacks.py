@@ -16,7 +16,7 @@ from nlrn.io.stacks import Stack
 _ROWS_PER_STRIP = 278
 
 
-class LargerStack:
+class LargerStack(Stack):
     """A stack as it is written when each of its planes has grown to the size that size_of gives.
 
     What is read of it has that size and no values yet. Raises InputError where its planes cannot be declared in
@@ -32,12 +32,6 @@ class LargerStack:
         if lost and self.one_directory and set(lost) != {"regions (ROI)"}:
             raise InputError(f"its planes are declared by {lost[0]}, in their size: save it as a plain TIFF stack")
         self.notes = (*stack.notes, *((f"left out, in pixels of before: {', '.join(lost)}",) if lost else ()))
-
-    def __enter__(self) -> LargerStack:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The stack is its opener's."""
 
     def __len__(self) -> int:
         return len(self.stack)

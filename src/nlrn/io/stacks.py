@@ -12,7 +12,7 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, Self
 
 import numpy as np
 
@@ -46,7 +46,10 @@ _FLOAT_LEVELS = (1.0, 255.0, 65535.0, 2.0**32 - 1)
 
 
 class Stack(Protocol):
-    """Planes of one file, in their order in it; a context."""
+    """Planes of one file, in their order in it; a context. By default they are of one channel, and stored as they are.
+
+    It is the base of the classes that are one.
+    """
 
     kind: str  # as it is printed
     axes: str  # of the planes, "TZC"; one letter a number of `sizes`
@@ -57,12 +60,17 @@ class Stack(Protocol):
     form: Form  # byte order and kind of the TIFF that it is written as
     lines: Lines  # which planes lie beside each other
 
-    def __enter__(self) -> Stack: ...
-    def __exit__(self, *_: object) -> None: ...
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
     def __len__(self) -> int: ...
 
     def channel(self, index: int) -> int:
         """The number of the channel of a plane."""
+        return 0
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a plane."""
@@ -78,6 +86,7 @@ class Stack(Protocol):
 
     def stored(self, index: int, values: np.ndarray) -> np.ndarray:
         """[H, W, samples] as the page stores them."""
+        return values
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ def is_tiff_stack(path: Path) -> bool:
     return False
 
 
-class TiffStack:
+class TiffStack(Stack):
     """A TIFF of many planes; a context. axes: letters of the planes' axes where the file names none (see `split`).
 
     Raises InputError for what cannot be read as one, and where it is beyond the limits, before any plane is decoded.
@@ -207,9 +216,6 @@ class TiffStack:
         compression = int(first.compression)
         if compression not in WRITTEN:
             self.notes += (f"{COMPRESSIONS.get(compression, compression)} would lose detail: written with deflate",)
-
-    def __enter__(self) -> TiffStack:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._tiff.close()
