@@ -38,9 +38,6 @@ _NO_UNIT = 1  # of the tag ResolutionUnit
 _OME_TYPES = {8: "uint8", 16: "uint16", 32: "float"}
 
 
-Rest = tuple[bytes | None, bytes | None, tuple[float, float] | None, bytes, tuple[str, ...], Texts]
-
-
 class FileMetadata(NamedTuple):
     """The metadata of a file about its image as stored."""
 
@@ -52,21 +49,17 @@ class FileMetadata(NamedTuple):
     notes: tuple[str, ...] = ()
     texts: Texts = NO_TEXTS
 
-    def rest(self, gps: bool) -> Rest:
-        """icc, exif, dpi, colours, notes and texts of the upright image."""
-        lying = self.orientation in (5, 6, 7, 8)
+    def decoded(self, colour: np.ndarray, alpha: np.ndarray | None, form: str, gps: bool) -> Decoded:
+        """The decoded file of these samples as they lie in it, turned upright. gps: with the place."""
+        turn, lying = TURNS.get(self.orientation, np.asarray), self.orientation in (5, 6, 7, 8)
         dpi = self.dpi[::-1] if self.dpi and lying else self.dpi
         exif = _kept_exif(self.exif, gps, _CROSSED if lying else {})
         blocks = [name for tag, name in _BLOCKS.items() if tag in self.exif]
         texts = self.texts.upright(gps)
         notes = (*left_out(list(dict.fromkeys([*texts.notes, *blocks]))), *self.notes)
-        return self.icc, exif, dpi, self.colours, notes, texts._replace(notes=())
-
-    def decoded(self, colour: np.ndarray, alpha: np.ndarray | None, form: str, gps: bool) -> Decoded:
-        """The decoded file of these samples as they lie in it, turned upright. gps: with the place."""
-        turn = TURNS.get(self.orientation, np.asarray)
-        alpha = None if alpha is None else turn(alpha)
-        return Decoded(turn(colour), alpha, 8 * colour.itemsize, form, *self.rest(gps))
+        alpha, depth = None if alpha is None else turn(alpha), 8 * colour.itemsize
+        texts = texts._replace(notes=())
+        return Decoded(turn(colour), alpha, depth, form, self.icc, exif, dpi, self.colours, notes, texts)
 
 
 class Decoded(NamedTuple):
