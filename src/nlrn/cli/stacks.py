@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.shared import ProgressBar, Report, reporter
 from nlrn.errors import ConfigError
@@ -170,26 +170,6 @@ class _Planes:
         return image.array, image.alpha
 
 
-class StackTask(Protocol):
-    """What is done with each plane of a stack. Any: of a channel, how."""
-
-    @property
-    def asked(self) -> Options:
-        """The options."""
-
-    def result(self, stack: Stack) -> Stack:
-        """What is written: the stack, or as it is in another size."""
-
-    def channels(self, planes: _Planes, samples: list[np.ndarray], say: Report) -> list[Any]:
-        """How each channel is restored."""
-
-    def recorded(self, record: dict[str, Any]) -> Any:
-        """The same of one channel, by the record of an earlier run."""
-
-    def restored(self, image: ImageData, how: Any, beside: Beside) -> ImageData:
-        """One plane."""
-
-
 @dataclass(frozen=True)
 class DenoiseStack:
     """Denoising, as of nlrn.inference.stacks."""
@@ -251,6 +231,9 @@ class EnlargeStack:
         return asked.restored(image, lambda line: None, _interruptible)
 
 
+StackTask = DenoiseStack | EnlargeStack  # what is done with each plane of a stack
+
+
 def _plan(
     options: argparse.Namespace, stack: Stack, task: StackTask, journal: Journal, say: Report
 ) -> tuple[float, list[Any]]:
@@ -265,7 +248,7 @@ def _plan(
     first = stack.read(0)
     if journal.records:
         plan = journal.records[0]
-        channels = [task.recorded(record) for record in plan["channels"]]
+        channels: list[Any] = [task.recorded(record) for record in plan["channels"]]
         levels = float(plan["levels"])
     else:
         with ProgressBar(options, "reading planes", total=len(stack)) as tick:
