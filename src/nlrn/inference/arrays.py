@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,7 +24,7 @@ from nlrn.inference.stacks import (
     sample_of,
     samples_of,
 )
-from nlrn.io.axes import Lines, lines_of
+from nlrn.io.axes import Lines, channels_of, lines_of
 from nlrn.io.image import rounded
 from nlrn.io.stacks import float_levels
 
@@ -81,11 +80,7 @@ class Axes:
 
     def channels(self, first: int = 0) -> list[int]:
         """The channel of each plane; first: the number of the first."""
-        letters, sizes = self.leading
-        count = math.prod(sizes)
-        if "C" not in letters:
-            return [0] * count
-        return [first + int(c) for c in np.unravel_index(np.arange(count), sizes)[letters.index("C")]]
+        return [first + channel for channel in channels_of(*self.leading)]
 
 
 class PlaneArrays(Protocol):
