@@ -47,18 +47,14 @@ class NLRNDenoiser(nn.Module):
         level = _planes(level, batch, channels if apart else 1, height, width)
         if level.shape[1:] == (1, 1, 1):
             return on_own_range(self._denoised, y.to(weight), level.reshape(-1).expand(batch)).to(y)
-        x = y.to(weight)
-        if apart:
-            x = x.reshape(batch * channels, 1, height, width)
-            level = level.expand(batch, channels, *level.shape[2:]).reshape(batch * channels, 1, *level.shape[2:])
-        out: Tensor = self.model(x, level)
-        return out.reshape(y.shape).to(y)
+        return self._denoised(y.to(weight), level).to(y)
 
     def _denoised(self, x: Tensor, level: Tensor) -> Tensor:
-        """x: [B, C, H, W]; level: [B]."""
-        channels, height, width = x.shape[1:]
+        """x: [B, C, H, W]; level: [B], or as of `_planes`."""
+        batch, channels, height, width = x.shape
         if self.model.config.in_channels == 1 and channels > 1:
-            level = level.repeat_interleave(channels)
+            level = level.view(-1, 1, 1, 1) if level.dim() == 1 else level
+            level = level.expand(batch, channels, *level.shape[2:]).reshape(batch * channels, 1, *level.shape[2:])
             return self.model(x.reshape(-1, 1, height, width), level).reshape(x.shape)
         return self.model(x, level)
 
