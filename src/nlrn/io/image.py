@@ -226,10 +226,7 @@ def encode_image(image: ImageData, format: str, *, quality: int | None = None) -
     if image.compression not in COMPRESSIONS:
         raise ConfigError(f"compression is {image.compression!r}; expected {', '.join(COMPRESSIONS)}")
     check_holds(image, format)
-    counts = image.depth == 32 and image.float_levels != 1
-    values = rounded(image.array * np.float32(image.float_levels) if counts else image.array, image.depth)
-    if image.alpha is not None:
-        values = np.dstack((values, image.alpha))
+    values = samples(image)
     options = {**WRITTEN[format].options, **_metadata(image, format), **image.texts.options(format)}
     if WRITTEN[format].quality:
         options["quality"] = quality
@@ -322,6 +319,13 @@ def file_bytes(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"cannot read {source}: {error}") from error
+
+
+def samples(image: ImageData) -> np.ndarray:
+    """[H, W] or [H, W, 2 to 4] of the type of the image's file; alpha last. Raises InputError as `rounded`."""
+    counts = image.depth == 32 and image.float_levels != 1
+    values = rounded(image.array * np.float32(image.float_levels) if counts else image.array, image.depth)
+    return values if image.alpha is None else np.dstack((values, image.alpha))
 
 
 def rounded(array: np.ndarray, depth: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -20,7 +20,7 @@ import numpy as np
 
 from nlrn.errors import InputError
 from nlrn.io.chunks import chunks
-from nlrn.io.image import ImageData, check_output, rounded, write_image
+from nlrn.io.image import ImageData, check_output, samples, write_image
 from nlrn.io.stacks import Stack
 from nlrn.system.atomic import check_target, keep_rights, open_record, publish_file, sha256
 from nlrn.system.journal import Journal
@@ -87,7 +87,7 @@ class TiffStackWriter:
         if not self.stack.one_directory:
             return b""
         entries, at = self.stack.entries(0), 0
-        size = len(b"".join(chunks(self.stack.stored(0, samples(self.stack.read(0))), self.stack.layout(0))))
+        size = len(b"".join(self._chunks(0, self.stack.read(0))))
         for _ in range(2):  # the place decides nothing about the length
             tags = {_STRIPS: self.form.places([at]), _STRIP_SIZES: self.form.places([size])}
             block = self.form.block(entries | tags, _HEADER, last=True)
@@ -95,10 +95,12 @@ class TiffStackWriter:
             at = _HEADER + len(block)
         return block
 
+    def _chunks(self, index: int, image: ImageData) -> Iterator[bytes]:
+        return chunks(self.stack.stored(index, np.atleast_3d(samples(image))), self.stack.layout(index))
+
     def put(self, index: int, image: ImageData) -> None:
         """Write a plane behind the others, and list it in the journal."""
-        values = self.stack.stored(index, samples(image))
-        parts = list(chunks(values, self.stack.layout(index)))
+        parts = list(self._chunks(index, image))
         data = b"".join(parts)
         sizes = [len(part) for part in parts]
         try:
@@ -158,14 +160,6 @@ class TiffStackWriter:
             at += len(block)
             if at > _TIFF_ENDS and not self.form.big:
                 raise struct.error
-
-
-def samples(image: ImageData) -> np.ndarray:
-    """[H, W, samples] of the type of the image's file, rounded as any image is; alpha last."""
-    array = image.array * np.float32(image.float_levels) if image.depth == 32 else image.array
-    values = rounded(array, image.depth)
-    values = values[..., None] if values.ndim == 2 else values
-    return values if image.alpha is None else np.dstack((values, image.alpha))
 
 
 class NumberedWriter:
