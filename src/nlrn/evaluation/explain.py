@@ -18,6 +18,7 @@ from nlrn.functional.ranges import checked_image
 from nlrn.functional.tiling import PATCH
 from nlrn.inference.memory import within_memory
 from nlrn.inference.restorer import Restorer
+from nlrn.inference.self_ensemble import planes_of
 from nlrn.models.distances import CARRIED
 from nlrn.models.nlrn import NLRN
 from nlrn.ops import correlation_of_pixel
@@ -69,9 +70,7 @@ def correlation_maps(restorer: Restorer, image: np.ndarray, at: tuple[int, int],
     reach = PATCH // 2 if reach is None else reach
     rows, columns = (slice(max(0, c - reach), c + reach + 1) for c in (y, x))
     part = image[rows, columns]
-    planes = np.atleast_3d(part).transpose(2, 0, 1)[None]
-    if planes.shape[1] != config.in_channels:
-        raise InputError("this model restores colour images; the image is grey: use a grey model")
+    planes = planes_of(part, config.in_channels)
     centre = (y - rows.start, x - columns.start)
     seen = torch.from_numpy(np.ascontiguousarray(planes)).to(restorer.device, torch.float32)
     states = _states(restorer.model, seen, centre, level / 255 if config.sigma_input else None)
