@@ -46,7 +46,7 @@ def _explain(options: argparse.Namespace) -> int:
     check_plot()
     check_result(options.output, ".png", overwrite=options.overwrite, inputs=(options.input,))
     image = read_image(options.input)
-    seen = image.array if image.alpha is None else fill_hidden(image.array, image.alpha)
+    seen = fill_hidden(image.array, image.alpha)
     restorer = make_restorer(options)
     rows = explain(restorer, seen, options.at, options.sigma)
     draw(rows, options.output, overwrite=options.overwrite)

@@ -16,11 +16,14 @@ def hidden(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return (alpha == 0).reshape(alpha.shape + (1,) * (image.ndim - 2))
 
 
-def fill_hidden(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def fill_hidden(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     """The image, float HW or HWC, with hidden colour replaced by the visible colour around it.
 
-    Holes are filled from coarser and coarser means of the visible pixels (push-pull); visible pixels are kept.
+    Holes are filled from coarser and coarser means of the visible pixels (push-pull); visible pixels are kept. Without
+    alpha nothing is hidden.
     """
+    if alpha is None:
+        return image
     holes = hidden(image, alpha)
     if not holes.any():
         return image

@@ -59,6 +59,7 @@ class NoiseFirst:
 
     def found(self, image: np.ndarray, alpha: np.ndarray | None, value_range: Range) -> tuple[NoiseEstimate, ...]:
         """The noise of an image HW or HWC; nothing where it cannot be estimated, or no denoiser is shipped."""
+        image = fill_hidden(image, alpha)
         with contextlib.suppress(InputError, ModelNotFoundError):
             return self.denoiser(channels_of(image), False).found_noise(image, alpha, "auto", value_range)
         return ()
@@ -126,7 +127,7 @@ def upscaled_array(
     if passes_of(image.shape[:2], (height, width)) > 1:
         say("beyond 4 times: two equal steps, the second on the result of the first")
     chosen = on_unit_scale(value_range, levels)
-    seen = image if alpha is None else fill_hidden(image, alpha)
+    seen = fill_hidden(image, alpha)
     found = () if first is None or first.remove is False else first.found(seen, alpha, chosen)
     if first is not None and first.decided(found, say, restorer.scale(seen, value_range=chosen)):
         part = progress and partial(tick_of_part, progress, 0, 2)

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from nlrn.functional.alpha import fill_hidden
 from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, on_unit_scale
 from nlrn.inference.enlarging import NoiseFirst
-from nlrn.inference.pipeline import Report
+from nlrn.inference.pipeline import Report, sample_range
 from nlrn.inference.restorer import Restorer
-from nlrn.inference.stacks import Planes, chosen_planes, median_of, members_of
+from nlrn.inference.stacks import Planes, median_over, members_of
 
 
 @dataclass(frozen=True)
@@ -70,19 +69,9 @@ def enlarging_of(
     for members, sample in zip(members_of(planes), samples, strict=True):
         image = sample[:, None]  # [N, 1] or [N, 1, C]
         scale = restorer.scale(image, value_range=chosen)
-        found = () if first.remove is not None else _found(planes, members, first, scale)
-        remove = first.decided(found, say, scale)
-        low, high = (float(f"{limit * levels:.6g}") for limit in scale.limits)
-        limits: Range = "type" if scale.limits == (0.0, 1.0) else (low, high)
-        every.append(Enlarging(remove, limits, len(members), found[0] if found else None))
+        limits: Range = scale.limits if scale != Scale() else "type"
+        found = None if first.remove is not None else median_over(planes, members, first.found, limits)
+        remove = first.decided(() if found is None else (found,), say, scale)
+        limits = "type" if scale.limits == (0.0, 1.0) else sample_range(scale, levels)
+        every.append(Enlarging(remove, limits, len(members), found))
     return every
-
-
-def _found(planes: Planes, members: list[int], first: NoiseFirst, scale: Scale) -> tuple[NoiseEstimate, ...]:
-    """The median of the noise in an even choice of the planes; nothing where it cannot be estimated."""
-    every: list[NoiseEstimate] = []
-    for index in chosen_planes(members):
-        plane, alpha = planes.read(index)
-        seen = plane if alpha is None else fill_hidden(plane, alpha)
-        every += first.found(seen, alpha, scale.limits if scale != Scale() else "type")
-    return (median_of(every),) if every else ()

@@ -171,7 +171,7 @@ def denoised_array(
     Restorer.denoise. preview: restore only the middle, of so many pixels a side, by the noise and the range of the
     whole. Raises what Restorer.denoise raises, MemoryBudgetError before any work where too little is free.
     """
-    seen = image if alpha is None else fill_hidden(image, alpha)
+    seen = fill_hidden(image, alpha)
     asked = with_photons(asked, [seen], levels, say)
     channels, sigma, photo = channels_of(seen), asked.sigma, asked.noise == "photo"
     chosen = on_unit_scale(asked.value_range, levels)

@@ -121,7 +121,7 @@ class Restorer:
             return backing_off(self, image.shape[:2], again)[0]
         if not isinstance(sigma, PoissonNoise):
             sigma = self.noise_level(image, sigma, alpha, noise, value_range)
-        seen = image if alpha is None else fill_hidden(image, alpha)
+        seen = fill_hidden(image, alpha)
         scale = self.scale(image, sigma, alpha=alpha, value_range=value_range)
         level = sigma if isinstance(sigma, PoissonNoise) else sigma / scale.spread
         unit = self._denoised(scale.unit(seen), level, progress, beside.seen(scale.unit))
@@ -146,9 +146,8 @@ class Restorer:
         fixed = config.task == "denoise" and not config.sigma_input
         if isinstance(sigma, PoissonNoise) or (fixed and value_range == "auto"):
             return Scale()
-        seen = image if alpha is None else fill_hidden(image, alpha)
         known = 0.0 if isinstance(sigma, str) or not config.sigma_input else sigma
-        return scale_of(seen, value_range, known)
+        return scale_of(fill_hidden(image, alpha), value_range, known)
 
     def _denoised(
         self, image: np.ndarray, sigma: float | np.ndarray | PoissonNoise, progress: Progress | None, beside: Beside
@@ -200,8 +199,7 @@ class Restorer:
         self.require("sr")
 
         def restore(array: np.ndarray, alpha: np.ndarray | None, chosen: Range) -> np.ndarray:
-            seen = array if alpha is None else fill_hidden(array, alpha)
-            return self._upscale(seen, height, width, chosen, progress)
+            return self._upscale(fill_hidden(array, alpha), height, width, chosen, progress)
 
         return floats_or_same_kind(image, restore, value_range)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,8 +22,7 @@ from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, on_unit_scale
 from nlrn.inference.beside import Beside, check_neighbors
-from nlrn.inference.pipeline import PHOTO_LEVEL, Denoising, RestorerFor, photons_text, with_photons
-from nlrn.inference.restorer import Restorer
+from nlrn.inference.pipeline import PHOTO_LEVEL, Denoising, RestorerFor, photons_text, sample_range, with_photons
 from nlrn.io.axes import Lines
 from nlrn.models.checkpoint import ships_photo_model
 
@@ -105,9 +104,7 @@ def samples_of(planes: Planes, tick: Callable[[int], None] = lambda done: None) 
     found: list[list[np.ndarray]] = [[] for _ in members]
     for index in range(len(planes)):
         channel = planes.channel(index)
-        image, alpha = planes.read(index)
-        seen = image if alpha is None else fill_hidden(image, alpha)
-        found[channel].append(sample_of(seen, len(members[channel])))
+        found[channel].append(sample_of(fill_hidden(*planes.read(index)), len(members[channel])))
         tick(index + 1)
     return [np.concatenate(parts) for parts in found]
 
@@ -152,7 +149,7 @@ def _channel(
         raise ConfigError("neighbors are restored with one sigma: give it, or auto, not per-plane")
     chosen = on_unit_scale(asked.value_range, levels)
     if asked.noise == "poisson" and asked.sigma != PER_PLANE:
-        asked = with_photons(asked, _some(planes, members), levels)
+        asked = with_photons(asked, (fill_hidden(*planes.read(i)) for i in chosen_planes(members)), levels)
     if isinstance(asked.sigma, PoissonNoise):
         return Channel(asked, len(members), levels=levels)
     found, sigma = None, asked.sigma
@@ -162,7 +159,9 @@ def _channel(
         check_auto(sigma)
         scale = restorer.scale(image, value_range=chosen)
         noise = "auto" if asked.noise == "photo" else asked.noise
-        found = _noise_of(planes, members, restorer, noise, scale.limits if scale != Scale() else "type")
+        limits: Range = scale.limits if scale != Scale() else "type"
+        found = median_over(planes, members, restorer.found_noise, noise, limits)
+        assert found is not None  # for a model that receives a level
         strong = found.kind == "camera" and found.level >= PHOTO_LEVEL
         if colours == 3 and strong and not asked.named and ships_photo_model():
             restorer = restorer_for(colours, True)
@@ -173,7 +172,7 @@ def _channel(
     scale = restorer.scale(image, level, value_range=chosen)
     if scale.limits == (0.0, 1.0):
         return Channel(dataclasses.replace(asked, sigma=sigma, value_range="type"), len(members), found)
-    low, high = (float(f"{limit * levels:.6g}") for limit in scale.limits)
+    low, high = sample_range(scale, levels)
     if found is not None and not isinstance(sigma, str):  # the range may be smaller by its rounding
         sigma = _rounded_down(min(float(np.max(plain(sigma))), MAX_SIGMA * (high - low) / levels))
     return Channel(dataclasses.replace(asked, sigma=sigma, value_range=(low, high)), len(members), found)
@@ -182,8 +181,7 @@ def _channel(
 def beside(planes: Planes, lines: Lines, index: int, neighbors: int) -> Beside:
     """The planes beside one, up to `neighbors` before and after it."""
     before, after = lines.beside(index, neighbors)
-    every = (planes.read(other) for other in (*before, *after))
-    return Beside(tuple(a if alpha is None else fill_hidden(a, alpha) for a, alpha in every), len(before))
+    return Beside(tuple(fill_hidden(*planes.read(other)) for other in (*before, *after)), len(before))
 
 
 def check_lines(lines: Lines, neighbors: int) -> None:
@@ -205,23 +203,16 @@ def chosen_planes(members: list[int]) -> list[int]:
     return members[:: max(1, math.ceil(len(members) / _MOST_PLANES))]
 
 
-def _some(planes: Planes, members: list[int]) -> Iterator[np.ndarray]:
-    for index in chosen_planes(members):
-        image, alpha = planes.read(index)
-        yield image if alpha is None else fill_hidden(image, alpha)
+def median_over(
+    planes: Planes, members: list[int], found: Callable[..., tuple[NoiseEstimate, ...]], *more: Any
+) -> NoiseEstimate | None:
+    """The median of found(plane, alpha, *more) over an even choice of the planes of a channel, those that hold noise.
 
-
-def _noise_of(planes: Planes, members: list[int], restorer: Restorer, noise: str, chosen: Range) -> NoiseEstimate:
-    """The median over an even choice of the planes, of those that hold any."""
-    every: list[NoiseEstimate] = []
-    for index in chosen_planes(members):
-        plane, alpha = planes.read(index)
-        every += restorer.found_noise(plane, alpha, noise, chosen)
-    return median_of(every)
-
-
-def median_of(every: Sequence[NoiseEstimate]) -> NoiseEstimate:
-    """The median of what was found in the planes of a channel, of the kind that more of them have."""
+    It is of the kind that more of them have; None where nothing is found.
+    """
+    every = [one for index in chosen_planes(members) for one in found(*planes.read(index), *more)]
+    if not every:
+        return None
     held = [one for one in every if one.sigma > 0] or every
     camera = [one for one in held if one.kind != "white"]
     kind = camera if 2 * len(camera) > len(held) else [one for one in held if one.kind == "white"]

@@ -91,7 +91,7 @@ class Handlers:
         return _encoded(result, form, lines)
 
     def _explain(self, image: ImageData, options: dict[str, Any]) -> Answer:
-        seen = image.array if image.alpha is None else fill_hidden(image.array, image.alpha)
+        seen = fill_hidden(image.array, image.alpha)
         restorer = self._restorer(Options.of(options, **self._own), 1)
         restorer.require("denoise")
         level = restorer.noise_level(seen, options["sigma"])
