@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from nlrn.functional.noise import NoiseEstimate
-from nlrn.functional.ranges import Range, Scale, on_unit_scale
+from nlrn.functional.ranges import Range, Scale, checked, on_unit_scale
 from nlrn.inference.enlarging import NoiseFirst
 from nlrn.inference.pipeline import Report, sample_range
 from nlrn.inference.restorer import Restorer
-from nlrn.inference.stacks import Planes, median_over, members_of
+from nlrn.inference.stacks import Planes, line_of, median_over, members_of
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,12 @@ class Enlarging:
     @classmethod
     def of(cls, record: dict[str, Any]) -> Enlarging:
         """What `record` was made of."""
-        chosen = record["range"]
-        return cls(record["remove"], chosen if isinstance(chosen, str) else (chosen[0], chosen[1]), record["planes"])
+        return cls(record["remove"], checked(record["range"]), record["planes"])
 
     def __str__(self) -> str:
         found = f"found {self.found}: " if self.found is not None and self.remove else ""
         how = "noise removed from each before it is enlarged" if self.remove else "enlarged as it is"
-        chosen = self.value_range
-        where = "the type's range" if isinstance(chosen, str) else f"range {chosen[0]:g},{chosen[1]:g}"
-        return f"{self.planes} {'plane' if self.planes == 1 else 'planes'}: {found}{how}, {where}"
+        return line_of(self.planes, found + how, self.value_range)
 
 
 def enlarging_of(

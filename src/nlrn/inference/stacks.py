@@ -20,7 +20,7 @@ from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.levels import channels_of, check_auto, plain
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NoiseEstimate
-from nlrn.functional.ranges import Range, Scale, on_unit_scale
+from nlrn.functional.ranges import Range, Scale, checked, on_unit_scale
 from nlrn.inference.beside import Beside, check_neighbors
 from nlrn.inference.pipeline import PHOTO_LEVEL, Denoising, RestorerFor, photons_text, sample_range, with_photons
 from nlrn.io.axes import Lines
@@ -76,15 +76,14 @@ class Channel:
     @classmethod
     def of(cls, record: dict[str, Any], asked: Denoising) -> Channel:
         """What `record` was made of, and of the same request."""
-        sigma, chosen = record["sigma"], record["range"]
+        sigma = record["sigma"]
         sigma = PoissonNoise(**sigma) if isinstance(sigma, dict) else asked.sigma if sigma is None else sigma
-        chosen = chosen if isinstance(chosen, str) else (chosen[0], chosen[1])
-        asked = dataclasses.replace(asked, sigma="auto", noise="auto", value_range=chosen)
+        asked = dataclasses.replace(asked, sigma="auto", noise="auto", value_range=checked(record["range"]))
         asked = dataclasses.replace(asked, sigma=sigma, noise=record["noise"])
         return cls(asked, record["planes"], levels=record["levels"])
 
     def __str__(self) -> str:
-        sigma, chosen = self.asked.sigma, self.asked.value_range
+        sigma = self.asked.sigma
         if self.asked.noise == "photo":
             what = "the model for photographs"
         elif isinstance(sigma, PoissonNoise):
@@ -94,8 +93,13 @@ class Channel:
             what = "a map of sigma" if isinstance(sigma, np.ndarray) else what
         if self.found is not None and self.found.kind != "white":
             what = f"found {self.found}: restored as {what}"
-        where = "the type's range" if isinstance(chosen, str) else f"range {chosen[0]:g},{chosen[1]:g}"
-        return f"{self.planes} {'plane' if self.planes == 1 else 'planes'}: {what}, {where}"
+        return line_of(self.planes, what, self.asked.value_range)
+
+
+def line_of(planes: int, what: str, chosen: Range) -> str:
+    """What is done with so many planes of a channel, and on which range."""
+    where = "the type's range" if isinstance(chosen, str) else f"range {chosen[0]:g},{chosen[1]:g}"
+    return f"{planes} {'plane' if planes == 1 else 'planes'}: {what}, {where}"
 
 
 def samples_of(planes: Planes, tick: Callable[[int], None] = lambda done: None) -> list[np.ndarray]:
