@@ -27,7 +27,7 @@ from nlrn.inference.beside import ALONE, Beside, check_neighbors
 from nlrn.inference.coarse import with_half_size
 from nlrn.inference.kinds import ImageT, floats_or_same_kind
 from nlrn.inference.memory import backing_off, memory_per_pixel, tile_side, within_memory
-from nlrn.inference.self_ensemble import Progress, groups, image_of, over_views, part_of, planes_of, tick_of_part
+from nlrn.inference.self_ensemble import Progress, image_of, over_views, planes_of, tick_of_part
 from nlrn.inference.settings import MEMORY as MEMORY
 from nlrn.inference.settings import Settings as Settings
 from nlrn.inference.super_resolution import enlarged, passes_of, resized_bicubic, seen_size
@@ -323,7 +323,8 @@ class Restorer:
             for tile in tiles:
                 x = image[:, *tile.region]
                 x = x.reshape(-1, channels, *x.shape[1:])  # [P, C, H, W]
-                out = self._run(self.model.config.window, x, part_of(noise, tile.region), self.settings.neighbors)
+                level = noise if isinstance(noise, float) else noise[tile.region]
+                out = self._run(self.model.config.window, x, level, self.settings.neighbors)
                 blend.add(tile, out[place].transpose(1, 2, 0))
                 done += 1
                 if progress is not None:
@@ -345,13 +346,15 @@ class Restorer:
         ]
         averages = [Average(height, width, planes.shape[1]) for _ in planes]
         room = self.settings.memory / memory_per_pixel(model, rows, columns, self.bf16)  # pixels together
-        for group, done in groups(parts, max(1, int(min(room, _BATCH_PIXELS)) // (rows * columns))):
+        size = max(1, int(min(room, _BATCH_PIXELS)) // (rows * columns))
+        for start in range(0, len(parts), size):
+            group = parts[start : start + size]
             x = np.stack([planes[b][:, *region] for b, region in group])
             level = noise if isinstance(noise, float) else np.stack([noise[region] for _, region in group])
             for (b, (down, right)), out in zip(group, self._run(seen, x, level), strict=True):
                 averages[b].add(down.start, right.start, out.transpose(1, 2, 0))
             if progress is not None:
-                progress(done, len(parts))
+                progress(start + len(group), len(parts))
         return np.stack([average.result().transpose(2, 0, 1) for average in averages])
 
     # -- one pass --------------------------------------------------------------------------------------------

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from nlrn.errors import InputError
 
-Part = tuple[int, tuple[slice, slice]]  # image of the batch, rows and columns
 Progress = Callable[[int, int], None]
 Run = Callable[[np.ndarray, "float | np.ndarray", Progress | None], np.ndarray]
 
@@ -57,15 +56,3 @@ def planes_of(image: np.ndarray, channels: int) -> np.ndarray:
 def image_of(planes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `planes_of`: an image HW or HWC of this shape."""
     return np.ascontiguousarray(planes.reshape(-1, *shape[:2]).transpose(1, 2, 0).reshape(shape))
-
-
-def part_of(noise: float | np.ndarray, part: tuple[slice, slice]) -> float | np.ndarray:
-    """The noise level of a part of an image: that part of a map, or the number itself."""
-    return noise if isinstance(noise, float) else noise[part]
-
-
-def groups(items: list[Part], size: int) -> Iterator[tuple[list[Part], int]]:
-    """The items in groups, each with the number of items up to its end."""
-    for start in range(0, len(items), size):
-        group = items[start : start + size]
-        yield group, start + len(group)
