@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nlrn.functional.degradations import half_size
+
 WINDOW = 64  # side of the parts of an image that are looked at, in pixels
 NUMBERS = Path(__file__).with_name("correlated.json")
 _MOST_WINDOWS = 1024
@@ -77,8 +79,8 @@ def measurements(image: np.ndarray, white_sigma: float) -> tuple[np.ndarray, flo
     if windows is None:
         return None
     luma = windows @ _LUMA if windows.ndim == 4 else windows
-    half = _half(luma)
-    parts = [_of_scale(luma, 16), _of_scale(half, 16), _deviations(_half(half), 8), _deviations(luma, 8)]
+    half = half_size(luma)
+    parts = [_of_scale(luma, 16), _of_scale(half, 16), _deviations(half_size(half), 8), _deviations(luma, 8)]
     whole = [part for part in parts if part is not None]
     if len(whole) < len(parts):
         return None
@@ -99,11 +101,6 @@ def _windows(image: np.ndarray) -> np.ndarray | None:
     places = np.linspace(0, rows * columns - 1, count).round().astype(int)
     parts = [image[r : r + WINDOW, c : c + WINDOW] for r, c in (np.array(divmod(p, columns)) * WINDOW for p in places)]
     return np.stack(parts).astype(np.float64) * 255
-
-
-def _half(planes: np.ndarray) -> np.ndarray:
-    """[N, H, W] -> [N, H / 2, W / 2], means of 2 x 2 pixels."""
-    return np.asarray((planes[:, ::2, ::2] + planes[:, 1::2, ::2] + planes[:, ::2, 1::2] + planes[:, 1::2, 1::2]) / 4)
 
 
 def _residuals(planes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -56,6 +56,13 @@ def resize_matrix(length: int, size: int, *, antialias: bool = True, border: Bor
     return matrix
 
 
+def half_size(x: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 over the last two axes; an odd side is repeated at its end."""
+    odd = [(0, 0)] * (x.ndim - 2) + [(0, n % 2) for n in x.shape[-2:]]
+    x = np.pad(x, odd, mode="edge")
+    return np.asarray((x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / x.dtype.type(4))
+
+
 def resize_bicubic8(image: np.ndarray, height: int, width: int, *, border: Border = "replicate") -> np.ndarray:
     """A uint8 image resized to uint8 exactly as MATLAB does it, which made the field's LR images.
 

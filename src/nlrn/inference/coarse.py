@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from nlrn.functional.degradations import resize_bicubic
+from nlrn.functional.degradations import half_size, resize_bicubic
 from nlrn.inference.self_ensemble import Progress, Run, tick_of_part
 
 LEAST_SIDE = 32  # pixels; a smaller image has no second pass
@@ -32,10 +32,3 @@ def with_half_size(run: Run, planes: np.ndarray, noise: float | np.ndarray, prog
         coarse = resize_bicubic(change.transpose(1, 2, 0), *even)[:height, :width]
         found += coarse.transpose(2, 0, 1).astype(found.dtype)
     return fine
-
-
-def half_size(x: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2 over the last two axes; an odd side is repeated at its end."""
-    odd = [(0, 0)] * (x.ndim - 2) + [(0, n % 2) for n in x.shape[-2:]]
-    x = np.pad(x, odd, mode="edge")
-    return np.asarray((x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / x.dtype.type(4))
