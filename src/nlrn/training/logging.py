@@ -66,7 +66,7 @@ class TrainingLog:
         self.losses: list[tuple[float, int]] = []
         self.elapsed = 0.0
         self.writer = _summary_writer(folder) if tensorboard else None
-        self.display: _Bar | _Lines | None = (_Bar() if os.isatty(1) else _Lines()) if show else None
+        self.display = _Display() if show else None
 
     def __enter__(self) -> TrainingLog:
         if self.keep:
@@ -160,47 +160,39 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _line(loss: float, pace: float, left: float) -> str:
-    return f"loss {loss:.5f}  {pace:.3f} s/step  {_clock(left)} left"
-
-
-class _Bar:
-    """A progress bar by rich."""
+class _Display:
+    """A progress bar by rich on a terminal, elsewhere plain lines."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = ("step {task.completed}/{task.total}", "{task.fields[text]}")
-        self.progress = Progress(TextColumn(columns[0]), BarColumn(), TextColumn(columns[1]))
-        self.task = self.progress.add_task("train", total=None, text="")
-        self.progress.start()
+        self.next, self.bar = 0, _bar() if os.isatty(1) else None
 
     def update(self, step: int, end: int, loss: float, pace: float, left: float) -> None:
-        self.progress.update(self.task, completed=step, total=end, text=_line(loss, pace, left))
-
-    def say(self, text: str) -> None:
-        self.progress.console.print(text)
-
-    def close(self) -> None:
-        self.progress.stop()
-
-
-class _Lines:
-    """Plain lines, where the output is no terminal."""
-
-    def __init__(self) -> None:
-        self.next = 0
-
-    def update(self, step: int, end: int, loss: float, pace: float, left: float) -> None:
-        if step >= self.next or step == end:
-            self.say(f"step {step}/{end}  {_line(loss, pace, left)}")
+        text = f"loss {loss:.5f}  {pace:.3f} s/step  {_clock(left)} left"
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=step, total=end, text=text)
+        elif step >= self.next or step == end:
+            self.say(f"step {step}/{end}  {text}")
             self.next = step + EVERY
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        if self.bar is not None:
+            self.bar.console.print(text)
+        else:
+            print(text, flush=True)
 
     def close(self) -> None:
-        pass
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _bar() -> Any:
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = ("step {task.completed}/{task.total}", "{task.fields[text]}")
+    bar = Progress(TextColumn(columns[0]), BarColumn(), TextColumn(columns[1]))
+    bar.add_task("train", total=None, text="")
+    bar.start()
+    return bar
 
 
 def _summary_writer(folder: Path) -> Any:
