@@ -64,7 +64,7 @@ def test_the_cores_partition_the_image_with_half_the_overlap_around_them(count: 
         size, _, overlap, tiles = case
         covered = np.zeros(size, dtype=int)
         for tile in tiles:
-            covered[tile.core] += 1
+            covered[tile.core_y0 : tile.core_y1, tile.core_x0 : tile.core_x1] += 1
         assert (covered == 1).all()
         for length, side in zip(size, "yx", strict=True):
             for start, end, core_start, core_end in along(tiles, side):

@@ -54,11 +54,6 @@ class Tile:
         """Index of the region read, for an array [H, W, ...]."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
-    @property
-    def core(self) -> tuple[slice, slice]:
-        """Index of the core, for an array [H, W, ...]."""
-        return slice(self.core_y0, self.core_y1), slice(self.core_x0, self.core_x1)
-
 
 def plan(height: int, width: int, tile: int, overlap: int, *, ramp: int | None = None) -> tuple[Tile, ...]:
     """The fewest tiles of at most `tile` x `tile` pixels that cover an image, row by row.
