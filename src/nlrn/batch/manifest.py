@@ -221,7 +221,8 @@ class StoreManifest:
         """Put a result. Raises InputError for an object that exists already, StoreError where the store refuses all."""
         if self.knows(job) and not overwrite:
             raise InputError(f"{job.source} has changed since its result was made: see --overwrite")
-        metadata = {f"nlrn-{name}": _as_text(value) for name, value in _said_of(job, encoded).items()}
+        said = _said_of(job, encoded).items()
+        metadata = {f"nlrn-{name}": value if isinstance(value, str) else json.dumps(value) for name, value in said}
         metadata |= {"nlrn-in": _plain(job.name), "nlrn-work": self.work}
         target = _object(job)
         try:
@@ -260,10 +261,6 @@ def _is_of(record: dict[str, Any], job: Job) -> bool:
     if isinstance(job.source, ObjectPath):
         return bool(record.get("etag") == job.source.etag)
     return bool(record.get("input") == sha256(job.source))
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _plain(name: str) -> str:

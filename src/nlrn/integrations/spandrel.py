@@ -104,18 +104,14 @@ def register(
         known = registry.get(architecture.id)
         if known is not None and _settings(known.architecture) != _settings(architecture):
             raise ConfigError(f"{model} is registered already with another sigma, or its tensors with another header")
-    supports = [ArchSupport.from_architecture(a, before=_all_of(registry)) for a in architectures]
+    others = tuple(support.architecture.id for support in registry)  # an exact match goes before every guess by keys
+    supports = [ArchSupport.from_architecture(a, before=others) for a in architectures]
     registry.add(*supports, ignore_duplicates=True)
     return architectures
 
 
 def _settings(architecture: NLRNArch) -> tuple[Any, Any]:
     return architecture.model.config, architecture.sigma
-
-
-def _all_of(registry: ArchRegistry) -> tuple[Any, ...]:
-    """An exact match goes before every guess by keys."""
-    return tuple(support.architecture.id for support in registry)
 
 
 def _digest(tensors: dict[str, Any]) -> str:

@@ -62,7 +62,8 @@ def grown_tags(
         kind, _, raw = kept.pop(key)
         said = _described(raw, entries, before, size_of, form)
         kept |= {key: (kind, len(said), said)} if said else {}
-        lost += ["regions (ROI)"] if _has_regions(raw) else [] if said else ["its description"]
+        regions = b"<OME" in raw[:2000] and _REGIONS.search(raw)
+        lost += ["regions (ROI)"] if regions else [] if said else ["its description"]
     try:
         lost += ["regions (ROI)"] * _without_regions(kept, form)
     except (struct.error, IndexError):  # it cannot be parsed
@@ -112,10 +113,6 @@ def _described(raw: bytes, entries: Mapping[int, Entry], before: tuple[int, int]
         samples = _number(entries[_SAMPLES], form) if _SAMPLES in entries else 1
         return _shaped(raw, before, size, behind=samples > 1 and not separate)
     return raw
-
-
-def _has_regions(raw: bytes) -> bool:
-    return b"<OME" in raw[:2000] and _REGIONS.search(raw) is not None
 
 
 def _pixels(tag: bytes, size_of: SizeOf) -> bytes:

@@ -177,7 +177,8 @@ class TiffStack(Stack):
     def _find_planes(self, tiff: Any, axes: str | None) -> None:
         """Which page, and which image behind it, is a plane, and of which channel."""
         found: list[tuple[int, int, int, tuple[int, int]]] = []  # page, image behind it, channel, line and place in it
-        self.kind, self.channels, self.axes = _kind_of(tiff), 0, ""
+        self.kind = "OME-TIFF" if tiff.is_ome else "ImageJ stack" if tiff.is_imagej else "TIFF"
+        self.channels, self.axes = 0, ""
         self.sizes: tuple[int, ...] = ()
         self.one_directory = False
         for number, series in enumerate(tiff.series):
@@ -336,12 +337,6 @@ def scaled(image: ImageData, levels: float) -> ImageData:
         return image
     array = image.array * np.float32(image.levels / levels)
     return replace(image, array=array, levels=levels, float_levels=levels)
-
-
-def _kind_of(tiff: Any) -> str:
-    if tiff.is_ome:
-        return "OME-TIFF"
-    return "ImageJ stack" if tiff.is_imagej else "TIFF"
 
 
 def _places_of(series: Any, pages: int) -> list[tuple[int, int]]:
