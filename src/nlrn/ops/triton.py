@@ -76,13 +76,6 @@ def unsupported(q: Tensor, window: int | None) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------ the state
-def new_state(
-    batch: int, height: int, width: int, window: int, device: torch.device | str, dtype: torch.dtype
-) -> Tensor:
-    """Room for S: [B, H, W, q, q], not initialised; forward defines every entry of it. float16 or float32."""
-    return torch.empty(batch, height, width, window, window, device=device, dtype=dtype)
-
-
 def state_elements(batch: int, height: int, width: int, window: int | None) -> int:
     """Numbers of a correlation."""
     assert window is not None
@@ -128,11 +121,6 @@ def _adjoining(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     """x [B, H, W, C], copied if its channels do not adjoin in memory, and its strides of B, H, W."""
     x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
     return x, (x.stride(0), x.stride(1), x.stride(2))
-
-
-def _is_new(state: Tensor | None, known: Tensor | None) -> bool:
-    """Whether the entries of a state outside the image have yet to be zeroed: it is not `known`."""
-    return state is not None and (known is None or state.data_ptr() != known.data_ptr())
 
 
 def _blocks(kind: str, embedded: int, channels: int, itemsize: int) -> Blocks:
@@ -190,7 +178,7 @@ def forward(
         k: keys [B, H, W, Cm].
         v: values [B, H, W, C].
         window: odd side length of the neighbourhood.
-        before: the state carried so far, as new_state made and forward filled it, or None.
+        before: the state carried so far, as forward filled it, or None.
         after: the state to fill, every entry of it, or None. It may be ``before``. float16 saturates at 65504.
             The softmax is that of the logits as stored.
         norms: float32 [2, B, H, W], contiguous, to fill with M_i = max_j S_ij and sum_j exp(S_ij - M_i), or None.
@@ -206,9 +194,10 @@ def forward(
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     most, whole = (None, None) if norms is None else norms
     (q, q_strides), (k, k_strides), (v, v_strides) = (_adjoining(x) for x in (q, k, v))
+    new = after is not None and (before is None or after.data_ptr() != before.data_ptr())
     _launch(
         "forward", q, v, window, q, k, v, before, after, out, most, whole, exact, q_strides, k_strides, v_strides,
-        clear=_is_new(after, before),
+        clear=new,  # its entries outside the image have yet to be zeroed
     )  # fmt: skip
     return out
 
@@ -224,8 +213,6 @@ def backward(
     after: Tensor | None,
     grad_after: Tensor | None,
     grad_dtype: torch.dtype = torch.float32,
-    needs_grad_before: bool | None = None,
-    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of a step of forward, by two gathers: over the keys of every query, then the queries of every key.
 
@@ -239,15 +226,13 @@ def backward(
         norms: as forward filled them.
         window: odd side length of the neighbourhood.
         after: the state that forward filled. None only if it neither read nor filled one: the logits are q.k then.
-        grad_after: gradient of that state from the states after, [B, H, W, q, q] float32 or bfloat16, or None.
+        grad_after: gradient of that state from the states after, [B, H, W, q, q] float32 or bfloat16, or None; None
+            where there is no such state.
         grad_dtype: of the gradient returned: float32 or bfloat16.
-        needs_grad_before: whether the gradient of the state before is computed. None: where a state was filled.
-        into: room for it, in grad_dtype and zero outside the image; it may be ``grad_after``, which is then
-            overwritten. None: new room.
 
     Returns:
         dq, dk, dv in the dtypes of q, k, v, and the gradient of the state before, 0 outside the image:
-        dS = p * (dout.v - sum(out * dout)) + grad_after, which is also the gradient of the logits; or None.
+        dS = p * (dout.v - sum(out * dout)) + grad_after, which is also the gradient of the logits; None without one.
 
     Raises:
         InputError: grad_dtype is not one of the two.
@@ -256,12 +241,7 @@ def backward(
     if grad_dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"the gradient of a state is kept in float32 or bfloat16, not in {grad_dtype}")
     grad_after = None if grad_after is None else grad_after.contiguous()
-    if needs_grad_before is None:
-        needs_grad_before = after is not None
-    grad_before = None
-    if needs_grad_before:
-        shape = (*q.shape[:3], window, window) if after is None else after.shape
-        grad_before = torch.empty(shape, dtype=grad_dtype, device=q.device) if into is None else into
+    grad_before = None if after is None else torch.empty(after.shape, dtype=grad_dtype, device=q.device)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     most, whole = norms
     delta = torch.empty_like(most)
@@ -269,10 +249,10 @@ def backward(
     (q, k, v, out, dout), (q_strides, k_strides, v_strides, out_strides, dout_strides) = zip(*tensors, strict=True)
     _launch(
         "query", q, v, window, q, k, v, out, dout, most, whole, after, grad_after, grad_before, dq, delta,
-        q_strides, k_strides, v_strides, out_strides, dout_strides, clear=_is_new(grad_before, into),
+        q_strides, k_strides, v_strides, out_strides, dout_strides, clear=after is not None,
     )  # fmt: skip
     _launch(
-        "key", q, v, window, q, k, v, dout, most, whole, delta, after, grad_after, grad_before, dk, dv,
+        "key", q, v, window, q, k, v, dout, most, whole, delta, after, grad_before, dk, dv,
         q_strides, k_strides, v_strides, dout_strides,
     )  # fmt: skip
     return dq, dk, dv, grad_before

@@ -290,14 +290,14 @@ def query_pass(
 @triton.jit(do_not_specialize=["height", "width", "window"])
 def key_pass(
     q: tensor, k: tensor, v: tensor, dout: tensor, most: tensor, whole: tensor, delta: tensor,
-    after: tensor, grad_after: tensor, grad_before: tensor, dk: tensor, dv: tensor,
+    after: tensor, grad_before: tensor, dk: tensor, dv: tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple,
     dout_strides: tl.tuple,
     height: tensor, width: tensor, window: tensor,
     embedded: constexpr, embedded_padded: constexpr, channels: constexpr, channels_padded: constexpr,
     tall: constexpr, wide: constexpr, streamed: constexpr, precision: constexpr, narrow: constexpr,
 ) -> None:  # fmt: skip
-    """dk and dv. dS is read from grad_before where the query pass kept it, else found again from grad_after.
+    """dk and dv. Where there is a state, dS is read from grad_before, which the query pass filled, else found again.
 
     The states are read as [streamed, tile], along the keys as they lie in memory, and turned round.
     """
@@ -337,9 +337,6 @@ def key_pass(
         else:
             expected = tl.load(delta + pixels, mask=query_inside, other=0.0)
             ds = p * (tl.dot(values, tl.trans(slope), input_precision=precision) - expected[None, :])
-            if grad_after is not None:
-                later = _row_of(grad_after, image, first_row, height, width, window) + entries
-                ds += tl.trans(tl.load(later, mask=seen, other=0.0)).to(tl.float32)
         key_total = _gradient_dot(ds, queries, key_total, precision)
     tile_pixels = _pixels(image, y, x, height, width)
     _store(dk, tile_pixels, inside, key_total, embedded, embedded_padded)
