@@ -167,28 +167,24 @@ def png_parts(data: bytes) -> list[memoryview]:
     Raises InputError for what Pillow accepts silently: wrong checksums, and whatever the specification forbids of the
     chunks that decide about pixels (PNG, third edition, 5.6 and 11.2).
     """
-    place, seen, parts, view = 8, dict[bytes, int](), list[memoryview](), memoryview(data)
-    before = b""
-    for _ in range(_MAX_CHUNKS):
-        length = int.from_bytes(data[place : place + 4], "big")
-        kind, checksum = data[place + 4 : place + 8], data[place + 8 + length : place + 12 + length]
-        if len(checksum) < 4:
+    seen, parts, view, before = set[bytes](), list[memoryview](), memoryview(data), b""
+    for number, (kind, place, end) in enumerate(png_chunks(data)):
+        if number == _MAX_CHUNKS:
+            raise InputError(f"damaged: over {_MAX_CHUNKS:,} chunks")
+        if end > len(data):
             raise InputError("truncated")
-        if zlib.crc32(view[place + 4 : place + 8 + length]) != int.from_bytes(checksum, "big"):
+        if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise InputError(f"damaged: wrong checksum of chunk {kind!r}")
         _check_png_order(kind, before, seen)
-        body = view[place + 8 : place + 8 + length]
+        body = view[place + 8 : end - 4]
         if kind in _PNG_CHECKS:
             _PNG_CHECKS[kind](body, data)
         if kind == b"IDAT":
             parts.append(body)
-        seen[kind] = length
+        seen.add(kind)
         before = kind
-        place += 12 + length
-        if kind == b"IEND":
-            break
-    else:
-        raise InputError(f"damaged: over {_MAX_CHUNKS:,} chunks")
+    if before != b"IEND":
+        raise InputError("truncated")
     if png_header(data).colour == 3 and b"PLTE" not in seen:
         raise InputError("damaged: the palette is missing")
     if not parts:
@@ -196,7 +192,7 @@ def png_parts(data: bytes) -> list[memoryview]:
     return parts
 
 
-def _check_png_order(kind: bytes, before: bytes, seen: dict[bytes, int]) -> None:
+def _check_png_order(kind: bytes, before: bytes, seen: set[bytes]) -> None:
     """Raises InputError for a chunk that may not stand behind those that were seen."""
     if not kind.isalpha():
         raise InputError(f"damaged: {kind!r} is no name of a chunk")
@@ -269,7 +265,7 @@ def avif_check(data: bytes) -> None:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, place, end) of every chunk of a PNG that png_parts has seen, up to the last."""
+    """(kind, place, end) of every chunk of a PNG, up to IEND, or to one that the file does not hold all of."""
     place, kind = 8, b""
     while kind != b"IEND" and place + 12 <= len(data):
         kind, end = data[place + 4 : place + 8], place + 12 + int.from_bytes(data[place : place + 4], "big")
