@@ -8,25 +8,33 @@ from typing import TYPE_CHECKING, Any
 from nlrn._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from nlrn.errors import (
-        BackendError,
-        CheckpointError,
-        ConfigError,
-        InputError,
-        MemoryBudgetError,
-        ModelError,
-        ModelNotFoundError,
-        NLRNError,
-        TrainingError,
-    )
-    from nlrn.functional.anscombe import PoissonNoise
-    from nlrn.functional.noise import NoiseEstimate, estimate_noise, estimate_sigma
-    from nlrn.inference.api import denoise, load, upscale
-    from nlrn.inference.restorer import Restorer, Settings
-    from nlrn.models.checkpoint import list_models, load_model, save_model
-    from nlrn.models.nlrn import NLRN, PRESETS, NLRNConfig, NonLocal2d
-    from nlrn.ops import neighborhood_attention
-    from nlrn.training.trainer import train_from_recipe
+    from nlrn.errors import BackendError as BackendError
+    from nlrn.errors import CheckpointError as CheckpointError
+    from nlrn.errors import ConfigError as ConfigError
+    from nlrn.errors import InputError as InputError
+    from nlrn.errors import MemoryBudgetError as MemoryBudgetError
+    from nlrn.errors import ModelError as ModelError
+    from nlrn.errors import ModelNotFoundError as ModelNotFoundError
+    from nlrn.errors import NLRNError as NLRNError
+    from nlrn.errors import TrainingError as TrainingError
+    from nlrn.functional.anscombe import PoissonNoise as PoissonNoise
+    from nlrn.functional.noise import NoiseEstimate as NoiseEstimate
+    from nlrn.functional.noise import estimate_noise as estimate_noise
+    from nlrn.functional.noise import estimate_sigma as estimate_sigma
+    from nlrn.inference.api import denoise as denoise
+    from nlrn.inference.api import load as load
+    from nlrn.inference.api import upscale as upscale
+    from nlrn.inference.restorer import Restorer as Restorer
+    from nlrn.inference.restorer import Settings as Settings
+    from nlrn.models.checkpoint import list_models as list_models
+    from nlrn.models.checkpoint import load_model as load_model
+    from nlrn.models.checkpoint import save_model as save_model
+    from nlrn.models.nlrn import NLRN as NLRN
+    from nlrn.models.nlrn import PRESETS as PRESETS
+    from nlrn.models.nlrn import NLRNConfig as NLRNConfig
+    from nlrn.models.nlrn import NonLocal2d as NonLocal2d
+    from nlrn.ops import neighborhood_attention as neighborhood_attention
+    from nlrn.training.trainer import train_from_recipe as train_from_recipe
 
 _HOMES = {
     "inference.api": ("denoise", "load", "upscale"),
@@ -50,35 +58,7 @@ _HOMES = {
     "training.trainer": ("train_from_recipe",),
 }
 
-__all__ = [
-    "NLRN",
-    "PRESETS",
-    "BackendError",
-    "CheckpointError",
-    "ConfigError",
-    "InputError",
-    "MemoryBudgetError",
-    "ModelError",
-    "ModelNotFoundError",
-    "NLRNConfig",
-    "NLRNError",
-    "NoiseEstimate",
-    "NonLocal2d",
-    "PoissonNoise",
-    "Restorer",
-    "Settings",
-    "TrainingError",
-    "denoise",
-    "estimate_noise",
-    "estimate_sigma",
-    "list_models",
-    "load",
-    "load_model",
-    "neighborhood_attention",
-    "save_model",
-    "train_from_recipe",
-    "upscale",
-]
+__all__ = sorted(name for names in _HOMES.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:
