@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,12 +85,7 @@ def denoise(
     if not isinstance(sigma, str | PoissonNoise) and (hint := scale_hint(sigma)) is not None:
         _LOG.warning("%s", hint)
     settings = Settings(mode=mode, level=level, neighbors=neighbors)
-
-    def restorer_for(channels: int, photo: bool) -> Restorer:
-        if isinstance(model, NLRN):
-            return Restorer(model, settings=settings)
-        return restorer_of(str(model or default_model("denoise", channels, photo=photo)), "auto", settings)
-
+    restorer_for = partial(_restorer, model, settings, "denoise")
     if axes is not None or is_labelled(image):
         everything = Denoising(sigma, strength, noise, named=model is not None, value_range=value_range)
         own = Restorer(model, settings=settings) if isinstance(model, NLRN) else None  # once for all planes
@@ -124,16 +120,8 @@ def upscale(
     Raises InputError for an image or scale that is refused, ModelError for the model.
     """
     settings = Settings(mode=mode)
-    restorer = (
-        Restorer(model, settings=settings)
-        if isinstance(model, NLRN)
-        else restorer_of(str(model or default_model("sr", 1)), "auto", settings)
-    )
-
-    def denoiser(channels: int, photo: bool) -> Restorer:
-        return restorer_of(default_model("denoise", channels, photo=photo), "auto", settings)
-
-    first = NoiseFirst(denoiser, denoise_first)
+    restorer = _restorer(model, settings, "sr", 1)
+    first = NoiseFirst(partial(_restorer, None, settings, "denoise"), denoise_first)
 
     def restore(array: np.ndarray, alpha: np.ndarray | None, chosen: Range) -> np.ndarray:
         height, width = enlarged_size(array.shape, scale)
@@ -142,3 +130,12 @@ def upscale(
         ).array
 
     return of_the_same_kind(image, restore, value_range)
+
+
+def _restorer(
+    model: NLRN | str | Path | None, settings: Settings, task: str, channels: int, photo: bool = False
+) -> Restorer:
+    """Of a model that was given, else of the one that is shipped for the task and the image."""
+    if isinstance(model, NLRN):
+        return Restorer(model, settings=settings)
+    return restorer_of(str(model or default_model(task, channels, photo=photo)), "auto", settings)
