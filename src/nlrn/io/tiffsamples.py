@@ -69,10 +69,9 @@ def each_of(value: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class _Grid:
-    """Strips or tiles: rows and columns of one, how many there are, and down the image; bytes of a row of one."""
+    """Strips or tiles: rows of one, how many there are, and down the image; bytes of a row of one."""
 
     rows: int
-    columns: int
     count: int
     down: int
     row: int
@@ -114,9 +113,9 @@ def _grid(page: Any, kind: Kind) -> _Grid:
         rows = max(1, min(rows, page.imagelength))
     row = (columns * kind.bits * (page.samplesperpixel if planes == 1 else 1) + 7) // 8
     if page.compression == _OLD_JPEG and len(each_of(page.dataoffsets)) == 1:  # one stream, whatever the strips
-        return _Grid(page.imagelength, columns, 1, 1, row)
+        return _Grid(page.imagelength, 1, 1, row)
     down, across = math.ceil(page.imagelength / rows), math.ceil(page.imagewidth / columns)
-    return _Grid(rows, columns, down * across * planes, down, row)
+    return _Grid(rows, down * across * planes, down, row)
 
 
 def _part(page: Any, grid: _Grid, index: int, view: memoryview, place: int, size: int) -> memoryview:

@@ -47,9 +47,6 @@ class Journal:
         assert self._file is not None
         self._file.close()
 
-    def __len__(self) -> int:
-        return len(self.records)
-
     @property
     def _first(self) -> dict[str, Any]:
         return {_MARK: 1, **json.loads(json.dumps(self.work))}
