@@ -88,26 +88,16 @@ def scale_of(image: np.ndarray, chosen: Range = "auto", sigma: float | np.ndarra
                 f" it is {np.max(sigma) / spread:g}: sigma counts in 1/255 of the type's range, whatever is chosen"
             )
         return _limited(chosen[0], spread, low, high)
-    low_w, spread_w = mapped(low, high, strongest, 1.0 if chosen == "image" else None)
-    return _limited(low_w, spread_w, low, high)
+    part = high - low
+    spread = max(part, strongest, _LEAST)
+    weight = 1.0 if chosen == "image" else min(max((LARGE - spread) / (LARGE - SMALL), 0.0), 1.0)
+    return _limited(weight * (low - (spread - part) / 2), 1 - weight + weight * spread, low, high)
 
 
 def _limited(low: float, spread: float, least: float, most: float) -> Scale:
     """With room beyond what is seen as 0..1, and beyond the range of the values."""
     least, most = (least - low) / spread, (most - low) / spread
     return Scale(low, spread, min(0.0, least) - _BEYOND, max(1.0, most) + _BEYOND)
-
-
-def mapped(low: Any, high: Any, strongest: float = 0.0, weight: float | None = None) -> tuple[Any, Any]:
-    """(low, spread) of a Scale for an image's range, numbers or tensors: the image's own, weighted against 0 and 1.
-
-    strongest: the least spread. weight: of the image's range; None for what "auto" gives it.
-    """
-    part = high - low
-    spread = max(part, strongest, _LEAST)
-    if weight is None:
-        weight = min(max((LARGE - spread) / (LARGE - SMALL), 0.0), 1.0)
-    return weight * (low - (spread - part) / 2), 1 - weight + weight * spread
 
 
 def scale_beyond(image: np.ndarray, sigma: float | np.ndarray) -> Scale:
@@ -124,14 +114,10 @@ def robust_range(image: np.ndarray) -> tuple[float, float]:
     values = image[::step, ::step]
     pixels = values.shape[0] * values.shape[1]
     values = values.reshape(-1)
-    apart = set_apart(pixels) * (values.size // pixels)
+    apart = min(max(math.ceil(pixels / _APART), min(_AT_LEAST, pixels // 64)), (pixels - 1) // 2)
+    apart *= values.size // pixels  # samples of each
     ends = np.partition(values, (apart, values.size - 1 - apart))
     return float(ends[apart]), float(ends[values.size - 1 - apart])
-
-
-def set_apart(pixels: int) -> int:
-    """How many pixels may lie beyond either end of the range of an image of so many."""
-    return min(max(math.ceil(pixels / _APART), min(_AT_LEAST, pixels // 64)), (pixels - 1) // 2)
 
 
 def checked_image(image: np.ndarray, value_range: Range = "auto") -> np.ndarray:
