@@ -97,7 +97,7 @@ class Texts(NamedTuple):
             parts.append(b"\xed" + _PHOTOSHOP + _RESOURCE + size + records + bytes(len(records) % 2))
         parts += [b"\xfe" + comment for comment in self.comments if len(comment) <= _SEGMENT]
         place = next((start for start, marker, _ in _segments(data) if marker not in _FIRST), 2)
-        return _put(data, place, map(_segment, parts))
+        return _put(data, place, (b"\xff" + x[:1] + struct.pack(">H", len(x) + 1) + x[1:] for x in parts))
 
 
 NO_TEXTS = Texts()
@@ -106,10 +106,6 @@ NO_TEXTS = Texts()
 def _put(data: bytes, place: int, parts: Iterator[bytes]) -> bytes:
     more = b"".join(parts)
     return data[:place] + more + data[place:] if more else data
-
-
-def _segment(named: bytes) -> bytes:
-    return b"\xff" + named[:1] + struct.pack(">H", len(named) + 1) + named[1:]
 
 
 # -- of each format ---------------------------------------------------------------------------------------------------

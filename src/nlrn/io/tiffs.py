@@ -81,7 +81,13 @@ def read_tiff(
             raise InputError("damaged or truncated: tags are missing")
         check_size(width, height)
         kind = _kind(page)
-        _check_stack(file, page, kind)
+        images = images_behind(file, page)
+        if images > 1:
+            raise InputError(
+                f"a stack of {images:,} images of {width} x {height} behind one directory; expected a"
+                " single image: save them as files of their own",
+                limit="frames",
+            )
         parts = checked_parts(page, kind, data)
         before_pixels(width, height)
         colour, alpha, more = samples_of(page, kind, parts, data)
@@ -237,17 +243,6 @@ def _alpha(page: Any, extra: int, bits: int, form: int) -> int:
     if kind not in (ASSOCIATED, UNASSOCIATED):
         raise InputError(f"its alpha is of an unknown kind ({kind}); save it unassociated")
     return kind
-
-
-def _check_stack(file: TiffFile, page: Any, kind: Kind) -> None:
-    """Raises InputError where a description declares more images than the one directory has."""
-    images = images_behind(file, page)
-    if images > 1:
-        raise InputError(
-            f"a stack of {images:,} images of {page.imagewidth} x {page.imagelength} behind one directory; expected a"
-            " single image: save them as files of their own",
-            limit="frames",
-        )
 
 
 def images_behind(file: TiffFile, page: Any) -> int:
