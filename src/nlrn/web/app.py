@@ -6,6 +6,7 @@ import asyncio
 import email.message
 import json
 import logging
+import pathlib
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any
 
@@ -18,7 +19,6 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from nlrn import __version__
-from nlrn.web.assets import assets
 from nlrn.web.fields import Denoising, Explaining, Upload, Upscaling
 from nlrn.web.limits import Limits, RefusedError
 from nlrn.web.messages import MEDIA, Answer, Task
@@ -125,15 +125,28 @@ def _add_questions(app: FastAPI, jobs: Jobs, metrics: Metrics, limits: Limits) -
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+_PAGE = pathlib.Path(__file__).parent / "page"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
+
+
 def _add_page(app: FastAPI) -> None:
+    """The files of the page, read once and served by name, "/" for the page; no other path leads to a file."""
+
     def handler(content: bytes, media: str) -> Callable[[], Coroutine[Any, Any, Response]]:
         async def file() -> Response:
             return Response(content, media_type=media)
 
         return file
 
-    for path, (content, media) in assets().items():
-        app.get(path, response_class=Response, include_in_schema=False)(handler(content, media))
+    for file in sorted(path for path in _PAGE.rglob("*") if path.suffix in _TYPES):
+        path = f"/{file.relative_to(_PAGE).as_posix()}".replace("/index.html", "/")
+        app.get(path, response_class=Response, include_in_schema=False)(handler(file.read_bytes(), _TYPES[file.suffix]))
 
 
 # -- requests ------------------------------------------------------------------------------------------------------
