@@ -315,40 +315,33 @@ def rows(
         yield block, tile.state(correlation, batch)[0]
 
 
+def _unpacked(tile: Strip, correlation: Tensor, batch: int, window: int | None) -> Tensor:
+    """Of one tile's queries, the correlation as reference.py defines it: [B, th, tw, q, q], or [B, th, tw, H, W]."""
+    part = tile.state(correlation, batch)[0].view(batch, tile.th, tile.tw, tile.kh, tile.kw)
+    if window is None:  # every query sees all keys
+        return part
+    y, x, at = (torch.arange(n, device=part.device) for n in (tile.th, tile.tw, window))
+    ky = (y[:, None] + tile.y - tile.ky + at - window // 2)[:, None, :, None]  # numbers of the tile's keys
+    kx = (x[:, None] + tile.x - tile.kx + at - window // 2)[None, :, None, :]
+    inside = (ky >= 0) & (ky < tile.kh) & (kx >= 0) & (kx < tile.kw)
+    y, x = y[:, None, None, None], x[None, :, None, None]
+    return part[:, y, x, ky.clamp(0, tile.kh - 1), kx.clamp(0, tile.kw - 1)].masked_fill(~inside, 0)
+
+
 def of_pixel(
     correlation: Tensor, batch: int, height: int, width: int, window: int | None, pixel: tuple[int, int, int]
 ) -> Tensor:
     """The correlations of one query (b, y, x): [q, q], or [H, W] for window=None."""
     b, y, x = pixel
     tile = next(t for t in _single(height, width, window) if y < t.y + t.th and x < t.x + t.tw)
-    query = (y - tile.y) * tile.tw + x - tile.x
-    part = tile.state(correlation, batch)[0, b, query].view(tile.kh, tile.kw)
-    if window is None:
-        return part
-    r = window // 2
-    found = correlation.new_zeros(window, window)
-    for_keys = [slice(max(0, c - r), c + r + 1) for c in (y - tile.ky, x - tile.kx)]
-    mine = part[for_keys[0], for_keys[1]]
-    top, left = (max(0, r - c) for c in (y - tile.ky, x - tile.kx))
-    found[top : top + mine.shape[0], left : left + mine.shape[1]] = mine
-    return found
+    return _unpacked(tile, correlation, batch, window)[b, y - tile.y, x - tile.x]
 
 
 def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
     """The correlation as reference.py defines it: [B, H, W, q, q], or [B, H, W, H, W] for window=None."""
-    device = correlation.device
     ky, kx = (height, width) if window is None else (window, window)
-    dense = correlation.new_zeros(batch, height, width, ky, kx)
+    dense = correlation.new_empty(batch, height, width, ky, kx)
     for tile in _single(height, width, window):
-        y, x = (torch.arange(a, a + n, device=device) for a, n in ((tile.y, tile.th), (tile.x, tile.tw)))
-        dy, dx = (torch.arange(a, a + n, device=device) for a, n in ((tile.ky, tile.kh), (tile.kx, tile.kw)))
-        if window is None:
-            dy, dx = dy.expand(len(y), -1), dx.expand(len(x), -1)
-        else:
-            dy, dx = (keys - queries[:, None] + window // 2 for keys, queries in ((dy, y), (dx, x)))
-        inside = ((dy >= 0) & (dy < ky))[:, None, :, None] & ((dx >= 0) & (dx < kx))[None, :, None, :]
-        at = (y[:, None, None, None], x[None, :, None, None], dy[:, None, :, None], dx[None, :, None, :])
-        to_y, to_x, to_dy, to_dx = (index.expand(inside.shape)[inside] for index in at)
-        part = tile.state(correlation, batch)[0].view(batch, *inside.shape)
-        dense[:, to_y, to_x, to_dy, to_dx] = part[:, inside]
+        part = _unpacked(tile, correlation, batch, window)
+        dense[:, tile.y : tile.y + tile.th, tile.x : tile.x + tile.tw] = part
     return dense
