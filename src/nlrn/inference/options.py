@@ -153,7 +153,8 @@ class UpscaleOptions(Options):
 
     def expected(self, image: ImageData, most: int = MAX_RESULT_PIXELS) -> ImageData:
         """An image of the size of the result, before there is one. Raises InputError."""
-        return image.of_size(*self.size(image, most))
+        height, width = image.array.shape[:2]
+        return image.of_size(*self.size_of(height, width, most))
 
     def restored(
         self,
@@ -165,7 +166,7 @@ class UpscaleOptions(Options):
     ) -> ImageData:
         """The enlarged image, as of `enlarging.upscaled`. restorer_for: by default `restorer`; words: of NoiseFirst."""
         restorer = (restorer_for or self.restorer)(1, False)
-        size = self.size(image)
+        size = self.size_of(*image.array.shape[:2])
         return upscaled(
             image, restorer, *size, first=self.first(**words), value_range=self.range, say=say, progress=progress
         )
@@ -177,11 +178,6 @@ class UpscaleOptions(Options):
     def _denoiser(self, channels: int, photo: bool = False) -> Restorer:
         return restorer_of(default_model("denoise", channels, photo=photo), self.device, self._settings())
 
-    def size(self, image: ImageData, most: int = MAX_RESULT_PIXELS) -> tuple[int, int]:
-        """(height, width) of the result, as of `result_size`. Raises InputError."""
-        height, width = image.array.shape[:2]
-        return self.size_of(height, width, most)
-
     def size_of(self, height: int, width: int, most: int = MAX_RESULT_PIXELS) -> tuple[int, int]:
-        """The same of an image of this height and width."""
+        """(height, width) of the result of an image of this size, as of `result_size`. Raises InputError."""
         return result_size(height, width, scale=self.scale, to_height=self.height, to_width=self.width, most=most)
