@@ -185,18 +185,11 @@ def _state(
 
 
 def attend_with_log_sums(
-    kernel: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window: int | None,
-    correlation: Tensor | None,
-    return_correlation: bool,
-    overwrite: bool,
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, window: int | None, correlation: Tensor | None, carry: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `attend` without a gradient: out, float32 and not rounded; log sum_j exp(S_ij) [B, H, W], float32; and S."""
-    state = _state(kernel, q, window, correlation, return_correlation, overwrite)
-    before, after = state if correlation is not None else None, state if return_correlation else None
+    state = _state(kernel, q, window, correlation, carry, True)
+    before, after = state if correlation is not None else None, state if carry else None
     norms = q.new_empty((NORMS, *q.shape[:3]), dtype=torch.float32)
     exact = None if v.dtype == torch.float32 else v.new_empty(v.shape, dtype=torch.float32)
     out = KERNELS[kernel].forward(q, k, v, window, before, after, norms, exact)

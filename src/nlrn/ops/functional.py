@@ -63,24 +63,17 @@ def neighborhood_attention(
 
 @torch.no_grad()
 def attention_and_log_sums(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    window: int | None,
-    correlation: Tensor | None = None,
-    return_correlation: bool = False,
-    overwrite: bool = False,
-    backend: str = "auto",
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, correlation: Tensor | None, carry: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`neighborhood_attention` and the logarithms of its sums, by which attentions over several windows become one.
 
-    Arguments and errors as of `neighborhood_attention`; there is no gradient. Returns out [B, H, W, C], float32 or
+    Arguments and errors as there, carry being return_correlation; the correlation may be overwritten, and there is no
+    gradient. Returns out [B, H, W, C], float32 or
     wider, log sum_j exp(S[i, j]) [B, H, W] of the same type, and S, None where it is not asked for.
     """
     name = _chosen(q, k, v, window, correlation, backend)
     if name in custom_ops.KERNELS:
-        return custom_ops.attend_with_log_sums(name, q, k, v, window, correlation, return_correlation, overwrite)
+        return custom_ops.attend_with_log_sums(name, q, k, v, window, correlation, carry)
     out, after = _directly(name, q, k, v, window, correlation, True)
     assert after is not None
     batch, height, width, _ = out.shape
@@ -88,7 +81,7 @@ def attention_and_log_sums(
     for (b, y, x), logits in BACKENDS[name].rows(after, batch, height, width, window):
         block = log_sums[b, y, x]
         block.copy_(logits.logsumexp(-1).view(block.shape))
-    return out, log_sums, after if return_correlation else None
+    return out, log_sums, after if carry else None
 
 
 def _chosen(q: Tensor, k: Tensor, v: Tensor, window: int | None, correlation: Tensor | None, backend: str) -> str:

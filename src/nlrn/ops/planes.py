@@ -62,15 +62,10 @@ def attention_over_planes(
     kept: list[Tensor] = []
     total = log_sum = q.new_empty(0)
     for number, (z, other) in enumerate(every):
+        own, keys = slice(z, z + 1), slice(other, other + 1)
+        before = None if correlations is None else correlations[number]
         found, log_found, after = attention_and_log_sums(
-            q[z : z + 1],
-            k[other : other + 1],
-            v[other : other + 1],
-            window=window,
-            correlation=None if correlations is None else correlations[number],
-            return_correlation=return_correlations,
-            overwrite=True,
-            backend=backend,
+            q[own], k[keys], v[keys], window, before, return_correlations, backend
         )
         if after is not None:
             kept.append(after)
