@@ -19,13 +19,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir
 import torch
+from onnxscript import opset18
 from torch import Tensor
 
 from nlrn.errors import BackendError
 from nlrn.ops.interface import MASKED
 
 BLOCK = 16  # queries
+op: Any = opset18
 _END = 2**63 - 1  # as the end of a slice
 
 _library = torch.library.Library("nlrn_onnx", "DEF")  # type: ignore[no-untyped-call]
@@ -68,7 +71,7 @@ def translations() -> dict[Any, Any]:
 
 def _nodes(q: Any, k: Any, v: Any, window: int, correlation: Sequence[Any]) -> list[Any]:
     """The operator in ONNX: values of the graph in and out, of the shapes that `attention` has."""
-    op, r, seen = _opset(), window // 2, pieces(window)
+    r, seen = window // 2, pieces(window)
     width = op.Shape(q, start=3)
     ones = op.Expand(_floats(1), op.Concat(op.Shape(q, start=0, end=1), _ints(1), op.Shape(q, start=2), axis=0))
     queries = _in_blocks(_framed(op.Concat(q, ones, axis=1), 0, 1), width, 1)  # [B, Cm + 1, H, n, BLOCK]
@@ -93,12 +96,11 @@ def _nodes(q: Any, k: Any, v: Any, window: int, correlation: Sequence[Any]) -> l
 
 def _framed(x: Any, r: int, seen: int, value: float = 0.0) -> Any:
     """[B, C, H, W] with r rows above and below, r columns before, and after as many as blocks can need."""
-    return _opset().Pad(x, _ints(0, 0, r, r, 0, 0, r, seen * BLOCK), _floats(value))
+    return op.Pad(x, _ints(0, 0, r, r, 0, 0, r, seen * BLOCK), _floats(value))
 
 
 def _in_blocks(x: Any, width: Any, seen: int) -> Any:
     """[B, C, H, framed W] -> [B, C, H, n, seen * BLOCK], n = ceil(W / BLOCK): what each block of queries sees."""
-    op = _opset()
     blocks = op.Add(op.Div(op.Sub(width, _ints(1)), _ints(BLOCK)), _ints(seen))  # n + seen - 1
     x = op.Slice(x, _ints(0), op.Mul(blocks, _ints(BLOCK)), _ints(3))
     x = op.Reshape(x, _ints(0, 0, 0, -1, BLOCK))
@@ -113,7 +115,7 @@ def _row(x: Any, dy: int, r: int) -> Any:
 
 
 def _slice(x: Any, axis: int, start: int, end: int) -> Any:
-    return _opset().Slice(x, _ints(start), _ints(end), _ints(axis))
+    return op.Slice(x, _ints(start), _ints(end), _ints(axis))
 
 
 def _band(window: int) -> np.ndarray:
@@ -123,20 +125,8 @@ def _band(window: int) -> np.ndarray:
 
 
 def _ints(*values: int) -> Any:
-    return _opset().Constant(value=_tensor(np.array(values, np.int64)))
+    return op.Constant(value=onnx_ir.tensor(np.array(values, np.int64)))
 
 
 def _floats(values: float | np.ndarray) -> Any:
-    return _opset().Constant(value=_tensor(np.asarray(values, np.float32)))
-
-
-def _tensor(values: np.ndarray) -> Any:
-    import onnx_ir
-
-    return onnx_ir.tensor(values)
-
-
-def _opset() -> Any:
-    from onnxscript import opset18
-
-    return opset18
+    return op.Constant(value=onnx_ir.tensor(np.asarray(values, np.float32)))
