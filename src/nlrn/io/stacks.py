@@ -284,7 +284,7 @@ class TiffStack(Stack):
         """How the samples of a plane are stored in the result: as they were."""
         page = self._page(self.planes[index][0])
         compression = int(page.compression)
-        chunk = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        chunk = page.tilelength, page.tilewidth
         if self.one_directory or not page.is_tiled:
             rows = page.imagelength if self.one_directory else min(page.rowsperstrip, page.imagelength)
             chunk = rows, page.imagewidth
