@@ -162,8 +162,7 @@ def held_to(
     Sizes are brought up to date, a resolution without a unit (ImageJ's) grows with the sides. A description that names
     another size or type, as OME's, ImageJ's or tifffile's does, is left out.
     """
-    found = Image.Exif()
-    found.load(exif)
+    found = loaded_exif(exif)
     details = found.get_ifd(IFD.Exif) if IFD.Exif in found else {}
     for tag, side in ((Base.ExifImageWidth, size[1]), (Base.ExifImageHeight, size[0])):
         if tag in details:
@@ -182,17 +181,12 @@ def held_to(
 
 def is_worth_naming(exif: bytes) -> bool:
     """Whether the block holds more than a resolution, which every TIFF has."""
-    found = Image.Exif()
-    found.load(exif)
-    return bool(set(found) - {Base.XResolution, Base.YResolution, Base.ResolutionUnit})
+    return bool(set(loaded_exif(exif)) - {Base.XResolution, Base.YResolution, Base.ResolutionUnit})
 
 
 def is_calibrated(exif: bytes | None) -> bool:
     """Whether the resolution is that of the thing itself, as a microscope gives it, and not of a print."""
-    found = Image.Exif()
-    if exif is not None:
-        found.load(exif)
-    description = text_of(found.get(Base.ImageDescription))
+    description = text_of(loaded_exif(exif or b"").get(Base.ImageDescription))
     return "<OME" in description[:2000] or description.startswith("ImageJ=")
 
 
