@@ -7,6 +7,7 @@ noise stands in the user's files are in recorded.py.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,10 +130,6 @@ class Reduction(Degradation):
 
     luminance = True
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(config, device)
-        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
     @staticmethod
     def check(config: TrainConfig) -> None:
         """Raises ConfigError for a model of colour or with a sigma, and for validation images that do not fit."""
@@ -174,18 +171,10 @@ class Reduction(Degradation):
 
     def _through(self, image: Tensor, scale: int, rounded: bool) -> Tensor:
         """HW, 0..255, after the small image; rounded: half up and clipped after each axis, as MATLAB's uint8 is."""
-        smaller, larger = self._matrices(image.shape[-1], scale)
+        smaller, larger = _matrices(image.shape[-1], scale, self.device)
         rows = smaller @ image
         small = _round8(_round8(rows) @ smaller.mT) if rounded else rows @ smaller.mT
         return larger @ small @ larger.mT
-
-    def _matrices(self, side: int, scale: int) -> tuple[Tensor, Tensor]:
-        """Of one axis, to the small image and back."""
-        if (side, scale) not in self._kept:
-            both = resize_matrix(side, side // scale), resize_matrix(side // scale, side)
-            smaller, larger = (torch.from_numpy(x).to(self.device, torch.float32) for x in both)
-            self._kept[side, scale] = smaller, larger
-        return self._kept[side, scale]
 
     def conditions(self) -> dict[str, tuple[float | None, Degrade]]:
         """Every scale of the recipe."""
@@ -204,6 +193,14 @@ NOISES: dict[str, type[Degradation]] = {
 def degradation_of(config: TrainConfig) -> type[Degradation]:
     """The class of what a recipe's model undoes."""
     return Reduction if config.model.task == "sr" else NOISES[config.noise.kind]
+
+
+@lru_cache
+def _matrices(side: int, scale: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of one axis, to the small image and back."""
+    both = resize_matrix(side, side // scale), resize_matrix(side // scale, side)
+    smaller, larger = (torch.from_numpy(x).to(device, torch.float32) for x in both)
+    return smaller, larger
 
 
 def _round8(x: Tensor) -> Tensor:
