@@ -6,6 +6,7 @@ Letters are tifffile's: T, Z, C for channels, Q where a file names none; not Y, 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,15 +23,10 @@ def split(axes: str, planes: int) -> tuple[str, tuple[int, ...]]:
     text = axes.upper()
     for end in ("YXS", "YX"):
         text = text.removesuffix(end)
-    letters, numbers = "", list[str]()
-    for sign in text:
-        if sign.isascii() and sign.isdigit() and numbers:
-            numbers[-1] += sign
-        elif sign.isascii() and sign.isalpha() and sign not in letters + "XYS":
-            letters += sign
-            numbers.append("")
-        else:
-            raise InputError(f"axes {axes!r}: expected letters, each once, such as ZYX, or with a size: TC2YX")
+    pairs = re.findall(r"([A-Z])([0-9]*)", text)
+    letters, numbers = "".join(letter for letter, _ in pairs), [number for _, number in pairs]
+    if "".join(map("".join, pairs)) != text or len({*letters, *"XYS"}) < len(letters) + 3:
+        raise InputError(f"axes {axes!r}: expected letters, each once, such as ZYX, or with a size: TC2YX")
     known = math.prod(int(number) for number in numbers if number)
     if numbers.count("") > 1 or (not letters and planes > 1) or known < 1 or planes % known:
         raise InputError(
