@@ -31,8 +31,8 @@ _REFUSALS = 3  # results that a store may refuse one after the other, each tried
 
 
 # Makes and publishes the result of a stack and returns lines about it; just before it gives the file its name it calls
-# the function that it receives, with the sha256 of the stack and the path of the file.
-Stacked = Callable[[Job, Callable[[str, Path], None]], Sequence[str]]
+# the function that it receives, with the sha256 of the stack, the path of the file and what the manifest lists of it.
+Stacked = Callable[[Job, Callable[[str, Path, dict[str, Any]], None]], Sequence[str]]
 
 
 class Manifest:
@@ -127,7 +127,9 @@ class Manifest:
         target = _path(job)
         check_no_links(self.folder, target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        said = make(job, lambda source, whole: self._write(job, {"input": source, "output": sha256(whole)}))
+        said = make(
+            job, lambda source, whole, more: self._write(job, {"input": source, "output": sha256(whole), **more})
+        )
         self.complete(job)
         return said
 

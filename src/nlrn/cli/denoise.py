@@ -63,12 +63,12 @@ def add(commands: Any) -> None:
         "--gain", type=number("gain", 1e-4, 255), metavar="G", help="with poisson: what one photon adds, 0-255 units"
     )
     group.add_argument("--read-noise", type=sigma_level, metavar="R", help="with poisson: sigma of the read-out")
-    adu = number("number of sample values", -1e6, 1e6)
-    for name, letter, what in (
-        ("gain", "G", "what one photon adds"),
-        ("read-noise", "R", "sigma of the read-out"),
-        ("black-level", "B", "the value without light"),
+    for name, letter, what, least in (
+        ("gain", "G", "what one photon adds", 1e-9),
+        ("read-noise", "R", "sigma of the read-out", 0.0),
+        ("black-level", "B", "the value without light", -1e6),
     ):
+        adu = number("number of sample values", least, 1e6)
         group.add_argument(
             f"--{name}-adu", type=adu, metavar=letter, help=f"with poisson: {what}, in IN's own sample values"
         )
@@ -111,7 +111,7 @@ def _denoise(options: argparse.Namespace) -> int:
     return restore_input(options, asked, DenoiseOptions.restored, "denoising", stacked=_stacked)
 
 
-def _stacked(options: argparse.Namespace, asked: DenoiseOptions, **more: Any) -> int:
+def _stacked(options: argparse.Namespace, asked: DenoiseOptions, **more: Any) -> dict[str, Any]:
     return restore_stack(options, DenoiseStack(asked), digest(options), **more)
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nlrn.io.image import ImageData
 
     Restored = Callable[[Any, ImageData, Report, Progress | None], ImageData]  # Any: what is asked, as of its task
-    Stacked = Callable[..., int]  # of the options and what is asked
+    Stacked = Callable[..., dict[str, Any]]  # of the options and what is asked; what was done, for JSON
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -150,14 +150,17 @@ def restore_input(
     started, record = time.monotonic(), {"input": str(options.input), "output": str(options.output)}
     if stacked is not None and many:
         options.quiet |= options.json
-        code = stacked(options, asked)
+        lines, say = list[str](), reporter(options)
+        done = stacked(options, asked, say=lines.append if options.json else say)
         if options.json:
-            print(json.dumps(record | {"seconds": time.monotonic() - started}))
-        return code
+            print(json.dumps(record | {"seconds": time.monotonic() - started} | done | {"said": lines}))
+        say(f"wrote {options.output}, {done['planes']} planes" + (f"; {options.input} is unchanged" if unnamed else ""))
+        return 0
     image, say, lines = _read_input(options, asked), reporter(options), list[str]()
     with ProgressBar(options, what) as tick:
         result = restored(asked, image, lines.append if options.json else say, tick)
-    for line in left_out_by(result, SUFFIXES[options.output.suffix.lower()]):
+    kind = SUFFIXES[options.output.suffix.lower()]
+    for line in (*left_out_by(result, kind), *_without_effect(options, kind)):
         (lines.append if options.json else say)(line)
     write_image(options.output, result, overwrite=options.overwrite)
     (height, width), before = result.array.shape[:2], image.array.shape[:2]
@@ -179,6 +182,14 @@ def _name_result(options: argparse.Namespace, many: bool, unnamed: bool) -> None
         options.output = options.output / f"{options.input.stem}{suffix}"
     elif unnamed and many and "tif" not in options.output.suffix.lower():
         options.output = options.output.with_suffix(".tif")
+
+
+def _without_effect(options: argparse.Namespace, kind: str) -> list[str]:
+    """A line for each option that a file of this format has no use for."""
+    from nlrn.io.written import WRITTEN
+
+    none = {"quality": not WRITTEN[kind].quality, "compression": kind != "TIFF"}
+    return [f"--{name} has no effect on {kind}" for name in none if none[name] and getattr(options, name) is not None]
 
 
 def _check_single(options: argparse.Namespace) -> None:

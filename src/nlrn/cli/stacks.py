@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from nlrn.system.journal import Journal
 
 
+Record = dict[str, Any]  # of what was done, for JSON
+Ready = Callable[[str, Path, Record], None]
+
+
 def add_stack_options(
     parser: argparse.ArgumentParser, planes: Callable[[str], int], size: Callable[[str], int], *, neighbors: bool
 ) -> None:
     """--axes and the limits of a file of many planes; neighbors: --neighbors, too."""
-    group = parser.add_argument_group("where IN is a stack (OUT: a TIFF, or name_%%04d.png)")
+    group = parser.add_argument_group("where IN is a stack (OUT: a TIFF, or name_%04d.png)")
     group.add_argument(
         "--axes", metavar="AXES", help="of planes whose file does not say: ZYX, or with all sizes but one, TC2YX"
     )
@@ -58,9 +62,9 @@ def is_stack(path: Path) -> bool:
 def stack_of_folder(
     options: argparse.Namespace,
     asked: Any,
-    stacked: Callable[..., int],
+    stacked: Callable[..., Record],
     job: Job,
-    ready: Callable[[str, Path], None],
+    ready: Ready,
 ) -> list[str]:
     """Restore a stack of the folder IN as the command for its file does; returns what that prints."""
     lines: list[str] = []
@@ -74,15 +78,16 @@ def restore_stack(
     task: StackTask,
     decides: str,
     say: Report | None = None,
-    ready: Callable[[str, Path], None] = lambda source, whole: None,
-) -> int:
-    """Restore IN, a file of many planes, into OUT, as the task says; returns the exit code.
+    ready: Ready = lambda source, whole, record: None,
+) -> Record:
+    """Restore IN, a file of many planes, into OUT, as the task says; returns axes, planes and what channels have.
 
     decides: a digest of what decides the result, besides the file. say: receives the lines, by default they are
-    printed. ready: called with the sha256 of IN and the whole file, a TIFF, before it gets its name.
+    printed. ready: called with the sha256 of IN, the whole file, a TIFF, and what is returned, before it gets its name.
     """
     from nlrn.io.stackwriting import NumberedWriter, TiffStackWriter, check_stack_output, is_numbered
     from nlrn.models.checkpoint import sha256
+    from nlrn.system.atomic import check_folder
     from nlrn.system.journal import Journal
 
     say, inputs = say or reporter(options), [options.input]
@@ -93,6 +98,7 @@ def restore_stack(
         if not is_numbered(options.output) and options.compression is not None:
             raise ConfigError("a stack keeps its compression; --compression is for an image, or numbered files")
         output, asked = options.output, task.asked
+        check_folder(output)
         result = task.result(stack)
         source = sha256(options.input)
         work = {"input": source, "work": decides, "axes": options.axes, "planes": len(stack)}
@@ -106,6 +112,8 @@ def restore_stack(
                         inputs=inputs,
                     )  # fmt: skip
                 _say_stack(say, result, asked.neighbors)
+                if is_numbered(output):
+                    say("numbered files hold the planes alone, without what IN says of axes, scale, time and channels")
                 levels, channels = _plan(options, stack, task, journal, say)
             except BaseException:
                 if not resumed:
@@ -116,9 +124,10 @@ def restore_stack(
                 if writer.done:
                     say(f"resumed: {writer.done} of {len(stack)} planes were done")
                 _write(options, task, stack, writer, levels, channels)
-                writer.finish(lambda whole: ready(source, whole))
-    say(f"wrote {output}, {len(stack)} planes")
-    return 0
+                record = {"planes": len(stack), "axes": result.axes, "sizes": list(result.sizes)}
+                record["channels"] = journal.records[0]["channels"]
+                writer.finish(lambda whole: ready(source, whole, record))
+    return record
 
 
 def _opened(options: argparse.Namespace) -> Stack:

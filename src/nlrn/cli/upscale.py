@@ -55,7 +55,7 @@ def _upscale(options: argparse.Namespace) -> int:
     return restore_input(options, UpscaleOptions.of(vars(options)), restored, "enlarging", stacked=_stacked)
 
 
-def _stacked(options: argparse.Namespace, asked: UpscaleOptions, **more: Any) -> int:
+def _stacked(options: argparse.Namespace, asked: UpscaleOptions, **more: Any) -> dict[str, Any]:
     return restore_stack(options, EnlargeStack(asked, _command(options)), digest(options), **more)
 
 

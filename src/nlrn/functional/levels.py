@@ -39,13 +39,16 @@ def check_auto(word: str) -> None:
         raise InputError(f"sigma must be a number, a map or 'auto', not {word!r}")
 
 
-def scale_hint(sigma: object) -> str | None:
-    """One line for a level that looks as if it were on the scale of the image, 0..1; None for others."""
+def scale_hint(sigma: object, spread: float = 1.0) -> str | None:
+    """One line for a level that looks as if it were on the scale of the image, 0..1; None for others.
+
+    spread: of the range that is restored, as a share of the type's; a level of 1/255 of that is not small.
+    """
     try:
         level = float(np.max(plain(sigma)))
     except (TypeError, ValueError, RuntimeError):  # not a level at all, which is checked elsewhere
         return None
-    if not 0 < level < 1:
+    if not 0 < level < min(1.0, spread):
         return None
     return f"sigma {level:g} removes nearly nothing: it is in 0-255 units, and {level:g} of 0..1 is {255 * level:.4g}"
 

@@ -129,7 +129,10 @@ def checked_image(image: np.ndarray, value_range: Range = "auto") -> np.ndarray:
         raise InputError("a masked array: nothing is restored under a mask; fill it (.filled) or leave it out (.data)")
     image = np.asarray(image)
     if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3)):
-        raise InputError(f"expected an image HW or HWC with 1 or 3 channels; got shape {tuple(image.shape)}")
+        raise InputError(
+            f"expected an image HW or HWC with 1 or 3 channels; got shape {tuple(image.shape)}"
+            + ("; of a stack give nlrn.denoise its axes, such as axes='ZYX'" if image.ndim > 2 else "")
+        )
     if not np.issubdtype(image.dtype, np.floating):
         raise InputError(f"expected a float image on the 0..1 scale; got {image.dtype}; divide by 255 or 65535")
     if not np.isfinite(image).all():

@@ -10,7 +10,7 @@ import numpy as np
 
 from nlrn.errors import ConfigError
 from nlrn.functional.anscombe import PoissonNoise
-from nlrn.functional.levels import scale_hint
+from nlrn.functional.levels import channels_of, scale_hint
 from nlrn.functional.ranges import Range
 from nlrn.inference.arrays import denoise_planes, is_labelled
 from nlrn.inference.enlarging import NoiseFirst, upscaled_array
@@ -82,11 +82,12 @@ def denoise(
 
     Raises InputError for an image or sigma that is refused, ModelError for the model.
     """
-    if not isinstance(sigma, str | PoissonNoise) and (hint := scale_hint(sigma)) is not None:
-        _LOG.warning("%s", hint)
+    small = None if isinstance(sigma, str | PoissonNoise) else scale_hint(sigma)
     settings = Settings(mode=mode, level=level, neighbors=neighbors)
     restorer_for = partial(_restorer, model, settings, "denoise")
     if axes is not None or is_labelled(image):
+        if small is not None and isinstance(value_range, str):
+            _LOG.warning("%s", small)
         everything = Denoising(sigma, strength, noise, named=model is not None, value_range=value_range)
         own = Restorer(model, settings=settings) if isinstance(model, NLRN) else None  # once for all planes
         planes: ImageT = denoise_planes(image, axes, lambda *kind: own or restorer_for(*kind), everything, neighbors)
@@ -96,6 +97,10 @@ def denoise(
 
     def restore(array: np.ndarray, alpha: np.ndarray | None, chosen: Range) -> np.ndarray:
         asked = Denoising(sigma, strength, noise, named=model is not None, value_range=chosen)
+        if small is not None:
+            spread = restorer_for(channels_of(array)).scale(array, alpha=alpha, value_range=chosen).spread
+            if (hint := scale_hint(sigma, spread)) is not None:
+                _LOG.warning("%s", hint)
         return denoised_array(array, alpha, restorer_for, asked).array
 
     return of_the_same_kind(image, restore, value_range)

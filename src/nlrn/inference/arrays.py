@@ -154,7 +154,7 @@ def denoise_planes(
 def _axes(axes: str | None) -> str:
     if axes is None:
         raise InputError("give axes, a letter for each axis, such as axes='ZYX'")
-    return axes
+    return axes.upper() if isinstance(axes, str) else axes
 
 
 def _checked_type(dtype: Any) -> np.dtype[Any]:

@@ -33,8 +33,9 @@ class Enlarging:
     found: NoiseEstimate | None = None
 
     def record(self) -> dict[str, Any]:
-        """As a journal keeps it: `Enlarging.of` makes the same of it."""
-        return {"remove": self.remove, "range": self.value_range, "planes": self.planes}
+        """As journals, manifests and --json have it: `Enlarging.of` makes the same of it, but for what was found."""
+        found = None if self.found is None else self.found.record()
+        return {"remove": self.remove, "range": self.value_range, "planes": self.planes, "found": found}
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Enlarging:

@@ -188,8 +188,8 @@ def denoised_array(
         if channels == 3 and strong and not asked.named and ships_photo_model():
             restorer = restorer_for(channels, True)
             config = restorer.model.config
-    _say_how(say, restorer, asked, found, form)
     spread = restorer.scale(image, alpha=alpha, value_range=chosen).spread
+    _say_how(say, restorer, asked, found, form, spread)
     level = restorer.level_for(found, spread) if found else sigma
     if not isinstance(level, str | PoissonNoise):
         level = restorer.noise_level(image, level, value_range=chosen)
@@ -261,7 +261,9 @@ def _say_preview(say: Report, part: tuple[int, ...], whole: tuple[int, ...], sec
     say(f"the middle {part[1]} x {part[0]} pixels in {seconds:.1f} s; the whole image takes about {text}")
 
 
-def _say_how(say: Report, restorer: Restorer, asked: Denoising, found: tuple[NoiseEstimate, ...], form: str) -> None:
+def _say_how(
+    say: Report, restorer: Restorer, asked: Denoising, found: tuple[NoiseEstimate, ...], form: str, spread: float
+) -> None:
     """One line, or two: the noise that was found or is given, and how the model treats it."""
     config, sigma = restorer.model.config, asked.sigma
     if not config.sigma_input:
@@ -271,7 +273,7 @@ def _say_how(say: Report, restorer: Restorer, asked: Denoising, found: tuple[Noi
         say(f"found {found[0]}: restored by the model for photographs{factor}")
     elif found:
         _say_found(say, found, form)
-    elif not isinstance(sigma, str | PoissonNoise) and (hint := scale_hint(sigma)) is not None:
+    elif not isinstance(sigma, str | PoissonNoise) and (hint := scale_hint(sigma, spread)) is not None:
         say(hint)
 
 

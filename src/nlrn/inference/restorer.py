@@ -80,16 +80,16 @@ class Restorer:
     ) -> ImageT:
         """The denoised image of the same shape, of floats float64 for float64 and else float32, not clipped.
 
-        image: float HW or HWC (C = 1 or 3) on the 0..1 scale, or whatever else `nlrn.denoise` takes, of which the same
-        kind comes back; a colour image goes through a grey model channel by channel. sigma: the noise's standard
-        deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate it, for every channel where each goes
-        through the model separately, or a PoissonNoise, which grows with the light. strength: how much of the
-        noise goes, 0..1. noise: what is estimated, as of `estimate_noise`. alpha: HW, or None; the colour of pixels
-        where it is 0 does not reach the others and comes back as it was. value_range: what the network sees as 0..1,
-        as of `functional.ranges.scale_of`; sigma stays in 1/255 of 0..1. progress: progress(done, total) is called
-        after each tile or batch of patches; where the system refuses memory, the work begins again in smaller tiles,
-        and the logger "nlrn" reports it. beside: of float arrays, the planes of the stack beside this one, up to
-        Settings.neighbors before and after it, with the same noise.
+        image: float HW or HWC (C = 1 or 3) on the 0..1 scale, or whatever else `nlrn.denoise` takes without axes, of
+        which the same kind comes back; a colour image goes through a grey model channel by channel. sigma: the
+        noise's standard deviation in 0-255 units, 0..75: a number, an HW map, "auto" to estimate it, for every
+        channel where each goes through the model separately, or a PoissonNoise, which grows with the light. strength:
+        how much of the noise goes, 0..1. noise: what is estimated, as of `estimate_noise`. alpha: HW, or None; the
+        colour of pixels where it is 0 does not reach the others and comes back as it was. value_range: what the
+        network sees as 0..1, as of `functional.ranges.scale_of`; sigma stays in 1/255 of 0..1. progress:
+        progress(done, total) is called after each tile or batch of patches; where the system refuses memory, the work
+        begins again in smaller tiles, and the logger "nlrn" reports it. beside: of float arrays, the planes of the
+        stack beside this one, up to Settings.neighbors before and after it, with the same noise.
         Raises InputError for anything else, ConfigError for more planes, MemoryBudgetError where no tile fits.
         """
         self.require("denoise")

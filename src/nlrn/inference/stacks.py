@@ -23,6 +23,7 @@ from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, checked, on_unit_scale
 from nlrn.inference.beside import Beside, check_neighbors
 from nlrn.inference.pipeline import PHOTO_LEVEL, Denoising, RestorerFor, photons_text, sample_range, with_photons
+from nlrn.inference.self_ensemble import planes_of
 from nlrn.io.axes import Lines
 from nlrn.models.checkpoint import ships_photo_model
 
@@ -59,7 +60,7 @@ class Channel:
     levels: float = 1.0
 
     def record(self) -> dict[str, Any]:
-        """As a journal keeps it: `Channel.of` makes the same of it."""
+        """As journals, manifests and --json have it: `Channel.of` makes the same of it, but for what was found."""
         sigma: Any = self.asked.sigma
         if isinstance(sigma, PoissonNoise):
             sigma = dataclasses.asdict(sigma)
@@ -71,6 +72,7 @@ class Channel:
             "range": self.asked.value_range,
             "planes": self.planes,
             "levels": self.levels,
+            "found": None if self.found is None else self.found.record(),
         }
 
     @classmethod
@@ -88,9 +90,10 @@ class Channel:
             what = "the model for photographs"
         elif isinstance(sigma, PoissonNoise):
             what = f"photons, {photons_text(sigma, self.levels)}"
+        elif isinstance(sigma, np.ndarray):
+            what = "a map of sigma"
         else:
             what = f"sigma {'of each plane' if sigma == 'auto' else sigma}"
-            what = "a map of sigma" if isinstance(sigma, np.ndarray) else what
         if self.found is not None and self.found.kind != "white":
             what = f"found {self.found}: restored as {what}"
         return line_of(self.planes, what, self.asked.value_range)
@@ -149,6 +152,7 @@ def _channel(
     restorer = restorer_for(colours, asked.noise == "photo")
     restorer.require("denoise")
     config = restorer.model.config
+    planes_of(image[:1], config.in_channels)  # the refusal that each plane would meet
     if restorer.settings.neighbors and isinstance(asked.sigma, str) and asked.sigma == PER_PLANE:
         raise ConfigError("neighbors are restored with one sigma: give it, or auto, not per-plane")
     chosen = on_unit_scale(asked.value_range, levels)

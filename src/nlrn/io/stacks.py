@@ -39,6 +39,7 @@ _ROOM = 1 << 16  # bytes by which a compressed plane may be larger than its samp
 _SUB, _EXIF, _GPS, _INTEROPERABILITY = 330, 34665, 34853, 40965
 _POINTERS = frozenset({_SUB, _EXIF, _GPS, _INTEROPERABILITY})
 _FILL_ORDER, _EXTRA_SAMPLES = 266, 338
+_UNNAMED = frozenset("QI")  # tifffile's letters where a file names no axis
 _DESCRIPTION = frozenset({270})
 _JPEG_TAGS = frozenset({347, *range(512, 522), 529, 530, 532})
 _UNASSOCIATED = 2
@@ -179,13 +180,17 @@ class TiffStack(Stack):
         found: list[tuple[int, int, int, tuple[int, int]]] = []  # page, image behind it, channel, line and place in it
         self.kind = "OME-TIFF" if tiff.is_ome else "ImageJ stack" if tiff.is_imagej else "TIFF"
         self.channels, self.axes = 0, ""
+        self.notes: tuple[str, ...] = ()
         self.sizes: tuple[int, ...] = ()
         self.one_directory = False
         for number, series in enumerate(tiff.series):
             places = _places_of(series, len(tiff.pages))
             letters, sizes = leading(series, len(places))
             if axes is not None and number == 0:
-                letters, sizes = split(axes, len(places))
+                said, (letters, sizes) = (letters, sizes), split(axes, len(places))
+                if said[0] not in _UNNAMED and said != (letters, sizes):
+                    listed = " x ".join(f"{letter} {size}" for letter, size in zip(*said, strict=True))
+                    self.notes += (f"the file says {listed}: the axes that are given are taken instead",)
             channels = channels_of(letters, sizes)
             self.one_directory |= any(part for _, part in places)
             lines = [(len(found) + line, place) for line, place in lines_of(letters, sizes)]
@@ -205,7 +210,6 @@ class TiffStack(Stack):
         self.lines = Lines([line for *_, line in self.planes])
 
     def _check_pages(self) -> None:
-        self.notes: tuple[str, ...] = ()
         first: Any = self._tiff.pages.first
         if is_raw([first], self._data[0:16]):
             raise InputError("a camera's raw file: develop it first, into a TIFF")

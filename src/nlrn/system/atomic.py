@@ -25,6 +25,12 @@ _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 LEFTOVERS = ".nlrn-*.part"  # what a killed process may leave in the folder; never a file's own name
 
 
+def check_folder(path: Path) -> None:
+    """Raises InputError where the folder of a file that will be written is missing."""
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} into")
+
+
 def check_target(
     path: str | os.PathLike[str], *, overwrite: bool, inputs: Iterable[str | os.PathLike[str]] = ()
 ) -> None:
@@ -35,8 +41,7 @@ def check_target(
     """
     path = Path(path)
     try:
-        if not path.parent.is_dir():
-            raise InputError(f"there is no folder {path.parent} to write {path.name} into")
+        check_folder(path)
         for source in map(Path, inputs):
             if path.resolve() == source.resolve() or (path.exists() and source.exists() and path.samefile(source)):
                 raise InputError(f"{path} is an input; an original is never overwritten, give another name")
