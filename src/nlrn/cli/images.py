@@ -124,12 +124,12 @@ def restore_input(
     asked: Options,
     restored: Restored,
     what: str,
-    stacked: Stacked | None = None,
+    stacked: Stacked,
 ) -> int:
     """IN, an image or a folder, restored into OUT; returns the exit code.
 
     restored(asked, image, say, tick): a function of a module or class, the result of one image. stacked(options,
-    asked): restores a file of many planes; without it those are refused.
+    asked): restores a file of many planes.
     """
     if options.mode == "patch" and options.tile is not None:
         raise ConfigError("tiles are for window mode: patch mode has its own patches")
@@ -144,11 +144,11 @@ def restore_input(
     from nlrn.io.image import left_out_by, write_image
     from nlrn.io.written import SUFFIXES
 
-    many = stacked is not None and is_stack(options.input)
+    many = is_stack(options.input)
     _name_result(options, many, unnamed)
     _check_single(options)
     started, record = time.monotonic(), {"input": str(options.input), "output": str(options.output)}
-    if stacked is not None and many:
+    if many:
         options.quiet |= options.json
         lines, say = list[str](), reporter(options)
         done = stacked(options, asked, say=lines.append if options.json else say)
@@ -252,7 +252,7 @@ def _one_of_many(restored: Restored, asked: Options, image: ImageData, form: str
 
 
 def _restore_folder(
-    options: argparse.Namespace, asked: Options, restored: Restored, what: str, stacked: Stacked | None
+    options: argparse.Namespace, asked: Options, restored: Restored, what: str, stacked: Stacked
 ) -> int:
     """Every image of the folder IN into the folder OUT."""
     from nlrn.batch.plan import left_out, plan
@@ -269,13 +269,12 @@ def _restore_folder(
     form = options.format and f".{options.format.lower().lstrip('.')}"
     if options.engine == "local":
         _check_memory(options)
-    on_disk = isinstance(options.output, Path)
     jobs = plan(
         options.input, options.output,
         recursive=options.recursive,
         ending=options.suffix,
         form=form,
-        is_stack=is_stack if stacked is not None and on_disk else lambda source: False,
+        is_stack=is_stack if isinstance(options.output, Path) else lambda source: False,
     )  # fmt: skip
     others = left_out(options.input, recursive=options.recursive)
     listed = ", ".join(f"{number} {suffix}" for suffix, number in others.items())
@@ -297,7 +296,7 @@ def _restore_folder(
             reading=_reading(options),
             tick=lambda count: tick(count, len(jobs)),
             report=report,
-            stacked=stacked and partial(stack_of_folder, options, asked, stacked),
+            stacked=partial(stack_of_folder, options, asked, stacked),
         )  # fmt: skip
     seconds = time.monotonic() - started
     for name, reason in outcome.failed.items():
