@@ -35,8 +35,8 @@ class InterruptHandler:
             signal.signal(signal.SIGINT, self._before)
 
 
-def check_interrupt() -> None:
-    """Raises KeyboardInterrupt where a Ctrl-C arrived whose exception was dropped."""
+def check_interrupt(done: int = 0, total: int = 0) -> None:
+    """Raises KeyboardInterrupt where a Ctrl-C arrived whose exception was dropped. It can be what receives progress."""
     handler = signal.getsignal(signal.SIGINT)
     if isinstance(handler, InterruptHandler) and handler.came:
         raise KeyboardInterrupt

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlrn.cli.interrupts import check_interrupt
 from nlrn.cli.shared import ProgressBar, Report, reporter
 from nlrn.errors import ConfigError
 
@@ -205,7 +206,7 @@ class DenoiseStack:
         """One plane, with those beside it."""
         from nlrn.inference.pipeline import denoised
 
-        return denoised(image, self.asked.restorer, how.asked, progress=_interruptible, beside=beside)
+        return denoised(image, self.asked.restorer, how.asked, progress=check_interrupt, beside=beside)
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class EnlargeStack:
     def restored(self, image: ImageData, how: Enlarging, beside: Beside) -> ImageData:
         """One plane; there are none beside it."""
         asked = dataclasses.replace(self.asked, denoise_first=how.remove, range=how.value_range)
-        return asked.restored(image, lambda line: None, _interruptible)
+        return asked.restored(image, lambda line: None, check_interrupt)
 
 
 StackTask = DenoiseStack | EnlargeStack  # what is done with each plane of a stack
@@ -292,10 +293,3 @@ def _write(
             around = beside(planes, stack.lines, index, task.asked.neighbors)
             writer.put(index, task.restored(planes.image(index), channels[stack.channel(index)], around))
             tick(index + 1, len(stack))
-
-
-def _interruptible(done: int, total: int) -> None:
-    """Between the tiles of a plane Ctrl-C is obeyed."""
-    from nlrn.cli.interrupts import check_interrupt
-
-    check_interrupt()
