@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.digest import digest
 from nlrn.cli.images import add_image_options, restore_input
-from nlrn.cli.shared import add_command, mebibytes, number, side, sigma_level, sigma_or_auto
+from nlrn.cli.shared import add_command, number, sigma_level, sigma_or_auto, whole
 from nlrn.cli.stacks import DenoiseStack, add_stack_options, is_stack, restore_stack
 from nlrn.errors import ConfigError, InputError
 from nlrn.functional.limits import MAX_SIGMA
@@ -76,13 +76,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--preview",
         nargs="?",
-        type=_preview,
+        type=whole("a preview has sides of at least 32 pixels", 32),
         const=512,
         metavar="PIXELS",
         help="restore only the middle, so many pixels a side (512 if none is given), by the noise of the whole image,"
         " and print what the whole takes",
     )
-    add_stack_options(parser, side, mebibytes, neighbors=True)
+    add_stack_options(parser, neighbors=True)
     parser.set_defaults(run=_denoise)
 
 
@@ -125,13 +125,6 @@ def _map(path: Path) -> np.ndarray:
         raise InputError(f"{path}: a map of noise levels is a grey image without alpha")
     levels = image.array if image.array.ndim == 2 else image.array[..., 0]
     return levels if image.depth == 32 else levels * 255
-
-
-def _preview(text: str) -> int:
-    value = side(text)
-    if value < 32:
-        raise argparse.ArgumentTypeError("a preview has sides of at least 32 pixels")
-    return value
 
 
 def _sigma(text: str) -> float | str:

@@ -23,6 +23,7 @@ from nlrn.cli.shared import (
     mebibytes,
     reporter,
     side,
+    whole,
 )
 from nlrn.cli.stacks import is_stack, stack_of_folder
 from nlrn.errors import ConfigError, InputError
@@ -68,7 +69,9 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         help="the values restored as black and white: the type's, the image's own, or given sample values (default:"
         " the image's own where it is a small part of the type's); sigma stays in 1/255 of the type's",
     )
-    group.add_argument("--quality", type=_quality, metavar="1-100", help="of JPEG and AVIF (default: 95)")
+    group.add_argument(
+        "--quality", type=whole("expected 1 to 100", most=100), metavar="1-100", help="of JPEG and AVIF (default: 95)"
+    )
     group.add_argument(
         "--compression", choices=("none", "lzw", "deflate"), help="of TIFF, without loss (default: none)"
     )
@@ -218,13 +221,6 @@ def _read_input(options: argparse.Namespace, asked: Options) -> ImageData:
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
     """Further arguments of read_image."""
     return {"gps": options.keep_gps} | ({"max_pixels": options.max_pixels} if options.max_pixels else {})
-
-
-def _quality(text: str) -> int:
-    value = count(text)
-    if not 1 <= value <= 100:
-        raise argparse.ArgumentTypeError("expected 1 to 100")
-    return value
 
 
 def _tile(text: str) -> int:

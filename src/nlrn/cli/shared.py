@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import threading
@@ -194,22 +195,25 @@ sigma_level = number("noise level", 0, MAX_SIGMA, " (0-255 units)")
 
 def count(text: str) -> int:
     """The type of an argument that is a whole number of at least 0."""
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
-def side(text: str) -> int:
-    """The type of an argument that is a whole number of at least 1."""
-    value = count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("expected at least 1")
-    return value
+def whole(refusal: str, least: int = 1, most: float = math.inf) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from least to most."""
+
+    def checked(text: str) -> int:
+        if not least <= (value := count(text)) <= most:
+            raise argparse.ArgumentTypeError(refusal)
+        return value
+
+    return checked
+
+
+side = whole("expected at least 1")
 
 
 def mebibytes(text: str) -> int:
     """The type of an argument in MiB, as bytes."""
-    value = count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("memory must be at least 1 MiB")
-    return value << 20
+    return whole("memory must be at least 1 MiB")(text) << 20

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrn.cli.interrupts import check_interrupt
-from nlrn.cli.shared import ProgressBar, Report, reporter
+from nlrn.cli.shared import ProgressBar, Report, mebibytes, reporter, side
 from nlrn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ Record = dict[str, Any]  # of what was done, for JSON
 Ready = Callable[[str, Path, Record], None]
 
 
-def add_stack_options(
-    parser: argparse.ArgumentParser, planes: Callable[[str], int], size: Callable[[str], int], *, neighbors: bool
-) -> None:
+def add_stack_options(parser: argparse.ArgumentParser, *, neighbors: bool) -> None:
     """--axes and the limits of a file of many planes; neighbors: --neighbors, too."""
     group = parser.add_argument_group("where IN is a stack (OUT: a TIFF, or name_%04d.png)")
     group.add_argument(
@@ -48,8 +46,8 @@ def add_stack_options(
             help="restore each plane with so many before and after it, which shows more detail and takes 5 or 13 times"
             " as long (default: 0)",
         )
-    group.add_argument("--max-planes", type=planes, metavar="COUNT", help="refuse files of more (default: 100,000)")
-    group.add_argument("--max-bytes", type=size, metavar="MIB", help="refuse larger files (default: 256 GiB)")
+    group.add_argument("--max-planes", type=side, metavar="COUNT", help="refuse files of more (default: 100,000)")
+    group.add_argument("--max-bytes", type=mebibytes, metavar="MIB", help="refuse larger files (default: 256 GiB)")
 
 
 def is_stack(path: Path) -> bool:

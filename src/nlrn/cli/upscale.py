@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nlrn.batch.s3 import ObjectPath
 from nlrn.cli.digest import digest
 from nlrn.cli.images import add_image_options, restore_input
-from nlrn.cli.shared import add_command, mebibytes, number, side
+from nlrn.cli.shared import add_command, number, side
 from nlrn.cli.stacks import EnlargeStack, add_stack_options, restore_stack
 from nlrn.errors import ConfigError
 
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     )
     first.add_argument("--keep-noise", action="store_false", dest="denoise_first", help="do not look for it")
     add_image_options(parser)
-    add_stack_options(parser, side, mebibytes, neighbors=False)
+    add_stack_options(parser, neighbors=False)
     parser.set_defaults(run=_upscale, task="sr")
 
 
