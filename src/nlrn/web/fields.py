@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Format = str
 else:
     Format = Literal[tuple(suffix.removeprefix(".") for suffix in SUFFIXES)]
-Level = Annotated[float, Field(ge=0, le=MAX_SIGMA, allow_inf_nan=False)]
+Level = Annotated[float, Field(ge=0, le=MAX_SIGMA)]
 Tile = Annotated[int, Field(ge=0, le=0)] | Annotated[int, Field(ge=32, le=1_000_000)]
 Side = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -22,7 +22,7 @@ Side = Annotated[int, Field(ge=1, le=1_000_000)]
 class Upload(BaseModel):
     """image: the file itself; there is no field for an address of one."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     image: Annotated[UploadFile, Field(description="an image's file")]
 
@@ -57,7 +57,7 @@ class Denoising(Restoration):
     """Noise levels are in 0-255 units."""
 
     sigma: Annotated[Level | Literal["auto"], Field(description="noise level, or auto: estimated")] = "auto"
-    strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="how much of the noise goes")] = 1.0
+    strength: Annotated[float, Field(ge=0, le=1, description="how much of the noise goes")] = 1.0
     noise: Annotated[
         Literal["auto", "gaussian", "poisson", "photo"],
         Field(
@@ -65,29 +65,24 @@ class Denoising(Restoration):
             " that of cameras, by the model for photographs"
         ),
     ] = "auto"
-    level: Annotated[
-        float,
-        Field(ge=0, le=2, allow_inf_nan=False, description="of the model for photographs: factor on the estimate"),
-    ] = 1.0
-    gain: Annotated[float | None, Field(ge=1e-4, le=255, allow_inf_nan=False, description="with poisson")] = None
+    level: Annotated[float, Field(ge=0, le=2, description="of the model for photographs: factor on the estimate")] = 1.0
+    gain: Annotated[float | None, Field(ge=1e-4, le=255, description="with poisson")] = None
     read_noise: Annotated[Level | None, Field(description="with poisson: sigma of the read-out")] = None
-    gain_adu: Annotated[
-        float | None, Field(gt=0, le=1e6, allow_inf_nan=False, description="with poisson: of a photon, sample values")
-    ] = None
-    read_noise_adu: Annotated[
-        float | None, Field(ge=0, le=1e6, allow_inf_nan=False, description="with poisson: sigma, sample values")
-    ] = None
+    gain_adu: Annotated[float | None, Field(gt=0, le=1e6, description="with poisson: of a photon, sample values")] = (
+        None
+    )
+    read_noise_adu: Annotated[float | None, Field(ge=0, le=1e6, description="with poisson: sigma, sample values")] = (
+        None
+    )
     black_level_adu: Annotated[
-        float | None, Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="with poisson: the value without light")
+        float | None, Field(ge=-1e6, le=1e6, description="with poisson: the value without light")
     ] = None
 
 
 class Upscaling(Restoration):
     """By a scale, or to a width, a height or both."""
 
-    scale: Annotated[float | None, Field(ge=1.5, le=16, allow_inf_nan=False, description="2 if no size is given")] = (
-        None
-    )
+    scale: Annotated[float | None, Field(ge=1.5, le=16, description="2 if no size is given")] = None
     width: Annotated[Side | None, Field(description="pixels, instead of a scale")] = None
     height: Annotated[Side | None, Field(description="pixels, instead of a scale")] = None
     denoise_first: Annotated[
