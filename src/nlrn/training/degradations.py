@@ -7,7 +7,7 @@ noise stands in the user's files are in recorded.py.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,7 +71,7 @@ class GaussianNoise(Degradation):
         low, high = self.config.noise.low, self.config.noise.high
         levels = [low] if low == high else [s for s in (15.0, 25.0, 50.0) if low <= s <= high] or [high]
         given = self.config.model.sigma_input
-        return {f"{s:g}": (s / 255 if given else None, _noisy(s)) for s in levels}
+        return {f"{s:g}": (s / 255 if given else None, partial(_noisy, s)) for s in levels}
 
 
 class CameraNoise(Degradation):
@@ -111,18 +111,17 @@ class CameraNoise(Degradation):
             targets.append(image[part])
             noise = noisy[-1] - stored(image, camera)[part]
             levels[i] = noise.std() * math.exp(random.normal(0, LEVEL_ERROR))
-        seen, target = (self._planes(np.stack(x)) for x in (noisy, targets))
+        seen, target = (
+            torch.from_numpy(np.stack(x)).to(self.device).permute(0, 3, 1, 2)  # channels last in memory
+            for x in (noisy, targets)
+        )
         plane = torch.from_numpy(levels.clip(max=MAX_SIGMA / 255)).to(self.device)
         return Batch(seen, target, plane if self.config.model.sigma_input else None)
-
-    def _planes(self, images: np.ndarray) -> Tensor:
-        """[B, H, W, C] -> [B, C, H, W], channels last in memory."""
-        return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
 
     def conditions(self) -> dict[str, tuple[float | None, Degrade]]:
         """CAMERA_LEVELS, which the model receives."""
         given = self.config.model.sigma_input
-        return {f"camera_{s:g}": (s / 255 if given else None, _photographed(s)) for s in CAMERA_LEVELS}
+        return {f"camera_{s:g}": (s / 255 if given else None, partial(_photographed, s)) for s in CAMERA_LEVELS}
 
 
 class Reduction(Degradation):
@@ -178,7 +177,7 @@ class Reduction(Degradation):
 
     def conditions(self) -> dict[str, tuple[float | None, Degrade]]:
         """Every scale of the recipe."""
-        return {f"x{s}": (None, _reduced(s)) for s in self.config.resize.scales}
+        return {f"x{s}": (None, partial(_reduced, s)) for s in self.config.resize.scales}
 
 
 NOISES: dict[str, type[Degradation]] = {
@@ -216,17 +215,14 @@ def enlarged_part(image: np.ndarray, most: float, random: np.random.Generator) -
     return image if part == side else resize_bicubic(image, side, side).clip(0, 1).astype(np.float32)
 
 
-def _noisy(sigma: float) -> Degrade:
-    return lambda clean, number: (add_gaussian_noise(clean, sigma, seed=number), clean)
+def _noisy(sigma: float, clean: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    return add_gaussian_noise(clean, sigma, seed=number), clean
 
 
-def _photographed(level: float) -> Degrade:
-    return lambda clean, _: (noisy_at(clean, level), clean)
+def _photographed(level: float, clean: np.ndarray, _: int) -> tuple[np.ndarray, np.ndarray]:
+    return noisy_at(clean, level), clean
 
 
-def _reduced(scale: int) -> Degrade:
-    def through(clean: np.ndarray, _: int) -> tuple[np.ndarray, np.ndarray]:
-        height, width = clean.shape
-        return resize_bicubic(resize_bicubic(clean, height // scale, width // scale), height, width), clean
-
-    return through
+def _reduced(scale: int, clean: np.ndarray, _: int) -> tuple[np.ndarray, np.ndarray]:
+    height, width = clean.shape
+    return resize_bicubic(resize_bicubic(clean, height // scale, width // scale), height, width), clean
