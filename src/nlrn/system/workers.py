@@ -24,7 +24,7 @@ def pool(workers: int, first: Callable[[], None]) -> Iterator[ProcessPoolExecuto
     terminated, whatever they do. They end by themselves when this one is killed.
     """
     threads, others = max(1, torch.get_num_threads() // workers), set(active_children())
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads, os.getpid(), first))
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), begin, (threads, os.getpid(), first))
     try:
         yield executor
     finally:
@@ -33,17 +33,13 @@ def pool(workers: int, first: Callable[[], None]) -> Iterator[ProcessPoolExecuto
         executor.shutdown(cancel_futures=True)
 
 
-def _begin(threads: int, parent: int, first: Callable[[], None]) -> None:
-    begin(threads, parent)
-    first()
-
-
-def begin(threads: int, parent: int) -> None:
+def begin(threads: int, parent: int, then: Callable[[], None]) -> None:
     """Set up a worker process: so many threads, Ctrl-C ignored, and an end when the process `parent` ends."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    then()
 
 
 def _end_with(parent: int) -> None:

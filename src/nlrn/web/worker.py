@@ -119,8 +119,7 @@ def _run(connection: Connection, config: ServiceConfig, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if config.device == "cpu" or not torch.cuda.is_available():
         say_if_missing()
-    leave_warning_to_parent()
-    begin(torch.get_num_threads(), parent)
+    begin(torch.get_num_threads(), parent, leave_warning_to_parent)
     try:
         handlers = Handlers(config)
     except (NLRNError, OSError) as error:
