@@ -54,7 +54,10 @@ def examine() -> dict[str, Any]:
         "backends": {name: unsupported(name, q, base.window) or "runs" for name in BACKENDS},
         "backend in use": _in_use(q, base.window),
         "models": _models(),
-        "libraries": {what: _installed(package) for what, package in LIBRARIES.items()},
+        "libraries": {
+            what: "installed" if importlib.util.find_spec(package) else f"{package} is not installed"
+            for what, package in LIBRARIES.items()
+        },
     }
 
 
@@ -97,7 +100,3 @@ def _condition(path: Path, released: str | None) -> str:
     except (OSError, ModelError) as error:
         return f"cannot be read: {error}"
     return f"as released, sha256 {digest}"
-
-
-def _installed(package: str) -> str:
-    return "installed" if importlib.util.find_spec(package) else f"{package} is not installed"
