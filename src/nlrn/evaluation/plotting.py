@@ -20,12 +20,9 @@ def check_plot() -> None:
 def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib figure of that many inches, without any window. Raises BackendError without matplotlib."""
     check_plot()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def write_figure(figure: Any, path: Path, *, overwrite: bool = True) -> None:
