@@ -297,10 +297,7 @@ def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: i
         dy, dx = (torch.arange(n) - torch.arange(n)[:, None] + effective // 2 for n in (height, width))
         y, x = torch.arange(height), torch.arange(width)
         return inner[:, y[:, None, None, None], x[:, None, None], dy[:, None, :, None], dx[:, None, :]]
-    dense = correlation.new_zeros(batch, height, width, window, window)
-    pad = (window - effective) // 2
-    dense[..., pad : pad + effective, pad : pad + effective] = inner
-    return dense
+    return F.pad(inner, [(window - effective) // 2] * 4)
 
 
 def of_pixel(
