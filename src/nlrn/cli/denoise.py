@@ -7,17 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrn.cli.digest import digest
 from nlrn.cli.images import add_image_options, restore_input
 from nlrn.cli.shared import add_command, number, sigma_level, sigma_or_auto, whole
-from nlrn.cli.stacks import DenoiseStack, add_stack_options, is_stack, restore_stack
+from nlrn.cli.stacks import DenoiseStack, add_stack_options, is_stack
 from nlrn.errors import ConfigError, InputError
 from nlrn.functional.limits import MAX_SIGMA
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from nlrn.inference.options import DenoiseOptions
 
 EXAMPLES = """
 nlrn denoise photo.jpg                              the noise is found; writes photo-restored.jpg
@@ -108,11 +105,7 @@ def _denoise(options: argparse.Namespace) -> int:
         raise ConfigError("--neighbors are restored with one sigma: give it, or auto, not per-plane")
     if options.sigma_map is not None:
         asked = dataclasses.replace(asked, sigma=_map(options.sigma_map))
-    return restore_input(options, asked, DenoiseOptions.restored, "denoising", stacked=_stacked)
-
-
-def _stacked(options: argparse.Namespace, asked: DenoiseOptions, **more: Any) -> dict[str, Any]:
-    return restore_stack(options, DenoiseStack(asked), digest(options), **more)
+    return restore_input(options, asked, DenoiseOptions.restored, "denoising", lambda _, asked: DenoiseStack(asked))
 
 
 def _map(path: Path) -> np.ndarray:

@@ -25,7 +25,7 @@ from nlrn.cli.shared import (
     side,
     whole,
 )
-from nlrn.cli.stacks import is_stack, stack_of_folder
+from nlrn.cli.stacks import StackTask, is_stack, restore_stack, stack_of_folder
 from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nlrn.io.image import ImageData
 
     Restored = Callable[[Any, ImageData, Report, Progress | None], ImageData]  # Any: what is asked, as of its task
-    Stacked = Callable[..., dict[str, Any]]  # of the options and what is asked; what was done, for JSON
+    Task = Callable[[argparse.Namespace, Any], StackTask]  # of the options and what is asked
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -127,12 +127,12 @@ def restore_input(
     asked: Options,
     restored: Restored,
     what: str,
-    stacked: Stacked,
+    task: Task,
 ) -> int:
     """IN, an image or a folder, restored into OUT; returns the exit code.
 
-    restored(asked, image, say, tick): a function of a module or class, the result of one image. stacked(options,
-    asked): restores a file of many planes.
+    restored(asked, image, say, tick): a function of a module or class, the result of one image. task(options,
+    asked): what is done with a file of many planes.
     """
     if options.mode == "patch" and options.tile is not None:
         raise ConfigError("tiles are for window mode: patch mode has its own patches")
@@ -143,7 +143,7 @@ def restore_input(
     if unnamed:
         options.output = result_beside(options)
     if stored or options.input.is_dir():
-        return _restore_folder(options, asked, restored, what, stacked)
+        return _restore_folder(options, asked, restored, what, task)
     from nlrn.io.image import left_out_by, write_image
     from nlrn.io.written import SUFFIXES
 
@@ -154,7 +154,7 @@ def restore_input(
     if many:
         options.quiet |= options.json
         lines, say = list[str](), reporter(options)
-        done = stacked(options, asked, say=lines.append if options.json else say)
+        done = restore_stack(options, task(options, asked), lines.append if options.json else say)
         if options.json:
             print(json.dumps(record | {"seconds": time.monotonic() - started} | done | {"said": lines}))
         say(f"wrote {options.output}, {done['planes']} planes" + (f"; {options.input} is unchanged" if unnamed else ""))
@@ -247,9 +247,7 @@ def _one_of_many(restored: Restored, asked: Options, image: ImageData, form: str
     return dataclasses.replace(result, said=tuple(lines))
 
 
-def _restore_folder(
-    options: argparse.Namespace, asked: Options, restored: Restored, what: str, stacked: Stacked
-) -> int:
+def _restore_folder(options: argparse.Namespace, asked: Options, restored: Restored, what: str, task: Task) -> int:
     """Every image of the folder IN into the folder OUT."""
     from nlrn.batch.plan import left_out, plan
     from nlrn.batch.run import run
@@ -292,7 +290,7 @@ def _restore_folder(
             reading=_reading(options),
             tick=lambda count: tick(count, len(jobs)),
             report=report,
-            stacked=partial(stack_of_folder, options, asked, stacked),
+            stacked=partial(stack_of_folder, options, asked, task),
         )  # fmt: skip
     seconds = time.monotonic() - started
     for name, reason in outcome.failed.items():

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlrn.cli.digest import digest
 from nlrn.cli.interrupts import check_interrupt
-from nlrn.cli.shared import ProgressBar, Report, mebibytes, reporter, side
+from nlrn.cli.shared import ProgressBar, Report, mebibytes, side
 from nlrn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,35 +62,34 @@ def is_stack(path: Path) -> bool:
 def stack_of_folder(
     options: argparse.Namespace,
     asked: Any,
-    stacked: Callable[..., Record],
+    task: Callable[[argparse.Namespace, Any], StackTask],
     job: Job,
     ready: Ready,
 ) -> list[str]:
     """Restore a stack of the folder IN as the command for its file does; returns what that prints."""
     lines: list[str] = []
-    alone = {"input": job.source, "output": job.target, "quiet": True}
-    stacked(argparse.Namespace(**{**vars(options), **alone}), asked, say=lines.append, ready=ready)
+    alone = argparse.Namespace(**{**vars(options), "input": job.source, "output": job.target, "quiet": True})
+    restore_stack(alone, task(alone, asked), lines.append, ready)
     return lines
 
 
 def restore_stack(
     options: argparse.Namespace,
     task: StackTask,
-    decides: str,
-    say: Report | None = None,
+    say: Report,
     ready: Ready = lambda source, whole, record: None,
 ) -> Record:
     """Restore IN, a file of many planes, into OUT, as the task says; returns axes, planes and what channels have.
 
-    decides: a digest of what decides the result, besides the file. say: receives the lines, by default they are
-    printed. ready: called with the sha256 of IN, the whole file, a TIFF, and what is returned, before it gets its name.
+    say: receives the lines. ready: called with the sha256 of IN, the whole file, a TIFF, and what is returned, before
+    it gets its name.
     """
     from nlrn.io.stackwriting import NumberedWriter, TiffStackWriter, check_stack_output, is_numbered
     from nlrn.models.checkpoint import sha256
     from nlrn.system.atomic import check_folder
     from nlrn.system.journal import Journal
 
-    say, inputs = say or reporter(options), [options.input]
+    decides, inputs = digest(options), [options.input]
     inputs += [path] if (path := getattr(options, "sigma_map", None)) is not None else []
     with _opened(options) as stack:
         if not is_numbered(options.output) and options.depth is not None and options.depth != stack.read(0).depth:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nlrn.batch.s3 import ObjectPath
-from nlrn.cli.digest import digest
 from nlrn.cli.images import add_image_options, restore_input
 from nlrn.cli.shared import add_command, number, side
-from nlrn.cli.stacks import EnlargeStack, add_stack_options, restore_stack
+from nlrn.cli.stacks import EnlargeStack, add_stack_options
 from nlrn.errors import ConfigError
-
-if TYPE_CHECKING:
-    from nlrn.inference.options import UpscaleOptions
 
 EXAMPLES = """
 nlrn upscale image.png                              twice as large; writes image-enlarged.png
@@ -52,11 +48,8 @@ def _upscale(options: argparse.Namespace) -> int:
     if options.scale is not None and (options.width or options.height):
         raise ConfigError("give a scale, or a width and a height, not both")
     restored = partial(UpscaleOptions.restored, how=_command(options), how_not="--keep-noise")
-    return restore_input(options, UpscaleOptions.of(vars(options)), restored, "enlarging", stacked=_stacked)
-
-
-def _stacked(options: argparse.Namespace, asked: UpscaleOptions, **more: Any) -> dict[str, Any]:
-    return restore_stack(options, EnlargeStack(asked, _command(options)), digest(options), **more)
+    asked = UpscaleOptions.of(vars(options))
+    return restore_input(options, asked, restored, "enlarging", lambda at, asked: EnlargeStack(asked, _command(at)))
 
 
 def _command(options: argparse.Namespace) -> str:
