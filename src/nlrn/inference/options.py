@@ -53,10 +53,8 @@ class Options(Settings):
     def restorer(self, channels: int, photo: bool = False) -> Restorer:
         """The Restorer for images of 1 or 3 channels, or for photographs. Raises as Restorer."""
         name = default_model(self.task, channels, photo=photo) if self.model is None else self.model
-        return restorer_of(name, self.device, self._settings())
-
-    def _settings(self) -> Settings:
-        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
+        settings = Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
+        return restorer_of(name, self.device, settings)
 
     def expected(self, image: ImageData, most: int = MAX_RESULT_PIXELS) -> ImageData:
         """An image of the size of the result, before there is one. Raises InputError for more pixels than `most`."""
@@ -173,10 +171,8 @@ class UpscaleOptions(Options):
 
     def first(self, **words: str) -> NoiseFirst:
         """Whether noise is removed before. words: of NoiseFirst."""
-        return NoiseFirst(self._denoiser, self.denoise_first, **words)
-
-    def _denoiser(self, channels: int, photo: bool = False) -> Restorer:
-        return restorer_of(default_model("denoise", channels, photo=photo), self.device, self._settings())
+        denoising = Options.of(vars(self), model=None)  # by what is shipped
+        return NoiseFirst(denoising.restorer, self.denoise_first, **words)
 
     def size_of(self, height: int, width: int, most: int = MAX_RESULT_PIXELS) -> tuple[int, int]:
         """(height, width) of the result of an image of this size, as of `result_size`. Raises InputError."""
