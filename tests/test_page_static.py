@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nlrn.io.further import KINDS
+from nlrn.io.written import INSTEAD, SUFFIXES
+
 PAGE = Path(__file__).resolve().parents[1] / "src" / "nlrn" / "web" / "page"
 HTML, CSS = (PAGE / "index.html").read_text(), (PAGE / "page.css").read_text()
 VOID = {"meta", "link", "input", "img", "br"}
@@ -98,6 +101,15 @@ def test_what_is_loaded_is_there_and_of_this_service() -> None:
     for name in ("cat-camera", "cat-camera-restored"):
         with Image.open(PAGE / "samples" / f"{name}.png") as image:
             assert image.size == (320, 240)
+
+
+def test_whatever_is_read_can_be_chosen(tags: list[Tag]) -> None:
+    """What a browser does not know as an image is named by its suffix; a file dialog hides the rest."""
+    accepted = next(a["accept"] for tag, a, _ in tags if a.get("id") == "file")
+    named = set((accepted or "").split(","))
+    further = {suffix for kind in KINDS for suffix in kind.suffixes}
+    usual = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}
+    assert named == {"image/*"} | further | ((SUFFIXES.keys() | INSTEAD.keys()) - usual)
 
 
 def test_words_are_plain() -> None:

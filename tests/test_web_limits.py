@@ -165,7 +165,9 @@ def test_pixels_frames_and_the_size_of_a_result_are_limits(client: httpx.Client,
     assert "20,000 (nlrn serve --max-result-pixels)" in large
     frames = [Image.fromarray(np.full((4, 4), i, np.uint8)) for i in (0, 90)]
     frames[0].save(folder / "two.gif", save_all=True, append_images=frames[1:])
-    refused(post(client, (folder / "two.gif").read_bytes()), 422, limit="frames")
+    assert "stacks are for the command line: nlrn denoise FILE" in refused(
+        post(client, (folder / "two.gif").read_bytes()), 422, limit="frames"
+    )
     assert time.monotonic() - began < 30
 
 

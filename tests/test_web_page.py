@@ -261,7 +261,7 @@ def test_axe_finds_nothing(page: Page, tmp_path: Path, state: str) -> None:
     if state == "error":
         (tmp_path / "no.png").write_bytes(b"no image")
         page.set_input_files("#file", tmp_path / "no.png")
-        expect(page.locator("#file-error")).to_be_visible()
+        expect(page.locator("#file-error")).to_be_visible(timeout=60_000)
     if state == "done":
         page.set_input_files("#file", [image_file(tmp_path / f"{n}.png", size=(60, 40)) for n in "ab"])
         page.select_option("#model", label="toy")
@@ -302,6 +302,27 @@ def test_several_images_are_worked_through_and_come_as_one_zip(page: Page, folde
     expect(page.locator("#save")).to_be_visible()
 
 
+def test_progress_that_comes_late_is_shown_for_no_image_that_is_done(page: Page, tmp_path: Path) -> None:
+    """The first image's progress arrives while the second is worked on."""
+    late: list[Route] = []
+    work: list[Route] = []
+    page.route("**/v1/progress/*", lambda route: late.append(route))
+    page.route("**/v1/denoise", lambda route: work.append(route))
+    page.set_input_files("#file", [image_file(tmp_path / f"{n}.png", size=(60, 40)) for n in "ab"])
+    page.select_option("#model", label="toy")
+    page.click("#go")
+    with page.expect_request("**/v1/progress/*"):
+        pass
+    work[-1].continue_()
+    first = page.locator("#list button").nth(0)
+    expect(first).to_contain_text("kB", timeout=60_000)
+    late[0].fulfill(json={"state": "running", "done": 0, "total": 1})
+    expect(page.locator("#status")).to_contain_text("Image 2 of 2: Sending")
+    page.evaluate("new Promise((done) => setTimeout(done))")
+    expect(first).to_contain_text("kB")
+    expect(page.locator("#status")).to_contain_text("Image 2 of 2: Sending")
+
+
 def test_names_that_are_twice_there_become_two(page: Page) -> None:
     names = page.evaluate("import('/zip.js').then(zip => zip.distinct(['a.png', 'a.png', 'A.png', 'b', 'b']))")
     assert names == ["a.png", "a (2).png", "A (3).png", "b", "b (2)"]
@@ -336,6 +357,45 @@ def test_settings_that_change_mark_the_result_and_are_previewed(page: Page, tmp_
     expect(page.locator("#stale")).to_be_hidden()
     expect(page.locator("#patch")).to_be_hidden()
     expect(page.locator("#save")).to_have_text("Download")
+
+
+def test_the_opening_sample_is_marked_by_settings_that_change(page: Page) -> None:
+    """It was restored by the automatic settings, by the page before any work: as a result of the service's."""
+    expect(page.locator("#stale")).to_be_hidden()
+    page.select_option("#noise", "given")
+    page.locator("#sigma").fill("60")
+    expect(page.locator("#stale")).to_be_visible()
+    expect(page.locator("#patch")).to_be_visible(timeout=60_000)
+    page.reload()  # the settings of the earlier visit, and the sample by the automatic ones
+    expect(page.locator("#status")).to_contain_text("A restored sample", timeout=60_000)
+    assert page.input_value("#sigma") == "60"
+    expect(page.locator("#stale")).to_be_visible()
+    page.select_option("#noise", "auto")
+    expect(page.locator("#stale")).to_be_hidden()
+    expect(page.locator("#patch")).to_be_hidden()
+    expect(page.locator("#tag-after")).to_have_text("after")
+
+
+def test_settings_are_previewed_before_there_is_a_result(page: Page, tmp_path: Path) -> None:
+    """The whole crop, on the image itself: there is no line yet."""
+    Image.new("L", (300, 260), 40).save(tmp_path / "dark.png")
+    choose(page, tmp_path / "dark.png")
+    page.select_option("#noise", "given")
+    page.locator("#sigma").fill("60")
+    expect(page.locator("#patch")).to_be_visible(timeout=60_000)
+    expect(page.locator("#tag-after")).to_contain_text("framed: the new settings")
+    assert page.locator("#stale, #line, #after, #tag-before, #save").locator("visible=true").count() == 0
+    box = page.locator("#view")
+    box.evaluate("element => element.scrollIntoView({block: 'center'})")
+    shot = np.asarray(Image.open(io.BytesIO(box.screenshot())).convert("RGB")).astype(int)
+    pink = np.argwhere((shot[..., 0] > 200) & (shot[..., 1] < 120))
+    (top, left), (bottom, right) = pink.min(0), pink.max(0)
+    scale = page.evaluate("document.getElementById('stage').getBoundingClientRect().width") / 300
+    assert abs(right - left + 1 - 192 * scale) <= 3  # all of its frame
+    assert abs(bottom - top + 1 - 192 * scale) <= 3
+    page.check("input[value=upscale]")
+    expect(page.locator("#patch")).to_be_hidden()
+    expect(page.locator("#tag-after")).to_be_hidden()
 
 
 def test_settings_are_kept_by_the_browser(page: Page) -> None:
@@ -373,6 +433,26 @@ def test_what_is_too_large_is_refused_before_it_is_sent(page: Page, tmp_path: Pa
     page.locator("#scale").fill("2")
     expect(page.locator("#scale-error")).to_have_count(0)
     assert not sent
+
+
+def test_animations_and_stacks_are_sent_to_the_command_line(page: Page, tmp_path: Path) -> None:
+    """As soon as they are chosen; the browser shows their first frame. A single frame is an image."""
+    sent: list[str] = []
+    page.on("request", lambda one: sent.append(one.url) if one.method == "POST" else None)
+    frames = [Image.effect_noise((50, 30), n) for n in (40, 60)]
+    way = "stacks are for the command line: nlrn denoise FILE."
+    for name in ("a.gif", "a.webp", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        page.set_input_files("#file", tmp_path / name)
+        expect(page.locator("#file-error")).to_have_text(f"The file has several frames; {way}")
+        expect(page.locator("#go")).to_be_disabled()
+        frames[0].save(tmp_path / name)
+        page.set_input_files("#file", tmp_path / name)
+        expect(page.locator("#status")).to_contain_text("50 \u00d7 30")
+    assert not sent
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    page.set_input_files("#file", tmp_path / "a.tif")
+    expect(page.locator("#file-error")).to_contain_text(f"expected a single image; {way}")
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg"])

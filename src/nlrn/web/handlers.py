@@ -141,10 +141,12 @@ def listed(offered: dict[str, ModelInfo]) -> list[dict[str, str | int]]:
 
 
 def _refusal(error: InputError) -> RefusedError:
-    """The error with the option that raises the limit, where there is one."""
+    """The error with what raises the limit, where there is one: an option, or for a stack another command."""
     if error.limit in _FLAGS:
         words = str(error).partition(", raised by")[0]
         return RefusedError(413, f"{words} (nlrn serve {_FLAGS[error.limit]})", limit=error.limit)
+    if error.limit == "frames":
+        return RefusedError(422, f"{error}; stacks are for the command line: nlrn denoise FILE", limit="frames")
     return RefusedError(422, str(error), **({"limit": error.limit} if error.limit else {}))
 
 

@@ -1,7 +1,7 @@
 // The page: images go to the service as they are, and what comes back is shown and can be saved, byte for byte.
 import { hideMaps, showMaps } from "/maps.js";
 import { Preview } from "/preview.js";
-import { Refusal, asked, check, checkSize, mega, messages, shown } from "/service.js";
+import { Refusal, asked, check, checkSize, mega, messages, sample, shown } from "/service.js";
 import * as settings from "/settings.js";
 import { View } from "/view.js";
 import { zipped } from "/zip.js";
@@ -164,8 +164,9 @@ async function restoreOne(one, which, own) {
   settings.append(form);
   form.append("watch", watch);
   forget();
-  one.result = null;
+  Object.assign(one, { result: null, state: "working" });
   const tell = (words) => {
+    if (one.state !== "working") return; // progress that comes late
     if (item === one) say(which + words);
     one.words = words.replace(/\.$/, "").toLowerCase();
     list();
@@ -266,13 +267,14 @@ function ready() {
 
 // -- settings that change ----------------------------------------------------------------------------------------
 
-function changed() {
-  // The result is of settings that are no longer those: it says so, and a crop shows the new ones.
-  const stale = Boolean(item && item.result && item.key !== settings.key());
+function changed(moved = false) {
+  // A result of settings that are no longer those is marked, and a crop shows the new ones; moved: without one, too.
+  const done = Boolean(item && (item.result || afterUrl)); // the opening sample has no result of the service's
+  const stale = done && item.key !== settings.key(), early = moved && !done && Boolean(item?.size);
   $("stale").hidden = !stale || Boolean(running);
   $("save").textContent = stale ? "Download (previous settings)" : "Download";
   $("tag-after").textContent = stale ? "after, previous settings" : "after";
-  if (stale && !running && settings.task() === "denoise") preview.later(item, view);
+  if ((stale || early) && !running && settings.task() === "denoise") preview.later(item, view);
   else preview.drop();
 }
 
@@ -320,11 +322,6 @@ function tell() {
   $("scale-said").textContent = $("scale").value;
 }
 
-async function fetched(name) {
-  const answer = await fetch(`/samples/${name}.png`);
-  return new File([await answer.blob()], `${name}.png`, { type: "image/png" });
-}
-
 $("file").addEventListener("change", (event) => {
   const chosen = [...event.target.files];
   event.target.value = ""; // so that the same one can be chosen again
@@ -339,7 +336,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 }
 document.addEventListener("paste", (event) => event.clipboardData.files[0] && choose(event.clipboardData.files));
 for (const button of document.querySelectorAll("[data-sample]")) {
-  button.addEventListener("click", async () => choose([await fetched(button.dataset.sample)]));
+  button.addEventListener("click", async () => choose([await sample(button.dataset.sample)]));
 }
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -350,7 +347,7 @@ $("form").addEventListener("input", () => {
   settings.keep();
   settings.clearErrors();
   if (!running) list();
-  changed();
+  changed(true);
 });
 $("stop").addEventListener("click", stop);
 $("zip").addEventListener("click", async (event) => {
@@ -383,18 +380,21 @@ $("look").addEventListener("click", () => look(Number($("x").value), Number($("y
 );
 if (!models.length) say("The service does not answer.", true);
 fillModels();
+const automatic = settings.key(); // what the sample was restored by
 settings.recall();
 fillModels();
 tell();
 if (!items.length && models.length) {
-  const [file, restored] = await Promise.all([fetched("cat-camera"), fetched("cat-camera-restored")]);
+  const [file, restored] = await Promise.all(["cat-camera", "cat-camera-restored"].map(sample));
   if (!items.length) {
     items = [{ file, state: "waiting", words: "" }];
     await show(items[0]);
     const found = await shown(restored);
     if (item === items[0] && item.file === file && !item.result && !running) {
+      item.key = automatic;
       reveals(found);
-      say("A restored sample: drag the line to compare. Then choose your own images.");
+      say("A restored sample (Automatic): drag the line to compare. Then choose your own images.");
+      changed();
     }
   }
 }

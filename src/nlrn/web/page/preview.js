@@ -1,4 +1,4 @@
-// A crop of the image by the settings as they are now, over the result of those before.
+// A crop of the image by the settings as they are now, over the result of those before or, without one, the image.
 import { asked } from "/service.js";
 import * as settings from "/settings.js";
 
@@ -22,6 +22,7 @@ export class Preview {
     if (this.url) URL.revokeObjectURL(this.url);
     this.running = this.url = null;
     $("patch").hidden = true;
+    if ($("line").hidden) $("upper").hidden = $("tag-after").hidden = true; // there is no result
     $("patch").removeAttribute("src");
   }
 
@@ -44,8 +45,8 @@ export class Preview {
       const part = (n, of) => `${(100 * n) / of}%`;
       const place = { left: part(x, whole[0]), top: part(y, whole[1]), width: part(side[0], whole[0]), height: part(side[1], whole[1]) };
       Object.assign($("patch").style, place);
-      $("patch").hidden = false;
-      $("tag-after").textContent = "after; framed: the new settings";
+      $("patch").hidden = $("upper").hidden = $("tag-after").hidden = false;
+      $("tag-after").textContent = `${$("line").hidden ? "" : "after; "}framed: the new settings`;
     } catch {} // settings that are refused are named when they are used
   }
 }

@@ -1,4 +1,6 @@
 // What is asked of the service, and what it answers, in words for a person.
+import { moves } from "/frames.js";
+
 export const SHOWN = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif"];
 
 export class Refusal extends Error {
@@ -66,6 +68,11 @@ export async function shown(blob, signal) {
   return { url, width: image.naturalWidth, height: image.naturalHeight };
 }
 
+export async function sample(name) {
+  const answer = await fetch(`/samples/${name}.png`);
+  return new File([await answer.blob()], `${name}.png`, { type: "image/png" });
+}
+
 async function endsWith(blob, bytes) {
   // Whether the last 64 KiB hold these bytes: some programs append something to an image.
   const tail = new Uint8Array(await blob.slice(-65536).arrayBuffer());
@@ -74,7 +81,7 @@ async function endsWith(blob, bytes) {
 }
 
 export async function check(file, limits) {
-  // Before anything is sent. Raises Refusal for a file that is too large or cut off.
+  // Before anything is sent. Raises Refusal for a file that is too large, cut off or an animation.
   if (limits.max_bytes && file.size > limits.max_bytes - 4096) {
     throw new Refusal(`The file has ${mega(file.size)}; this service takes ${mega(limits.max_bytes)}.`);
   }
@@ -82,6 +89,7 @@ export async function check(file, limits) {
   const png = head[0] === 0x89 && head[1] === 0x50, jpeg = head[0] === 0xff && head[1] === 0xd8;
   const whole = png ? await endsWith(file, [0x49, 0x45, 0x4e, 0x44]) : jpeg ? await endsWith(file, [0xff, 0xd9]) : true;
   if (!whole) throw new Refusal("The file is cut off: its end is missing.");
+  if (await moves(file)) throw new Refusal("The file has several frames; stacks are for the command line: nlrn denoise FILE.");
 }
 
 export function checkSize({ width, height }, limits, scale = 1) {

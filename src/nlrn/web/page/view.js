@@ -77,9 +77,9 @@ export class View {
     Object.assign($("stage").style, { left: `${this.left}px`, top: `${this.top}px`, width: `${wide}px`, height: `${high}px` });
     const at = (this.share / 100) * clientWidth;
     $("line").style.left = `${at}px`;
-    const inside = Math.min(wide, Math.max(0, at - this.left));
+    const compared = !$("line").hidden, inside = compared ? Math.min(wide, Math.max(0, at - this.left)) : 0;
     $("upper").style.clipPath = `inset(0 0 0 ${inside}px)`;
-    $("before").style.clipPath = $("upper").hidden ? "" : `inset(0 ${wide - inside}px 0 0)`; // both may be transparent
+    $("before").style.clipPath = compared ? `inset(0 ${wide - inside}px 0 0)` : ""; // both may be transparent
     for (const id of ["before", "after"]) $(id).classList.toggle("smooth", this.zoom * devicePixelRatio < 1);
     $("full").setAttribute("aria-pressed", String(Math.abs(this.zoom * devicePixelRatio - 1) < 1e-6 && !this.fitted));
     $("fit").setAttribute("aria-pressed", String(this.fitted));
