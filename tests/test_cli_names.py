@@ -77,6 +77,41 @@ def test_names_of_other_kinds(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "-o/--output" in capsys.readouterr().err
 
 
+def test_options_may_stand_before_a_file_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["denoise", "photo.jpg", "-o", "named.jpg", "-q", "--sigma", "10"]) == 0
+    expected = Path("named.jpg").read_bytes()
+    Path("-dash.jpg").write_bytes(Path("photo.jpg").read_bytes())
+    capsys.readouterr()
+    for words in (["--sigma", "10", "photo.jpg"], ["-q", "--sigma=10", "--", "-dash.jpg"]):
+        assert run(words) == 0
+        out = Path(f"{Path(words[-1]).stem}-restored.jpg")
+        assert out.read_bytes() == expected
+        out.unlink()
+    assert "wrote photo-restored.jpg; photo.jpg is unchanged" in capsys.readouterr().out
+    assert run(["--", "-dash.jpg", "--sigma", "10"]) == 2  # behind -- nothing is an option
+    capsys.readouterr()
+    assert run(["-q", "--", "photo.jpg"]) == 0
+    assert run(["--sigma", "99", "photo.jpg"]) == 2
+    assert "nlrn denoise: argument --sigma: 99 is outside" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["denois", "photo.jpg"], "there is no command denois; did you mean denoise?"),
+        (["upscal"], "there is no command upscal; did you mean upscale?"),
+        (["model"], "there is no command model; did you mean models?"),
+        (["blur", "photo.jpg"], "invalid choice: 'blur'"),
+    ],
+)
+def test_a_misspelt_command_names_the_near_one(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert run(words) == 2
+    assert says in capsys.readouterr().err
+    assert not Path("photo-restored.jpg").exists()
+
+
 def test_every_command_shows_groups_and_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
     for name in NAMES:
         assert run([name, "--help"]) == 0

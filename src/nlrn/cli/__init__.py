@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
     try:
         arguments = with_command(arguments, names)
-    except InputError as error:
+    except NLRNError as error:
         return _report(error)
     return execute(_parser(), arguments)
 

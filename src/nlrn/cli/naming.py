@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from nlrn.batch.s3 import ObjectPath, Place
@@ -13,12 +14,20 @@ SUFFIXES = {"denoise": "-restored", "upscale": "-enlarged"}
 
 
 def with_command(arguments: Sequence[str], commands: Sequence[str]) -> list[str]:
-    """The arguments; `nlrn photo.jpg` is `nlrn denoise photo.jpg`. Raises InputError for a file that is not there."""
-    first = arguments[0] if arguments else "-"
-    if first in commands or (first.startswith("-") and not Path(first).is_file()):
+    """The arguments; `nlrn photo.jpg` is `nlrn denoise photo.jpg`, also behind options.
+
+    Raises InputError for a file that is not there, ConfigError for a command that is misspelt.
+    """
+    first = arguments[0] if arguments else "-h"
+    if first in (*commands, "-h", "--help", "--version"):
         return list(arguments)
     if Path(first).exists():
         return ["denoise", *arguments]
+    if first.startswith("-"):
+        named = not set(commands).intersection(arguments) and any(Path(word).exists() for word in arguments if word)
+        return ["denoise", *arguments] if named else list(arguments)
+    if near := get_close_matches(first, commands, 1):
+        raise ConfigError(f"there is no command {first}; did you mean {near[0]}? See: nlrn --help")
     if Path(first).suffix or "/" in first:
         raise InputError(f"there is no file or folder {first}, and no command of that name; see: nlrn --help")
     return list(arguments)
