@@ -19,6 +19,12 @@ from nlrn.cli.shared import complain, print_table
 from nlrn.models.checkpoint import save_model
 
 NAMES = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
+GROUPS = {
+    "denoise": ("noise", "result", "model and machine", "memory", "where IN is a folder"),
+    "train": ("run", "data", "budget"),
+    "evaluate": ("scores", "result", "model and machine"),
+    "convert": ("network", "result"),
+}
 
 
 @pytest.fixture
@@ -122,15 +128,17 @@ def test_every_command_shows_groups_and_examples_that_parse(capsys: pytest.Captu
             words = line.split("  ")[1].partition(" >")[0].split()
             assert words[0] == "nlrn"
             cli._parser().parse_args(words[1:])
+    for name, expected in GROUPS.items():
+        assert run([name, "--help"]) == 0
+        text = capsys.readouterr().out
+        titles = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert {f"{title}:" for title in expected} <= set(titles), name
+        plain = text.partition("options:\n")[2].partition("\n\n")[0]
+        assert plain.count("  -") <= 2 + plain.count(", --")  # help and quiet, no more without a group
     assert run(["denoise", "--help"]) == 0
     text = capsys.readouterr().out
-    titles = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    for title in ("noise:", "result:", "model and machine:", "memory:", "where IN is a folder:"):
-        assert title in titles
     cluster = text.partition("a folder on a Ray cluster")[2].partition("\n\n")[0]
     assert all(option in cluster for option in ("--engine", "--address", "--worker-cpus"))
-    plain = text.partition("options:\n")[2].partition("\n\n")[0]
-    assert plain.count("  -") <= 2 + plain.count(", --")  # help and quiet, no more without a group
 
 
 def printed_json(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

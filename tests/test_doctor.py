@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import torch
 
 import nlrn
 from nlrn.cli import run
-from nlrn.cli.diagnosis import examine, is_well
+from nlrn.cli.diagnosis import EXTRAS, examine, is_well
 from nlrn.models import checkpoint
 from nlrn.ops import BACKENDS, cpu
 
@@ -36,6 +39,29 @@ def test_it_tells_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "all is well" in text
     assert f"torch: {torch.__version__}" in text
+
+
+def test_the_extras_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its metadata: each with the modules of all its libraries; dev, docs and bundles are none of them."""
+    needed: dict[str, set[str]] = {}
+    for line in importlib.metadata.requires("nlrn") or []:
+        name, _, extra = line.partition("; extra == ")
+        if extra:
+            needed.setdefault(extra.strip("\"'"), set()).add(re.split(r"[\[<>=; ]", name)[0].lower().replace("_", "-"))
+    bundles = {extra for extra, names in needed.items() if "nlrn" in names}
+    assert set(EXTRAS) == set(needed) - bundles - {"docs"}
+    brought = importlib.metadata.packages_distributions()
+    for extra, modules in EXTRAS.items():
+        assert len(modules) == len(needed[extra]), extra
+        for module in modules:
+            assert {name.lower().replace("_", "-") for name in brought.get(module, [])} <= needed[extra], module
+    found = examine()
+    assert sorted(found["extras"] + found["extras not installed"]) == sorted(EXTRAS)
+    for name in found["extras"]:
+        assert all(importlib.util.find_spec(module) for module in EXTRAS[name])
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None if module == "uvicorn" else module)
+    found = examine()
+    assert found["extras not installed"] == ["web"]  # of several libraries one is missing
 
 
 def test_a_damaged_model_and_a_missing_kernel_are_found(

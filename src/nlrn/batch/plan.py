@@ -88,7 +88,7 @@ def plan(
         stack = isinstance(source, Path) and is_stack(source)
         suffix = form or (stack_written_as if stack else written_as)(way.suffix)
         jobs.append(Job(way.as_posix(), source, output / way.parent / f"{way.stem}{ending}{suffix}", stack))
-    _check(jobs)
+    _check(jobs, form)
     for target in (job.target for job in jobs):
         if isinstance(output, Path) and isinstance(target, Path):
             check_no_links(output, target)
@@ -111,7 +111,7 @@ def left_out(root: Place, *, recursive: bool = False) -> dict[str, int]:
     return dict(sorted(Counter(way.suffix.lower() for way, _ in found).items()))
 
 
-def _check(jobs: list[Job]) -> None:
+def _check(jobs: list[Job], form: str | None) -> None:
     """Raises ConfigError where a result would lie on another, on an input, or where it cannot be found again."""
     taken: dict[str, Job] = {}
     folded = bool(jobs) and not _tells_case_apart(jobs[0].target)
@@ -119,9 +119,8 @@ def _check(jobs: list[Job]) -> None:
         key = unicodedata.normalize("NFC", str(job.target))
         key = key.casefold() if folded else key
         if key in taken:
-            raise ConfigError(
-                f"{taken[key].name} and {job.name} would both become {job.target.name}: see --suffix, --format"
-            )
+            way = "leave out --format" if form and _own(job) != _own(taken[key]) else "rename one, or move it elsewhere"
+            raise ConfigError(f"{taken[key].name} and {job.name} would both become {job.target.name}: {way}")
         taken[key] = job
     sources = {_one(job.source) for job in jobs}
     for job in jobs:
@@ -129,6 +128,11 @@ def _check(jobs: list[Job]) -> None:
             raise ConfigError(f"{job.target} is an input; an original is never overwritten")
         if isinstance(job.target, ObjectPath) and (odd := job.target.name_error()):
             raise ConfigError(f"{job.name}: with {odd!r} in its name its result cannot lie in a store")
+
+
+def _own(job: Job) -> str:
+    """The suffix of its result where no format is given, in lower case."""
+    return (stack_written_as if job.stack else written_as)(PurePosixPath(job.name).suffix).lower()
 
 
 def _tells_case_apart(target: Place) -> bool:

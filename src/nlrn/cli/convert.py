@@ -21,26 +21,28 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "input", type=Path, metavar="CHECKPOINT", help="its prefix, a training folder, or that of a SavedModel"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors")
-    parser.add_argument(
+    group = parser.add_argument_group("network")
+    group.add_argument(
         "--propagation",
         action=argparse.BooleanOptionalAction,
         required=True,
         help="does the model carry correlations? Those of 12 states do, those of 15 do not",
     )
-    parser.add_argument(
+    group.add_argument(
         "--task", choices=("denoise", "sr"), default="denoise", help="what it was trained for (default: denoise)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--trained-on",
         type=int,
         choices=(1, 255),
         help="the largest value of the images that it was trained on (default: 255 where the names of the variables"
         " begin with model/, as in the authors' first code, else 1)",
     )
-    parser.add_argument("--window", type=count, help="odd, for use beyond the authors' patches (default: none)")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    group.add_argument("--window", type=count, help="odd, for use beyond the authors' patches (default: none)")
+    group = parser.add_argument_group("result")
+    group.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors")
+    group.add_argument("--json", action="store_true", help="print what was written as JSON")
+    group.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=_convert)
 

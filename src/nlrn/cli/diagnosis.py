@@ -23,9 +23,27 @@ from nlrn.system.hardware import hardware_bf16, memory, usable_device
 VIPS = "16-bit colour and floats"
 LIBRARIES = {VIPS: "pyvips", "plots": "matplotlib", "curves of a training": "tensorboard", "the GPU kernel": "triton"}
 
+EXTRAS = {  # by the name to install them by: nlrn[NAME]; the modules of their libraries
+    "train": ("tensorboard",),
+    "plot": ("matplotlib",),
+    "hub": ("huggingface_hub",),
+    "onnx": ("onnx", "onnxscript"),
+    "deepinv": ("deepinv",),
+    "spandrel": ("spandrel",),
+    "web": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
+    "s3": ("s3fs",),
+    "heic": ("pillow_heif",),
+    "jpeg2000": ("imagecodecs",),
+    "jpegxl": ("imagecodecs", "pillow_jxl"),
+    "raw": ("rawpy",),
+    "napari": ("napari", "magicgui", "qtpy"),
+    "arrays": ("dask", "xarray"),
+    "cluster": ("ray",),
+}
+
 
 def examine() -> dict[str, Any]:
-    """Versions, machine, backends ("runs", or why not), models ("as released", or what is wrong) and libraries."""
+    """Versions, machine, backends ("runs", or why not), models ("as released", or what is wrong), what is installed."""
     device = usable_device("auto")
     where = machine(device)
     base = PRESETS["base"]
@@ -58,6 +76,8 @@ def examine() -> dict[str, Any]:
             what: "installed" if importlib.util.find_spec(package) else f"{package} is not installed"
             for what, package in LIBRARIES.items()
         },
+        "extras": [name for name in EXTRAS if _has(name)],
+        "extras not installed": [name for name in EXTRAS if not _has(name)],
     }
 
 
@@ -100,3 +120,7 @@ def _condition(path: Path, released: str | None) -> str:
     except (OSError, ModelError) as error:
         return f"cannot be read: {error}"
     return f"as released, sha256 {digest}"
+
+
+def _has(extra: str) -> bool:
+    return all(importlib.util.find_spec(module) for module in EXTRAS[extra])

@@ -35,14 +35,13 @@ _STANDARD_OUTPUT = Path("-")
 def add(commands: Any) -> None:
     """Add the parser of `nlrn evaluate` to the subparsers of argparse."""
     parser = add_command(commands, "evaluate", "score a model on the field's data sets", EXAMPLES)
-    parser.add_argument("--data", type=Path, help="folder of the data sets, or of images (default: $NLRN_DATA)")
-    parser.add_argument("--set", dest="sets", nargs="+", default=[], metavar="NAME", help="set12, bsd68, cbsd68 ...")
-    parser.add_argument("--task", choices=("denoise", "sr"), default="denoise", help="sr: super-resolution")
-    parser.add_argument(
-        "--noise", choices=("gaussian", "camera"), default="gaussian", help="camera: as cameras make it"
-    )
-    parser.add_argument("--sigma", type=sigma_level, nargs="+", help="default: 15 25 50, of camera noise 3 6 12")
-    parser.add_argument(
+    group = parser.add_argument_group("scores")
+    group.add_argument("--data", type=Path, help="folder of the data sets, or of images (default: $NLRN_DATA)")
+    group.add_argument("--set", dest="sets", nargs="+", default=[], metavar="NAME", help="set12, bsd68, cbsd68 ...")
+    group.add_argument("--task", choices=("denoise", "sr"), default="denoise", help="sr: super-resolution")
+    group.add_argument("--noise", choices=("gaussian", "camera"), default="gaussian", help="camera: as cameras make it")
+    group.add_argument("--sigma", type=sigma_level, nargs="+", help="default: 15 25 50, of camera noise 3 6 12")
+    group.add_argument(
         "--given-sigma",
         "--tell",
         dest="given_sigma",
@@ -50,18 +49,19 @@ def add(commands: Any) -> None:
         metavar="SIGMA",
         help="under camera noise (default: the estimate)",
     )
-    parser.add_argument("--auto", action="store_true", help="give the model the estimated noise level instead")
-    parser.add_argument(
+    group.add_argument("--auto", action="store_true", help="give the model the estimated noise level instead")
+    group.add_argument(
         "--scale", type=number("scale", 1.5, 4), nargs="+", default=[2, 3, 4], help="1.5 to 4 (default: 2 3 4)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--protocol",
         choices=("float-lr", "8bit-lr"),
         default="float-lr",
         help="of super-resolution: is the small image rounded to 8 bit?",
     )
-    parser.add_argument("--attention", action="store_true", help="also what the attention is worth (first set)")
-    parser.add_argument(
+    group.add_argument("--attention", action="store_true", help="also what the attention is worth (first set)")
+    group = parser.add_argument_group("result")
+    group.add_argument(
         "--json",
         type=Path,
         nargs="?",
@@ -69,7 +69,7 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="write every number there; without FILE print them as JSON",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    group.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     add_model_options(parser)
     parser.set_defaults(run=_evaluate)
 
