@@ -64,10 +64,10 @@ def test_arguments_and_fields_of_one_name_ask_for_the_same(task: str, given: dic
 def test_every_field_of_a_form_is_an_option() -> None:
     """But for the image, the file's format and the word to watch the work by.
 
-    The operator's are not in the form, and neighbours are of stacks, which it does not take.
+    The operator's are not in the form; neighbours are of stacks, which it does not take; it previews parts by itself.
     """
     for task, (options, form) in KINDS.items():
-        operator = {"device", "memory", "neighbors"} | ({"level"} if task == "upscale" else set())
+        operator = {"device", "memory", "neighbors", "preview"} | ({"level"} if task == "upscale" else set())
         names = {field.name for field in dataclasses.fields(options)}
         assert set(form.model_fields) - {"image", "format", "watch"} == names - operator
 
