@@ -35,7 +35,7 @@ REDUCED = {
         "nlrn evaluate --data two-images --sigma 25",
         "a sixteenth of the pixels",
     ),
-    "nlrn evaluate --data ../shared/data --sigma 15 25 50 --attention": (
+    "nlrn evaluate --data DATA --sigma 15 25 50 --attention": (
         "nlrn evaluate --data two-images --sigma 15 25 50 --attention",
         SETS,
     ),
@@ -55,11 +55,11 @@ REDUCED = {
         "nlrn train toy/tiny.toml --data toy --steps 2",
         HOURS,
     ),
-    "nlrn train recipes/denoise-gray-small.toml --data ../shared/data --minutes 60": (
+    "nlrn train recipes/denoise-gray-small.toml --data DATA --minutes 60": (
         "nlrn train toy/tiny.toml --data toy --steps 2",
         HOURS,
     ),
-    "nlrn train recipes/denoise-gray-small.toml --data ../shared/data --resume --minutes 60": (
+    "nlrn train recipes/denoise-gray-small.toml --data DATA --resume --minutes 60": (
         "nlrn train toy/tiny.toml --data toy --resume --steps 4",
         HOURS,
     ),
@@ -260,12 +260,14 @@ LOOKED_AT = {
     "python -m benchmarks.model --json model.json --plot model.png": (parse, BENCHMARK),
     'python -m benchmarks.model --only "images small window bf16 256px"': (parse, BENCHMARK),
     "torchrun --nproc-per-node 4 -m nlrn train recipes/denoise-gray.toml": (_torchrun, "four devices"),
-    "torchrun --nproc-per-node 2 -m nlrn train recipes/denoise-gray-small.toml --data ../shared/data -o runs/two": (
+    "torchrun --nproc-per-node 2 -m nlrn train recipes/denoise-gray-small.toml --data DATA -o runs/two": (
         _torchrun,
         TORCHRUN,
     ),
-    "torchrun --nproc-per-node 2 -m nlrn train recipes/denoise-gray-small.toml --data ../shared/data -o runs/two"
-    " --resume": (_torchrun, TORCHRUN),
+    "torchrun --nproc-per-node 2 -m nlrn train recipes/denoise-gray-small.toml --data DATA -o runs/two --resume": (
+        _torchrun,
+        TORCHRUN,
+    ),
     "nlrn denoise /shared/album -o /shared/clean -r --engine ray --address 10.0.0.1:6379": (parse, RAY),
     "ray start --head --port 6379": (_ray, RAY),
     "ray start --address 10.0.0.1:6379": (_ray, RAY),
@@ -274,21 +276,21 @@ LOOKED_AT = {
     "srun torchrun --nnodes 2 --nproc-per-node 4 --rdzv-id $SLURM_JOB_ID --rdzv-backend c10d"
     " --rdzv-endpoint $head:29500 -m nlrn train recipes/denoise-gray.toml --data /shared/data"
     " -o /shared/runs/gray --minutes 460 $resume": (_torchrun, SLURM),
-    "python scripts/measure_processes.py --data ../shared/data": (_processes, "ten minutes"),
-    "python scripts/measure_engines.py --data ../shared/data": (_engines, "twenty minutes"),
-    "python scripts/slice.py --next --minutes 150 --data ../shared/data": (_slice, "takes hours"),
-    "python scripts/slice.py recipes/denoise-gray-small.toml --minutes 60 --data ../shared/data --release": (
+    "python scripts/measure_processes.py --data DATA": (_processes, "ten minutes"),
+    "python scripts/measure_engines.py --data DATA": (_engines, "twenty minutes"),
+    "python scripts/slice.py --next --minutes 150 --data DATA": (_slice, "takes hours"),
+    "python scripts/slice.py recipes/denoise-gray-small.toml --minutes 60 --data DATA --release": (
         _slice,
         "an hour; test_slice.py makes slices",
     ),
     "python scripts/slice.py recipes/denoise-gray.toml --minutes 60 --processes 4 --release": (_slice, "four devices"),
-    "python scripts/slice.py recipes/denoise-gray.toml --minutes 30 --data ../shared/data --release": (
+    "python scripts/slice.py recipes/denoise-gray.toml --minutes 30 --data DATA --release": (
         _slice,
         "half an hour; test_slice.py makes slices",
     ),
 }
 LOOKED_AT |= {
-    f"python -m studies.growth {words} --data ../shared/data": (
+    f"python -m studies.growth {words} --data DATA": (
         _growth,
         "hours; test_study_growth.py makes a small one",
     )
@@ -297,7 +299,7 @@ LOOKED_AT |= {
 MEASURED = "minutes to half an hour: its figures stand in the page"
 LOOKED_AT |= {
     f"python scripts/measure_images.py {words}": (_measures, MEASURED)
-    for words in ("price --data ../shared/data", "enlarge --model base", "large --model base")
+    for words in ("price --data DATA", "enlarge --model base", "large --model base")
 }
 RULES = Rules(REDUCED, LOOKED_AT, SMALLER)
 
