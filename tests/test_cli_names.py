@@ -99,6 +99,15 @@ def test_options_may_stand_before_a_file_alone(here: Path, capsys: pytest.Captur
     assert run(["-q", "--", "photo.jpg"]) == 0
     assert run(["--sigma", "99", "photo.jpg"]) == 2
     assert "nlrn denoise: argument --sigma: 99 is outside" in capsys.readouterr().err
+    for words, code, says in (
+        (["--sigma", "10", "photo.jpeg"], 1, "there is no file or folder photo.jpeg"),
+        (["--sigma", "10"], 2, "nlrn denoise: the following arguments are required: IN"),
+        (["--verison"], 2, "nlrn: unrecognized arguments: --verison"),
+        (["-q", "models"], 2, "nlrn: unrecognized arguments: -q"),
+        (["a" * 300], 3, "File name too long"),
+    ):
+        assert run(words) == code
+        assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

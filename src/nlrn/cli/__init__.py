@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
     try:
         arguments = with_command(arguments, names)
-    except NLRNError as error:
+    except (NLRNError, OSError) as error:
         return _report(error)
     return execute(_parser(), arguments)
 

@@ -16,7 +16,8 @@ SUFFIXES = {"denoise": "-restored", "upscale": "-enlarged"}
 def with_command(arguments: Sequence[str], commands: Sequence[str]) -> list[str]:
     """The arguments; `nlrn photo.jpg` is `nlrn denoise photo.jpg`, also behind options.
 
-    Raises InputError for a file that is not there, ConfigError for a command that is misspelt.
+    Raises InputError for a file that is not there, ConfigError for a command that is misspelt, OSError for a name that
+    the system refuses.
     """
     first = arguments[0] if arguments else "-h"
     if first in (*commands, "-h", "--help", "--version"):
@@ -24,8 +25,8 @@ def with_command(arguments: Sequence[str], commands: Sequence[str]) -> list[str]
     if Path(first).exists():
         return ["denoise", *arguments]
     if first.startswith("-"):
-        named = not set(commands).intersection(arguments) and any(Path(word).exists() for word in arguments if word)
-        return ["denoise", *arguments] if named else list(arguments)
+        named = any(not word.startswith("-") or Path(word).exists() for word in arguments)  # more than options
+        return ["denoise", *arguments] if named and not set(commands).intersection(arguments) else list(arguments)
     if near := get_close_matches(first, commands, 1):
         raise ConfigError(f"there is no command {first}; did you mean {near[0]}? See: nlrn --help")
     if Path(first).suffix or "/" in first:
