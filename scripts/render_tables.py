@@ -99,17 +99,30 @@ def scores(task: Task) -> str:
     return table + "\nMeasured: " + "; ".join(notes) + ". Published numbers: `results/published.json`.\n"
 
 
-FRONT = ("BM3D", "DnCNN-S", "FFDNet", "NLRN", "DRUNet")  # the published methods of README; docs/models.md has all
+# The published methods of README, and their names in colour; docs/models.md has all
+FRONT = {"BM3D": "CBM3D", "DnCNN-S": "DnCNN", "FFDNet": "FFDNet", "NLRN": "", "DRUNet": "DRUNet"}
 
 
 def front() -> str:
-    """Of the table of denoising one level of noise and a few methods."""
-    task, at = TASKS["denoising"], TASKS["denoising"].conditions.index("25")
-    ours = [r for r in evaluations(task.files) if not r["run"].get("tta")]
-    rows = [[f"**{r['model']}**", *(f"{r['scores'][s]['25']['psnr']:.2f}" for s in task.sets)] for r in ours]
-    published = load("published")[task.published]["methods"]
-    rows += [[_title(name, published[name]), *(f"{published[name][s][at]:.2f}" for s in task.sets)] for name in FRONT]
-    return markdown(["PSNR (dB) at sigma 25", *(TITLES[name] for name in task.sets)], rows)
+    """Of the tables of denoising, grey and colour, one level of noise and a few methods."""
+    grey, colour = TASKS["denoising"], TASKS["colour"]
+    models = [r for task in (grey, colour) for r in evaluations(task.files) if not r["run"].get("tta")]
+    rows = []
+    for result in models:
+        found = (result["scores"].get(name) for name in (*grey.sets, *colour.sets))
+        rows.append(
+            [f"**{result['model']}**", *("" if score is None else f"{score['25']['psnr']:.2f}" for score in found)]
+        )
+    published, at = load("published"), grey.conditions.index("25")
+    for name, in_colour in FRONT.items():
+        method, other = (
+            published[grey.published]["methods"][name],
+            published[colour.published]["methods"].get(in_colour),
+        )
+        scores = [method[name] for name in grey.sets] + [other[name] for name in colour.sets if other]
+        rows.append([_title(name, method), *(f"{score[at]:.2f}" for score in scores), *([] if other else [""])])
+    sets = [TITLES[name] for name in grey.sets] + [f"{TITLES[name]}, colour" for name in colour.sets]
+    return markdown(["PSNR (dB) at sigma 25", *sets], rows)
 
 
 def _title(name: str, method: dict[str, Any]) -> str:
