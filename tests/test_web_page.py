@@ -323,6 +323,24 @@ def test_progress_that_comes_late_is_shown_for_no_image_that_is_done(page: Page,
     expect(page.locator("#status")).to_contain_text("Image 2 of 2: Sending")
 
 
+def test_restore_waits_for_an_image_that_is_still_opened(page: Page, tmp_path: Path) -> None:
+    """Of several the button is ready at once; a TIFF is opened by way of a preview."""
+    held: list[Route] = []
+    opens: list[str] = []
+    page.route("**/v1/preview", lambda route: route.continue_() if opens else held.append(route))
+    image_file(tmp_path / "a.tif", size=(60, 40))
+    with page.expect_request("**/v1/preview"):
+        page.set_input_files("#file", [tmp_path / "a.tif", image_file(tmp_path / "b.png", size=(60, 40))])
+    page.select_option("#model", label="toy")
+    page.click("#go")
+    expect(page.locator("#list button").nth(0)).not_to_contain_text("waiting")
+    opens.append("now")
+    for route in held:
+        route.continue_()
+    expect(page.locator("#zip")).to_be_visible(timeout=20_000)
+    expect(page.locator("#list .bad")).to_have_count(0)
+
+
 def test_names_that_are_twice_there_become_two(page: Page) -> None:
     names = page.evaluate("import('/zip.js').then(zip => zip.distinct(['a.png', 'a.png', 'A.png', 'b', 'b']))")
     assert names == ["a.png", "a (2).png", "A (3).png", "b", "b (2)"]

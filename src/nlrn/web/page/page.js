@@ -103,8 +103,8 @@ async function show(one) {
 }
 
 async function open(one) {
-  // Its URL and size, once; Refusal for what the service would refuse.
-  if (one.size) return;
+  // With its URL and size, once; Refusal for what the service would refuse.
+  if (one.size) return one;
   await check(one.file, limits);
   const found = await shown(one.file);
   const size = { width: found.width, height: found.height };
@@ -114,7 +114,7 @@ async function open(one) {
     URL.revokeObjectURL(found.url);
     throw error;
   }
-  Object.assign(one, { url: found.url, size });
+  return Object.assign(one, { url: found.url, size });
 }
 
 const place = (which, url) => (url ? ($(which).src = url) : $(which).removeAttribute("src"));
@@ -175,7 +175,7 @@ async function restoreOne(one, which, own) {
   const timer = setInterval(() => follow(watch, own, tell), 400);
   const began = performance.now();
   try {
-    checkSize(one.size, limits, settings.task() === "upscale" ? Number($("scale").value) : 1);
+    checkSize((await open(one)).size, limits, settings.task() === "upscale" ? Number($("scale").value) : 1);
     const answer = await asked(`/v1/${settings.task()}`, form, own.signal);
     const result = await answer.blob();
     own.signal.throwIfAborted();
