@@ -471,6 +471,16 @@ def benchmark(what: str) -> str:
     return "".join(parts) + _measured(result).lstrip("\n") + "".join(again)
 
 
+def held() -> str:
+    """The kernel, the gradients and the network where everything is held to AVX2, of results/benchmark-held.json."""
+    result = load("benchmark-held")
+    makes = (report.limit_table, report.weights_table, report.images_table, report.training_table)
+    tables = [make(result["rows"]) for make in makes]
+    return "".join(f"**{title}**\n\n{markdown(header, lines)}\n" for title, header, lines in tables) + _measured(
+        result
+    ).lstrip("\n")
+
+
 def peers() -> str:
     """Speed and PSNR beside other denoisers, as python -m benchmarks.peers measured them."""
     result = load("benchmark-peers")
@@ -536,6 +546,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attention-enlarging": partial(attention, TASKS["enlarging"]),
     "benchmark-model": lambda: benchmark("model"),
     "benchmark-operator": lambda: benchmark("operator"),
+    "benchmark-held": held,
     "between": between,
     "card": card,
     "commands": commands,
