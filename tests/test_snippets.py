@@ -259,6 +259,10 @@ LOOKED_AT = {
     "python -m benchmarks.operator --json operator.json --plot operator.png": (parse, BENCHMARK),
     "python -m benchmarks.model --json model.json --plot model.png": (parse, BENCHMARK),
     'python -m benchmarks.model --only "images small window bf16 256px"': (parse, BENCHMARK),
+    "python -m benchmarks.operator --only limit": (parse, BENCHMARK),
+    "python -m benchmarks.operator --only weights": (parse, BENCHMARK),
+    'python -m benchmarks.model --only "small window 256px"': (parse, BENCHMARK),
+    "python -m benchmarks.model --only training": (parse, BENCHMARK),
     "torchrun --nproc-per-node 4 -m nlrn train recipes/denoise-gray.toml": (_torchrun, "four devices"),
     "torchrun --nproc-per-node 2 -m nlrn train recipes/denoise-gray-small.toml --data DATA -o runs/two": (
         _torchrun,
