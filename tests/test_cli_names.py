@@ -101,6 +101,7 @@ def test_options_may_stand_before_a_file_alone(here: Path, capsys: pytest.Captur
     assert "nlrn denoise: argument --sigma: 99 is outside" in capsys.readouterr().err
     for words, code, says in (
         (["--sigma", "10", "photo.jpeg"], 1, "there is no file or folder photo.jpeg"),
+        (["train.png"], 1, "there is no file or folder train.png"),  # a file's name, like a command's as it is
         (["--sigma", "10"], 2, "nlrn denoise: the following arguments are required: IN"),
         (["--verison"], 2, "nlrn: unrecognized arguments: --verison"),
         (["-q", "models"], 2, "nlrn: unrecognized arguments: -q"),

@@ -122,6 +122,16 @@ def test_an_option_without_effect_is_named(
     assert "no effect" not in printed if line is None else line in printed
 
 
+def test_an_option_without_effect_on_a_stack_is_named(
+    tmp_path: Path, stack_file: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["denoise", str(stack_file), "--model", str(weights), "--quality", "90"]
+    assert run([*command, "-o", str(tmp_path / "out.tif")]) == 0
+    assert "--quality has no effect on TIFF" in capsys.readouterr().out
+    assert run([*command, "-o", str(tmp_path / "plane_%02d.tif"), "--json"]) == 0
+    assert "--quality has no effect on TIFF" in json.loads(capsys.readouterr().out)["said"]
+
+
 def test_a_small_sigma_on_a_small_range_is_no_mistake(
     caplog: pytest.LogCaptureFixture, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,9 @@ def restore_input(
     if many:
         options.quiet |= options.json
         lines, say = list[str](), reporter(options)
+        kind = SUFFIXES.get(options.output.suffix.lower(), "TIFF")
+        for line in _without_effect(options, kind):
+            (lines.append if options.json else say)(line)
         done = restore_stack(options, task(options, asked), lines.append if options.json else say)
         if options.json:
             print(json.dumps(record | {"seconds": time.monotonic() - started} | done | {"said": lines}))

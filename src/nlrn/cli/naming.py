@@ -27,10 +27,10 @@ def with_command(arguments: Sequence[str], commands: Sequence[str]) -> list[str]
     if first.startswith("-"):
         named = any(not word.startswith("-") or Path(word).exists() for word in arguments)  # more than options
         return ["denoise", *arguments] if named and not set(commands).intersection(arguments) else list(arguments)
-    if near := get_close_matches(first, commands, 1):
-        raise ConfigError(f"there is no command {first}; did you mean {near[0]}? See: nlrn --help")
     if Path(first).suffix or "/" in first:
         raise InputError(f"there is no file or folder {first}, and no command of that name; see: nlrn --help")
+    if near := get_close_matches(first, commands, 1):
+        raise ConfigError(f"there is no command {first}; did you mean {near[0]}? See: nlrn --help")
     return list(arguments)
 
 

@@ -58,8 +58,7 @@ class NoiseFirst:
             raise InputError(f"denoise_first must be True, False or None, not {self.remove!r}")
 
     def found(self, image: np.ndarray, alpha: np.ndarray | None, value_range: Range) -> tuple[NoiseEstimate, ...]:
-        """The noise of an image HW or HWC; nothing where it cannot be estimated, or no denoiser is shipped."""
-        image = fill_hidden(image, alpha)
+        """The noise of an image HW or HWC, its hidden colour filled; nothing without an estimate or a denoiser."""
         with contextlib.suppress(InputError, ModelNotFoundError):
             return self.denoiser(channels_of(image), False).found_noise(image, alpha, "auto", value_range)
         return ()
