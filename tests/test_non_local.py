@@ -190,10 +190,10 @@ def test_the_dot_products_of_a_map_are_made_of_tiles(
     held: list[int] = []
     module = random_module(distance, 5)
     exact = torch.as_tensor(expected(module, x))
-    products = tiled._products
+    logits = tiled._logits
 
     def seen(*arguments: Any) -> Tensor:
-        found = products(*arguments)
+        found = logits(*arguments)
         held.append(found.numel())
         return found
 
@@ -203,7 +203,7 @@ def test_the_dot_products_of_a_map_are_made_of_tiles(
         return out.detach(), torch.autograd.grad(out.square().sum(), inputs)[0]
 
     whole = made()
-    monkeypatch.setattr(tiled, "_products", seen)
+    monkeypatch.setattr(tiled, "_logits", seen)
     monkeypatch.setattr(tiled, "BLOCK", block)
     parts = made()
     tile = (8 * 8) * (12 * 12)  # queries x keys of one tile inside the image

@@ -94,32 +94,27 @@ class Strip:
         """[Q, K], 0 inside the window and MASKED outside; None when every key is inside."""
         return None if window is None else _mask(self._spans, window // 2, like.dtype, like.device)
 
-    def shares(self, window: int, like: Tensor) -> Tensor:
+    def shares(self, window: int | None, like: Tensor) -> Tensor:
         """[Q, K], 1 / number of the query's keys inside the window and 0 outside."""
+        assert window is not None
         return _shares(self._spans, window // 2, like.dtype, like.device)
 
 
-def _inside(spans: _Spans, r: int, device: torch.device) -> Tensor:
-    """[Q, K] bool: is the key inside the query's window?"""
+@lru_cache(maxsize=64)
+def _mask(spans: _Spans, r: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     th, tw, kh, kw, sy, sx = spans
 
     def near(n: int, keys: int, shift: int) -> Tensor:
         query = torch.arange(n, device=device)[:, None] + shift
         return (query - torch.arange(keys, device=device)).abs() <= r
 
-    inside = near(th, kh, sy)[:, None, :, None] & near(tw, kw, sx)[None, :, None, :]
-    return inside.reshape(th * tw, kh * kw)
-
-
-@lru_cache(maxsize=64)
-def _mask(spans: _Spans, r: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    inside = _inside(spans, r, device)
+    inside = (near(th, kh, sy)[:, None, :, None] & near(tw, kw, sx)[None, :, None, :]).reshape(th * tw, kh * kw)
     return torch.zeros(inside.shape, dtype=dtype, device=device).masked_fill_(~inside, MASKED)
 
 
 @lru_cache(maxsize=64)
 def _shares(spans: _Spans, r: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    inside = _inside(spans, r, device)
+    inside = _mask(spans, r, dtype, device) == 0
     return inside.to(dtype) / inside.sum(1, keepdim=True)
 
 
@@ -198,16 +193,17 @@ def _add_to_keys(tiles: Strip, target: Tensor, part: Tensor) -> None:
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, mean: bool
     ) -> tuple[Tensor, Tensor | None]:
         batch, height, width, _ = v.shape
         after = v.new_empty(state_elements(batch, height, width, window)) if carry else None
         out = v.new_empty(v.shape)
         for tiles, b, (carried, kept) in _blocks(batch, height, width, window, before, after):
-            p = _logits(tiles, q[b], k[b], window, carried, kept).softmax(-1)
+            s = _logits(tiles, q[b], k[b], window, carried, kept)
+            p = s.mul_(tiles.shares(window, s)) if mean else s.softmax(-1)
             block = tiles.cut_queries(out[b])
             block.copy_(torch.bmm(p, _flat(tiles.cut_keys(v[b]))).view(block.shape))
-        ctx.window = window
+        ctx.window, ctx.mean = window, mean
         ctx.save_for_backward(q, k, v, before if after is None else None, after)
         ctx.set_materialize_grads(False)
         return out, after
@@ -231,10 +227,12 @@ class _TiledAttention(torch.autograd.Function):
             s = _logits(tiles, q[b], k[b], ctx.window, carried, None) if kept is None else kept
             qt, do = (_flat(tiles.cut_queries(x[b])) for x in (q, dout))
             kt, vt = (_flat(tiles.cut_keys(x[b])) for x in (k, v))
-            p = s.softmax(-1)
+            shares = tiles.shares(ctx.window, s) if ctx.mean else None
+            p = s.softmax(-1) if shares is None else s.mul_(shares)
             dp = torch.bmm(do, vt.transpose(1, 2))
             _add_to_keys(tiles, dv[b], torch.bmm(p.transpose(1, 2), do))
-            ds_here = torch._softmax_backward_data(dp, p, -1, p.dtype)  # p * (dp - sum(p * dp))
+            # of a softmax p * (dp - sum(p * dp))
+            ds_here = torch._softmax_backward_data(dp, p, -1, p.dtype) if shares is None else dp.mul_(shares)
             if ds_later is not None:
                 ds_here = ds_here.add_(ds_later)
             if ds is not None:
@@ -242,44 +240,7 @@ class _TiledAttention(torch.autograd.Function):
             block = tiles.cut_queries(dq[b])
             block.copy_(torch.bmm(ds_here, kt).view(block.shape))
             _add_to_keys(tiles, dk[b], torch.bmm(ds_here.transpose(1, 2), qt))
-        return dq, dk, dv, earlier, None, None
-
-
-class _TiledAverage(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        batch, height, width, _ = v.shape
-        out = v.new_empty(v.shape)
-        for tiles, b, _ in _blocks(batch, height, width, window):
-            p = _products(tiles, q[b], k[b], window)
-            block = tiles.cut_queries(out[b])
-            block.copy_(torch.bmm(p, _flat(tiles.cut_keys(v[b]))).view(block.shape))
-        ctx.window = window
-        ctx.save_for_backward(q, k, v)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
-        batch, height, width, _ = v.shape
-        dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
-        with torch.autocast(q.device.type, enabled=False):  # it may run inside the caller's
-            for tiles, b, _ in _blocks(batch, height, width, ctx.window):
-                qt, do = (_flat(tiles.cut_queries(x[b])) for x in (q, dout))
-                p = _products(tiles, q[b], k[b], ctx.window)
-                _add_to_keys(tiles, dv[b], torch.bmm(p.transpose(1, 2), do))
-                ds = _products(tiles, dout[b], v[b], ctx.window)
-                block = tiles.cut_queries(dq[b])
-                block.copy_(torch.bmm(ds, _flat(tiles.cut_keys(k[b]))).view(block.shape))
-                _add_to_keys(tiles, dk[b], torch.bmm(ds.transpose(1, 2), qt))
-        return dq, dk, dv, None
-
-
-def _products(tiles: Strip, q: Tensor, k: Tensor, window: int) -> Tensor:
-    """[count * B, Q, K]: q.k by the number of the query's keys, 0 outside its window."""
-    products = torch.bmm(_flat(tiles.cut_queries(q)), _flat(tiles.cut_keys(k)).transpose(1, 2))
-    return products.mul_(tiles.shares(window, products))
+        return dq, dk, dv, earlier, None, None, None
 
 
 def average(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -287,7 +248,7 @@ def average(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
     q, k [B, H, W, Cm], v [B, H, W, C], of one dtype, float32 or wider.
     """
-    out: Tensor = _TiledAverage.apply(q, k, v, window)  # type: ignore[no-untyped-call]
+    out: Tensor = _TiledAttention.apply(q, k, v, None, window, False, True)[0]  # type: ignore[no-untyped-call]
     return out
 
 
@@ -295,7 +256,7 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, correlation: Tensor | None, return_correlation: bool
 ) -> tuple[Tensor, Tensor | None]:
     """q, k [B, H, W, Cm], v [B, H, W, C] -> out [B, H, W, C] and, when asked for, the flat correlation."""
-    out, after = _TiledAttention.apply(q, k, v, correlation, window, return_correlation)  # type: ignore[no-untyped-call]
+    out, after = _TiledAttention.apply(q, k, v, correlation, window, return_correlation, False)  # type: ignore[no-untyped-call]
     return out, after
 
 
