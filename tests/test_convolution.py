@@ -56,7 +56,7 @@ def test_the_kernel_is_torchs_gradient(instruction_set: str, shape: tuple[int, .
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_definition_is_torchs_gradient(shape: tuple[int, ...]) -> None:
+def test_without_the_kernel_the_gradient_is_torchs(shape: tuple[int, ...]) -> None:
     x, weight, bias, gradient = draw(shape)
     _, *expected = exact(x, weight, bias, gradient)
     for found, right in zip(convolution.weight_gradient(x.double(), gradient.double()), expected, strict=True):
