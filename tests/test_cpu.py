@@ -27,6 +27,7 @@ from nlrn.ops import (
     select_backend,
     state_bytes,
 )
+from nlrn.ops.interface import Queries
 
 # batch, height, width, Cm, C, window: one pixel, single rows and columns, primes, a window wider than the image,
 # more rows than a tile, more columns than a vector; channels with and without a remainder
@@ -304,7 +305,7 @@ def test_a_gradient_of_the_correlation_goes_in_and_comes_out(
     case, window = Case.draw(shape, 1), shape[-1]
     inputs, weight = [x.float() for x in case.states[0]], case.weights[0]
     batch, height, width = shape[:3]
-    state = torch.empty(cpu.state_elements(batch, height, width, window))
+    state = torch.empty(cpu.state_elements(Queries(batch, height, width, window)))
     norms = torch.empty(2, batch, height, width)
     out = cpu.forward(*inputs, window, None, state, norms)
     later = torch.randn(state.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
@@ -334,7 +335,7 @@ def dense_mask(shape: tuple[int | None, ...], state: Tensor) -> Tensor:
 
 def test_a_gradient_of_the_correlation_in_float16_is_refused() -> None:
     q = torch.rand(1, 3, 3, 2)
-    state, norms = torch.zeros(cpu.state_elements(1, 3, 3, 3)), torch.zeros(2, 1, 3, 3)
+    state, norms = torch.zeros(cpu.state_elements(Queries(1, 3, 3, 3))), torch.zeros(2, 1, 3, 3)
     with pytest.raises(BackendError, match=r"not in torch\.float16"):
         cpu.backward(q, q, q, q, q, norms, 3, state, None, grad_dtype=torch.float16)
 
@@ -386,7 +387,7 @@ def test_random_problems(count: Callable[[int], int]) -> None:
 def samples() -> Iterator[tuple[torch._ops.OpOverload, tuple[object, ...]]]:
     for dtype in (torch.float32, torch.bfloat16):
         q, k, v = (x.to(dtype).requires_grad_() for x in Case.draw((2, 9, 20, 8, 16, 5), 1).states[0])
-        before = torch.randn(cpu.state_elements(2, 9, 20, 5)).requires_grad_()
+        before = torch.randn(cpu.state_elements(Queries(2, 9, 20, 5))).requires_grad_()
         for carried in (None, before):
             for carry in (False, True):
                 yield torch.ops.nlrn.attention.default, (q, k, v, carried, 5, carry, "cpu")
@@ -473,7 +474,8 @@ def test_what_it_cannot_run_it_says() -> None:
         assert select_backend(x, window) == "tiled"
         with pytest.raises(BackendError, match=reason):
             select_backend(x, window, "cpu")
-    assert state_bytes(batch=1, height=4, width=4, window=45, backend="cpu") == cpu.state_elements(1, 4, 4, 7) * 4
+    narrow = cpu.state_elements(Queries(1, 4, 4, 7))
+    assert state_bytes(batch=1, height=4, width=4, window=45, backend="cpu") == narrow * 4
 
 
 def test_an_unknown_instruction_set_is_named() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from nlrn.errors import InputError
 from nlrn.ops import reference
 from nlrn.ops import triton as kernel
+from nlrn.ops.interface import MASKED, Queries
 
 STEPS = 3
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -145,7 +146,7 @@ def test_pytorchs_operators_run_on_it(carry: bool) -> None:
     exact = [[x.detach().double().requires_grad_() for x in step] for step in leaves]
     before = expected = None
     loss = total = torch.zeros((), dtype=torch.float64, device=DEVICE)
-    state = torch.empty(kernel.state_elements(1, 5, 9, 5), device=DEVICE)
+    state = torch.empty(kernel.state_elements(Queries(1, 5, 9, 5)), device=DEVICE)
     for t in range(STEPS):
         out, _, _, after = torch.ops.nlrn.attention(*leaves[t], before, 5, carry, "gpu")
         reference_out, now = reference.attend(*exact[t], 5, expected, True)
@@ -187,7 +188,7 @@ def test_three_carried_states_and_their_gradients(
     for t in range(STEPS):
         q, k, v = (x[t].cpu().double().numpy() for x in (chain.q, chain.k, chain.v))
         out, carried = oracle.attention(q, k, v, window, carried)
-        dense = kernel.to_dense(states[t], *shape, window)
+        dense = kernel.to_dense(states[t], Queries(*shape, window))
         windowed = oracle.windowed(np.where(mask, carried, 0), height, width, window)
         assert (outputs[t].dtype, states[t].dtype) == (dtype, state)
         assert error(outputs[t], out) <= tolerance
@@ -315,19 +316,21 @@ def test_32_bit_and_64_bit_numbers_of_entries_agree(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("block", [1 << 24, 80, 1])
 def test_rows_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(kernel, "_ROWS_BLOCK", block)
+    monkeypatch.setattr(reference, "ROWS_BLOCK", block)
     sizes, window = (2, 5, 4), 3
+    at = Queries(*sizes, window)
     (state, *_) = forward(chain := draw(sizes, window, 4, 8))[1]
-    _, expected = next(reference.rows(state, *sizes, window))
+    outside = ~reference.valid_offsets(*sizes[1:], window, torch.device(DEVICE))
+    expected = state.view(*sizes, window, window).float().masked_fill(outside, MASKED).view(2, 20, 9)
     found = torch.full_like(expected, torch.nan)
     blocks = 0
-    for (b, y, x), logits in kernel.rows(state, *sizes, window):
+    for (b, y, x), logits in kernel.rows(state, at):
         part = found.view(*sizes, -1)[b, y, x]
         part.copy_(logits.view(part.shape))
         blocks += 1
     assert torch.equal(found, expected)
     assert blocks == {1 << 24: 2, 80: 6, 1: 10}[block]  # images; rows of 4 * 9 logits, two together; each
-    assert kernel.state_elements(*sizes, window) == chain.new_state(F16).numel()
+    assert kernel.state_elements(at) == chain.new_state(F16).numel()
 
 
 # --------------------------------------------------------------------------------------- layouts, numbers

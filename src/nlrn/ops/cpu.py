@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nlrn.errors import BackendError
-from nlrn.ops.interface import MASKED
+from nlrn.ops.interface import MASKED, Block, Queries
 from nlrn.ops.reference import offsets_inside
 
 WHOLE = 64  # the side up to which an image is its own window; beyond, its correlation lies too wide apart
@@ -145,10 +145,10 @@ def unsupported(q: Tensor, window: int | None) -> str | None:
     return _problem_found or None
 
 
-def _effective(height: int, width: int, window: int | None) -> int:
+def _effective(at: Queries) -> int:
     """The window, but no wider than any pixel can see."""
-    whole = 2 * max(height, width) - 1
-    return whole if window is None else min(window, whole)
+    whole = 2 * max(at.height, at.width) - 1
+    return whole if at.window is None else min(at.window, whole)
 
 
 def _problem(
@@ -162,7 +162,7 @@ def _problem(
     """The problem, and q, k and v as the kernel takes them."""
     batch, height, width, embed = q.shape
     (q, q_stride), (k, k_stride), (v, v_stride) = (_pixels(x) for x in (q, k, v))
-    radius, threads = _effective(height, width, window) // 2, torch.get_num_threads()
+    radius, threads = _effective(Queries.of(q, window)) // 2, torch.get_num_threads()
     elements = (_ELEMENTS[q.dtype], _ELEMENTS[state], _ELEMENTS[state_gradient])
     strides = (q_stride, k_stride, v_stride)
     return _Problem(batch, height, width, embed, v.shape[-1], radius, threads, *elements, *strides), [q, k, v]
@@ -220,10 +220,9 @@ def weight_gradient(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return weight.permute(0, 3, 1, 2), bias
 
 
-def state_elements(batch: int, height: int, width: int, window: int | None) -> int:
+def state_elements(at: Queries) -> int:
     """Numbers of a correlation (Plan::logits of csrc/layout.h, and spare ones)."""
-    effective = _effective(height, width, window)
-    return batch * height * -(-width // _lanes) * effective**2 * _lanes + 2 * _lanes
+    return at.batch * at.height * -(-at.width // _lanes) * _effective(at) ** 2 * _lanes + 2 * _lanes
 
 
 def forward(
@@ -281,16 +280,16 @@ def backward(
     return gradients[0], gradients[1], gradients[2], before_gradient
 
 
-def _blocks(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
+def _blocks(correlation: Tensor, at: Queries) -> Tensor:
     """A view [B, H, blocks, q, q, lanes] of the effective window."""
-    effective = _effective(height, width, window)
-    blocks = -(-width // _lanes)
-    return correlation[_lanes:-_lanes].view(batch, height, blocks, effective, effective, _lanes)
+    effective = _effective(at)
+    return correlation[_lanes:-_lanes].view(at.batch, at.height, -1, effective, effective, _lanes)
 
 
-def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
+def to_dense(correlation: Tensor, at: Queries) -> Tensor:
     """[B, H, W, q, q], 0 outside the image; for window=None [B, H, W, H, W]."""
-    state = _blocks(correlation, batch, height, width, window).permute(0, 1, 2, 5, 3, 4)
+    batch, height, width, window = at
+    state = _blocks(correlation, at).permute(0, 1, 2, 5, 3, 4)
     effective = state.shape[-1]
     inner = state.reshape(batch, height, -1, effective, effective)[:, :, :width]
     if window is None:  # the pixel (y', x') lies at the offset (y' - y, x' - x)
@@ -300,23 +299,20 @@ def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: i
     return F.pad(inner, [(window - effective) // 2] * 4)
 
 
-def of_pixel(
-    correlation: Tensor, batch: int, height: int, width: int, window: int | None, pixel: tuple[int, int, int]
-) -> Tensor:
+def of_pixel(correlation: Tensor, at: Queries, pixel: tuple[int, int, int]) -> Tensor:
     """The correlations of one query (b, y, x): [q, q], or [H, W] for window=None."""
     b, y, x = pixel
-    inner = _blocks(correlation, batch, height, width, window)[b, y, x // _lanes, :, :, x % _lanes]
+    inner = _blocks(correlation, at)[b, y, x // _lanes, :, :, x % _lanes]
     r = inner.shape[0] // 2
-    if window is None:
-        return inner[r - y : r - y + height, r - x : r - x + width]
-    return F.pad(inner, [(window - inner.shape[0]) // 2] * 4)
+    if at.window is None:
+        return inner[r - y : r - y + at.height, r - x : r - x + at.width]
+    return F.pad(inner, [(at.window - inner.shape[0]) // 2] * 4)
 
 
-def rows(
-    correlation: Tensor, batch: int, height: int, width: int, window: int | None
-) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
+def rows(correlation: Tensor, at: Queries) -> Iterator[tuple[Block, Tensor]]:
     """Row by row of the images: ((batch, rows, columns), logits [1, W, keys], MASKED outside the image)."""
-    state = _blocks(correlation, batch, height, width, window)
+    batch, height, width, _ = at
+    state = _blocks(correlation, at)
     effective = state.shape[-2]
     row_inside, column_inside = (offsets_inside(n, effective, correlation.device) for n in (height, width))
     for b in range(batch):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from nlrn.ops import cpu, triton
-from nlrn.ops.interface import KernelBackend
+from nlrn.ops.interface import KernelBackend, Queries
 
 NORMS = 2  # numbers a query that a backward pass needs: a maximum of the logits, and a sum relative to it
 KERNELS: dict[str, KernelBackend] = {"cpu": cpu, "gpu": triton}
@@ -40,8 +40,7 @@ def operator(mutates: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Call
 
 
 def _state_size(kernel: str, q: Tensor, window: int | None) -> int:
-    batch, height, width, _ = q.shape
-    return KERNELS[kernel].state_elements(batch, height, width, window)
+    return KERNELS[kernel].state_elements(Queries.of(q, window))
 
 
 def _kept(kernel: str, q: Tensor, v: Tensor, window: int | None, carried: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from nlrn.errors import BackendError, InputError
 from nlrn.ops import cpu, custom_ops, reference, tiled
 from nlrn.ops.forking import note_computation
-from nlrn.ops.interface import BELOW_ALL_LOGITS, Backend, DirectBackend
+from nlrn.ops.interface import BELOW_ALL_LOGITS, Backend, DirectBackend, Queries
 
 DIRECT: dict[str, DirectBackend] = {"tiled": tiled, "reference": reference}
 BACKENDS: dict[str, Backend] = {**custom_ops.KERNELS, **DIRECT}  # in the order in which "auto" tries them
@@ -76,9 +76,8 @@ def attention_and_log_sums(
         return custom_ops.attend_with_log_sums(name, q, k, v, window, correlation, carry)
     out, after = _directly(name, q, k, v, window, correlation, True)
     assert after is not None
-    batch, height, width, _ = out.shape
-    log_sums = out.new_empty(batch, height, width)
-    for (b, y, x), logits in BACKENDS[name].rows(after, batch, height, width, window):
+    log_sums = out.new_empty(out.shape[:3])
+    for (b, y, x), logits in BACKENDS[name].rows(after, Queries.of(out, window)):
         block = log_sums[b, y, x]
         block.copy_(logits.logsumexp(-1).view(block.shape))
     return out, log_sums, after if carry else None
@@ -91,8 +90,7 @@ def _chosen(q: Tensor, k: Tensor, v: Tensor, window: int | None, correlation: Te
         note_computation()
     name = select_backend(q, window, backend)
     if correlation is not None:
-        batch, height, width, _ = q.shape
-        _check_correlation(BACKENDS[name], correlation, batch, height, width, window)
+        _carrier(name, correlation, Queries.of(q, window))
         _check_carried(name, correlation, q)
     return name
 
@@ -144,12 +142,12 @@ def _backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def _check_correlation(
-    backend: Backend, correlation: Tensor, batch: int, height: int, width: int, window: int | None
-) -> None:
-    expected = backend.state_elements(batch, height, width, window)
-    if correlation.numel() != expected:
+def _carrier(backend: str, correlation: Tensor, at: Queries) -> Backend:
+    """The backend of that name, for a correlation of the size that it carries."""
+    chosen = _backend(backend)
+    if correlation.numel() != (expected := chosen.state_elements(at)):
         raise InputError(f"this correlation has {correlation.numel()} entries, these tensors need {expected}")
+    return chosen
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:
@@ -172,9 +170,8 @@ def correlation_to_dense(
 
     Entry (b, y, x, dy, dx) is the summed logit of pixel (y, x) towards (y + dy - q // 2, x + dx - q // 2).
     """
-    chosen = _backend(backend)
-    _check_correlation(chosen, correlation, batch, height, width, window)
-    return chosen.to_dense(correlation, batch, height, width, window)
+    at = Queries(batch, height, width, window)
+    return _carrier(backend, correlation, at).to_dense(correlation, at)
 
 
 def correlation_of_pixel(
@@ -191,11 +188,11 @@ def correlation_of_pixel(
 
     Raises InputError when the pixel lies outside.
     """
-    chosen = _backend(backend)
-    _check_correlation(chosen, correlation, batch, height, width, window)
+    at = Queries(batch, height, width, window)
+    chosen = _carrier(backend, correlation, at)
     if any(not 0 <= i < n for i, n in zip(pixel, (batch, height, width), strict=True)):
         raise InputError(f"the pixel {pixel} lies outside {(batch, height, width)}")
-    return chosen.of_pixel(correlation, batch, height, width, window, pixel)
+    return chosen.of_pixel(correlation, at, pixel)
 
 
 @torch.no_grad()
@@ -203,11 +200,10 @@ def correlation_statistics(
     correlation: Tensor, *, batch: int, height: int, width: int, window: int | None, backend: str
 ) -> tuple[Tensor, float]:
     """How widely a state looks: the effective number of neighbours exp(entropy) [B, H, W], and max |S|."""
-    chosen = _backend(backend)
-    _check_correlation(chosen, correlation, batch, height, width, window)
+    at = Queries(batch, height, width, window)
     effective = correlation.new_empty(batch, height, width)
     largest = 0.0
-    for (b, y, x), logits in chosen.rows(correlation, batch, height, width, window):
+    for (b, y, x), logits in _carrier(backend, correlation, at).rows(correlation, at):
         logits = logits.float()
         p = logits.softmax(-1)
         entropy = logits.logsumexp(-1) - (p * logits).sum(-1)
@@ -221,4 +217,4 @@ def state_bytes(
     *, batch: int, height: int, width: int, window: int | None, backend: str = "tiled", itemsize: int = 4
 ) -> int:
     """Bytes of the correlation a backend carries from state to state."""
-    return _backend(backend).state_elements(batch, height, width, window) * itemsize
+    return _backend(backend).state_elements(Queries(batch, height, width, window)) * itemsize

@@ -7,7 +7,7 @@ against them. Both begin with ``Backend``: whether it runs here, and what its ca
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,33 +17,41 @@ BELOW_ALL_LOGITS = -1e29  # a logit below it is MASKED, possibly with something 
 Block = tuple[slice, slice, slice]  # images of the batch, rows, columns
 
 
+class Queries(NamedTuple):
+    """Whose correlation it is: the pixels of images, each with a window around it, None for the whole image."""
+
+    batch: int
+    height: int
+    width: int
+    window: int | None
+
+    @classmethod
+    def of(cls, x: Tensor, window: int | None) -> Queries:
+        """Those of maps [B, H, W, C]."""
+        return cls(x.shape[0], x.shape[1], x.shape[2], window)
+
+    @property
+    def keys(self) -> tuple[int, int]:
+        """Rows and columns that a query sees, those outside the image included."""
+        return (self.height, self.width) if self.window is None else (self.window, self.window)
+
+
 class Backend(Protocol):
-    """The functions of every backend; batch, height and width are the queries', window None is the whole image."""
+    """The functions of every backend."""
 
     def unsupported(self, q: Tensor, window: int | None, /) -> str | None:
         """Why queries like q [B, H, W, Cm] cannot be handled here; None when they can."""
 
-    def state_elements(self, batch: int, height: int, width: int, window: int | None, /) -> int:
+    def state_elements(self, at: Queries, /) -> int:
         """Numbers of the correlation carried from state to state, which may be laid out in any way."""
 
-    def to_dense(self, correlation: Tensor, batch: int, height: int, width: int, window: int | None, /) -> Tensor:
+    def to_dense(self, correlation: Tensor, at: Queries, /) -> Tensor:
         """The correlation as [B, H, W, q, q], or [B, H, W, H, W] without a window, 0 outside the image."""
 
-    def of_pixel(
-        self,
-        correlation: Tensor,
-        batch: int,
-        height: int,
-        width: int,
-        window: int | None,
-        pixel: tuple[int, int, int],
-        /,
-    ) -> Tensor:
+    def of_pixel(self, correlation: Tensor, at: Queries, pixel: tuple[int, int, int], /) -> Tensor:
         """The entry (b, y, x) of `to_dense`, [q, q] or [H, W], without making the rest dense."""
 
-    def rows(
-        self, correlation: Tensor, batch: int, height: int, width: int, window: int | None, /
-    ) -> Iterator[tuple[Block, Tensor]]:
+    def rows(self, correlation: Tensor, at: Queries, /) -> Iterator[tuple[Block, Tensor]]:
         """All queries, block by block: (block, logits [B, Q, K], MASKED at keys that a query does not see)."""
 
 

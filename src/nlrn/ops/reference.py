@@ -7,13 +7,16 @@ window=None it is [B, H, W, H, W], entry (b, y, x, y', x') pointing at the pixel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlrn.ops.interface import MASKED
+from nlrn.ops.interface import MASKED, Block, Queries
+
+ROWS_BLOCK = 1 << 24  # logits that `rows` yields at once: 64 MiB in float32
 
 
 def unsupported(q: Tensor, window: int | None) -> str | None:
@@ -57,29 +60,31 @@ def attend(
     return out, logits if return_correlation else None
 
 
-def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
-    """The correlation of this backend is dense already."""
-    return correlation
-
-
-def of_pixel(
-    correlation: Tensor, batch: int, height: int, width: int, window: int | None, pixel: tuple[int, int, int]
-) -> Tensor:
-    """The correlations of one query (b, y, x): [q, q], or [H, W] for window=None."""
-    return correlation[pixel]
-
-
-def rows(
-    correlation: Tensor, batch: int, height: int, width: int, window: int | None
-) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
-    """One block: ((batch, rows, columns), logits [B, H * W, keys] with MASKED at keys outside the image)."""
-    logits = correlation
-    if window is not None:
-        logits = logits.masked_fill(~valid_offsets(height, width, window, correlation.device), MASKED)
-    block = (slice(0, batch), slice(0, height), slice(0, width))
-    yield block, logits.reshape(batch, height * width, -1)
-
-
-def state_elements(batch: int, height: int, width: int, window: int | None) -> int:
+def state_elements(at: Queries) -> int:
     """Numbers of a correlation."""
-    return batch * height * width * (height * width if window is None else window * window)
+    return at.batch * at.height * at.width * math.prod(at.keys)
+
+
+def to_dense(correlation: Tensor, at: Queries) -> Tensor:
+    """The correlation, which is dense already, in its shape."""
+    return correlation.reshape(*at[:3], *at.keys)
+
+
+def of_pixel(correlation: Tensor, at: Queries, pixel: tuple[int, int, int]) -> Tensor:
+    """The correlations of one query (b, y, x): [q, q], or [H, W] for window=None."""
+    return to_dense(correlation, at)[pixel]
+
+
+def rows(correlation: Tensor, at: Queries) -> Iterator[tuple[Block, Tensor]]:
+    """Blocks ((batch, rows, columns), logits [1, Q, keys], at least float32, with MASKED at keys outside the image)."""
+    batch, height, width, window = at
+    dense, keys = to_dense(correlation, at), math.prod(at.keys)
+    tall = max(1, ROWS_BLOCK // (width * keys))
+    inside = [] if window is None else [offsets_inside(n, window, dense.device) for n in (height, width)]
+    for b in range(batch):
+        for y in range(0, height, tall):
+            block = (slice(b, b + 1), slice(y, min(height, y + tall)), slice(0, width))
+            logits = dense[block].to(torch.promote_types(dense.dtype, torch.float32))
+            if inside:
+                logits = logits.masked_fill(~(inside[0][block[1], None, :, None] & inside[1][:, None, :]), MASKED)
+            yield block, logits.reshape(1, -1, keys)

@@ -24,17 +24,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nlrn.ops.interface import MASKED
+from nlrn.ops.interface import MASKED, Block, Queries
+from nlrn.ops.reference import unsupported as unsupported
 
 BLOCK = 1 << 20  # logits worked on at once: 4 MiB in float32, some part of a last-level cache
 
 _Spans = tuple[int, int, int, int, int, int]  # th, tw, kh, kw of a tile, and its first query minus its first key
 _Cut = tuple[int, int, int, int]  # first query, end of the queries, first key, end of the keys along one side
-
-
-def unsupported(q: Tensor, window: int | None) -> str | None:
-    """Why these tensors cannot be handled here: never, every device and floating dtype is."""
-    return None
 
 
 @dataclass(frozen=True)
@@ -146,17 +142,16 @@ def strips(height: int, width: int, window: int | None) -> Iterator[Strip]:
             offset += strip.count * strip.queries * strip.keys
 
 
-def state_elements(batch: int, height: int, width: int, window: int | None) -> int:
+def state_elements(at: Queries) -> int:
     """Numbers of a correlation: a sum over the tiles of queries x keys, which is a product over the two sides."""
-    rows, columns = (sum((b - a) * (kb - ka) for a, b, ka, kb in side) for side in _cuts(height, width, window))
-    return batch * rows * columns
+    rows, columns = (sum((b - a) * (kb - ka) for a, b, ka, kb in side) for side in _cuts(*at[1:]))
+    return at.batch * rows * columns
 
 
-def _blocks(
-    batch: int, height: int, width: int, window: int | None, *states: Tensor | None
-) -> Iterator[tuple[Strip, slice, list[Tensor | None]]]:
+def _blocks(at: Queries, *states: Tensor | None) -> Iterator[tuple[Strip, slice, list[Tensor | None]]]:
     """Every (tiles, images of the batch, the states' parts there [count * B, Q, K]): blocks near BLOCK."""
-    for strip in strips(height, width, window):
+    batch = at.batch
+    for strip in strips(*at[1:]):
         room = max(1, BLOCK // (strip.queries * strip.keys))
         together = max(1, min(strip.count, room // batch))
         images = min(batch, room)
@@ -195,15 +190,15 @@ class _TiledAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, window: int | None, carry: bool, mean: bool
     ) -> tuple[Tensor, Tensor | None]:
-        batch, height, width, _ = v.shape
-        after = v.new_empty(state_elements(batch, height, width, window)) if carry else None
+        at = Queries.of(v, window)
+        after = v.new_empty(state_elements(at)) if carry else None
         out = v.new_empty(v.shape)
-        for tiles, b, (carried, kept) in _blocks(batch, height, width, window, before, after):
+        for tiles, b, (carried, kept) in _blocks(at, before, after):
             s = _logits(tiles, q[b], k[b], window, carried, kept)
             p = s.mul_(tiles.shares(window, s)) if mean else s.softmax(-1)
             block = tiles.cut_queries(out[b])
             block.copy_(torch.bmm(p, _flat(tiles.cut_keys(v[b]))).view(block.shape))
-        ctx.window, ctx.mean = window, mean
+        ctx.at, ctx.mean = at, mean
         ctx.save_for_backward(q, k, v, before if after is None else None, after)
         ctx.set_materialize_grads(False)
         return out, after
@@ -217,17 +212,17 @@ class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def _gradients(ctx: Any, dout: Tensor | None, later: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, before, after = ctx.saved_tensors
-        batch, height, width, _ = v.shape
+        window = ctx.at.window
         dout = torch.zeros_like(v) if dout is None else dout
         later = None if later is None else later.contiguous()
-        earlier = v.new_empty(state_elements(batch, height, width, ctx.window)) if ctx.needs_input_grad[3] else None
+        earlier = v.new_empty(state_elements(ctx.at)) if ctx.needs_input_grad[3] else None
         dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
         states = (before, after, later, earlier)
-        for tiles, b, (carried, kept, ds_later, ds) in _blocks(batch, height, width, ctx.window, *states):
-            s = _logits(tiles, q[b], k[b], ctx.window, carried, None) if kept is None else kept
+        for tiles, b, (carried, kept, ds_later, ds) in _blocks(ctx.at, *states):
+            s = _logits(tiles, q[b], k[b], window, carried, None) if kept is None else kept
             qt, do = (_flat(tiles.cut_queries(x[b])) for x in (q, dout))
             kt, vt = (_flat(tiles.cut_keys(x[b])) for x in (k, v))
-            shares = tiles.shares(ctx.window, s) if ctx.mean else None
+            shares = tiles.shares(window, s) if ctx.mean else None
             p = s.softmax(-1) if shares is None else s.mul_(shares)
             dp = torch.bmm(do, vt.transpose(1, 2))
             _add_to_keys(tiles, dv[b], torch.bmm(p.transpose(1, 2), do))
@@ -260,49 +255,44 @@ def attend(
     return out, after
 
 
-def _single(height: int, width: int, window: int | None) -> Iterator[Strip]:
+def _single(at: Queries) -> Iterator[Strip]:
     """Tile by tile."""
-    for strip in strips(height, width, window):
+    for strip in strips(*at[1:]):
         for i in range(strip.count):
             yield strip.part(i, 1)
 
 
-def rows(
-    correlation: Tensor, batch: int, height: int, width: int, window: int | None
-) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
+def rows(correlation: Tensor, at: Queries) -> Iterator[tuple[Block, Tensor]]:
     """Blocks ((batch, rows, columns), logits [B, Q, K] with MASKED at keys outside the window)."""
-    for tile in _single(height, width, window):
-        block = (slice(0, batch), slice(tile.y, tile.y + tile.th), slice(tile.x, tile.x + tile.tw))
-        yield block, tile.state(correlation, batch)[0]
+    for tile in _single(at):
+        block = (slice(0, at.batch), slice(tile.y, tile.y + tile.th), slice(tile.x, tile.x + tile.tw))
+        yield block, tile.state(correlation, at.batch)[0]
 
 
-def _unpacked(tile: Strip, correlation: Tensor, batch: int, window: int | None) -> Tensor:
+def _unpacked(tile: Strip, correlation: Tensor, at: Queries) -> Tensor:
     """Of one tile's queries, the correlation as reference.py defines it: [B, th, tw, q, q], or [B, th, tw, H, W]."""
-    part = tile.state(correlation, batch)[0].view(batch, tile.th, tile.tw, tile.kh, tile.kw)
+    window = at.window
+    part = tile.state(correlation, at.batch)[0].view(at.batch, tile.th, tile.tw, tile.kh, tile.kw)
     if window is None:  # every query sees all keys
         return part
-    y, x, at = (torch.arange(n, device=part.device) for n in (tile.th, tile.tw, window))
-    ky = (y[:, None] + tile.y - tile.ky + at - window // 2)[:, None, :, None]  # numbers of the tile's keys
-    kx = (x[:, None] + tile.x - tile.kx + at - window // 2)[None, :, None, :]
+    y, x, offset = (torch.arange(n, device=part.device) for n in (tile.th, tile.tw, window))
+    ky = (y[:, None] + tile.y - tile.ky + offset - window // 2)[:, None, :, None]  # numbers of the tile's keys
+    kx = (x[:, None] + tile.x - tile.kx + offset - window // 2)[None, :, None, :]
     inside = (ky >= 0) & (ky < tile.kh) & (kx >= 0) & (kx < tile.kw)
     y, x = y[:, None, None, None], x[None, :, None, None]
     return part[:, y, x, ky.clamp(0, tile.kh - 1), kx.clamp(0, tile.kw - 1)].masked_fill(~inside, 0)
 
 
-def of_pixel(
-    correlation: Tensor, batch: int, height: int, width: int, window: int | None, pixel: tuple[int, int, int]
-) -> Tensor:
+def of_pixel(correlation: Tensor, at: Queries, pixel: tuple[int, int, int]) -> Tensor:
     """The correlations of one query (b, y, x): [q, q], or [H, W] for window=None."""
     b, y, x = pixel
-    tile = next(t for t in _single(height, width, window) if y < t.y + t.th and x < t.x + t.tw)
-    return _unpacked(tile, correlation, batch, window)[b, y - tile.y, x - tile.x]
+    tile = next(t for t in _single(at) if y < t.y + t.th and x < t.x + t.tw)
+    return _unpacked(tile, correlation, at)[b, y - tile.y, x - tile.x]
 
 
-def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
+def to_dense(correlation: Tensor, at: Queries) -> Tensor:
     """The correlation as reference.py defines it: [B, H, W, q, q], or [B, H, W, H, W] for window=None."""
-    ky, kx = (height, width) if window is None else (window, window)
-    dense = correlation.new_empty(batch, height, width, ky, kx)
-    for tile in _single(height, width, window):
-        part = _unpacked(tile, correlation, batch, window)
-        dense[:, tile.y : tile.y + tile.th, tile.x : tile.x + tile.tw] = part
+    dense = correlation.new_empty(*at[:3], *at.keys)
+    for tile in _single(at):
+        dense[:, tile.y : tile.y + tile.th, tile.x : tile.x + tile.tw] = _unpacked(tile, correlation, at)
     return dense

@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nlrn.errors import InputError
-from nlrn.ops.interface import MASKED
-from nlrn.ops.reference import offsets_inside
+from nlrn.ops.reference import of_pixel as of_pixel
+from nlrn.ops.reference import rows as rows
+from nlrn.ops.reference import state_elements as state_elements
+from nlrn.ops.reference import to_dense as to_dense
 
 _CHANNELS_LIMIT = 512  # more of them do not fit a program's registers and shared memory
 _COLUMNS_LIMIT = 32_000  # of a window, else the numbers of a halo's pixels are not taken apart exactly
 _NARROW = 1 << 31  # entries of one image's state that a program can number with 32 bits
-_ROWS_BLOCK = 1 << 24  # logits that `rows` yields at once: 64 MiB in float32
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -73,42 +73,6 @@ def unsupported(q: Tensor, window: int | None) -> str | None:
         (q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0), "it needs compute capability 8.0"),
     )
     return next((reason for applies, reason in reasons if applies), None)
-
-
-# ------------------------------------------------------------------------------------------------ the state
-def state_elements(batch: int, height: int, width: int, window: int | None) -> int:
-    """Numbers of a correlation."""
-    assert window is not None
-    return batch * height * width * window * window
-
-
-def to_dense(correlation: Tensor, batch: int, height: int, width: int, window: int | None) -> Tensor:
-    """The correlation as reference.py defines it: itself, 0 outside the image."""
-    assert window is not None
-    return correlation.view(batch, height, width, window, window)
-
-
-def of_pixel(
-    correlation: Tensor, batch: int, height: int, width: int, window: int | None, pixel: tuple[int, int, int]
-) -> Tensor:
-    """The correlations of one query (b, y, x): [q, q]."""
-    return to_dense(correlation, batch, height, width, window)[pixel]
-
-
-def rows(
-    correlation: Tensor, batch: int, height: int, width: int, window: int | None
-) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
-    """Blocks ((batch, rows, columns), logits [1, Q, q * q] in float32 with MASKED at keys outside the image)."""
-    assert window is not None
-    dense = to_dense(correlation, batch, height, width, window)
-    row_ok, column_ok = (offsets_inside(n, window, correlation.device) for n in (height, width))
-    tall = max(1, _ROWS_BLOCK // (width * window * window))
-    for b in range(batch):
-        for y in range(0, height, tall):
-            block = (slice(b, b + 1), slice(y, min(height, y + tall)), slice(0, width))
-            valid = row_ok[block[1], None, :, None] & column_ok[None, :, None, :]
-            logits = dense[block].float().masked_fill(~valid, MASKED)
-            yield block, logits.view(1, -1, window * window)
 
 
 # ---------------------------------------------------------------------------------------------- the launches
