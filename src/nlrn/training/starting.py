@@ -13,8 +13,7 @@ from nlrn.models.checkpoint import load_model
 from nlrn.models.nlrn import NLRN
 from nlrn.training.growth import grown
 
-_SHARED = ("block.non_local", "block.conv_a", "block.conv_b")
-_BY_STATE = ("norm1", "norm2", "norm3")
+_BLOCK = tuple(f"block.{part}" for part in ("non_local", "conv_a", "conv_b", "norm1", "norm2", "norm3"))
 _ENDS = ("head_norm", "head", "tail_norm", "tail")
 
 
@@ -29,21 +28,16 @@ def start_from(model: NLRN, source: str | Path, *, statistics: bool = False) -> 
     measured. Raises ConfigError for a block that does not fit, or with `statistics` a first or last layer that does
     not; ModelNotFoundError and CheckpointError as `load_model`.
     """
-    other = _grown(load_model(source), model.config.states)
+    other = _with_states(load_model(source), model.config.states)
     taken = []
-    for name in _SHARED:
-        _take(model.get_submodule(name), other.get_submodule(name), f"{source} cannot be the start: its {name}")
-        taken.append(name)
-    for kind in _BY_STATE:
-        for t in range(model.config.states):
-            name = f"block.{kind}.{t}"
-            _take(model.get_submodule(name), other.get_submodule(name), f"{source}: {name}")
-        taken.append(f"block.{kind}")
-    for name in _ENDS:
+    for name in (*_BLOCK, *_ENDS):
         mine, theirs = model.get_submodule(name), other.get_submodule(name)
         if _shapes(mine) == _shapes(theirs):
             mine.load_state_dict(theirs.state_dict())
             taken.append(name)
+        elif name in _BLOCK:
+            shapes = f"the shapes {_shapes(theirs)}, and the recipe's model {_shapes(mine)}"
+            raise ConfigError(f"{source} cannot be the start: its {name} has {shapes}")
         elif statistics:
             raise ConfigError(
                 f"{source} cannot be the start of a recipe that is frozen from step 0: its {name} does not fit, and"
@@ -52,20 +46,15 @@ def start_from(model: NLRN, source: str | Path, *, statistics: bool = False) -> 
     return taken
 
 
-def _grown(model: NLRN, states: int) -> NLRN:
-    """The model, or where it has fewer states than these one that computes nearly the same with them."""
-    if model.config.states >= states:
+def _with_states(model: NLRN, states: int) -> NLRN:
+    """The model, one of more states that computes nearly the same, or one of its first states."""
+    if model.config.states == states:
         return model
-    tensors = grown({f"model.{name}": value for name, value in model.state_dict().items()}, states)
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = grown(tensors, states) if model.config.states < states else tensors
     other = NLRN(dataclasses.replace(model.config, states=states))
-    other.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
+    other.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()}, strict=False)
     return other
-
-
-def _take(mine: nn.Module, theirs: nn.Module, what: str) -> None:
-    if _shapes(mine) != _shapes(theirs):
-        raise ConfigError(f"{what} has the shapes {_shapes(theirs)}, and the recipe's model {_shapes(mine)}")
-    mine.load_state_dict(theirs.state_dict())
 
 
 def _shapes(part: nn.Module) -> dict[str, tuple[int, ...]]:
