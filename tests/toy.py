@@ -16,15 +16,7 @@ import torch
 from PIL import Image
 
 from nlrn.models.checkpoint import read_tensors
-from nlrn.models.nlrn import NLRNConfig
 from nlrn.training.config import (
-    DataConfig,
-    NoiseConfig,
-    OptimConfig,
-    ResizeConfig,
-    ScheduleConfig,
-    Stage,
-    StartConfig,
     TrainConfig,
     read_recipe,
 )
@@ -99,19 +91,7 @@ def make(root: Path) -> Path:
 
 def recorded(text: str) -> TrainConfig:
     """The recipe in a weights file's header, read as strictly as a TOML file."""
-    values = json.loads(text)
-    kinds = {
-        "model": NLRNConfig,
-        "data": DataConfig,
-        "noise": NoiseConfig,
-        "resize": ResizeConfig,
-        "start": StartConfig,
-        "optim": OptimConfig,
-        "schedule": ScheduleConfig,
-    }
-    parts = {key: build(kind, values[key], key) for key, kind in kinds.items() if key in values}
-    stages = [build(Stage, stage, "stages") for stage in values["stages"]]
-    config: TrainConfig = build(TrainConfig, values | parts | {"stages": stages}, "the header")
+    config: TrainConfig = build(TrainConfig, json.loads(text), "the header")
     return config
 
 

@@ -357,17 +357,6 @@ class TrainConfig:
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-_SECTIONS = {
-    "model": NLRNConfig,
-    "data": DataConfig,
-    "noise": NoiseConfig,
-    "resize": ResizeConfig,
-    "start": StartConfig,
-    "optim": OptimConfig,
-    "schedule": ScheduleConfig,
-}
-
-
 def read_recipe(path: str | Path) -> TrainConfig:
     """The TrainConfig in a TOML file. Raises ConfigError, with key and table, for a file that is not one.
 
@@ -391,10 +380,5 @@ def read_recipe(path: str | Path) -> TrainConfig:
     values.setdefault("name", Path(path).stem)
     if isinstance(model := values.get("model"), dict) and model.get("window") == 0:
         model["window"] = None
-    for key, kind in _SECTIONS.items():
-        if key in values:
-            values[key] = build(kind, values[key], key)
-    if isinstance(values.get("stages"), list):
-        values["stages"] = [build(Stage, stage, "stages") for stage in values["stages"]]
     recipe: TrainConfig = build(TrainConfig, values, str(Path(path).name))
     return recipe

@@ -14,7 +14,7 @@ FORMER_KEYS = (("data", "validation_pictures", "validation_images"),)  # codespe
 
 
 def build(kind: type, values: Any, where: str) -> Any:
-    """A dataclass of that kind from a TOML table; `where` names the table in messages.
+    """A dataclass of that kind, and those in its fields, from a TOML table; `where` names the table in messages.
 
     Raises ConfigError: for an unknown key with the nearest known one, for a wrong type with both types.
     """
@@ -27,6 +27,7 @@ def build(kind: type, values: Any, where: str) -> Any:
         if table == where:
             values = {new if key == old else key: value for key, value in values.items()}
     hints = {name.rstrip("_"): hint for name, hint in get_type_hints(kind).items()}
+    values = {key: _nested(hints.get(key), value, key) for key, value in values.items()}
     for key, value in values.items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
@@ -39,6 +40,15 @@ def build(kind: type, values: Any, where: str) -> Any:
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
     return kind(**{fields[k].name: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _nested(hint: Any, value: Any, where: str) -> Any:
+    """The value, but where the hint is a dataclass, or several, what its tables make."""
+    kind: Any = next(filter(dataclasses.is_dataclass, (hint, *get_args(hint))), None)
+    several = get_origin(hint) is tuple
+    if kind is None or (several and not isinstance(value, list)):
+        return value
+    return [build(kind, one, where) for one in value] if several else build(kind, value, where)
 
 
 def _fits(wanted: Any, value: Any) -> bool:
