@@ -51,16 +51,12 @@ class Budget:
     def decay_steps(self, pace: Pace, step: int, share: float, limit: int, batches: float) -> int:
         """How many steps the decay has when it begins at `step`, or -1 while it need not begin.
 
-        It begins when its share is what remains. Of the time, `_usable` is for steps. limit: steps that the recipe
-        leaves.
+        It begins when its share is what remains, and with a share of 1 it has begun. Of the time, `_usable` is for
+        steps. limit: steps that the recipe leaves.
         """
         usable = self._usable(pace, step, batches)
         spent = self.seconds - self.left
         return pace.fitting(step, usable - spent, limit) if spent >= usable * (1 - share) else -1
-
-    def steps(self, pace: Pace, step: int, limit: int, batches: float) -> int:
-        """How many steps from `step` on fit into the time that is left, at most `limit`."""
-        return pace.fitting(step, self._usable(pace, step, batches) - (self.seconds - self.left), limit)
 
     def _usable(self, pace: Pace, step: int, batches: float) -> float:
         """Seconds of the whole for steps: the rest is reserved for what comes after them.

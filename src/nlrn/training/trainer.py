@@ -306,17 +306,17 @@ class Trainer:
 
         One that began earlier, because its share is what remains of the steps, gets as many as fit, too.
         """
-        if self.step >= self.decay_start and not self.by_steps:
+        begun, schedule = self.step >= self.decay_start, self.config.schedule
+        if begun and not self.by_steps:
             return
-        share = self.config.schedule.decay if self.config.schedule.kind == "slices" else 0.0
+        share = 1.0 if begun else schedule.decay if schedule.kind == "slices" else 0.0
         batches = 0.0 if self._measured else self.config.norm_batches / self.processes.world
-        limit = self.config.schedule.steps - self.step
-        if self.step >= self.decay_start:
-            self.end = self.step + self.processes.agree(self.budget.steps(self.pace, self.step, limit, batches))
-            self.decay_steps = self.end - self.decay_start
-            return
+        limit = schedule.steps - self.step
         fitting = self.processes.agree(self.budget.decay_steps(self.pace, self.step, share, limit, batches))
-        if fitting >= 0:
+        if begun:
+            self.end = self.step + fitting
+            self.decay_steps = self.end - self.decay_start
+        elif fitting >= 0:
             self.decay_start, self.decay_steps, self.by_steps = self.step, fitting if share else 0, False
             self.end = self.step + self.decay_steps
 
