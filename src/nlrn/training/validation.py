@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nlrn.errors import InputError
 from nlrn.functional.metrics import psnr
+from nlrn.io.image import middle
 from nlrn.models.nlrn import NLRN, on_unit_scale
 from nlrn.models.observers import AttentionMeter
 from nlrn.training.config import TrainConfig
@@ -28,7 +29,7 @@ class Validation:
         large = [image for image in degradation.held_out(data) if min(image.shape[:2]) >= size]
         if not large:
             raise InputError(f"no image of {config.data.validation} has {size} x {size} pixels to validate on")
-        self.clean = [_centre(image, size) / 255 for image in large[: config.data.validation_images]]
+        self.clean = [image[middle(image.shape, size)] / 255 for image in large[: config.data.validation_images]]
         self.device, self.image_range = device, config.image_range
         self.tasks = degradation.conditions()
 
@@ -58,11 +59,6 @@ class Validation:
             result[f"psnr_{name}"] = float(np.mean(scores))
         model.train(training)
         return result
-
-
-def _centre(image: np.ndarray, size: int) -> np.ndarray:
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return image[top : top + size, left : left + size]
 
 
 def _tensor(image: np.ndarray, device: torch.device) -> Tensor:
