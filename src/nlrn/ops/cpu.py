@@ -14,7 +14,7 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ _ELEMENTS = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 class _Problem(ctypes.Structure):
     """struct Problem of csrc/problem.h."""
 
+    workspace = "nlrn_workspace_bytes"
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("batch", "height", "width", "embed", "channels", "radius", "threads")),
         *((name, ctypes.c_int32) for name in ("element", "state", "state_gradient")),
@@ -44,6 +45,7 @@ class _Problem(ctypes.Structure):
 class _WeightsProblem(ctypes.Structure):
     """struct WeightsProblem of csrc/problem.h."""
 
+    workspace = "nlrn_weights_workspace_bytes"
     _fields_ = [(name, ctypes.c_int32) for name in ("batch", "height", "width", "inputs", "outputs", "threads")]
 
 
@@ -180,25 +182,17 @@ def _pixels(x: Tensor) -> tuple[Tensor, int]:
     return x, channels  # strides of sides of length 1 have no meaning
 
 
-def _pointer(x: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
-
-
-def _run(name: str, problem: _Problem, tensors: list[Tensor | None], backward: bool) -> None:
+def _run(name: str, problem: _Problem | _WeightsProblem, tensors: Sequence[Tensor | None], *kind: int) -> None:
+    """Call a function of the library. kind: what else the size of its workspace depends on."""
     if _library is None:
         raise BackendError(_problem_found)
-    size = _library.nlrn_workspace_bytes(_number, ctypes.byref(problem), int(backward))
-    workspace, start = _workspace(size)
-    assert all(x is None or x.is_contiguous() for x in tensors[3:])  # the kernel receives no strides of these
-    arrays = (ctypes.c_void_p * len(tensors))(*(_pointer(x) for x in tensors))
-    getattr(_library, name)(_number, ctypes.byref(problem), ctypes.byref(arrays), start)
-    del workspace
-
-
-def _workspace(size: int) -> tuple[Tensor, ctypes.c_void_p]:
-    """Memory, and the first multiple of 64 in it."""
+    size = getattr(_library, problem.workspace)(_number, ctypes.byref(problem), *kind)
     memory = torch.empty(size + 64, dtype=torch.uint8)
-    return memory, ctypes.c_void_p((memory.data_ptr() + 63) // 64 * 64)
+    start = ctypes.c_void_p((memory.data_ptr() + 63) // 64 * 64)
+    assert all(x is None or x.is_contiguous() for x in tensors[3:])  # the kernel receives no strides of these
+    arrays = (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
+    getattr(_library, name)(_number, ctypes.byref(problem), ctypes.byref(arrays), start)
+    del memory
 
 
 def weight_gradient(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,17 +200,12 @@ def weight_gradient(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
 
     x [B, in, H, W], float32: the input, padded by 1. gradient [B, out, H, W]: that of the output.
     """
-    if _library is None:
-        raise BackendError(_problem_found)
     x, gradient = (t.permute(0, 2, 3, 1).contiguous() for t in (x, gradient))
     batch, height, width, inputs = x.shape
     outputs = gradient.shape[-1]
     problem = _WeightsProblem(batch, height, width, inputs, outputs, torch.get_num_threads())
     weight, bias = x.new_empty(outputs, 3, 3, inputs), x.new_empty(outputs)
-    workspace, start = _workspace(_library.nlrn_weights_workspace_bytes(_number, ctypes.byref(problem)))
-    arrays = (ctypes.c_void_p * 4)(*(_pointer(t) for t in (x, gradient, weight, bias)))
-    _library.nlrn_weights(_number, ctypes.byref(problem), ctypes.byref(arrays), start)
-    del workspace
+    _run("nlrn_weights", problem, (x, gradient, weight, bias))
     return weight.permute(0, 3, 1, 2), bias
 
 
@@ -246,7 +235,7 @@ def forward(
     state = before if before is not None else after
     problem, qkv = _problem(q, k, v, window, None if state is None else state.dtype)
     out = v.new_empty(v.shape)
-    _run("nlrn_forward", problem, [*qkv, before, after, norms, out, exact], backward=False)
+    _run("nlrn_forward", problem, [*qkv, before, after, norms, out, exact], 0)
     return out
 
 
@@ -276,7 +265,7 @@ def backward(
         after_gradient = after_gradient.to(grad_dtype).contiguous()
     gradients = [x.new_empty(x.shape) for x in (q, k, v)]
     tensors = [*qkv, exact, out_gradient, norms, after, after_gradient, before_gradient, *gradients]
-    _run("nlrn_backward", problem, tensors, backward=True)
+    _run("nlrn_backward", problem, tensors, 1)
     return gradients[0], gradients[1], gradients[2], before_gradient
 
 
