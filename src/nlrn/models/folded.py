@@ -44,7 +44,7 @@ class FoldedNLRN:
         if model.training:
             raise InputError("only a model in eval mode has fixed batch norms to fold")
         self.config, self.dtype, self.backend = model.config, dtype, model.block.non_local.backend
-        block, states = model.block, model.config.states
+        block = model.block
         norms1 = [_affine(norm) for norm in block.norm1]
         following = [*norms1[1:], _affine(model.tail_norm)]
         self.first_norm = [v.float()[None, :, None, None] for v in _affine(model.head_norm)]
@@ -53,16 +53,11 @@ class FoldedNLRN:
         self.norm1 = [self._planes(x) for x in norms1[0]]  # of the first state only: scale, shift
         self.skip = [self._planes(scale) for scale, _ in following]
         self.split = [*(part.out_channels for part in block.non_local.embeddings), model.config.channels]
-        self.embed: list[_Conv] = []
-        self.keep: list[Tensor] = []
-        self.conv_a: list[_Conv] = []
-        self.conv_b: list[_Conv] = []
-        for t in range(states):
-            scale2, shift2 = _affine(block.norm2[t])
-            self.embed.append(self._embedding(model, scale2, shift2))
-            self.keep.append(self._planes(scale2))
-            self.conv_a.append(self._conv(*_scaled(block.conv_a, *_affine(block.norm3[t]))))
-            self.conv_b.append(self._conv(*_scaled(block.conv_b, *following[t])))
+        norms2 = [_affine(norm) for norm in block.norm2]
+        self.embed = [self._embedding(model, *norm) for norm in norms2]
+        self.keep = [self._planes(scale) for scale, _ in norms2]
+        self.conv_a = [self._conv(*_scaled(block.conv_a, *_affine(norm))) for norm in block.norm3]
+        self.conv_b = [self._conv(*_scaled(block.conv_b, *norm)) for norm in following]
 
     def _conv(self, weight: Tensor, bias: Tensor) -> _Conv:
         return weight.to(self.dtype, memory_format=torch.channels_last), bias.to(self.dtype)
