@@ -206,11 +206,6 @@ class _TiledAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, later: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):  # it may run inside the caller's
-            return _TiledAttention._gradients(ctx, dout, later)
-
-    @staticmethod
-    def _gradients(ctx: Any, dout: Tensor | None, later: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, before, after = ctx.saved_tensors
         window = ctx.at.window
         dout = torch.zeros_like(v) if dout is None else dout
@@ -218,23 +213,24 @@ class _TiledAttention(torch.autograd.Function):
         earlier = v.new_empty(state_elements(ctx.at)) if ctx.needs_input_grad[3] else None
         dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
         states = (before, after, later, earlier)
-        for tiles, b, (carried, kept, ds_later, ds) in _blocks(ctx.at, *states):
-            s = _logits(tiles, q[b], k[b], window, carried, None) if kept is None else kept
-            qt, do = (_flat(tiles.cut_queries(x[b])) for x in (q, dout))
-            kt, vt = (_flat(tiles.cut_keys(x[b])) for x in (k, v))
-            shares = tiles.shares(window, s) if ctx.mean else None
-            p = s.softmax(-1) if shares is None else s.mul_(shares)
-            dp = torch.bmm(do, vt.transpose(1, 2))
-            _add_to_keys(tiles, dv[b], torch.bmm(p.transpose(1, 2), do))
-            # of a softmax p * (dp - sum(p * dp))
-            ds_here = torch._softmax_backward_data(dp, p, -1, p.dtype) if shares is None else dp.mul_(shares)
-            if ds_later is not None:
-                ds_here = ds_here.add_(ds_later)
-            if ds is not None:
-                ds.copy_(ds_here)
-            block = tiles.cut_queries(dq[b])
-            block.copy_(torch.bmm(ds_here, kt).view(block.shape))
-            _add_to_keys(tiles, dk[b], torch.bmm(ds_here.transpose(1, 2), qt))
+        with torch.autocast(v.device.type, enabled=False):  # it may run inside the caller's
+            for tiles, b, (carried, kept, ds_later, ds) in _blocks(ctx.at, *states):
+                s = _logits(tiles, q[b], k[b], window, carried, None) if kept is None else kept
+                qt, do = (_flat(tiles.cut_queries(x[b])) for x in (q, dout))
+                kt, vt = (_flat(tiles.cut_keys(x[b])) for x in (k, v))
+                shares = tiles.shares(window, s) if ctx.mean else None
+                p = s.softmax(-1) if shares is None else s.mul_(shares)
+                dp = torch.bmm(do, vt.transpose(1, 2))
+                _add_to_keys(tiles, dv[b], torch.bmm(p.transpose(1, 2), do))
+                # of a softmax p * (dp - sum(p * dp))
+                ds_here = torch._softmax_backward_data(dp, p, -1, p.dtype) if shares is None else dp.mul_(shares)
+                if ds_later is not None:
+                    ds_here = ds_here.add_(ds_later)
+                if ds is not None:
+                    ds.copy_(ds_here)
+                block = tiles.cut_queries(dq[b])
+                block.copy_(torch.bmm(ds_here, kt).view(block.shape))
+                _add_to_keys(tiles, dk[b], torch.bmm(ds_here.transpose(1, 2), qt))
         return dq, dk, dv, earlier, None, None, None
 
 
