@@ -56,12 +56,7 @@ def convolve3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @operator()
 def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As convolve3, for any floating type."""
-    return F.conv2d(x, weight, bias, padding=1)
-
-
-@torch.library.register_fake("nlrn::convolution", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As convolve3, for any floating type, and for tensors without numbers."""
     return F.conv2d(x, weight, bias, padding=1)
 
 
