@@ -50,10 +50,7 @@ def resize_bicubic(
 
 def resize_matrix(length: int, size: int, *, antialias: bool = True, border: Border = "replicate") -> np.ndarray:
     """`resize_bicubic` along one axis as a matrix [size, length], float64."""
-    index, weight = _taps(length, size, antialias, border)
-    matrix = np.zeros((size, length))
-    np.add.at(matrix, (np.arange(size)[:, None], index), weight)
-    return matrix
+    return resize_bicubic(np.eye(length), size, length, antialias=antialias, border=border)
 
 
 def half_size(x: np.ndarray) -> np.ndarray:
