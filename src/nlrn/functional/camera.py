@@ -334,12 +334,7 @@ def _gaussian(x: np.ndarray, sigma: float) -> np.ndarray:
         return x
     reach = int(4 * sigma + 0.5)
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    return _convolved(x, taps / taps.sum())
-
-
-def _convolved(x: np.ndarray, taps: np.ndarray) -> np.ndarray:
-    """The first two axes convolved with an odd number of symmetric taps, edges repeated."""
-    reach, taps = len(taps) // 2, taps.astype(x.dtype)
+    taps = (taps / taps.sum()).astype(x.dtype)
     for axis in (0, 1):
         length = x.shape[axis]
         padded = np.pad(x, [(reach, reach) if i == axis else (0, 0) for i in range(x.ndim)], mode="edge")

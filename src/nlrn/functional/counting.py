@@ -70,14 +70,10 @@ def _blocks(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     squares = row**2 / (row**2).sum()
     mean = _filtered(plane, squares)
     means, variances = _averages(mean), _averages(residual**2) / (row**2).sum() ** 2
-    top = _averages((plane[1:-1, 1:-1] >= plane.max()).astype(np.float64)) if _clipped(plane) else 0 * means
-    kept = (variances > 0) & (top <= 0)
+    largest, kept = plane == plane.max(), variances > 0
+    if np.count_nonzero(largest) > max(4, plane.size // 1000):  # so many that it is a limit
+        kept &= _averages(largest[1:-1, 1:-1]) == 0
     return means[kept], variances[kept]
-
-
-def _clipped(plane: np.ndarray) -> bool:
-    """Whether so many pixels have the largest value that it is a limit."""
-    return bool(np.count_nonzero(plane == plane.max()) > max(4, plane.size // 1000))
 
 
 def _filtered(plane: np.ndarray, row: np.ndarray) -> np.ndarray:
