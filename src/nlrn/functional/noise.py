@@ -89,10 +89,10 @@ def estimate_noise(image: np.ndarray, noise: str = "auto") -> NoiseEstimate:
     image = np.asarray(image)
     if image.ndim == 3 and image.shape[2] > 1 and np.array_equal(image, np.broadcast_to(image[..., :1], image.shape)):
         image = image[..., 0]  # grey in several channels has no chroma to estimate noise from
-    sigma = estimate_sigma(image)
-    image, margin = _seen(image)
+    seen, margin = _seen(image)
+    sigma = 255 * _planes_sigma(seen)
     white = NoiseEstimate(sigma, "white", 0.0, sigma, margin)
-    found = judged(image, sigma) if noise == "auto" else None
+    found = judged(seen, sigma) if noise == "auto" else None
     if found is None or found.white > 0.5 or found.sigma <= sigma:
         return white
     return NoiseEstimate(found.level, "camera", found.correlation, found.sigma, margin)
@@ -110,7 +110,11 @@ def estimate_sigma(image: np.ndarray) -> float:
     The value is neither rounded nor limited.
     Raises InputError for smaller, non-float or non-finite images.
     """
-    image = np.asarray(image)
+    return 255 * _planes_sigma(_seen(np.asarray(image))[0])
+
+
+def _seen(image: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """[H, W, C] without margins of a fainter noise, and that noise, 0-255 units. Raises InputError."""
     if image.ndim not in (2, 3) or 0 in image.shape or not np.issubdtype(image.dtype, np.floating):
         raise InputError(f"expected a float image HW or HWC in [0, 1]; got {image.dtype} {image.shape}")
     if min(image.shape[:2]) < LEAST_SIDE:
@@ -121,11 +125,6 @@ def estimate_sigma(image: np.ndarray) -> float:
         )
     if not np.isfinite(image).all() or np.abs(image).max() > _FAR:
         raise InputError("the image has values that are not finite, or far from 0..1")
-    return 255 * _planes_sigma(_seen(image)[0])
-
-
-def _seen(image: np.ndarray) -> tuple[np.ndarray, float | None]:
-    """[H, W, C] without margins of a fainter noise, and that noise, 0-255 units."""
     seen, margin = without_margins(image[..., None] if image.ndim == 2 else image, _planes_sigma)
     return seen, None if margin is None else 255 * margin
 
