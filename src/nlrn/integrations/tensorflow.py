@@ -8,6 +8,7 @@ on the 0..255 scale. `tests/authors` holds what TensorFlow wrote and computed wi
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import stat
@@ -245,15 +246,12 @@ def _newest(state: Path) -> Path:
 
 def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(name, entry) of the sorted table: the footer points at an index block, that at blocks of entries."""
-    at = len(table) - _FOOTER
-    _, at = _varint(table, at)  # the meta index, which TensorFlow leaves empty
-    _, at = _varint(table, at)
-    start, at = _varint(table, at)
-    size, _ = _varint(table, at)
+    footer = io.BytesIO(table[-_FOOTER:])
+    _, _, start, size = (_varint(footer) for _ in range(4))  # first the meta index, which TensorFlow leaves empty
     blocks, read = 0, 0
     for _, handle in _block(table, start, size):
-        start, at = _varint(handle, 0)
-        size, _ = _varint(handle, at)
+        place = io.BytesIO(handle)
+        start, size = _varint(place), _varint(place)
         blocks, read = blocks + 1, read + size
         if blocks > MAX_BLOCKS or read > len(table):
             raise ValueError("the blocks of its index are larger than its file: several share a place")
@@ -265,18 +263,15 @@ def _block(table: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]
     if table[start + size] != 0:
         raise ValueError("its index is compressed, which TensorFlow's never is")
     (restarts,) = struct.unpack_from("<I", table, start + size - 4)
-    at, end, key = start, start + size - 4 * (restarts + 1), b""
-    while at < end:
-        shared, at = _varint(table, at)
-        own, at = _varint(table, at)
-        length, at = _varint(table, at)
-        if at + own + length > end:
+    stream, end, key = io.BytesIO(table[start : start + size]), size - 4 * (restarts + 1), b""
+    while stream.tell() < end:
+        shared, own, length = (_varint(stream) for _ in range(3))
+        if stream.tell() + own + length > end:
             raise ValueError("an entry of its index runs over the end")
         if shared > len(key) or shared + own > 4 * MAX_NAME:  # keys of the index of blocks are those of names
             raise ValueError(f"it holds a name of over {MAX_NAME} bytes")
-        key = key[:shared] + table[at : at + own]
-        yield key, table[at + own : at + own + length]
-        at += own + length
+        key = key[:shared] + stream.read(own)
+        yield key, stream.read(length)
 
 
 def _tensor(entry: bytes, data: bytes) -> np.ndarray | None:
@@ -301,32 +296,26 @@ def _tensor(entry: bytes, data: bytes) -> np.ndarray | None:
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """(number, value) of a protocol buffer message: integers, and bytes for what has a length."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
+    stream = io.BytesIO(message)
+    while stream.tell() < len(message):
+        tag = _varint(stream)
         number, kind = tag >> 3, tag & 7
-        value: int | bytes
         if kind == 0:
-            value, at = _varint(message, at)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-            value = message[at - (8 if kind == 1 else 4) : at]
-        elif kind == 2:
-            length, at = _varint(message, at)
-            value, at = message[at : at + length], at + length
+            yield number, _varint(stream)
+        elif kind in (1, 2, 5):
+            yield number, stream.read({1: 8, 5: 4}.get(kind) or _varint(stream))
         else:
             raise ValueError("an entry of its index is not a protocol buffer")
-        yield number, value
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A little-endian base-128 number and where it ends."""
+def _varint(stream: io.BytesIO) -> int:
+    """The little-endian base-128 number that comes next."""
     value = shift = 0
     while True:
-        byte = data[at]
+        byte = stream.read(1)[0]
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        shift += 7
         if byte < 128:
-            return value, at
+            return value
         if shift > 63:
             raise ValueError("its index holds a number of more than 64 bits")
