@@ -57,16 +57,16 @@ class Pace:
 class TrainingLog:
     """The display and the log of a run, a context: steps() every few steps, validation() after each validation.
 
-    show: draw a progress bar, or plain lines where the output is not a terminal. keep: write log.jsonl in the run
-    folder. tensorboard: write the same numbers for TensorBoard; raises ConfigError where it is not installed.
+    show: draw a progress bar by rich, or plain lines where the output is not a terminal. keep: write log.jsonl in the
+    run folder. tensorboard: write the same numbers for TensorBoard; raises ConfigError where it is not installed.
     """
 
     def __init__(self, folder: Path, *, show: bool = True, keep: bool = True, tensorboard: bool = False) -> None:
-        self.path, self.keep = folder / LOG, keep
+        self.path, self.keep, self.show = folder / LOG, keep, show
         self.losses: list[tuple[float, int]] = []
         self.elapsed = 0.0
         self.writer = _summary_writer(folder) if tensorboard else None
-        self.display = _Display() if show else None
+        self.bar, self.next_line = _bar() if show and os.isatty(1) else None, 0
 
     def __enter__(self) -> TrainingLog:
         if self.keep:
@@ -78,8 +78,8 @@ class TrainingLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.display is not None:
-            self.display.close()
+        if self.bar is not None:
+            self.bar.stop()
         if self.writer is not None:
             self.writer.close()
 
@@ -100,8 +100,12 @@ class TrainingLog:
         self.elapsed += seconds
         total = sum(n for _, n in self.losses)
         mean, pace = sum(value * n for value, n in self.losses) / total, self.elapsed / total
-        if self.display is not None:
-            self.display.update(step, end, mean, pace, left)
+        text = f"loss {mean:.5f}  {pace:.3f} s/step  {_clock(left)} left"
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=step, total=end, text=text)
+        elif step >= self.next_line or step == end:
+            self.say(f"step {step}/{end}  {text}")
+            self.next_line = step + EVERY
         if total >= EVERY or step == end:
             self.record({"step": step, "loss": mean, "lr": lr, "gradient": norm, "seconds_a_step": pace})
             self.losses, self.elapsed = [], 0.0
@@ -113,8 +117,10 @@ class TrainingLog:
 
     def say(self, text: str) -> None:
         """Display a line of text, where anything is displayed."""
-        if self.display is not None:
-            self.display.say(text)
+        if self.bar is not None:
+            self.bar.console.print(text)
+        elif self.show:
+            print(text, flush=True)
 
     def record(self, values: dict[str, Any]) -> None:
         """One line of log.jsonl, and the same numbers to TensorBoard."""
@@ -158,31 +164,6 @@ def _clock(seconds: float) -> str:
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-class _Display:
-    """A progress bar by rich on a terminal, elsewhere plain lines."""
-
-    def __init__(self) -> None:
-        self.next, self.bar = 0, _bar() if os.isatty(1) else None
-
-    def update(self, step: int, end: int, loss: float, pace: float, left: float) -> None:
-        text = f"loss {loss:.5f}  {pace:.3f} s/step  {_clock(left)} left"
-        if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=step, total=end, text=text)
-        elif step >= self.next or step == end:
-            self.say(f"step {step}/{end}  {text}")
-            self.next = step + EVERY
-
-    def say(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.console.print(text)
-        else:
-            print(text, flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
 
 def _bar() -> Any:
