@@ -13,6 +13,7 @@ from torch import Tensor
 from nlrn.errors import ConfigError, InputError
 from nlrn.functional.ranges import checked_image, on_unit_scale
 from nlrn.inference.beside import ALONE, Beside
+from nlrn.inference.kinds import LEVELS
 from nlrn.inference.pipeline import Denoising, RestorerFor, denoised_array
 from nlrn.inference.self_ensemble import Progress
 from nlrn.inference.stacks import (
@@ -28,7 +29,6 @@ from nlrn.io.axes import Lines, channels_of, lines_of
 from nlrn.io.image import rounded
 from nlrn.io.stacks import float_levels
 
-_LEVELS = {"uint8": 255.0, "uint16": 65535.0}
 _FLOATS = ("float16", "float32", "float64")
 
 
@@ -54,8 +54,7 @@ class Axes:
     @property
     def order(self) -> list[int]:
         """The axes with those of a plane last: Y, X, S."""
-        inner = [self.letters.index(letter) for letter in "YXS" if letter in self.letters]
-        return [axis for axis in range(len(self.letters)) if axis not in inner] + inner
+        return sorted(range(len(self.letters)), key=lambda axis: "YXS".find(self.letters[axis]))
 
     @property
     def leading(self) -> tuple[str, tuple[int, ...]]:
@@ -66,8 +65,7 @@ class Axes:
     def planes(self, array: np.ndarray) -> np.ndarray:
         """[planes, Y, X] or [planes, Y, X, S] of the array or of a block of it."""
         moved = array.transpose(self.order)
-        inner = len([letter for letter in "YXS" if letter in self.letters])
-        return moved.reshape(-1, *moved.shape[moved.ndim - inner :])
+        return moved.reshape(-1, *moved.shape[len(self.leading[0]) :])
 
     def restored(self, planes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The inverse of `planes`, of an array or block of this shape."""
@@ -158,7 +156,7 @@ def _axes(axes: str | None) -> str:
 
 
 def _checked_type(dtype: Any) -> np.dtype[Any]:
-    if np.dtype(dtype).name not in (*_LEVELS, *_FLOATS):
+    if np.dtype(dtype).name not in (*LEVELS, *_FLOATS):
         raise InputError(f"expected uint8, uint16 or floats; got {dtype}")
     return np.dtype(dtype)
 
@@ -201,7 +199,7 @@ def _plan(
     samples: list[np.ndarray], view: _Planes, restorer_for: RestorerFor, asked: Denoising, dtype: np.dtype[Any]
 ) -> tuple[float, list[Channel]]:
     """The value that is 1, and how each channel is restored."""
-    levels = _LEVELS.get(dtype.name)
+    levels: float | None = LEVELS.get(dtype.name)
     if levels is None:
         levels = float_levels(min(float(s.min()) for s in samples), max(float(s.max()) for s in samples))
     view.levels = levels
@@ -221,7 +219,7 @@ def _plane(
     result = denoised_array(
         unit(plane, levels), None, restorer_for, channel.asked, levels=levels, progress=progress, beside=around
     ).array
-    if plane.dtype.name in _LEVELS:
+    if plane.dtype.name in LEVELS:
         return rounded(result, 8 * plane.dtype.itemsize)
     return (result * result.dtype.type(levels)).astype(plane.dtype)
 

@@ -19,14 +19,14 @@ ImageT = TypeVar("ImageT", np.ndarray, Tensor, Image.Image)
 # float HW or HWC, its alpha, the range that was chosen, on its scale -> the result
 Restore = Callable[[np.ndarray, np.ndarray | None, Range], np.ndarray]
 _TENSORS = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LEVELS = {"uint8": 255, "uint16": 65535}
+LEVELS = {"uint8": 255, "uint16": 65535}
 _PIL_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L")
 
 
 def floats_or_same_kind(image: ImageT, restore: Restore, value_range: Range) -> ImageT:
     """As `of_the_same_kind`, but a NumPy array other than uint8 and uint16 goes to `restore` unchanged."""
     given: Any = image
-    if isinstance(given, np.ndarray) and given.dtype.name not in _LEVELS:
+    if isinstance(given, np.ndarray) and given.dtype.name not in LEVELS:
         restored: Any = restore(given, None, value_range)
         return restored
     return of_the_same_kind(image, restore, value_range)
@@ -53,7 +53,7 @@ def of_the_same_kind(image: ImageT, restore: Restore, value_range: Range) -> Ima
 
 
 def _array(image: np.ndarray, restore: Restore, value_range: Range, alpha: np.ndarray | None = None) -> np.ndarray:
-    levels = _LEVELS.get(image.dtype.name, 1)
+    levels = LEVELS.get(image.dtype.name, 1)
     chosen = on_unit_scale(value_range, levels)
     if isinstance(image, np.ma.MaskedArray) and not np.ma.is_masked(image):
         return np.ma.MaskedArray(_array(image.data, restore, value_range, alpha))
