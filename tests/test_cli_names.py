@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -208,38 +212,85 @@ def test_tables_are_drawn_on_a_terminal_only(
     assert screen.getvalue().endswith("nlrn: again\n")
 
 
+@pytest.fixture
+def program(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The command, on the path of programs."""
+    (here / "bin").mkdir()
+    path = here / "bin" / "nlrn"
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m nlrn "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+    return path
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("nlrn den", {"denoise"}),
         ("nlrn mo", {"models"}),
+        ("nlrn ", set(NAMES)),
         ("nlrn denoise photo.jpg --noi", {"--noise"}),
         ("nlrn denoise --noise ", {"auto", "gaussian", "poisson", "photo"}),
+        ("nlrn convert --trained-on ", {"1", "255"}),
         ("nlrn upscale --sca", {"--scale"}),
-        ("nlrn denoise pho", set()),  # bash completes names of files by itself
+        ("nlrn denoise pho", {"photo.jpg"}),
+        ("nlrn denoise photo.jpg -o b", {"bin/"}),
+        ("nlrn pho", set()),  # where there is no command, bash completes names of files by itself
         ("nlrn completion ", {"bash", "zsh", "fish"}),
         ("nlrn --ver", {"--version"}),
     ],
 )
-def test_bash_completes(here: Path, capsys: pytest.CaptureFixture[str], line: str, expected: set[str]) -> None:
+def test_bash_completes(program: Path, capsys: pytest.CaptureFixture[str], line: str, expected: set[str]) -> None:
     assert run(["completion", "bash"]) == 0
-    words = line.split(" ")
     script = capsys.readouterr().out + (
-        f"COMP_WORDS=({' '.join(word or chr(39) * 2 for word in words)}); COMP_CWORD={len(words) - 1}\n"
-        '_nlrn; printf "%s\\n" "${COMPREPLY[@]}"; complete -p nlrn\n'
+        f"COMP_LINE={shlex.quote(line)}; COMP_POINT=${{#COMP_LINE}}; COMP_TYPE=9\n"
+        '_python_argcomplete nlrn; printf "%s\\n" "${COMPREPLY[@]}"; complete -p nlrn\n'
     )
     done = subprocess.run(["bash", "-u"], input=script, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     *found, last = done.stdout.split("\n")[:-1]
-    assert {word for word in found if word} == expected
-    assert "-o default -F _nlrn nlrn" in last
+    assert {word.rstrip(" ") for word in found if word} == expected
+    assert last.endswith("-F _python_argcomplete nlrn")
+    assert "-o default" in last
 
 
-def test_the_script_for_every_shell_names_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
-    for shell in ("bash", "zsh", "fish"):
-        assert run(["completion", shell]) == 0
-        text = capsys.readouterr().out
-        assert all(name in text for name in NAMES)
-        assert "sigma-map" in text
-    assert all(line.startswith(("complete -c nlrn ", "#", "set -l")) for line in text.splitlines())
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_every_shell_asks_for_every_command_and_option(
+    program: Path, capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
+    assert run(["completion", shell]) == 0
+    text = capsys.readouterr().out
+    registered = {"bash": "-F _python_argcomplete", "zsh": "compdef _python_argcomplete", "fish": "complete --command"}
+    assert f"{registered[shell]} nlrn" in text
+    assert "_ARGCOMPLETE_SHELL" in text
+    for line, expected in (("nlrn ", NAMES), ("nlrn denoise photo.jpg --sigma-m", ["--sigma-map"])):
+        asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": shell}
+        asked |= {"_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_DFS": "\t", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+        answer = {"_ARGCOMPLETE_STDOUT_FILENAME": str(program.with_name("answer"))}  # in place of the script's pipe
+        done = subprocess.run(["nlrn"], env=os.environ | asked | answer, capture_output=True, check=True)
+        assert (done.stdout, done.stderr) == (b"", b"")
+        found = program.with_name("answer").read_text().split("\n")
+        assert [re.split("[\t:]", word)[0] for word in found] == expected
+        assert all(len(word) > len(name) + 1 for word, name in zip(found, expected, strict=True))  # what it is, too
+
+
+def test_tab_does_not_wait_for_torch_and_no_other_start_for_argcomplete(program: Path) -> None:
+    line = {"COMP_LINE": "nlrn denoise --sig", "COMP_POINT": "18"}
+    for more, absent in ((line | {"_ARGCOMPLETE": "1"}, ("torch", "numpy")), ({}, ("argcomplete",))):
+        command = [sys.executable, "-X", "importtime", "-m", "nlrn", "--version"]
+        answer = {"_ARGCOMPLETE_STDOUT_FILENAME": os.devnull}
+        done = subprocess.run(command, env=os.environ | answer | more, capture_output=True, text=True, check=True)
+        imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
+        assert "nlrn.cli.completion" in imported
+        assert not imported.intersection(absent)
+
+
+def test_without_the_extra_completion_says_what_to_install() -> None:
+    hidden = "import sys; sys.modules['argcomplete'] = None; from nlrn.cli import run; sys.exit(run(sys.argv[1:]))"
+    for words, more in (["completion", "bash"], {}), ([], {"_ARGCOMPLETE": "1"}):
+        command, env = [sys.executable, "-c", hidden, *words], os.environ | more
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 3
+        assert done.stderr == "nlrn: nlrn completion needs argcomplete: pip install 'nlrn[completion]'\n"
+        assert done.stdout == ""

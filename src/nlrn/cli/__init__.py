@@ -64,6 +64,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
     try:
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks what Tab completes
+            completion.complete(_parser())
         arguments = with_command(arguments, names)
     except (NLRNError, OSError) as error:
         return _report(error)

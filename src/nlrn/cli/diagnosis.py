@@ -39,6 +39,7 @@ EXTRAS = {  # by the name to install them by: nlrn[NAME]; the modules of their l
     "napari": ("napari", "magicgui", "qtpy"),
     "arrays": ("dask", "xarray"),
     "cluster": ("ray",),
+    "completion": ("argcomplete",),
 }
 
 
