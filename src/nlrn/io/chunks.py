@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from nlrn.errors import InputError
+from nlrn.io.directories import Entry, Form
 
 PLAIN, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA, ZSTD = 1, 5, 8, 32946, 32773, 34925, 50000
 WRITTEN = frozenset({PLAIN, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA, ZSTD})
@@ -33,6 +34,21 @@ class Layout:
     tiled: bool
     separate: bool
     order: Literal["<", ">"]
+
+
+def page_tags(layout: Layout, size: tuple[int, int], samples: int, dtype: np.dtype[Any]) -> dict[int, Entry]:
+    """The tags of a page in strips, (height, width) with 1 to 4 samples a pixel, all but where the strips lie."""
+    form, colours = Form(layout.order), 3 if samples > 2 else 1
+    tags = {256: form.places([size[1]]), 257: form.places([size[0]]), 258: form.short(*[8 * dtype.itemsize] * samples)}
+    tags |= {259: form.short(layout.compression), 262: form.short(2 if colours == 3 else 1), 277: form.short(samples)}
+    tags |= {278: form.places([layout.chunk[0]]), 284: form.short(1)}
+    if layout.compression != PLAIN:
+        tags[317] = form.short(layout.predictor)
+    if samples > colours:
+        tags[338] = form.short(2)  # alpha, not multiplied in
+    if dtype.kind == "f":
+        tags[339] = form.short(*[3] * samples)
+    return tags
 
 
 def chunks(values: np.ndarray, layout: Layout) -> Iterator[bytes]:
@@ -61,7 +77,7 @@ def _bytes_of(block: np.ndarray, layout: Layout) -> np.ndarray:
     flat = whole.reshape(rows, -1)
     if layout.compression != PLAIN and layout.predictor == _HORIZONTAL:
         flat = _differences(flat, samples)
-    return flat.astype(flat.dtype.newbyteorder(layout.order)).view(np.uint8).reshape(rows, -1)
+    return flat.astype(flat.dtype.newbyteorder(layout.order), copy=False).view(np.uint8).reshape(rows, -1)
 
 
 def _differences(flat: np.ndarray, stride: int) -> np.ndarray:

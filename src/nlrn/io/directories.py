@@ -15,7 +15,7 @@ from typing import Any, Literal
 from nlrn.io.formats import TAG_BYTES, Bytes
 
 Entry = tuple[int, int, bytes]  # type and count of a tag's value, its bytes
-BYTE, SHORT, LONG, LONG_8 = 1, 3, 4, 16  # types
+BYTE, ASCII, SHORT, LONG, UNDEFINED, LONG_8 = 1, 2, 3, 4, 7, 16  # types
 LONG8 = {16: 4, 17: 9, 18: 13}  # types of a BigTIFF and what they are in a TIFF
 AGAIN = 1 << 16  # added to a tag that its directory has already, as tifffile writes two descriptions
 

@@ -17,16 +17,15 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from nlrn.errors import InputError
 from nlrn.io.axes import Lines, lines_of
-from nlrn.io.chunks import DEFLATE, Layout
+from nlrn.io.chunks import DEFLATE, Layout, page_tags
 from nlrn.io.decode import check_size
-from nlrn.io.directories import Entry, Form
+from nlrn.io.directories import ASCII, UNDEFINED, Entry, Form
 from nlrn.io.formats import gif_frames, png_parts
 from nlrn.io.image import MAX_BYTES, ImageData, file_bytes
 from nlrn.io.metadata import left_out
 from nlrn.io.stacks import Limits, Stack
 from nlrn.io.texts import texts_of
 
-_ASCII, _UNDEFINED = 2, 7  # types of tags
 _READERS: dict[bytes, type[ImageFile]] = {b"\x89PNG": PngImageFile, b"GIF8": GifImageFile, b"RIFF": WebPImageFile}
 
 
@@ -136,23 +135,17 @@ class FrameStack(Stack):
 
     def layout(self, index: int) -> Layout:
         """One strip a frame, deflated."""
-        width, height = self._image.size
-        return Layout(DEFLATE, 2, (height, width), tiled=False, separate=False, order="<")
+        return Layout(DEFLATE, 2, self.size(index), tiled=False, separate=False, order="<")
 
     def entries(self, index: int) -> dict[int, Entry]:
         """The tags of a frame's page; the first holds what tifffile writes: shape, axes and durations."""
-        form, (width, height) = self.form, self._image.size
         samples = (3 if self._colour else 1) + self._alpha
-        entries = {256: form.places([width]), 257: form.places([height]), 258: form.short(*[8] * samples)}
-        entries |= {259: form.short(DEFLATE), 262: form.short(2 if self._colour else 1), 277: form.short(samples)}
-        entries |= {278: form.places([height]), 284: form.short(1), 317: form.short(2)}
-        if self._alpha:
-            entries[338] = form.short(2)
+        entries = page_tags(self.layout(index), self.size(index), samples, np.dtype(np.uint8))
         if index == 0:
             entries[270] = self._description(samples)
             icc: Any = self._image.info.get("icc_profile")
             if icc and self._colour:
-                entries[34675] = (_UNDEFINED, len(icc), icc)
+                entries[34675] = (UNDEFINED, len(icc), icc)
         return entries
 
     def _description(self, samples: int) -> Entry:
@@ -160,4 +153,4 @@ class FrameStack(Stack):
         shape = [self._count, height, width, *([samples] if samples > 1 else [])]
         text = {"shape": shape, "axes": "TYXS"[: len(shape)], "duration_ms": self._milliseconds}
         raw = json.dumps(text).encode() + b"\0"
-        return _ASCII, len(raw), raw
+        return ASCII, len(raw), raw

@@ -16,7 +16,7 @@ class Written:
 
     suffixes: the usual one first. media: type of the Internet.
     alpha: whether they have transparency. bits, colour_bits: the most of a sample, 32 for floats. longest: pixels of a
-    side. quality: whether it is lossy. resolution: whether Pillow or tifffile writes one. described: whether they have
+    side. quality: whether it is lossy. resolution: whether one is written. described: whether they have
     a profile and EXIF. options: of Pillow's save.
     """
 
