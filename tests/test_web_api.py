@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -19,6 +21,9 @@ from nlrn.evaluation.explain import correlation_maps
 from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
 from nlrn.inference.restorer import Restorer
 from nlrn.io.image import ImageData, encode_image, read_image, write_image
+from nlrn.web.app import application
+from nlrn.web.limits import Limits
+from nlrn.web.queue import Jobs
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +255,25 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert "nlrn serve needs uvicorn: pip install 'nlrn[web]'" in done.stderr
+
+
+def test_what_was_not_foreseen_is_a_503_and_the_log_has_the_error(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        @property
+        def models(self) -> None:
+            raise ValueError("not foreseen")
+
+    limits = Limits()
+    app = application(Jobs(cast(Any, Broken()), limits), limits)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.get("/v1/models")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json() == {"error": "the service failed; its log has the error"}
+    assert answer.headers["x-frame-options"] == "DENY"
+    (record,) = caplog.records
+    assert record.exc_info
+    assert str(record.exc_info[1]) == "not foreseen"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import email.message
 import json
-import logging
 import pathlib
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any
@@ -26,7 +25,6 @@ from nlrn.web.metrics import Metrics
 from nlrn.web.middleware import Guard
 from nlrn.web.queue import Jobs
 
-_LOG = logging.getLogger("nlrn")
 _MAX_FIELDS = 20
 _SAID = {
     "type": "object",
@@ -67,7 +65,7 @@ def application(jobs: Jobs, limits: Limits, hosts: Iterable[str] = ()) -> Guard:
     _add_work(app, jobs, metrics)
     _add_questions(app, jobs, metrics, limits)
     _add_page(app)
-    return Guard(_Failsafe(app), limits, metrics, hosts)
+    return Guard(app, limits, metrics, hosts)
 
 
 def _add_work(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
@@ -225,39 +223,11 @@ async def _gone(request: Request) -> None:
 
 
 _UNROUTED = {404: "there is nothing at this path", 405: "this path is not for that method"}
-_FAILED = "the service failed; its log has the error"
 
 
 def _json(said: dict[str, Any], status: int, headers: Any = None) -> Response:
     """In ASCII, whatever a client made up."""
     return Response(json.dumps(said), status, headers, media_type="application/json")
-
-
-class _Failsafe:
-    """Whatever fails in a way that was not foreseen is a 503."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        started = False
-
-        async def noted(message: Any) -> None:
-            nonlocal started
-            if message.get("status") == 500:  # of the framework; its error comes after it
-                raise RefusedError(503, _FAILED)
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noted)
-        except RefusedError:
-            raise
-        except Exception as error:
-            _LOG.exception("a request failed in a way that was not foreseen")
-            if started:
-                raise
-            raise RefusedError(503, _FAILED) from error
 
 
 def _say_refusals(app: FastAPI) -> None:
@@ -279,6 +249,10 @@ def _say_refusals(app: FastAPI) -> None:
             headers["Allow"] = "GET, HEAD"
         return _json({"error": _UNROUTED.get(error.status_code, str(error.detail))}, error.status_code, headers)
 
+    async def failed(request: Request, error: Exception) -> Response:
+        raise error  # to the guard, which answers; the framework would with a 500
+
+    app.add_exception_handler(Exception, failed)
     app.add_exception_handler(RefusedError, refused)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -14,6 +15,7 @@ from nlrn.web.limits import Limits, RefusedError
 from nlrn.web.metrics import GUARD, Metrics
 from nlrn.web.queue import RETRY_AFTER
 
+_LOG = logging.getLogger("nlrn")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -64,6 +66,11 @@ class Guard:
             if answer.status:
                 raise
             await answer.send_json(refusal)
+        except Exception:
+            _LOG.exception("a request failed in a way that was not foreseen")
+            if answer.status:
+                raise
+            await answer.send_json(RefusedError(503, "the service failed; its log has the error"))
         except asyncio.CancelledError:  # by `close`, or uvicorn does not wait any longer
             if answer.status:
                 raise
