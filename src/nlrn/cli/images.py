@@ -150,31 +150,27 @@ def restore_input(
     many = is_stack(options.input)
     _name_result(options, many, unnamed)
     _check_single(options)
-    started, record = time.monotonic(), {"input": str(options.input), "output": str(options.output)}
+    started, lines, kind = time.monotonic(), list[str](), SUFFIXES.get(options.output.suffix.lower(), "TIFF")
+    say = lines.append if options.json else reporter(options)
     if many:
         options.quiet |= options.json
-        lines, say = list[str](), reporter(options)
-        kind = SUFFIXES.get(options.output.suffix.lower(), "TIFF")
         for line in _without_effect(options, kind):
-            (lines.append if options.json else say)(line)
-        done = restore_stack(options, task(options, asked), lines.append if options.json else say)
-        if options.json:
-            print(json.dumps(record | {"seconds": time.monotonic() - started} | done | {"said": lines}))
-        say(f"wrote {options.output}, {done['planes']} planes" + (f"; {options.input} is unchanged" if unnamed else ""))
-        return 0
-    image, say, lines = _read_input(options, asked), reporter(options), list[str]()
-    with ProgressBar(options, what) as tick:
-        result = restored(asked, image, lines.append if options.json else say, tick)
-    kind = SUFFIXES[options.output.suffix.lower()]
-    for line in (*left_out_by(result, kind), *_without_effect(options, kind)):
-        (lines.append if options.json else say)(line)
-    write_image(options.output, result, overwrite=options.overwrite)
-    (height, width), before = result.array.shape[:2], image.array.shape[:2]
+            say(line)
+        found = restore_stack(options, task(options, asked), say)
+        size = f", {found['planes']} planes"
+    else:
+        image = _read_input(options, asked)
+        with ProgressBar(options, what) as tick:
+            result = restored(asked, image, say, tick)
+        for line in (*left_out_by(result, kind), *_without_effect(options, kind)):
+            say(line)
+        write_image(options.output, result, overwrite=options.overwrite)
+        height, width = result.array.shape[:2]
+        size = f", {width} x {height}" if (height, width) != image.array.shape[:2] else ""
+        found = {"width": width, "height": height, "noise": result.noise}
     if options.json:
-        found = {"width": width, "height": height, "noise": result.noise, "said": lines}
-        print(json.dumps(record | {"seconds": time.monotonic() - started} | found))
-        return 0
-    size = f", {width} x {height}" if (height, width) != before else ""
+        record = {"input": str(options.input), "output": str(options.output), "seconds": time.monotonic() - started}
+        print(json.dumps(record | found | {"said": lines}))
     say(f"wrote {options.output}{size}" + (f"; {options.input} is unchanged" if unnamed else ""))
     return 0
 
