@@ -22,7 +22,7 @@ from nlrn.errors import InputError
 from nlrn.io.chunks import chunks
 from nlrn.io.image import ImageData, check_output, samples, write_image
 from nlrn.io.stacks import Stack
-from nlrn.system.atomic import check_target, keep_rights, open_record, publish_file, sha256
+from nlrn.system.atomic import check_target, keep_rights, open_record, publish_file, sha256, writing
 from nlrn.system.journal import Journal
 
 PART = ".nlrn-part"
@@ -103,13 +103,11 @@ class TiffStackWriter:
         parts = list(self._chunks(index, image))
         data = b"".join(parts)
         sizes = [len(part) for part in parts]
-        try:
+        with writing(self.part):
             self._file.seek(self.end)
             self._file.write(data)
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise InputError(f"cannot write {self.part}: {error.strerror or error}") from error
         self.journal.add({"plane": index, "sizes": sizes, "crc": zlib.crc32(data)})
         self._places.append((self.end, sizes))
         self.end += len(data)
@@ -117,7 +115,7 @@ class TiffStackWriter:
 
     def finish(self, ready: Ready = lambda whole: None) -> None:
         """Write the directories, and give the file its name."""
-        try:
+        with writing(self.part):
             first = _HEADER
             if not self.stack.one_directory:
                 first = self.end + self.end % 2
@@ -125,8 +123,6 @@ class TiffStackWriter:
             self._file.seek(0)
             self._file.write(self.form.header(first).ljust(_HEADER, b"\0"))
             self._file.flush()
-        except OSError as error:
-            raise InputError(f"cannot write {self.part}: {error.strerror or error}") from error
         ready(self.part)
         publish_file(self.part, self._file, self.path, overwrite=self.overwrite)
         self.journal.remove()

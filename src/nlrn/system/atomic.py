@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,6 +57,17 @@ def check_target(
         raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises InputError with the reason where the system refuses to write a file."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise InputError(f"{path} exists already; give another name, or --overwrite") from error
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
     """Write ``data`` to ``path`` atomically: a temporary file in the same folder, synced, then linked or renamed.
 
@@ -65,19 +76,14 @@ def publish(path: str | Path, data: bytes, *, overwrite: bool = False) -> Path:
     reason.
     """
     path = Path(path)
-    temporary, file = path, None
-    try:
+    with writing(path):
         temporary, file = _begun(path.parent)
-        if overwrite:
-            keep_rights(file, path)
-        file.write(data)
-        _named(temporary, file, path, overwrite=overwrite)
-    except FileExistsError as error:
-        raise InputError(f"{path} exists already; give another name, or --overwrite") from error
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if file is not None:
+        try:
+            if overwrite:
+                keep_rights(file, path)
+            file.write(data)
+            _named(temporary, file, path, overwrite=overwrite)
+        finally:
             with contextlib.suppress(OSError):  # a full disk refuses what was not written
                 file.close()
             with contextlib.suppress(OSError):
@@ -90,15 +96,11 @@ def publish_file(temporary: Path, file: IO[bytes], path: Path, *, overwrite: boo
 
     Where it cannot have the name it stays as it is. Raises InputError with the reason.
     """
-    try:
+    with writing(path):
         _named(temporary, file, path, overwrite=overwrite)
         file.close()
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
-    except FileExistsError as error:
-        raise InputError(f"{path} exists already; give another name, or --overwrite") from error
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     return path
 
 

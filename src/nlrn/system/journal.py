@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from nlrn.errors import ConfigError, InputError
-from nlrn.system.atomic import locked, open_record
+from nlrn.errors import ConfigError
+from nlrn.system.atomic import locked, open_record, writing
 
 SUFFIX = ".nlrn-journal"
 _MARK = "nlrn-journal"
@@ -66,12 +66,10 @@ class Journal:
 
     def _line(self, record: dict[str, Any]) -> None:
         assert self._file is not None
-        try:
+        with writing(self.path):
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def remove(self) -> None:
         """The work is done."""
