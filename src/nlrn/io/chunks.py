@@ -71,10 +71,7 @@ def _bytes_of(block: np.ndarray, layout: Layout) -> np.ndarray:
     if layout.compression != PLAIN and layout.predictor == _FLOATING and block.dtype.kind == "f":
         planes = block.astype(">f4").view(np.uint8).reshape(rows, -1, 4).transpose(0, 2, 1).reshape(rows, -1)
         return _differences(planes, samples)
-    whole = (
-        block.view(f"u{block.dtype.itemsize}") if block.flags.c_contiguous else block.copy().view(f"u{block.itemsize}")
-    )
-    flat = whole.reshape(rows, -1)
+    flat = np.ascontiguousarray(block).view(f"u{block.itemsize}").reshape(rows, -1)
     if layout.compression != PLAIN and layout.predictor == _HORIZONTAL:
         flat = _differences(flat, samples)
     return flat.astype(flat.dtype.newbyteorder(layout.order), copy=False).view(np.uint8).reshape(rows, -1)

@@ -60,7 +60,7 @@ class Form:
         lines, values = [], bytearray()
         for key, entry in sorted(entries.items(), key=lambda one: (one[0] % AGAIN, one[0])):
             tag = key % AGAIN
-            kind, count, raw = entry if self.big else _narrow(entry, order)
+            kind, count, raw = entry if self.big else narrow(entry, order)
             if len(raw) > wide:
                 inside = struct.pack(order + ("Q" if self.big else "I"), start + size + len(values))
                 values += raw + bytes(len(raw) % 2)
@@ -72,13 +72,15 @@ class Form:
         return b"".join([head, *lines, struct.pack(order + ("Q" if self.big else "I"), following), values])
 
 
-def _narrow(entry: Entry, order: str) -> Entry:
-    """An entry of a BigTIFF as a TIFF has it. Raises struct.error for numbers that do not fit."""
+def narrow(entry: Entry, order: str, *, clamped: bool = False) -> Entry:
+    """An entry of a BigTIFF as a TIFF has it. Numbers that do not fit raise struct.error, or are clamped."""
     kind, count, raw = entry
     if kind not in LONG8:
         return entry
     signed = LONG8[kind] == 9
-    values = struct.unpack(f"{order}{count}{'q' if signed else 'Q'}", raw)
+    values: Sequence[int] = struct.unpack(f"{order}{count}{'q' if signed else 'Q'}", raw)
+    if clamped:
+        values = [min(n, 2**31 - 1 if signed else 2**32 - 1) for n in values]
     return LONG8[kind], count, struct.pack(f"{order}{count}{'i' if signed else 'I'}", *values)
 
 

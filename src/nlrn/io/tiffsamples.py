@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,7 +18,7 @@ from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import TiffImageFile
 
 from nlrn.errors import InputError
-from nlrn.io.directories import LONG8, Entry, Form, entries_of
+from nlrn.io.directories import Entry, Form, entries_of, narrow
 from nlrn.io.formats import inflated_size
 from nlrn.io.further import planes
 
@@ -55,13 +54,7 @@ class Kind:
 
 def each_of(value: Any) -> tuple[Any, ...]:
     """The values of a tag, one or several."""
-    return (
-        tuple(int(n) for n in value)
-        if isinstance(value, np.ndarray)
-        else value
-        if isinstance(value, tuple)
-        else (value,)
-    )
+    return tuple(np.atleast_1d(value).tolist())
 
 
 # -- its samples ------------------------------------------------------------------------------------------------------
@@ -327,16 +320,9 @@ def _with_directory(
 ) -> bytes:
     """changed: tags that are others."""
     form = Form(page.parent.byteorder)
-    entries = {tag: _narrow(entry, form) for tag, entry in entries_of(page, data).items() if chosen(tag)}
+    entries = {
+        tag: narrow(entry, form.order, clamped=True) for tag, entry in entries_of(page, data).items() if chosen(tag)
+    }
     start = len(data) + len(data) % 2
     block = form.block(entries | dict(changed), start, last=True)
     return b"".join((form.header(start), memoryview(data)[8:], bytes(start - len(data)), block))
-
-
-def _narrow(entry: Entry, form: Form) -> Entry:
-    """An entry of a BigTIFF as a TIFF has it, numbers that do not fit at their limit."""
-    kind, count, raw = entry
-    if kind not in LONG8:
-        return entry
-    _, _, packed = form.places([min(n, 2**32 - 1) for n in struct.unpack(f"{form.order}{count}Q", raw)])
-    return LONG8[kind], count, packed
