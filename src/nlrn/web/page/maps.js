@@ -32,11 +32,6 @@ function drawn(state, centre, patch) {
   return canvas;
 }
 
-export function hideMaps(box, mark) {
-  box.replaceChildren();
-  mark.hidden = true;
-}
-
 export function showMaps(box, maps, x, y, image) {
   const words = document.createElement("p");
   words.textContent =

@@ -1,7 +1,7 @@
 // The page: images go to the service as they are, and what comes back is shown and can be saved, byte for byte.
-import { hideMaps, showMaps } from "/maps.js";
+import { showMaps } from "/maps.js";
 import { Preview } from "/preview.js";
-import { Refusal, asked, check, checkSize, mega, messages, sample, shown } from "/service.js";
+import { Refusal, asked, check, checkSize, form, mega, messages, sample, shown } from "/service.js";
 import * as settings from "/settings.js";
 import { View } from "/view.js";
 import { zipped } from "/zip.js";
@@ -42,12 +42,11 @@ function list() {
   $("list").hidden = items.length < 2;
   $("list").replaceChildren(
     ...items.map((one) => {
-      const entry = document.createElement("li"), button = document.createElement("button");
-      button.type = "button";
-      button.className = ["failed", "bad"].includes(one.state) ? "bad" : "";
+      const entry = document.createElement("li");
+      const words = Object.assign(document.createElement("span"), { textContent: one.words });
+      const className = ["failed", "bad"].includes(one.state) ? "bad" : "";
+      const button = Object.assign(document.createElement("button"), { type: "button", className });
       button.setAttribute("aria-pressed", String(one === item));
-      const words = document.createElement("span");
-      words.textContent = one.words;
       button.append(one.file.name || "image", words);
       button.addEventListener("click", () => show(one).then(focusListed));
       entry.append(button);
@@ -159,10 +158,7 @@ async function restore() {
 }
 
 async function restoreOne(one, which, own) {
-  const form = new FormData(), watch = word(), key = settings.key();
-  form.append("image", one.file, one.file.name || "image");
-  settings.append(form);
-  form.append("watch", watch);
+  const watch = word(), key = settings.key(), sent = form(one.file, [...settings.fields(), ["watch", watch]]);
   forget();
   Object.assign(one, { result: null, state: "working" });
   const tell = (words) => {
@@ -176,7 +172,7 @@ async function restoreOne(one, which, own) {
   const began = performance.now();
   try {
     checkSize((await open(one)).size, limits, settings.task() === "upscale" ? Number($("scale").value) : 1);
-    const answer = await asked(`/v1/${settings.task()}`, form, own.signal);
+    const answer = await asked(`/v1/${settings.task()}`, sent, own.signal);
     const result = await answer.blob();
     own.signal.throwIfAborted();
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
@@ -281,17 +277,13 @@ function changed(moved = false) {
 // -- similar pixels --------------------------------------------------------------------------------------------
 
 async function look(x, y) {
-  const one = item, form = new FormData();
-  form.append("image", one.file, one.file.name || "image");
-  form.append("x", x);
-  form.append("y", y);
-  form.append("sigma", $("noise").value === "given" ? $("sigma").value : "auto");
-  if (settings.task() === "denoise" && $("model").value) form.append("model", $("model").value);
+  const one = item, fields = [["x", x], ["y", y], ["sigma", $("noise").value === "given" ? $("sigma").value : "auto"]];
+  if (settings.task() === "denoise" && $("model").value) fields.push(["model", $("model").value]);
   $("x").value = x;
   $("y").value = y;
   say(`Finding the pixels similar to pixel ${x}, ${y}.`);
   try {
-    const maps = await (await asked("/v1/explain", form)).json();
+    const maps = await (await asked("/v1/explain", form(one.file, fields))).json();
     if (item !== one) return;
     showMaps($("maps"), maps, x, y, $("before"));
     view.mark(x, y, maps, one.size);
@@ -369,7 +361,9 @@ $("ask").addEventListener("click", () => {
   $("ask").setAttribute("aria-pressed", String(view.asking));
   $("view").classList.toggle("asking", view.asking);
   $("at").hidden = !view.asking;
-  if (!view.asking) hideMaps($("maps"), $("mark"));
+  if (view.asking) return;
+  $("maps").replaceChildren();
+  $("mark").hidden = true;
 });
 $("look").addEventListener("click", () => look(Number($("x").value), Number($("y").value)));
 

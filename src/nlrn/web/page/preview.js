@@ -1,6 +1,7 @@
 // A crop of the image by the settings as they are now, over the result of those before or, without one, the image.
-import { asked } from "/service.js";
+import { asked, form } from "/service.js";
 import * as settings from "/settings.js";
+import { lay } from "/view.js";
 
 const $ = (id) => document.getElementById(id);
 const SIDE = 192, PAUSE = 250; // pixels of the image; milliseconds after the last change
@@ -34,18 +35,14 @@ export class Preview {
     const [x, y] = side.map((n, i) => Math.round(Math.min(Math.max(0, middle[i] - n / 2), whole[i] - n)));
     const canvas = Object.assign(document.createElement("canvas"), { width: side[0], height: side[1] });
     canvas.getContext("2d").drawImage($("before"), x, y, ...side, 0, 0, ...side);
-    const form = new FormData();
-    form.append("image", await new Promise((done) => canvas.toBlob(done, "image/png")), "crop.png");
-    settings.append(form);
-    form.set("format", "png");
+    const crop = await new Promise((done) => canvas.toBlob(done, "image/png"));
+    const fields = settings.fields().filter(([name]) => name !== "format");
     try {
-      const blob = await (await asked("/v1/denoise", form, own.signal)).blob();
+      const blob = await (await asked("/v1/denoise", form(crop, fields), own.signal)).blob();
       if (this.running !== own) return;
       $("patch").src = this.url = URL.createObjectURL(blob);
-      const part = (n, of) => `${(100 * n) / of}%`;
-      const place = { left: part(x, whole[0]), top: part(y, whole[1]), width: part(side[0], whole[0]), height: part(side[1], whole[1]) };
-      Object.assign($("patch").style, place);
-      $("patch").hidden = $("upper").hidden = $("tag-after").hidden = false;
+      lay($("patch"), x, y, ...side, item.size);
+      $("upper").hidden = $("tag-after").hidden = false;
       $("tag-after").textContent = `${$("line").hidden ? "" : "after; "}framed: the new settings`;
     } catch {} // settings that are refused are named when they are used
   }

@@ -45,27 +45,28 @@ export async function asked(path, form, signal) {
   throw new Refusal(words + later, said);
 }
 
+async function decoded(blob) {
+  const url = URL.createObjectURL(blob), image = new Image();
+  image.src = url;
+  await image.decode().catch((error) => {
+    URL.revokeObjectURL(url);
+    throw error;
+  });
+  return { url, width: image.naturalWidth, height: image.naturalHeight };
+}
+
 export async function shown(blob, signal) {
   // The URL of something that the browser shows: the blob itself, or an 8-bit PNG that the service makes of it.
-  if (SHOWN.includes(blob.type)) {
-    const url = URL.createObjectURL(blob);
-    try {
-      const image = new Image();
-      image.src = url;
-      await image.decode();
-      return { url, width: image.naturalWidth, height: image.naturalHeight };
-    } catch {
-      URL.revokeObjectURL(url);
-    }
-  }
-  const form = new FormData();
-  form.append("image", blob, "image");
-  const preview = await (await asked("/v1/preview", form, signal)).blob();
-  const url = URL.createObjectURL(preview);
-  const image = new Image();
-  image.src = url;
-  await image.decode();
-  return { url, width: image.naturalWidth, height: image.naturalHeight };
+  const found = SHOWN.includes(blob.type) && (await decoded(blob).catch(() => null));
+  return found || decoded(await (await asked("/v1/preview", form(blob), signal)).blob());
+}
+
+export function form(image, fields = []) {
+  // fields: [name, value]
+  const made = new FormData();
+  made.append("image", image, image.name || "image");
+  for (const [name, value] of fields) made.append(name, value);
+  return made;
 }
 
 export async function sample(name) {

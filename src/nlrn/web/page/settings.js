@@ -9,27 +9,16 @@ export function values() {
   return Object.fromEntries([["task", task()], ...FIELDS.map((id) => [id, $(id).value])]);
 }
 
-export function key() {
-  // What of the settings decides about a result.
+export function fields() {
+  // [name, value] of what is sent of them, which is what decides about a result.
   const { noise, level, sigma, strength, scale, first, format, model } = values();
-  if (task() === "upscale") return JSON.stringify(["upscale", scale, first, format, model]);
-  return JSON.stringify(["denoise", noise, noise === "photo" && level, noise === "given" && sigma, strength, format, model]);
+  const given = noise === "given" ? [["sigma", sigma]] : [["sigma", "auto"], ["noise", noise]];
+  const denoise = [...given, ["level", noise === "photo" && level], ["strength", strength]];
+  const chosen = task() === "denoise" ? denoise : [["scale", scale], ["denoise_first", first]];
+  return [...chosen, ["model", model], ["format", format]].filter(([, value]) => value);
 }
 
-export function append(form) {
-  const { noise, level, sigma, strength, scale, first, format, model } = values();
-  if (task() === "denoise") {
-    form.append("sigma", noise === "given" ? sigma : "auto");
-    if (noise !== "given") form.append("noise", noise);
-    if (noise === "photo") form.append("level", level);
-    form.append("strength", strength);
-  } else {
-    form.append("scale", scale);
-    if (first) form.append("denoise_first", first);
-  }
-  if (model) form.append("model", model);
-  if (format) form.append("format", format);
-}
+export const key = () => JSON.stringify([task(), ...fields()]);
 
 export function keep() {
   try {

@@ -1,6 +1,14 @@
 // The image: zoomed, moved, and cut in two by a line between before and after.
 const $ = (id) => document.getElementById(id);
 
+export function lay(box, left, top, width, height, size) {
+  // Over a part of an image of that size, in its pixels.
+  const part = (n, of) => `${(100 * n) / of}%`;
+  const [x, y] = [size.width, size.height];
+  Object.assign(box.style, { left: part(left, x), top: part(top, y), width: part(width, x), height: part(height, y) });
+  box.hidden = false;
+}
+
 export class View {
   constructor() {
     this.width = this.height = 1; // of the image, in its pixels
@@ -88,14 +96,7 @@ export class View {
   mark(x, y, maps, size) {
     // The window around the pixel, on the image before as on a larger one.
     const [rows, columns] = [maps.states[0].length, maps.states[0][0].length];
-    const part = (n, of) => `${(100 * n) / of}%`;
-    Object.assign($("mark").style, {
-      left: part(x - maps.centre[1], size.width),
-      top: part(y - maps.centre[0], size.height),
-      width: part(columns, size.width),
-      height: part(rows, size.height),
-    });
-    $("mark").hidden = false;
+    lay($("mark"), x - maps.centre[1], y - maps.centre[0], columns, rows, size);
   }
 
   middle() {
