@@ -292,5 +292,5 @@ def test_without_the_extra_completion_says_what_to_install() -> None:
         command, env = [sys.executable, "-c", hidden, *words], os.environ | more
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 3
-        assert done.stderr == "nlrn: nlrn completion needs argcomplete: pip install 'nlrn[completion]'\n"
+        assert done.stderr == 'nlrn: this needs argcomplete: pip install "nlrn[completion]"\n'
         assert done.stdout == ""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from types import ModuleType
 from typing import Any
 
 from nlrn.cli.shared import add_command
-from nlrn.errors import BackendError
+from nlrn.integrations import require
 
 EXAMPLES = """
 nlrn completion bash >> ~/.bashrc
@@ -25,17 +24,15 @@ def add(commands: Any) -> None:
 
 def complete(parser: argparse.ArgumentParser) -> None:
     """Answer the shell that runs this process by that script, and end the process. Raises BackendError."""
-    _argcomplete().autocomplete(parser, always_complete_options=False)
+    require("completion", "argcomplete")
+    import argcomplete
+
+    argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def _completion(options: argparse.Namespace) -> int:
-    print(_argcomplete().shellcode(["nlrn"], shell=options.shell), end="")
+    require("completion", "argcomplete")
+    from argcomplete.shell_integration import shellcode
+
+    print(shellcode(["nlrn"], shell=options.shell), end="")
     return 0
-
-
-def _argcomplete() -> ModuleType:
-    try:
-        import argcomplete
-    except ImportError as error:
-        raise BackendError(f"nlrn completion needs {error.name}: pip install 'nlrn[completion]'") from error
-    return argcomplete
