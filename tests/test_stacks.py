@@ -20,6 +20,7 @@ from PIL import Image
 from nlrn.cli import run
 from nlrn.errors import InputError
 from nlrn.io.axes import split
+from nlrn.io.directories import Form
 from nlrn.io.image import ImageData, read_image
 from nlrn.io.stacks import Limits, TiffStack, float_levels, is_tiff_stack
 from nlrn.io.stackwriting import TiffStackWriter
@@ -105,6 +106,27 @@ def written(path: Path, kind: str, axes: str, dtype: str, stored: str) -> bool:
         options = options | {"metadata": {"axes": axes, **more}}
     tifffile.imwrite(path, values(AXES[axes], dtype), **options)
     return True
+
+
+@pytest.mark.parametrize("cut", [1, 60, 200])
+def test_a_stack_that_is_cut_off_is_refused(tmp_path: Path, cut: int) -> None:
+    """Also where the directories stand first, so that all of them are there."""
+    planes, form, first = values((2, 8, 32), "uint8"), Form(), 256  # the place of the samples
+    tags = {256: form.places([32]), 257: form.places([8]), 258: form.short(8), 259: form.short(1)}
+    tags |= {262: form.short(1), 277: form.short(1), 278: form.places([8])}
+    data = form.header(8)
+    for number in range(2):
+        parts = form.parts(first + 256 * number, [256], tiled=False)
+        data += form.block(tags | parts, len(data), last=number == 1)
+    path = tmp_path / "cut.tif"
+    path.write_bytes(data.ljust(first, b"\0") + planes.tobytes())
+    with TiffStack(path) as stack:
+        assert (np.rint(stack.read(1).array * 255) == planes[1]).all()
+    path.write_bytes(path.read_bytes()[:-cut])
+    with TiffStack(path) as stack:
+        stack.read(0)
+        with pytest.raises(InputError, match=r"plane 2 of 2: truncated: pixels are missing"):
+            stack.read(1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from nlrn.io.formats import TAG_BYTES, Bytes
@@ -48,6 +49,11 @@ class Form:
         letter = "Q" if self.big else "I"
         packed = struct.pack(f"{self.order}{len(values)}{letter}", *values)
         return LONG_8 if self.big else LONG, len(values), packed
+
+    def parts(self, start: int, sizes: Sequence[int], *, tiled: bool) -> dict[int, Entry]:
+        """The tags of where strips or tiles of these sizes lie, one behind the other."""
+        tags, starts = (324, 325) if tiled else (273, 279), list(accumulate(sizes[:-1], initial=start))
+        return {tags[0]: self.places(starts), tags[1]: self.places(sizes)}
 
     def block(self, entries: Mapping[int, Entry], start: int, *, last: bool) -> bytes:
         """A directory at this place, its values behind it; another follows at the next even place unless it is last.

@@ -272,13 +272,13 @@ class TiffStack(Stack):
             entries[262] = form.short(BLACK_IS_ZERO)
         if self.one_directory:
             entries[278] = form.places([height])
-        parts = [self._data[place : place + size] for place, size in zip(places, sizes, strict=True)]
-        at = np.cumsum([8, *map(len, parts)]).tolist()
-        for tags, values in ((_PLACES, at[:-1]), (_SIZES, sizes)):
-            entries[max(tags) if page.is_tiled else min(tags)] = form.places(values)
-        start = at[-1] + at[-1] % 2
-        body = b"".join(parts)
-        return form.header(start) + body + bytes(start - at[-1]) + form.block(entries, start, last=True)
+        body = b"".join([self._data[place : place + size] for place, size in zip(places, sizes, strict=True)])
+        if len(body) < sum(sizes):
+            raise InputError("truncated: pixels are missing")
+        entries |= form.parts(8, sizes, tiled=page.is_tiled)
+        body += bytes(len(body) % 2)
+        start = 8 + len(body)
+        return form.header(start) + body + form.block(entries, start, last=True)
 
     def _is_lookup(self, page: Any) -> bool:
         """Whether a palette is how a microscope's program shows grey values."""

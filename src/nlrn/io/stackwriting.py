@@ -27,7 +27,6 @@ from nlrn.system.journal import Journal
 
 PART = ".nlrn-part"
 _HEADER = 16  # bytes kept for the header of either form
-_STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 273, 279, 324, 325
 _TIFF_ENDS = 2**32 - 2**20
 _NUMBERED = re.compile(r"%0?\d{0,2}d")
 
@@ -89,8 +88,7 @@ class TiffStackWriter:
         entries, at = self.stack.entries(0), 0
         size = len(b"".join(self._chunks(0, self.stack.read(0))))
         for _ in range(2):  # the place decides nothing about the length
-            tags = {_STRIPS: self.form.places([at]), _STRIP_SIZES: self.form.places([size])}
-            block = self.form.block(entries | tags, _HEADER, last=True)
+            block = self.form.block(entries | self.form.parts(at, [size], tiled=False), _HEADER, last=True)
             block += bytes(len(block) % 2)
             at = _HEADER + len(block)
         return block
@@ -144,13 +142,9 @@ class TiffStackWriter:
         self._file.seek(self.end)
         self._file.write(bytes(at - self.end))
         for index, (place, sizes) in enumerate(self._places):
-            entries = self.stack.entries(index)
-            starts = (place + np.cumsum([0, *sizes[:-1]])).tolist()
-            tiled = self.stack.layout(index).tiled
-            entries[_TILES if tiled else _STRIPS] = self.form.places(starts)
-            entries[_TILE_SIZES if tiled else _STRIP_SIZES] = self.form.places(sizes)
+            parts = self.form.parts(place, sizes, tiled=self.stack.layout(index).tiled)
             last = index == len(self._places) - 1
-            block = self.form.block(entries, at, last=last)
+            block = self.form.block(self.stack.entries(index) | parts, at, last=last)
             block += bytes(len(block) % 2)
             self._file.write(block)
             at += len(block)

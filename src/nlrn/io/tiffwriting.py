@@ -24,7 +24,6 @@ COMPRESSIONS = {"none": PLAIN, "lzw": LZW, "deflate": DEFLATE}
 _STRIP = 1 << 18  # bytes of a strip that is compressed
 _RESOLUTION, _INCH = (Base.XResolution, Base.YResolution, Base.ResolutionUnit), 2
 _DIRECTORIES = IFD.Exif, IFD.GPSInfo
-_STRIPS, _SIZES = 273, 279  # tags
 _BLOCKS = (("icc_profile", 34675, UNDEFINED), ("xmp", 700, BYTE), ("iptc", 33723, UNDEFINED))  # their tags and types
 
 
@@ -41,9 +40,7 @@ def tiff(values: np.ndarray, metadata: dict[str, Any]) -> bytes:
     file, form = io.BytesIO(), Form()
     place = file.write(form.header(0))
     sizes = [file.write(strip) for strip in chunks(pixels, layout)]
-    places = (place + np.cumsum([0, *sizes[:-1]])).tolist()
-    own = page_tags(layout, (height, width), bands, values.dtype)
-    own |= {_STRIPS: form.places(places), _SIZES: form.places(sizes)}
+    own = page_tags(layout, (height, width), bands, values.dtype) | form.parts(place, sizes, tiled=False)
     own |= {tag: (kind, len(metadata[name]), metadata[name]) for name, tag, kind in _BLOCKS if name in metadata}
     exif = Image.Exif()
     if "exif" in metadata:
