@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,15 +87,12 @@ def _answered(pipe: IO[bytes], max_pixels: int) -> Decoded:
         answer = json.loads(head)
         if "refused" in answer:
             raise InputError(str(answer["refused"]), limit=answer.get("limit"))
-        planes: dict[str, Any] = {
-            part: answer[part] and _plane(pipe, answer[part][0], answer[part][1], max_pixels) for part in _PARTS
-        }
+        colour, alpha = (answer[part] and _plane(pipe, answer[part], max_pixels) for part in _PARTS)
         depth, form, icc, exif, dpi, colours, notes, texts = answer["rest"]
         icc, exif = (block and bytes.fromhex(block) for block in (icc, exif))
         dpi = dpi and (float(dpi[0]), float(dpi[1]))
         notes = tuple(map(str, notes))
-        rest = (depth, form, icc, exif, dpi, bytes.fromhex(colours), notes, _texts(texts))
-        return Decoded(planes["colour"], planes["alpha"], *rest)
+        return Decoded(colour, alpha, depth, form, icc, exif, dpi, bytes.fromhex(colours), notes, _texts(texts))
     except InputError:
         raise
     except (ValueError, TypeError, KeyError) as error:
@@ -108,7 +106,8 @@ def _texts(parts: list[Any]) -> Texts:
     return Texts(bytes.fromhex(xmp), bytes.fromhex(iptc), chunks, comments)
 
 
-def _plane(pipe: IO[bytes], shape: list[int], dtype: str, max_pixels: int) -> np.ndarray:
+def _plane(pipe: IO[bytes], head: list[Any], max_pixels: int) -> np.ndarray:
+    shape, dtype = head
     if (
         dtype not in _TYPES
         or not 2 <= len(shape) <= 3
@@ -144,18 +143,13 @@ def answer() -> None:
     except Exception as error:
         answer, planes = {"refused": reason_of(error), "limit": None}, []
     else:
-        pairs = [(part, _little_endian(getattr(found, part))) for part in _PARTS]
-        answer = {part: plane if plane is None else (plane.shape, plane.dtype.str) for part, plane in pairs}
-        answer["rest"] = found[len(_PARTS) :]
-        planes = [plane for _, plane in pairs if plane is not None]
+        planes = [x.astype(x.dtype.newbyteorder("<"), copy=False) for x in (found.colour, found.alpha) if x is not None]
+        heads = [(plane.shape, plane.dtype.str) for plane in planes]
+        answer = dict(zip_longest(_PARTS, heads)) | {"rest": found[len(_PARTS) :]}
     out.write(json.dumps(answer, default=bytes.hex).encode() + b"\n")
     for plane in planes:
         out.write(np.ascontiguousarray(plane).data)
     out.flush()
-
-
-def _little_endian(plane: np.ndarray | None) -> np.ndarray | None:
-    return None if plane is None else plane.astype(plane.dtype.newbyteorder("<"), copy=False)
 
 
 def _limit(more: int, *, permanent: bool = True) -> None:
