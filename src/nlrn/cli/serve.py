@@ -8,20 +8,21 @@ from typing import Any
 
 from nlrn.cli.shared import add_command, count, mebibytes, number
 from nlrn.errors import BackendError
+from nlrn.web.limits import Limits
 
 _SECONDS = number("number of seconds", 0.1, 86400)
 _LIMITS = (  # each of a field of Limits: type, sign of its value, what it is
-    ("--max-pixels", count, "N", "of an image (default: 25000000)"),
-    ("--max-result-pixels", count, "N", "of a result (default: 100000000)"),
-    ("--max-bytes", count, "N", "of a request (default: 33554432)"),
-    ("--held-bytes", count, "N", "of all requests and unread answers together (default: 1073741824)"),
-    ("--queue", count, "N", "jobs that may wait (default: 16)"),
-    ("--connections", count, "N", "at once (default: 512)"),
-    ("--header-seconds", _SECONDS, "S", "for the first lines of a request (default: 10)"),
-    ("--body-seconds", _SECONDS, "S", "for all of its body (default: 60)"),
-    ("--send-seconds", _SECONDS, "S", "for all of an answer to be taken (default: 300)"),
-    ("--job-seconds", _SECONDS, "S", "for the work on one image (default: 600)"),
-    ("--stop-seconds", _SECONDS, "S", "for work under way when asked to end (default: 10)"),
+    ("--max-pixels", count, "N", "of an image"),
+    ("--max-result-pixels", count, "N", "of a result"),
+    ("--max-bytes", count, "N", "of a request"),
+    ("--held-bytes", count, "N", "of all requests and unread answers together"),
+    ("--queue", count, "N", "jobs that may wait"),
+    ("--connections", count, "N", "at once"),
+    ("--header-seconds", _SECONDS, "S", "for the first lines of a request"),
+    ("--body-seconds", _SECONDS, "S", "for all of its body"),
+    ("--send-seconds", _SECONDS, "S", "for all of an answer to be taken"),
+    ("--job-seconds", _SECONDS, "S", "for the work on one image"),
+    ("--stop-seconds", _SECONDS, "S", "for work under way when asked to end"),
 )
 EXAMPLES = """
 nlrn serve                                          then open http://127.0.0.1:8000
@@ -44,7 +45,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
     group = parser.add_argument_group("limits")
     for option, kind, sign, words in _LIMITS:
-        group.add_argument(option, type=kind, metavar=sign, help=words)
+        usual = getattr(Limits, option[2:].replace("-", "_"))
+        group.add_argument(option, type=kind, default=usual, metavar=sign, help=f"{words} (default: {usual:.10g})")
     parser.set_defaults(run=_serve)
 
 
@@ -56,12 +58,10 @@ def _serve(options: argparse.Namespace) -> int:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise BackendError(f"nlrn serve needs {error.name}: pip install 'nlrn[web]'") from error
-    from nlrn.web.limits import Limits
     from nlrn.web.messages import ServiceConfig
     from nlrn.web.server import serve
 
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Limits)}
-    limits = Limits(**{name: value for name, value in given.items() if value is not None})
+    limits = Limits(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Limits)})
     config = ServiceConfig(tuple(options.model), options.device, options.memory, limits)
     return serve(config, options.host, options.port, options.allow_host)
 
