@@ -12,15 +12,17 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Form, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from prometheus_client import generate_latest
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from nlrn import __version__
+from nlrn.io.written import WRITTEN
 from nlrn.web.fields import Denoising, Explaining, Upload, Upscaling
 from nlrn.web.limits import Limits, RefusedError
-from nlrn.web.messages import MEDIA, Answer, Task
+from nlrn.web.messages import Answer, Task
 from nlrn.web.metrics import Metrics
 from nlrn.web.middleware import Guard
 from nlrn.web.queue import Jobs
@@ -46,7 +48,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 _OF_WORK = {status: said for status, said in _REFUSALS.items() if status != 404}
 _OF_QUESTIONS: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (400, 408, 413, 503)}
-_IMAGE = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA.values()}
+_IMAGE = {kind.media: {"schema": {"type": "string", "format": "binary"}} for kind in WRITTEN.values()}
 
 
 def application(jobs: Jobs, limits: Limits, hosts: Iterable[str] = ()) -> Guard:
@@ -120,7 +122,7 @@ def _add_questions(app: FastAPI, jobs: Jobs, metrics: Metrics, limits: Limits) -
 
     @app.get("/metrics", response_class=Response, responses={**_OF_QUESTIONS, **text}, summary="For Prometheus")
     async def prometheus() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 _PAGE = pathlib.Path(__file__).parent / "page"

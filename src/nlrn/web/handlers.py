@@ -21,7 +21,7 @@ from nlrn.io.image import ImageData, check_holds, encode_image, left_out_by, rea
 from nlrn.io.written import SUFFIXES, WRITTEN
 from nlrn.models.checkpoint import WEIGHTS, ModelInfo, default_model, describe, list_models, resolve_model
 from nlrn.web.limits import RefusedError
-from nlrn.web.messages import MEDIA, Answer, ServiceConfig, Task
+from nlrn.web.messages import Answer, ServiceConfig, Task
 
 _FLAGS = {"pixels": "--max-pixels", "result": "--max-result-pixels"}
 
@@ -157,4 +157,4 @@ def _encoded(image: ImageData, form: str, lines: list[str] | None = None) -> Ans
     said = [*lines, *left_out_by(image, form)] if lines is not None else []
     if said:
         headers["nlrn-said"] = "; ".join(said)
-    return Answer(data, MEDIA[form], headers)
+    return Answer(data, WRITTEN[form].media, headers)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from nlrn.io.written import WRITTEN
 from nlrn.web.limits import Limits
-
-MEDIA = {name: kind.media for name, kind in WRITTEN.items()}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from nlrn.web.queue import Jobs
 
@@ -37,7 +37,3 @@ class Metrics:
     def count(self, route: str, status: int) -> None:
         """Count an answer."""
         self.requests.labels(route, status).inc()
-
-    def text(self) -> bytes:
-        """All metrics, for /metrics."""
-        return generate_latest(self.registry)
