@@ -12,43 +12,22 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
 from nlrn import __version__
-from nlrn.cli import (
-    completion,
-    convert,
-    denoise,
-    doctor,
-    evaluate,
-    explain,
-    export,
-    models,
-    serve,
-    train,
-    upscale,
-)
+from nlrn.cli.completion import complete
 from nlrn.cli.interrupts import InterruptHandler
 from nlrn.cli.naming import with_command
 from nlrn.cli.shared import complain, printable
 from nlrn.errors import ConfigError, InputError, NLRNError, UnfinishedError
 
-COMMANDS = (
-    denoise,
-    upscale,
-    evaluate,
-    explain,
-    serve,
-    train,
-    models,
-    convert,
-    export,
-    doctor,
-    completion,
-)  # in the order of --help
-
-
+NAMES = (  # in the order of --help; each is a module
+    "denoise", "upscale", "evaluate", "explain", "serve", "train", "models", "convert", "export", "doctor",
+    "completion",
+)  # fmt: skip
+COMMANDS = tuple(import_module(f"nlrn.cli.{name}") for name in NAMES)
 EXAMPLES = """\
 examples:
   nlrn photo.jpg                           remove the noise; writes photo-restored.jpg
@@ -62,11 +41,10 @@ nlrn COMMAND --help shows the options of a command."""
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
-    names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
     try:
         if "_ARGCOMPLETE" in os.environ:  # a shell asks what Tab completes
-            completion.complete(_parser())
-        arguments = with_command(arguments, names)
+            complete(_parser())
+        arguments = with_command(arguments, NAMES)
     except (NLRNError, OSError) as error:
         return _report(error)
     return execute(_parser(), arguments)
