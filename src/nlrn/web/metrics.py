@@ -33,7 +33,3 @@ class Metrics:
         waiting.set_function(lambda: jobs.ahead)
         busy = Gauge("nlrn_worker_busy", "1 while a job is done", registry=self.registry)
         busy.set_function(lambda: jobs.busy)
-
-    def count(self, route: str, status: int) -> None:
-        """Count an answer."""
-        self.requests.labels(route, status).inc()

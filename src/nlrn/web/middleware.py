@@ -78,7 +78,8 @@ class Guard:
             await answer.send_json(RefusedError(503, "the service is about to end"))
         finally:
             self.held -= body.size + answer.size
-            self.metrics.count(getattr(scope.get("route"), "path", place), answer.status or 503)
+            route = getattr(scope.get("route"), "path", place)
+            self.metrics.requests.labels(route, answer.status or 503).inc()
 
     def close(self) -> None:
         """Refuse those whose body is not there yet: the service ends."""

@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
         if self.request is not None and self.answering:  # nothing more can be said
             self.transport.abort()
             return
-        self.all.guard.metrics.count(CONNECTION, status)
+        self.all.guard.metrics.requests.labels(CONNECTION, status).inc()
         content = json.dumps(said).encode()
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "content-type: application/json"]
         head += [f"content-length: {len(content)}", "connection: close"]
