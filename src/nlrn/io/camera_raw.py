@@ -73,13 +73,9 @@ def linear_profile() -> bytes:
     """An ICC profile, version 2: sRGB's primaries adapted to D50 (IEC 61966-2-1), no curve."""
     name = b"sRGB primaries, linear"
     text = b"desc" + struct.pack(">II", 0, len(name) + 1) + name + bytes(1 + 4 + 4 + 2 + 1 + 67)
-    place = {
-        b"rXYZ": (0.43607, 0.22249, 0.01392),
-        b"gXYZ": (0.38515, 0.71687, 0.09708),
-        b"bXYZ": (0.14307, 0.06061, 0.7141),
-    }
     tags = {b"desc": text, b"cprt": b"text" + bytes(4) + b"no copyright\0", b"wtpt": _xyz(0.9642, 1.0, 0.8249)}
-    tags |= {key: _xyz(*value) for key, value in place.items()}
+    tags |= {b"rXYZ": _xyz(0.43607, 0.22249, 0.01392), b"gXYZ": _xyz(0.38515, 0.71687, 0.09708)}
+    tags |= {b"bXYZ": _xyz(0.14307, 0.06061, 0.7141)}
     tags |= {key: b"curv" + bytes(8) for key in (b"rTRC", b"gTRC", b"bTRC")}
     at, table, body = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
     for key, value in tags.items():

@@ -162,7 +162,7 @@ class NumberedWriter:
     def __enter__(self) -> NumberedWriter:
         for record in self.journal.records:
             if "sha256" in record:
-                path = self.path(self.done)
+                path = numbered(self.pattern, self.done)
                 if not path.is_file() or sha256(path) != record["sha256"]:
                     break
                 self.done += 1
@@ -171,23 +171,19 @@ class NumberedWriter:
     def __exit__(self, *_: object) -> None:
         """Nothing is held."""
 
-    def path(self, index: int) -> Path:
-        """The file of a plane."""
-        return numbered(self.pattern, index)
-
     def put(self, index: int, image: ImageData) -> None:
         """Write the file of a plane.
 
         One that an earlier run published before it was killed, and did not list any more, is replaced.
         """
-        begun = {"plane": index, "begun": True}
+        path, begun = numbered(self.pattern, index), {"plane": index, "begun": True}
         ours = self.journal.records and self.journal.records[-1] == begun
         if not ours:
             if not self.overwrite:
-                check_target(self.path(index), overwrite=False)
+                check_target(path, overwrite=False)
             self.journal.add(begun)
-        write_image(self.path(index), image, overwrite=bool(self.overwrite or ours))
-        self.journal.add({"plane": index, "sha256": sha256(self.path(index))})
+        write_image(path, image, overwrite=bool(self.overwrite or ours))
+        self.journal.add({"plane": index, "sha256": sha256(path)})
         self.done += 1
 
     def finish(self, ready: Ready = lambda whole: None) -> None:
