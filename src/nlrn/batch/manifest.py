@@ -18,7 +18,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from nlrn.batch.plan import Encoded, Job
-from nlrn.batch.s3 import ObjectPath, Place
+from nlrn.batch.s3 import ObjectPath
 from nlrn.errors import ConfigError, InputError, StoreError
 from nlrn.system.atomic import check_no_links, locked, open_record, publish, remove_leftovers, sha256
 
@@ -245,11 +245,6 @@ class StoreManifest:
 
     def refuse(self, job: Job, reason: str) -> None:
         """Nothing is recorded: only the outcome lists an image that was refused."""
-
-
-def manifest_of(folder: Place, work: str, jobs: Sequence[Job]) -> Manifest | StoreManifest:
-    """The manifest of a run's output folder."""
-    return StoreManifest(folder, work, jobs) if isinstance(folder, ObjectPath) else Manifest(folder, work)
 
 
 def _said_of(job: Job, encoded: Encoded) -> dict[str, Any]:

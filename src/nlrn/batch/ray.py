@@ -17,7 +17,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +34,7 @@ TRIES = 2  # of an image at which its worker ended
 BEGINNINGS = 3  # workers that may end before they began, one after the other
 PATIENCE = 30.0  # seconds without anything from a worker, then a line reports it
 _SLOW = 30.0  # seconds for Ray to start, or to be found, then a line reports it
+_TOKEN = secrets.token_hex(32)  # one for all runs of this process: Ray reads it once
 _OBJECTS = 1 << 30  # bytes for results on their way, where Ray is started here; more of them go to the disk
 
 
@@ -128,19 +128,13 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((place.hostname, place.port), timeout=10).close()
 
 
-@lru_cache(maxsize=1)
-def _token() -> str:
-    """One for all runs of this process: Ray reads it once."""
-    return secrets.token_hex(32)
-
-
 @contextmanager
 def _own_token() -> Iterator[None]:
     """What others on this machine would have to know; without it Ray leaves one in the home folder."""
     names = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     given = names & os.environ.keys()
     if not given:
-        os.environ["RAY_AUTH_TOKEN"] = _token()
+        os.environ["RAY_AUTH_TOKEN"] = _TOKEN
     try:
         yield
     finally:

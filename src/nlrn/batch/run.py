@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from nlrn.batch.manifest import Manifest, Stacked, StoreManifest, manifest_of
+from nlrn.batch.manifest import Manifest, Stacked, StoreManifest
 from nlrn.batch.plan import Encoded, Job
 from nlrn.batch.s3 import ObjectPath, Place
 from nlrn.errors import ConfigError, InputError, NLRNError, StoreError
@@ -74,7 +74,7 @@ def run(
     results that the manifest does not know are left (skip_existing), replaced (overwrite), or refused before any work:
     ConfigError.
     """
-    with manifest_of(output, work, jobs) as manifest:
+    with StoreManifest(output, work, jobs) if isinstance(output, ObjectPath) else Manifest(output, work) as manifest:
         outcome, open_jobs = Outcome(), []
         unknown = [job for job in jobs if manifest.exists(job) and not manifest.knows(job)]
         if unknown and not (overwrite or skip_existing):
