@@ -97,10 +97,9 @@ def _denoise(options: argparse.Namespace) -> int:
             raise ConfigError("a map of noise levels fits one image, not a folder")
         if options.noise == "poisson" or options.sigma is not None:
             raise ConfigError("--sigma-map takes neither --sigma nor --noise poisson")
-    if options.sigma == "per-plane" and (options.input.is_dir() or not is_stack(options.input)):
-        raise ConfigError(f"{options.input} is no stack: --sigma per-plane is for one")
-    if options.neighbors and (options.input.is_dir() or not is_stack(options.input)):
-        raise ConfigError(f"{options.input} is no stack: --neighbors is for one")
+    of_stacks = "--sigma per-plane" if options.sigma == "per-plane" else "--neighbors" if options.neighbors else None
+    if of_stacks and (options.input.is_dir() or not is_stack(options.input)):
+        raise ConfigError(f"{options.input} is no stack: {of_stacks} is for one")
     if options.neighbors and options.sigma == "per-plane":
         raise ConfigError("--neighbors are restored with one sigma: give it, or auto, not per-plane")
     if options.sigma_map is not None:
