@@ -4,11 +4,10 @@ import { moves } from "/frames.js";
 export const SHOWN = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif"];
 
 export class Refusal extends Error {
-  // field: of the form, that caused it; limit: that was exceeded
-  constructor(words, { field, limit } = {}) {
+  // field: of the form, that caused it
+  constructor(words, { field } = {}) {
     super(words);
     this.field = field;
-    this.limit = limit;
   }
 }
 
