@@ -217,21 +217,26 @@ class RecurrentBlock(nn.Module):
 
         s0: the first features. correlation: carried so far, or None. keep: whether the new one is returned.
         """
-        return self.state((self.norm1[t], self.norm2[t], self.norm3[t]), s, s0, correlation, keep)
+        return self.state(self.norms(t), self.non_local.attend, s, s0, correlation, keep)
+
+    def norms(self, t: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The three batch norms of state t."""
+        return self.norm1[t], self.norm2[t], self.norm3[t]
 
     def state(
         self,
         norms: tuple[nn.Module, nn.Module, nn.Module],
+        attend: Callable[[Tensor, Tensor | None, bool], tuple[Tensor, Tensor | None]],
         s: Tensor,
         s0: Tensor,
         correlation: Tensor | None,
         keep: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """One state with the batch norms given."""
+        """One state with the batch norms given; attend: the attention of a distance that carries correlations."""
         norm1, norm2, norm3 = norms
         a = F.relu(norm1(s))  # [B, C, H, W]
         if self.non_local.carries:
-            a, correlation = self.non_local.attend(a, correlation, keep)
+            a, correlation = attend(a, correlation, keep)
         else:
             a = self.non_local(a)
         h = self.conv_a(norm2(a))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nlrn.models.nlrn import NLRN
+from nlrn.models.nlrn import NLRN, RecurrentBlock
 from nlrn.training.config import OptimConfig, TrainConfig
 from nlrn.training.pairs import Batch, HalvedBatch
 
@@ -169,16 +168,33 @@ def clip_gradients(parameters: list[nn.Parameter], o: OptimConfig) -> Tensor:
     return torch.stack(norms).max()
 
 
-def compile_states(model: NLRN, backend: str = "inductor") -> None:
-    """Compile the recurrent states of a model for training, in place: all run the same graphs, each with its norms.
+class CompiledBlock(RecurrentBlock):
+    """A recurrent block whose states are compiled in training: all run the same graphs, each with its batch norms.
 
-    The attention stays outside of the graphs, whatever backend it runs on. backend: of ``torch.compile``.
+    The attention stays outside of the graphs, whatever backend it runs on. block: whose parts these are (shared, not
+    copied).
     """
-    block = model.block
-    eager, compiled = block.state, torch.compile(block.state, dynamic=False, backend=backend)
 
-    def state(*inputs: Any) -> Any:
-        return (compiled if block.training else eager)(*inputs)
+    def __init__(self, block: RecurrentBlock, backend: str = "inductor") -> None:
+        nn.Module.__init__(self)
+        for name, part in block.named_children():
+            self.add_module(name, part)
+        self.train(block.training)
+        self._attend = torch.compiler.disable(self.non_local.attend)  # type: ignore[no-untyped-call]
+        self._compiled = torch.compile(RecurrentBlock.state, dynamic=False, backend=backend)
 
-    block.non_local.attend = torch.compiler.disable(block.non_local.attend)  # type: ignore[method-assign, no-untyped-call]
-    block.state = state  # type: ignore[assignment, method-assign]
+    def forward(
+        self, s: Tensor, s0: Tensor, correlation: Tensor | None, t: int, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """As RecurrentBlock; compiled in training only."""
+        if not self.training:
+            return super().forward(s, s0, correlation, t, keep)
+        found: tuple[Tensor, Tensor | None] = self._compiled(
+            self, self.norms(t), self._attend, s, s0, correlation, keep
+        )
+        return found
+
+
+def compile_states(model: NLRN, backend: str = "inductor") -> None:
+    """Compile the recurrent states of a model for training, in place; backend: of ``torch.compile``."""
+    model.block = CompiledBlock(model.block, backend)
