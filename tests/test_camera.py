@@ -205,12 +205,24 @@ def test_denoising_spares_detail_and_the_noise_there() -> None:
     np.testing.assert_array_equal(denoised(noise, content, everywhere), soft)
 
 
-def test_every_second_camera_spares_detail_where_that_is_wanted() -> None:
+def test_most_cameras_spare_detail_where_that_is_wanted() -> None:
     plain, some = ([draw_camera(generator(seed), denoises) for seed in range(200)] for denoises in (False, True))
     assert all(camera.flat == 1 for camera in plain)
     assert [x for x, y in zip(plain, some, strict=True) if y.flat == 1] == [y for y in some if y.flat == 1]
-    assert 70 < sum(camera.flat < 1 for camera in some) < 130
-    assert min(camera.flat for camera in some) > 0.25
+    assert 150 < sum(camera.flat < 1 for camera in some) < 190
+    assert 0.1 < min(camera.flat for camera in some) < 0.15
+    for x, y in zip(plain, some, strict=True):
+        assert y.read == pytest.approx(x.read * y.flat**-0.5)
+
+
+def test_a_camera_that_spares_no_detail_has_the_noise_of_flat_areas_everywhere() -> None:
+    camera = Camera(shot=1e-3, luma_blur=0.7, flat=0.4, edge=2.0, quality=None)
+    content = np.full((64, 96, 3), 0.5)
+    content[:, 48:] += 0.1 * np.where(np.arange(48) // 2 % 2, 1.0, -1.0)[:, None]  # detail at the right
+    kept, even = (add_camera_noise(content, c, generator()) - content for c in (camera, camera.even()))
+    np.testing.assert_allclose(kept[:, :40], even[:, :40], atol=1.5 / 255)
+    assert kept[:, 52:].std() > 2 * even[:, 52:].std()
+    assert even[:, 52:].std() == pytest.approx(even[:, :40].std(), rel=0.15)
 
 
 @pytest.mark.parametrize("subsampling", SUBSAMPLING)

@@ -87,7 +87,7 @@ def draws(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
 def test_the_plane_holds_the_level_of_the_noise_with_the_error_of_an_estimate(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draws(monkeypatch, quality=None)  # so that the noise is all that is added
+    draws(monkeypatch, quality=None, flat=1.0)  # so that the noise is all that is added, and everywhere alike
     noisy, clean, plane = photographer(recipe, tmp_path, stages=(Stage(0, 16, 400),)).batches(0)
     assert noisy.shape == clean.shape == (400, 3, 16, 16)
     assert noisy.is_contiguous(memory_format=torch.channels_last)
@@ -102,6 +102,20 @@ def test_the_plane_holds_the_level_of_the_noise_with_the_error_of_an_estimate(
     assert error.mean() == pytest.approx(0, abs=4 * LEVEL_ERROR / math.sqrt(len(error)))
     assert error.std() == pytest.approx(LEVEL_ERROR, rel=4 / math.sqrt(2 * len(error)))
     assert float(plane.max()) <= 75 / 255
+
+
+def test_the_level_is_that_of_flat_areas(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for edge in (1e-3, 1e6):  # all detail is spared, or none
+        draws(monkeypatch, quality=None, luma_blur=0.8, flat=0.3, edge=edge)
+        noisy, clean, plane = photographer(recipe, tmp_path, stages=(Stage(0, 16, 400),)).batches(0)
+        assert plane is not None
+        found.append(((noisy - clean).flatten(1).std(1, correction=0), plane))
+    (spared, level), (flat, same) = found
+    assert torch.equal(level, same)
+    some = flat > 1 / 255
+    assert float((level[some] / flat[some]).log().mean().exp()) == pytest.approx(1, abs=0.1)
+    assert float((spared[some] / flat[some]).median()) > 2
 
 
 def test_what_a_jpeg_alone_loses_is_no_noise(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

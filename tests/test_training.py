@@ -80,6 +80,18 @@ def test_losses_by_hand() -> None:
     restored = torch.stack([torch.full((1, 2, 2), 3.0), torch.full((1, 2, 2), 1.0)])
     assert float(loss_of(restored, clean, "mse")) == pytest.approx((9 + 1) / 2)
     assert float(loss_of(restored, clean, "rms")) == pytest.approx((3 + 1) / 2)
+    assert float(loss_of(restored, clean, "log")) == pytest.approx((math.log(3) + math.log(1)) / 2, abs=1e-5)
+    assert float(loss_of(clean, clean, "log")) == pytest.approx(math.log(0.5 / 255), rel=1e-6)
+
+
+def test_a_patch_weighs_the_same_in_the_logarithm_whatever_its_noise() -> None:
+    clean = torch.zeros(2, 1, 4, 4)
+    error = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    restored = torch.cat([error, 10 * error]).requires_grad_()
+    loss_of(restored, clean, "log").backward()  # type: ignore[no-untyped-call]
+    assert restored.grad is not None
+    weak, strong = (restored.grad * restored.detach()).flatten(1).sum(1)  # change of the loss for errors 1 % larger
+    assert float(weak) == pytest.approx(float(strong), rel=1e-4)
 
 
 @pytest.mark.parametrize("each", [False, True])

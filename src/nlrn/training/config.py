@@ -248,8 +248,8 @@ class TrainConfig:
             raise ConfigError(f"stages must start at step 0 and rise, not {starts}")
         if sorted(stage.frozen for stage in self.stages) != [stage.frozen for stage in self.stages]:
             raise ConfigError("a stage after a frozen one must be frozen too")
-        if self.loss not in ("rms", "mse") or self.precision not in ("auto", "fp32", "bf16"):
-            raise ConfigError("loss must be rms or mse, precision auto, fp32 or bf16")
+        if self.loss not in ("rms", "mse", "log") or self.precision not in ("auto", "fp32", "bf16"):
+            raise ConfigError("loss must be rms, mse or log, precision auto, fp32 or bf16")
         if not 0 <= self.loss_region <= min(stage.patch for stage in self.stages) or self.image_range not in (1, 255):
             raise ConfigError("loss_region must lie in a patch, or be 0 for all of it, and image_range be 1 or 255")
         if not 0 <= self.ema < 1 or self.norm_batches < 1 or self.validate_every < 1:

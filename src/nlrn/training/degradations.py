@@ -6,6 +6,7 @@ noise stands in the user's files are in recorded.py.
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -94,7 +95,8 @@ class CameraNoise(Degradation):
         """(noisy, clean, level / 255 [B] or None): another camera for every place in the batch.
 
         The level is the standard deviation of the noise in the patch, as its file holds it, with an error as estimates
-        have. The detail that a JPEG alone loses is no part of it: no estimate could see it.
+        have. What no estimate could see is no part of it: the detail that a JPEG alone loses, and the noise that the
+        camera leaves in detail beyond what it leaves on flat areas.
         clean [B, 3, side, side], 0..255: a part of each is used, anywhere on the JPEG's grid and away from the border,
         where demosaicing has fewer neighbours.
         """
@@ -107,9 +109,10 @@ class CameraNoise(Degradation):
             down, right = random.integers(0, image.shape[0] - patch + 1, 2)
             part = np.s_[down : down + patch, right : right + patch]
             camera = draw_camera(random, denoises=True)
+            again = copy.deepcopy(random)
             noisy.append(add_camera_noise(image, camera, random)[part])
             targets.append(image[part])
-            noise = noisy[-1] - stored(image, camera)[part]
+            noise = (add_camera_noise(image, camera.even(), again) - stored(image, camera))[part]
             levels[i] = noise.std() * math.exp(random.normal(0, LEVEL_ERROR))
         seen, target = (
             torch.from_numpy(np.stack(x)).to(self.device).permute(0, 3, 1, 2)  # channels last in memory

@@ -13,9 +13,12 @@ from nlrn.models.nlrn import NLRN, RecurrentBlock
 from nlrn.training.config import OptimConfig, TrainConfig
 from nlrn.training.pairs import Batch, HalvedBatch
 
+ROUNDING = 0.5 / 255  # added to the root-mean-square errors of which the logarithm is taken; no 8-bit file is finer
+
 
 def loss_of(restored: Tensor, clean: Tensor, kind: str, region: int = 0) -> Tensor:
-    """The loss of kind "mse", or "rms": the mean over patches [B, C, H, W] of their root-mean-square errors.
+    """The loss of patches [B, C, H, W]: "mse", or the mean over patches of "rms", their root-mean-square errors, or of
+    "log", the logarithms of those.
 
     region: of the middle region x region pixels only; 0: of all.
     """
@@ -24,6 +27,8 @@ def loss_of(restored: Tensor, clean: Tensor, kind: str, region: int = 0) -> Tens
         middle = (..., slice(top, top + region), slice(left, left + region))
         restored, clean = restored[middle], clean[middle]
     error = (restored - clean).square().flatten(1).mean(1)  # [B]
+    if kind == "log":
+        return 0.5 * (error + ROUNDING**2).log().mean()
     return error.mean() if kind == "mse" else (error + 1e-8).sqrt().mean()
 
 
