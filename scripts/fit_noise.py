@@ -219,10 +219,8 @@ def fit_level(options: argparse.Namespace) -> None:
         for name in KINDS:
             if (rows := chosen & (kind == name)).any():
                 ratio = np.log((named[rows] + 0.5) / (level[rows] + 0.5))
-                most = np.quantile(named[rows], 0.9)
-                print(
-                    f"{what} {name}: level x {np.exp(ratio.mean()):.2f} spread {np.exp(ratio.std()):.2f}, 90 % {most:.1f}"
-                )
+                spread, most = np.exp(ratio.std()), np.quantile(named[rows], 0.9)
+                print(f"{what} {name}: level x {np.exp(ratio.mean()):.2f} spread {spread:.2f}, 90 % {most:.1f}")
     rest = numbers["second"][:, 1:].any(1)  # without units of an earlier fit of the level
     first, second = layers[0], layers[2]
     own = np.pad(second.weight.detach().numpy().T, ((0, 0), (0, 2)))
@@ -230,7 +228,7 @@ def fit_level(options: argparse.Namespace) -> None:
     numbers["first"] = np.concatenate([numbers["first"][:, rest], first.weight.detach().numpy().T], axis=1)
     numbers["first_bias"] = np.concatenate([numbers["first_bias"][rest], first.bias.detach().numpy()])
     numbers["second"] = np.concatenate([kept, own])
-    numbers["second_bias"][0] = float(second.bias[0])
+    numbers["second_bias"][0] = float(second.bias.detach()[0])
     content |= {"level_samples": len(x), "network": {k: v.astype(float).round(4).tolist() for k, v in numbers.items()}}
     NUMBERS.write_text(json.dumps(content) + "\n")
 

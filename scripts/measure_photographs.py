@@ -6,8 +6,9 @@ sigma for the whole set, and OpenCV's fastNlMeansDenoisingColored and BM3D with 
 `simulated`: the same methods on CBSD68 with the noise of simulated cameras at three levels, sigmas and strengths
 relative to the level. `white`, `clean`, `jpeg`: CBSD68 under white noise, BSD100 as it is and through a JPEG of quality
 70. `route`: when the model for photographs serves better than the one for white noise, by simulated noise on images of
-SunHays80 that nothing is trained on. PolyU, CBSD68 and BSD100 are scoring sets: no number is fitted to them
-(docs/photographs.md says which decisions were looked at on PolyU).
+SunHays80 that nothing is trained on. `levels`: what the model for photographs gains there under cameras that denoise,
+at factors on the true level (--model: other weights). PolyU, CBSD68 and BSD100 are scoring sets: no number is fitted to
+them (docs/photographs.md says which decisions were looked at on PolyU).
 
 OpenCV and BM3D (not free for commercial use) are only used here: pip install opencv-python-headless==5.0.0.93
 bm3d==4.0.3. Where one is missing its lines are left out. Results are added to results/photographs.json as they come.
@@ -16,6 +17,7 @@ bm3d==4.0.3. Where one is missing its lines are left out. Results are added to r
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 from collections.abc import Callable
@@ -27,8 +29,9 @@ from PIL import Image
 
 import nlrn
 from nlrn.evaluation.protocols import machine
-from nlrn.functional.camera import CAMERA_LEVELS, jpeg, noisy_at
+from nlrn.functional.camera import CAMERA_LEVELS, add_camera_noise, at_level, draw_camera, jpeg, noisy_at, stored
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
+from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.metrics import psnr, quantize8, ssim
 from nlrn.inference.restorer import Restorer
 from nlrn.io.datasets import data_root, read_folder, scoring_set, validation_images
@@ -41,9 +44,11 @@ STRENGTHS = (4, 7, 10)  # h and hColor of OpenCV's
 BM3D_SIGMAS = (6.0, 9.0, 12.0)
 FACTORS = (1.0, 1.5, 2.2)  # from the level of simulated noise to the sigmas of denoisers for white noise
 OPENCV_FACTORS = (0.6, 1.0, 1.5)
+LEVEL_FACTORS = (0.5, 0.7, 1.0, 1.5)
 FITTED = "Canon5D2"  # the camera whose noisy images the model of noise was looked at with
 WHITE = (5, 10, 15, 25, 50, 75)
 QUALITY = 70
+PARTS = ["camera", "simulated", "white", "clean", "jpeg", "route", "levels"]
 Method = Callable[[np.ndarray], np.ndarray]
 
 
@@ -180,6 +185,31 @@ def route(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any]
         print(name, flush=True)
 
 
+def levels(options: argparse.Namespace, lines: dict[str, Any]) -> None:
+    """dB gained at LEVEL_FACTORS times the level of flat areas, on centre crops of the images of SunHays80 that nothing
+    is trained on, as they are and enlarged twice, under the cameras of training."""
+    photo = nlrn.load(options.model)
+    for i, (name, image) in enumerate(validation_images(options.data, "sunhays80", ("sunhays80",), channels=3)):
+        if i % options.every:
+            continue
+        top, left = (n // 2 - 72 for n in image.shape[:2])
+        sharp = image[top : top + 144, left : left + 144] / 255
+        soft = np.rint(resize_bicubic(sharp[36:108, 36:108], 144, 144).clip(0, 1) * 255) / 255
+        for kind, clean in (("sharp", sharp), ("soft", soft)):
+            for level in CAMERA_LEVELS:
+                random = np.random.default_rng([i, int(level)])
+                one = at_level(draw_camera(random, denoises=True), level)
+                again = copy.deepcopy(random)
+                noisy = add_camera_noise(clean, one, random).astype(np.float32)
+                true = 255 * float(np.std(add_camera_noise(clean, one.even(), again) - stored(clean, one)))
+                found = {f: photo.denoise(noisy, min(f * true, MAX_SIGMA)) for f in LEVEL_FACTORS}
+                before = psnr(clean, noisy.astype(np.float64))
+                gains = {f"{f:g}": psnr(clean, quantize8(x.astype(np.float64))) - before for f, x in found.items()}
+                lines[f"{name} {kind} {level:g}"] = gains | {"noisy": before}
+        keep(options, "levels", lines)
+        print(name, flush=True)
+
+
 def keep(options: argparse.Namespace, what: str, lines: dict[str, Any]) -> None:
     """Add what there is to the file."""
     whole = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -189,13 +219,12 @@ def keep(options: argparse.Namespace, what: str, lines: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "what", nargs="*", default=["camera", "simulated", "white", "clean", "jpeg", "route"], help="default: all"
-    )
+    parser.add_argument("what", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $NLRN_DATA)")
     parser.add_argument("--every", type=int, default=1, help="of so many images one")
     parser.add_argument("--methods", nargs="*", default=["opencv"], help="of opencv, bm3d (default: opencv)")
     parser.add_argument("--crops", type=Path, help="a folder: noisy, restored and true crops side by side, as PNG")
+    parser.add_argument("--model", default="denoise-photo-small", help="of `levels`: weights")
     parser.add_argument("--resume", action="store_true", help="keep the lines that are there")
     options = parser.parse_args()
     options.data = data_root(options.data)
@@ -212,6 +241,8 @@ def main() -> None:
             white(options, restorer, lines)
         elif what == "route":
             route(options, restorer, lines)
+        elif what == "levels":
+            levels(options, lines)
         else:
             quiet(options, restorer, lines, what)
 

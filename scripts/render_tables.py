@@ -281,6 +281,26 @@ def route() -> str:
     return markdown(header, rows) + _measured(result)
 
 
+def levels() -> str:
+    """dB gained by the model for photographs at factors on the level, of results/photographs.json."""
+    result = load("photographs")["levels"]
+    lines: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for name, line in result["lines"].items():
+        _, kind, level = name.rsplit(" ", 2)
+        lines.setdefault((kind, level), []).append(line)
+    factors = [key for key in next(iter(result["lines"].values())) if key != "noisy"]
+    rows = [
+        [f"{kind}, level {level}", *(f"{np.mean([one[key] for one in found]):+.2f}" for key in ("noisy", *factors))]
+        for (kind, level), found in lines.items()
+    ]
+    for row in rows:
+        row[1] = row[1].lstrip("+")
+    count = len(next(iter(lines.values())))
+    return markdown([f"PSNR (dB), {count} crops", "as it is", *(f"level x {f}" for f in factors)], rows) + _measured(
+        result
+    )
+
+
 def noise_first() -> str:
     """What removing noise before enlarging gains, of results/upscale-noise.json."""
     result = load("upscale-noise")["noisy"]
@@ -568,6 +588,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers": peers,
     "camera": camera,
     "route": route,
+    "levels": levels,
     **{name: partial(scores, task) for name, task in TASKS.items()},
     "study-growth": study_growth,
     **{f"study-{name}": partial(study, name) for name in STUDIES},

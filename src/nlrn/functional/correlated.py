@@ -37,8 +37,9 @@ _OUTLIER = 3.5  # standard deviations; what lies farther than the network has se
 class Judgement:
     """The estimate for one image.
 
-    level: standard deviation of the noise, 0-255 units, mean square over channels. sigma: the level of white noise at
-    which a denoiser for white noise scores best on this image. white: probability that the noise is white.
+    level: standard deviation of the noise, 0-255 units, mean square over channels; of a camera's noise that of flat
+    areas (`camera.Camera.even`). sigma: the level of white noise at which a denoiser for white noise scores best on
+    this image. white: probability that the noise is white.
     correlation: of neighbouring pixels in the flattest blocks.
     """
 

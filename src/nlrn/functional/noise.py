@@ -43,10 +43,11 @@ class NoiseEstimate:
     """The noise that was found in one image, or in one channel of it.
 
     kind: "white" (Gaussian, independent from pixel to pixel) or "camera" (correlated). level: standard deviation,
-    0-255 units. correlation: of neighbouring pixels, 0 for white noise. sigma: what a denoiser for white noise is
-    given, 0-255 units, not limited: the level of white noise, and more than the level of correlated noise, which such
-    a denoiser takes for texture at the level itself. margin: the level of margins, bars or paper around the image, that
-    have less than half of its noise and were left out of the estimate; None for none.
+    0-255 units; of a camera's noise on flat areas, since a camera leaves more of it in detail. correlation: of
+    neighbouring pixels, 0 for white noise. sigma: what a denoiser for white noise is given, 0-255 units, not limited:
+    the level of white noise, and more than the level of correlated noise, which such a denoiser takes for texture at
+    the level itself. margin: the level of margins, bars or paper around the image, that have less than half of its
+    noise and were left out of the estimate; None for none.
     """
 
     level: float

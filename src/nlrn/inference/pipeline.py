@@ -36,7 +36,7 @@ Sigma = float | str | np.ndarray
 RestorerFor = Callable[[int, bool], Restorer]
 KINDS = (*NOISES, "photo", "poisson")
 # Of a camera's noise, 0-255 units: from it on the model for photographs is used (docs/photographs.md)
-PHOTO_LEVEL = 1.0
+PHOTO_LEVEL = 0.75
 
 
 def restorer_of(name: str, device: str, settings: Settings) -> Restorer:

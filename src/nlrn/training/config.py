@@ -206,8 +206,9 @@ class Stage:
 class TrainConfig:
     """One training run.
 
-    loss: "rms", the root-mean-square error of each patch, or "mse"; of all of it, or of the middle loss_region x
-    loss_region pixels. image_range: the largest value of the images that the network is trained on, 1 or
+    loss: "rms", the root-mean-square error of each patch, or "log", its logarithm, in which a patch of weak noise
+    weighs as much as one of strong noise, or "mse"; of all of it, or of the middle loss_region x loss_region
+    pixels. image_range: the largest value of the images that the network is trained on, 1 or
     255, which decides what the clip of the gradients touches; the weights written are for 0..1 in any case.
 
     ema: decay of the averaged weights that are scored and shipped, their batch-norm statistics measured over

@@ -17,8 +17,7 @@ ROUNDING = 0.5 / 255  # added to the root-mean-square errors of which the logari
 
 
 def loss_of(restored: Tensor, clean: Tensor, kind: str, region: int = 0) -> Tensor:
-    """The loss of patches [B, C, H, W]: "mse", or the mean over patches of "rms", their root-mean-square errors, or of
-    "log", the logarithms of those.
+    """The loss of patches [B, C, H, W]: of kind "mse", or a mean over patches of what `TrainConfig.loss` says.
 
     region: of the middle region x region pixels only; 0: of all.
     """
