@@ -14,7 +14,6 @@ else stays; `measure --every 0` makes samples for it in a tenth of the time. No 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import time
@@ -27,8 +26,8 @@ import torch
 from PIL import Image
 
 import nlrn
-from nlrn.functional.camera import SUBSAMPLING, add_camera_noise, draw_camera, jpeg, stored
-from nlrn.functional.correlated import NUMBERS, measurements
+from nlrn.functional.camera import SUBSAMPLING, draw_camera, jpeg, with_even_noise
+from nlrn.functional.correlated import NUMBERS, OUTLIER, measurements
 from nlrn.functional.noise import estimate_sigma
 from nlrn.io.datasets import HELD_OUT, data_root
 
@@ -40,7 +39,6 @@ LUMA = np.array([0.299, 0.587, 0.114])
 LEAST_ERROR = 0.25  # mean square, 0-255 units: less than this is not seen
 CLEAN_ERROR = 5.0  # and less than this (41 dB) is no loss where there is no noise
 ROUNDS, JITTER, PULL = 1200, 0.15, 0.1
-OUTLIER = 3.5
 
 
 def photograph(paths: list[Path], random: np.random.Generator) -> np.ndarray:
@@ -71,9 +69,8 @@ def sample(paths: list[Path], random: np.random.Generator) -> tuple[str, np.ndar
     white = clean + sigma * random.standard_normal(clean.shape)
     if kind == "camera":
         camera = draw_camera(random, denoises=True)
-        again = copy.deepcopy(random)
-        degraded = add_camera_noise(clean, camera, random)
-        return kind, degraded, clean, add_camera_noise(clean, camera.even(), again) - stored(clean, camera)
+        degraded, noise = with_even_noise(clean, camera, random)
+        return kind, degraded, clean, noise
     if kind == "white":  # as the field scores it, or as a file holds it
         white = white if random.random() < 0.5 else rounded(white)
         return kind, white, clean, white - clean

@@ -17,7 +17,6 @@ bm3d==4.0.3. Where one is missing its lines are left out. Results are added to r
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib
 import json
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from PIL import Image
 
 import nlrn
 from nlrn.evaluation.protocols import machine
-from nlrn.functional.camera import CAMERA_LEVELS, add_camera_noise, at_level, draw_camera, jpeg, noisy_at, stored
+from nlrn.functional.camera import CAMERA_LEVELS, at_level, draw_camera, jpeg, noisy_at, with_even_noise
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.metrics import psnr, quantize8, ssim
@@ -199,9 +198,8 @@ def levels(options: argparse.Namespace, lines: dict[str, Any]) -> None:
             for level in CAMERA_LEVELS:
                 random = np.random.default_rng([i, int(level)])
                 one = at_level(draw_camera(random, denoises=True), level)
-                again = copy.deepcopy(random)
-                noisy = add_camera_noise(clean, one, random).astype(np.float32)
-                true = 255 * float(np.std(add_camera_noise(clean, one.even(), again) - stored(clean, one)))
+                noisy, noise = with_even_noise(clean, one, random)
+                noisy, true = noisy.astype(np.float32), 255 * float(np.std(noise))
                 found = {f: photo.denoise(noisy, min(f * true, MAX_SIGMA)) for f in LEVEL_FACTORS}
                 before = psnr(clean, noisy.astype(np.float64))
                 gains = {f"{f:g}": psnr(clean, quantize8(x.astype(np.float64))) - before for f, x in found.items()}

@@ -262,13 +262,18 @@ def simulated() -> str:
     return markdown(header, rows) + _measured(result)
 
 
-def route() -> str:
-    """PSNR by level and content, of results/photographs.json."""
-    result = load("photographs")["route"]
+def _by_kind_and_level(result: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, float]]]:
     lines: dict[tuple[str, str], list[dict[str, float]]] = {}
     for name, line in result["lines"].items():
         _, kind, level = name.rsplit(" ", 2)
         lines.setdefault((kind, level), []).append(line)
+    return lines
+
+
+def route() -> str:
+    """PSNR by level and content, of results/photographs.json."""
+    result = load("photographs")["route"]
+    lines = _by_kind_and_level(result)
     rows = [
         [
             f"{kind}, level {level}",
@@ -284,17 +289,12 @@ def route() -> str:
 def levels() -> str:
     """dB gained by the model for photographs at factors on the level, of results/photographs.json."""
     result = load("photographs")["levels"]
-    lines: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for name, line in result["lines"].items():
-        _, kind, level = name.rsplit(" ", 2)
-        lines.setdefault((kind, level), []).append(line)
+    lines = _by_kind_and_level(result)
     factors = [key for key in next(iter(result["lines"].values())) if key != "noisy"]
-    rows = [
-        [f"{kind}, level {level}", *(f"{np.mean([one[key] for one in found]):+.2f}" for key in ("noisy", *factors))]
-        for (kind, level), found in lines.items()
-    ]
-    for row in rows:
-        row[1] = row[1].lstrip("+")
+    rows = []
+    for (kind, level), found in lines.items():
+        before, *gains = (np.mean([one[key] for one in found]) for key in ("noisy", *factors))
+        rows.append([f"{kind}, level {level}", f"{before:.2f}", *(f"{gain:+.2f}" for gain in gains)])
     count = len(next(iter(lines.values())))
     return markdown([f"PSNR (dB), {count} crops", "as it is", *(f"level x {f}" for f in factors)], rows) + _measured(
         result

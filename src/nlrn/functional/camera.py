@@ -12,6 +12,7 @@ resizing behind it, where a camera smooths its noise.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import math
@@ -166,6 +167,16 @@ def add_camera_noise(image: np.ndarray, camera: Camera, random: np.random.Genera
     """
     image = _colour(image)
     return stored(np.clip(image + _noise(image, camera, random), 0, 1), camera)
+
+
+def with_even_noise(image: np.ndarray, camera: Camera, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`add_camera_noise`, and the noise that the file would hold if the camera spared no detail (`Camera.even`).
+
+    The level that a model receives is the standard deviation of the second, which has no detail that JPEG alone loses.
+    """
+    again = copy.deepcopy(random)
+    noisy = add_camera_noise(image, camera, random)
+    return noisy, add_camera_noise(image, camera.even(), again) - stored(image, camera)
 
 
 def stored(image: np.ndarray, camera: Camera) -> np.ndarray:

@@ -30,7 +30,7 @@ _FLATTEST = ((0.0, 0.1), (0.1, 0.3))  # shares of the blocks, by their deviation
 _FLOOR = 0.2  # added to a deviation, 0-255 units, before its logarithm is taken
 _LEAST_VARIANCE = 1e-4  # of a block; below it the block has one value
 _BLACK, _WHITE = 3, 252  # means of blocks that may be clipped lie beyond
-_OUTLIER = 3.5  # standard deviations; what lies farther than the network has seen counts as this
+OUTLIER = 3.5  # standard deviations; what lies farther than the network has seen counts as this
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def judged(image: np.ndarray, white_sigma: float) -> Judgement | None:
         return None
     values, correlation = found
     n = _numbers()
-    x = np.nan_to_num(np.clip((values - n["mean"]) / n["scale"], -_OUTLIER, _OUTLIER))
+    x = np.nan_to_num(np.clip((values - n["mean"]) / n["scale"], -OUTLIER, OUTLIER))
     level, sigma, white = np.tanh(x @ n["first"] + n["first_bias"]) @ n["second"] + n["second_bias"]
     levels = [max(0.0, math.exp(min(float(v), 5.0)) - _FLOOR) for v in (level, sigma)]
     return Judgement(levels[0], levels[1], 1 / (1 + math.exp(-float(np.clip(white, -30, 30)))), correlation)

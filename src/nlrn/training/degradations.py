@@ -6,7 +6,6 @@ noise stands in the user's files are in recorded.py.
 
 from __future__ import annotations
 
-import copy
 import math
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import ConfigError
-from nlrn.functional.camera import CAMERA_LEVELS, add_camera_noise, draw_camera, noisy_at, stored
+from nlrn.functional.camera import CAMERA_LEVELS, draw_camera, noisy_at, with_even_noise
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic, resize_matrix
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.training.pairs import IMAGE_RANGE, Batch, Degradation, Degrade, check_unit_range, random_of
@@ -109,11 +108,10 @@ class CameraNoise(Degradation):
             down, right = random.integers(0, image.shape[0] - patch + 1, 2)
             part = np.s_[down : down + patch, right : right + patch]
             camera = draw_camera(random, denoises=True)
-            again = copy.deepcopy(random)
-            noisy.append(add_camera_noise(image, camera, random)[part])
+            seen, noise = with_even_noise(image, camera, random)
+            noisy.append(seen[part])
             targets.append(image[part])
-            noise = (add_camera_noise(image, camera.even(), again) - stored(image, camera))[part]
-            levels[i] = noise.std() * math.exp(random.normal(0, LEVEL_ERROR))
+            levels[i] = noise[part].std() * math.exp(random.normal(0, LEVEL_ERROR))
         seen, target = (
             torch.from_numpy(np.stack(x)).to(self.device).permute(0, 3, 1, 2)  # channels last in memory
             for x in (noisy, targets)
