@@ -108,8 +108,8 @@ class CameraNoise(Degradation):
             down, right = random.integers(0, image.shape[0] - patch + 1, 2)
             part = np.s_[down : down + patch, right : right + patch]
             camera = draw_camera(random, denoises=True)
-            seen, noise = with_even_noise(image, camera, random)
-            noisy.append(seen[part])
+            taken, noise = with_even_noise(image, camera, random)
+            noisy.append(taken[part])
             targets.append(image[part])
             levels[i] = noise[part].std() * math.exp(random.normal(0, LEVEL_ERROR))
         seen, target = (
