@@ -55,6 +55,14 @@ def test_tensors_and_floats_are_of_their_kind(weights: Path) -> None:
     assert np.abs(floats.clip(0, 65535) - expected).max() <= 0.51
 
 
+@pytest.mark.parametrize(("low", "high", "sigma"), [(500, 700, 0.4), (200, 240, 0.1), (60000, 60013, 0.05)])
+def test_a_sigma_that_each_plane_takes_is_taken_for_all(weights: Path, low: int, high: int, sigma: float) -> None:
+    """The range is made as large as the sigma asks, and no smaller by its rounding."""
+    for seed in range(4):
+        array = np.random.default_rng(seed).integers(low, high, (2, 32, 40)).astype(np.uint16)
+        assert nlrn.denoise(array, sigma, weights, axes="ZYX").shape == array.shape
+
+
 def test_a_level_for_each_plane(weights: Path) -> None:
     array = counts(3, 32, 40)
     every = nlrn.denoise(array, "per-plane", weights, axes="ZYX", value_range="type")

@@ -21,8 +21,10 @@ from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
 from nlrn.functional.degradations import resize_bicubic
 from nlrn.functional.noise import estimate_noise
 from nlrn.functional.ranges import scale_beyond
+from nlrn.inference.options import DenoiseOptions
+from nlrn.inference.pipeline import PHOTO_LEVEL
 from nlrn.inference.restorer import Restorer, Settings
-from nlrn.io.image import rounded
+from nlrn.io.image import ImageData, rounded
 from nlrn.models import checkpoint
 from nlrn.models.checkpoint import save_model, sha256
 from nlrn.models.folded import FoldedNLRN
@@ -180,6 +182,11 @@ def by_service(image: np.ndarray, **options: Any) -> tuple[np.ndarray, str]:
     return np.asarray(Image.open(io.BytesIO(answer.content))), answer.headers.get("nlrn-said", "")
 
 
+def use(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    for module in (checkpoint, work):
+        monkeypatch.setattr(module, "WEIGHTS", folder)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
@@ -205,8 +212,7 @@ def test_every_entry_takes_the_same_model_and_gives_the_same_pixels(
     options: dict[str, Any],
     expected: str,
 ) -> None:
-    for module in (checkpoint, work):
-        monkeypatch.setattr(module, "WEIGHTS", shipped)
+    use(monkeypatch, shipped)
     image = photographs[name]
     restored = by_python(image, **options)
     served, said = by_service(image, **options)
@@ -225,13 +231,85 @@ def test_every_entry_takes_the_same_model_and_gives_the_same_pixels(
     np.testing.assert_array_equal(restored, rounded(found, 8))
 
 
+def said(image: ImageData, **options: Any) -> tuple[np.ndarray, str]:
+    lines: list[str] = []
+    result = DenoiseOptions(**options).restored(image, lines.append, None)
+    return result.array, "; ".join(lines)
+
+
+@pytest.mark.parametrize("planes", [0, 2])
+def test_the_level_counts_on_the_range_that_is_restored(
+    shipped: Path, photographs: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch, planes: int
+) -> None:
+    """12 bits in 16: the same photograph, whose level is a sixteenth on the type's scale; and its stack."""
+    use(monkeypatch, shipped)
+    camera = photographs["camera"] / 255
+    small = np.rint(4095 * (0.5 + 0.2 * (camera - 0.5))).astype(np.uint16)
+    given = np.stack([small] * planes) if planes else small
+    axes = "TYXS" if planes else "YXS"
+    found = np.asarray(nlrn.denoise(given, axes=axes))
+    level = nlrn.load("denoise-photo-small").found_noise(small / np.float32(65535), value_range="image")[0].level
+    assert level < PHOTO_LEVEL
+    named, white = (nlrn.denoise(given, noise=noise, axes=axes) for noise in ("photo", "gaussian"))
+    assert np.array_equal(found, named)
+    assert not np.array_equal(found, white)
+
+
+def test_grey_planes_are_restored_by_the_model_for_photographs_as_grey_images_are(
+    shipped: Path, photographs: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, shipped)
+    grey = photographs["grey"]
+    stack = nlrn.denoise(np.stack([grey, grey]), 9.0, noise="photo", axes="ZYX", value_range="type")
+    for plane in np.asarray(stack):
+        np.testing.assert_array_equal(plane, nlrn.denoise(grey, 9.0, noise="photo", axes="YX", value_range="type"))
+
+
+def test_hidden_colour_of_a_grey_image_comes_back(
+    shipped: Path, photographs: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, shipped)
+    grey = photographs["grey"]
+    image = np.dstack([grey, grey, grey, np.full_like(grey, 255)])
+    image[5:20, 30:44] = 10, 200, 30, 0
+    for noise in ("auto", "photo"):
+        found = np.asarray(nlrn.denoise(Image.fromarray(image), noise=noise))
+        np.testing.assert_array_equal(found[5:20, 30:44], image[5:20, 30:44])
+        assert (found[..., 0] == found[..., 2])[image[..., 3] > 0].all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "used"),
+    [
+        ("camera", {}, True),
+        ("camera", {"sigma": 9.0, "noise": "photo"}, False),
+        ("camera", {"noise": "gaussian"}, False),
+        ("white", {}, False),
+        ("grey", {}, False),
+    ],
+)
+def test_a_level_that_has_no_effect_gets_a_line(
+    shipped: Path,
+    photographs: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: dict[str, Any],
+    used: bool,
+) -> None:
+    use(monkeypatch, shipped)
+    image = ImageData(photographs[name] / np.float32(255))
+    (plain, before), (other, after) = said(image, **options), said(image, **options, level=1.5)
+    assert np.array_equal(plain, other) != used
+    assert ("level 1.5 has no effect here" in after) != used
+    assert "no effect" not in before
+
+
 def test_without_a_model_for_photographs_colour_is_restored_as_before(
     shipped: Path, photographs: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(shipped, tmp_path / "weights")
     (folder / "denoise-photo-small.safetensors").unlink()
-    for module in (checkpoint, work):
-        monkeypatch.setattr(module, "WEIGHTS", folder)
+    use(monkeypatch, folder)
     image = photographs["camera"]
     restored = nlrn.load("denoise-color-small").denoise(image / np.float32(255))
     np.testing.assert_array_equal(by_python(image), rounded(restored, 8))

@@ -71,6 +71,29 @@ def test_range_alpha_and_map_are_those_of_the_middle(tmp_path: Path, capsys: pyt
     assert np.abs(result.array - alone).max() <= 1.5 / 65535  # the range is printed with six digits
 
 
+def test_a_level_of_each_channel_is_that_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a colour image, the channels of which a grey model takes one by one."""
+    image = np.stack([noisy(96, 100, seed) // (seed + 1) for seed in range(3)], axis=2)
+    Image.fromarray(image).save(tmp_path / "colour.png")
+    run(capsys, "denoise", tmp_path / "colour.png", "--model", "denoise-gray-small", "--preview", 48, "--json")
+    restorer = nlrn.load("denoise-gray-small")
+    levels = restorer.noise_level(image / np.float32(255), "auto")
+    part = image[middle(image.shape[:2], 48)] / np.float32(255)
+    alone = restorer.denoise(part, levels, value_range="type")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "colour-preview.png")), np.rint(alone.clip(0, 1) * 255))
+
+
+def test_the_largest_sigma_of_a_small_range_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images whose range is made as large as their sigma asks: as one image, and as a preview."""
+    for first in (1, 60, 117, 121, 200):
+        values = np.random.default_rng(first).integers(first, first + 3, (40, 40)).astype(np.uint8)
+        Image.fromarray(values).save(tmp_path / "flat.png")
+        for words in ((), ("--preview", 40)):
+            run(capsys, "denoise", tmp_path / "flat.png", "--sigma", 2, *words, "--json", "--overwrite")
+        preview, whole = (np.asarray(Image.open(tmp_path / f"flat-{name}.png")) for name in ("preview", "restored"))
+        assert np.array_equal(preview, whole)
+
+
 @pytest.mark.parametrize("what", ["folder", "stack"])
 def test_a_folder_and_a_stack_have_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
     path = tmp_path / what

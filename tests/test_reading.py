@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from imagefiles import chunk, file_of, png, samples, tiff
 from PIL import Image
+from scipy import ndimage
 
 import nlrn
 from nlrn.batch.plan import left_out, plan
 from nlrn.cli import run
 from nlrn.errors import InputError
+from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
 from nlrn.io import further
 from nlrn.io.formats import inflated_size
 from nlrn.io.image import SUFFIXES, read_image
@@ -353,6 +355,22 @@ def test_margins_are_left_out_of_the_estimate(sides: str, level: float, paper: f
     assert nlrn.estimate_sigma(page) == pytest.approx(right, rel=0.1)
     assert found.margin == pytest.approx(grain, rel=0.2)
     assert nlrn.estimate_noise(inner / 255).margin is None
+
+
+@pytest.mark.parametrize("grain", [1.0, 2.0])
+def test_margins_are_left_out_where_the_rest_has_a_camera_s_noise(grain: float) -> None:
+    rng = np.random.default_rng(6)
+    clean = np.stack([ndimage.gaussian_filter(plane, 1.5) for plane in (CAMERA, CAMERA.T, CAMERA[::-1])], axis=2)
+    inner = clean[96:288, 96:288] / 255
+    inner = add_camera_noise(inner, at_level(draw_camera(np.random.default_rng(1)), 10.0), rng)
+    page = 0.9 + rng.normal(0, grain / 255, (300, 192, 3))
+    page[50:242] = inner
+    page = np.clip(np.rint(255 * page), 0, 255) / 255
+    alone, found = nlrn.estimate_noise(inner), nlrn.estimate_noise(page)
+    assert alone.kind == found.kind == "camera"
+    assert found.level == pytest.approx(alone.level, rel=0.15)
+    assert found.margin == pytest.approx(grain, rel=0.2)
+    assert alone.margin is None
 
 
 def test_suffixes_name_formats() -> None:

@@ -14,7 +14,7 @@ eigenvalues are nearly zero; `estimate_noise` recognises it and finds its level 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -81,8 +81,8 @@ def level_text(level: float) -> str:
 def estimate_noise(image: np.ndarray, noise: str = "auto") -> NoiseEstimate:
     """The noise of an image: its level, and whether it is white or, as a camera leaves it, correlated.
 
-    image: as for `estimate_sigma`; correlated noise is found in images of 128 x 128 pixels and more, and smaller ones
-    are taken to have white noise. noise: "auto", or "gaussian" where it is known to be white.
+    image: as for `estimate_sigma`; correlated noise is found in images of at least 64 x 128 pixels, smaller ones are
+    taken to have white noise. noise: "auto", or "gaussian" where it is known to be white.
     Raises InputError as `estimate_sigma` does, and for another noise.
     """
     if noise not in NOISES:
@@ -90,13 +90,16 @@ def estimate_noise(image: np.ndarray, noise: str = "auto") -> NoiseEstimate:
     image = np.asarray(image)
     if image.ndim == 3 and image.shape[2] > 1 and np.array_equal(image, np.broadcast_to(image[..., :1], image.shape)):
         image = image[..., 0]  # grey in several channels has no chroma to estimate noise from
-    seen, margin = _seen(image)
-    sigma = 255 * _planes_sigma(seen)
-    white = NoiseEstimate(sigma, "white", 0.0, sigma, margin)
-    found = judged(seen, sigma) if noise == "auto" else None
+    seen, margin = _seen(image, lambda planes: _estimate(planes, noise).level / 255)
+    return replace(_estimate(seen, noise), margin=margin)
+
+
+def _estimate(planes: np.ndarray, noise: str) -> NoiseEstimate:
+    sigma = 255 * _planes_sigma(planes)
+    found = judged(planes, sigma) if noise == "auto" else None
     if found is None or found.white > 0.5 or found.sigma <= sigma:
-        return white
-    return NoiseEstimate(found.level, "camera", found.correlation, found.sigma, margin)
+        return NoiseEstimate(sigma, "white", 0.0, sigma)
+    return NoiseEstimate(found.level, "camera", found.correlation, found.sigma)
 
 
 def estimate_sigma(image: np.ndarray) -> float:
@@ -111,11 +114,14 @@ def estimate_sigma(image: np.ndarray) -> float:
     The value is neither rounded nor limited.
     Raises InputError for smaller, non-float or non-finite images.
     """
-    return 255 * _planes_sigma(_seen(np.asarray(image))[0])
+    return 255 * _planes_sigma(_seen(np.asarray(image), _planes_sigma)[0])
 
 
-def _seen(image: np.ndarray) -> tuple[np.ndarray, float | None]:
-    """[H, W, C] without margins of a fainter noise, and that noise, 0-255 units. Raises InputError."""
+def _seen(image: np.ndarray, level: Callable[[np.ndarray], float]) -> tuple[np.ndarray, float | None]:
+    """[H, W, C] without margins of a fainter noise, and that noise, 0-255 units. Raises InputError.
+
+    level: of planes [H, W, C], the noise on their scale.
+    """
     if image.ndim not in (2, 3) or 0 in image.shape or not np.issubdtype(image.dtype, np.floating):
         raise InputError(f"expected a float image HW or HWC in [0, 1]; got {image.dtype} {image.shape}")
     if min(image.shape[:2]) < LEAST_SIDE:
@@ -126,7 +132,7 @@ def _seen(image: np.ndarray) -> tuple[np.ndarray, float | None]:
         )
     if not np.isfinite(image).all() or np.abs(image).max() > _FAR:
         raise InputError("the image has values that are not finite, or far from 0..1")
-    seen, margin = without_margins(image[..., None] if image.ndim == 2 else image, _planes_sigma)
+    seen, margin = without_margins(image[..., None] if image.ndim == 2 else image, level)
     return seen, None if margin is None else 255 * margin
 
 

@@ -30,6 +30,7 @@ _AT_LEAST = 4  # pixels of an image of 256 and more
 _BEYOND = 0.5  # of the range: how far values beyond it are shown to the network
 _LEAST = 1e-30  # spread of an image of a single value
 _SLACK, _DEVIATIONS = 0.05, 4.0  # how far a noisy image may exceed 0..1
+_ROUNDING = 1 + 1e-6  # of a range that was made so that it allows a sigma
 _MOST_PIXELS = 1 << 21  # that are looked at, an even grid of them
 
 
@@ -82,7 +83,7 @@ def scale_of(image: np.ndarray, chosen: Range = "auto", sigma: float | np.ndarra
     low, high = robust_range(image)
     strongest = float(np.max(sigma)) / MAX_SIGMA
     if isinstance(chosen, tuple):
-        if strongest > (spread := chosen[1] - chosen[0]) and spread < 1:
+        if strongest > (spread := chosen[1] - chosen[0]) * _ROUNDING and spread < 1:
             raise InputError(
                 f"sigma {np.max(sigma):g} is more than {MAX_SIGMA:g} on the range {chosen[0]:g}..{chosen[1]:g}, where"
                 f" it is {np.max(sigma) / spread:g}: sigma counts in 1/255 of the type's range, whatever is chosen"

@@ -7,6 +7,7 @@ entries give the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from nlrn.errors import ConfigError, InputError, MemoryBudgetError
-from nlrn.functional.alpha import fill_hidden
+from nlrn.functional.alpha import fill_hidden, hidden
 from nlrn.functional.anscombe import PoissonNoise
 from nlrn.functional.counting import estimate_photons
 from nlrn.functional.levels import channels_of, check_auto, scale_hint
@@ -35,7 +36,8 @@ Report = Callable[[str], None]
 Sigma = float | str | np.ndarray
 RestorerFor = Callable[[int, bool], Restorer]
 KINDS = (*NOISES, "photo", "poisson")
-# Of a camera's noise, 0-255 units: from it on the model for photographs is used (docs/photographs.md)
+# Of a camera's noise, 0-255 units of the range that is restored: from it on the model for photographs is used
+# (docs/photographs.md)
 PHOTO_LEVEL = 0.75
 
 
@@ -184,11 +186,10 @@ def denoised_array(
     if isinstance(sigma, str) and config.sigma_input:
         check_auto(sigma)
         found = restorer.found_noise(image, alpha, "auto" if photo else asked.noise, chosen)
-        strong = all(one.kind == "camera" and one.level >= PHOTO_LEVEL for one in found)
-        if channels == 3 and strong and not asked.named and ships_photo_model():
-            restorer = restorer_for(channels, True)
-            config = restorer.model.config
     spread = restorer.scale(image, alpha=alpha, value_range=chosen).spread
+    if channels == 3 and not asked.named and for_photographs(found, spread):
+        restorer = restorer_for(channels, True)
+        config = restorer.model.config
     _say_how(say, restorer, asked, found, form, spread)
     level = restorer.level_for(found, spread) if found else sigma
     if not isinstance(level, str | PoissonNoise):
@@ -200,7 +201,7 @@ def denoised_array(
     if preview is not None:
         place, chosen = middle(whole, preview), scale.limits
         image, alpha = image[place], None if alpha is None else alpha[place]
-        level = level[place] if isinstance(level, np.ndarray) else level
+        level = level[place] if isinstance(level, np.ndarray) and level.ndim == 2 else level
     say_plan(restorer, say, *image.shape[:2])
     say_range(say, scale, levels, asked.value_range)
     grey = photo and channels == 1  # the model for photographs is one of colour
@@ -218,7 +219,17 @@ def denoised_array(
     if grey:
         mean = array.mean(axis=2, keepdims=True)
         array = mean[..., 0] if image.ndim == 2 else np.repeat(mean, image.shape[2], axis=2)
+        array = array if alpha is None else np.where(hidden(image, alpha), image, array)
     return Result(array, alpha, sample_range(scale, levels), found, tile)
+
+
+def for_photographs(found: tuple[NoiseEstimate, ...], spread: float) -> bool:
+    """Whether an image of colour with this noise goes to the model for photographs: a camera's, and not too weak.
+
+    spread: of the range that is restored, as a share of the type's.
+    """
+    camera = bool(found) and all(one.kind == "camera" for one in found)
+    return camera and min(one.level for one in found) >= PHOTO_LEVEL * spread and ships_photo_model()
 
 
 def with_photons(
@@ -240,9 +251,17 @@ def photons_text(noise: PoissonNoise, levels: float) -> str:
 
 
 def sample_range(scale: Scale, levels: float) -> tuple[float, float]:
-    """What was seen as black and white, in sample values of the file."""
-    low, high = (float(f"{limit * levels:.6g}") for limit in scale.limits)
-    return low, high
+    """What was seen as black and white, in sample values of the file, six digits of each."""
+    low, high = (limit * levels for limit in scale.limits)
+    return -_rounded_up(-low), _rounded_up(high)
+
+
+def _rounded_up(value: float) -> float:
+    """To six digits, so that a range never becomes smaller than its largest sigma allows."""
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 5)
+    return float(f"{math.ceil(value / unit - 1e-6) * unit:.6g}")
 
 
 def say_range(say: Report, scale: Scale, levels: float, chosen: Range) -> None:
@@ -270,29 +289,33 @@ def _say_how(
         say("this model was trained for one noise level and takes none")
     elif found and config.noise == "camera":
         factor = "" if restorer.settings.level == 1 else f", level {restorer.settings.level:g} times that"
+        _say_margins(say, found)
         say(f"found {found[0]}: restored by the model for photographs{factor}")
     elif found:
-        _say_found(say, found, form)
+        _say_margins(say, found)
+        _say_found(say, found, form, MAX_SIGMA * max(1.0, spread))
     elif not isinstance(sigma, str | PoissonNoise) and (hint := scale_hint(sigma, spread)) is not None:
         say(hint)
+    if restorer.settings.level != 1 and not (found and config.noise == "camera"):
+        say(f"level {restorer.settings.level:g} has no effect here: it multiplies what the model for photographs finds")
 
 
-def _say_found(say: Report, found: tuple[NoiseEstimate, ...], form: str) -> None:
-    """The noise of the image, or of each channel."""
-    limit = " or more, this model's limit" if max(one.sigma for one in found) >= MAX_SIGMA else ""
+def _say_margins(say: Report, found: tuple[NoiseEstimate, ...]) -> None:
     margins = [one.margin for one in found if one.margin is not None]
     if margins:
         say(f"margins with noise of {level_text(max(margins))} were left out of the estimate: the rest has more")
+
+
+def _say_found(say: Report, found: tuple[NoiseEstimate, ...], form: str, most: float) -> None:
+    """The noise of the image, or of each channel. most: the largest level that the model takes."""
+    limit = " or more, this model's limit" if max(one.sigma for one in found) >= most else ""
+    listed = ", ".join(level_text(min(one.sigma, most)) for one in found)
     if any(one.kind != "white" for one in found):
-        say(f"found {' / '.join(map(str, found))}: restored as sigma {_listed(found)}{limit}")
+        say(f"found {' / '.join(map(str, found))}: restored as sigma {listed}{limit}")
         return
-    say(f"estimated noise: sigma {_listed(found)}{limit}")
+    say(f"estimated noise: sigma {listed}{limit}")
     if form == "JPEG":
         say("JPEG hides noise from the estimate: give a sigma where too much of it stays")
-
-
-def _listed(found: tuple[NoiseEstimate, ...]) -> str:
-    return ", ".join(level_text(min(one.sigma, MAX_SIGMA)) for one in found)
 
 
 def say_plan(restorer: Restorer, say: Report, height: int, width: int) -> None:

@@ -22,10 +22,9 @@ from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import NoiseEstimate
 from nlrn.functional.ranges import Range, Scale, checked, on_unit_scale
 from nlrn.inference.beside import Beside, check_neighbors
-from nlrn.inference.pipeline import PHOTO_LEVEL, Denoising, RestorerFor, photons_text, sample_range, with_photons
+from nlrn.inference.pipeline import Denoising, RestorerFor, for_photographs, photons_text, sample_range, with_photons
 from nlrn.inference.self_ensemble import planes_of
 from nlrn.io.axes import Lines
-from nlrn.models.checkpoint import ships_photo_model
 
 PER_PLANE = "per-plane"
 _MOST_PIXELS = 1 << 21  # of a channel, that its range is found from
@@ -152,7 +151,8 @@ def _channel(
     restorer = restorer_for(colours, asked.noise == "photo")
     restorer.require("denoise")
     config = restorer.model.config
-    planes_of(image[:1], config.in_channels)  # the refusal that each plane would meet
+    if colours == 3 or asked.noise != "photo":  # for which grey planes are repeated
+        planes_of(image[:1], config.in_channels)  # the refusal that each plane would meet
     if restorer.settings.neighbors and isinstance(asked.sigma, str) and asked.sigma == PER_PLANE:
         raise ConfigError("neighbors are restored with one sigma: give it, or auto, not per-plane")
     chosen = on_unit_scale(asked.value_range, levels)
@@ -170,8 +170,7 @@ def _channel(
         limits: Range = scale.limits if scale != Scale() else "type"
         found = median_over(planes, members, restorer.found_noise, noise, limits)
         assert found is not None  # for a model that receives a level
-        strong = found.kind == "camera" and found.level >= PHOTO_LEVEL
-        if colours == 3 and strong and not asked.named and ships_photo_model():
+        if colours == 3 and not asked.named and for_photographs((found,), scale.spread):
             restorer = restorer_for(colours, True)
             asked = dataclasses.replace(asked, noise="photo")
         check_neighbors(restorer.settings, restorer.model.config)
