@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 import nlrn
-from nlrn.functional.camera import SUBSAMPLING, draw_camera, jpeg, with_even_noise
+from nlrn.functional.camera import DENOISING, SUBSAMPLING, draw_camera, jpeg, with_even_noise
 from nlrn.functional.correlated import NUMBERS, OUTLIER, measurements
 from nlrn.functional.noise import estimate_sigma
 from nlrn.io.datasets import HELD_OUT, data_root
@@ -68,7 +68,7 @@ def sample(paths: list[Path], random: np.random.Generator) -> tuple[str, np.ndar
     form = int(random.integers(40, 100)), SUBSAMPLING[random.integers(3)]
     white = clean + sigma * random.standard_normal(clean.shape)
     if kind == "camera":
-        camera = draw_camera(random, denoises=True)
+        camera = draw_camera(random, DENOISING)
         degraded, noise = with_even_noise(clean, camera, random)
         return kind, degraded, clean, noise
     if kind == "white":  # as the field scores it, or as a file holds it

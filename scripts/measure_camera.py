@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nlrn.functional.camera import add_camera_noise, draw_camera
+from nlrn.functional.camera import DENOISING, add_camera_noise, draw_camera
 from nlrn.io.datasets import data_root
 
 BLOCK = 16
@@ -69,7 +69,7 @@ def modelled(colours: np.ndarray, count: int) -> list[dict[str, float]]:
     found = []
     for seed in range(count):
         random = np.random.default_rng(seed)
-        camera, area = draw_camera(random, denoises=True), np.empty((96, 96, 3))
+        camera, area = draw_camera(random, DENOISING), np.empty((96, 96, 3))
         area[:] = colours[random.integers(len(colours))] / 255
         _, residual = blocks(255 * add_camera_noise(area, camera, random)[8:-8, 8:-8])
         if residual.std() > 0.1:  # else rounding and JPEG left nothing

@@ -6,9 +6,9 @@ sigma for the whole set, and OpenCV's fastNlMeansDenoisingColored and BM3D with 
 `simulated`: the same methods on CBSD68 with the noise of simulated cameras at three levels, sigmas and strengths
 relative to the level. `white`, `clean`, `jpeg`: CBSD68 under white noise, BSD100 as it is and through a JPEG of quality
 70. `route`: when the model for photographs serves better than the one for white noise, by simulated noise on images of
-SunHays80 that nothing is trained on. `levels`: what the model for photographs gains there under cameras that denoise,
-at factors on the true level (--model: other weights). PolyU, CBSD68 and BSD100 are scoring sets: no number is fitted to
-them (docs/photographs.md says which decisions were looked at on PolyU).
+SunHays80 that nothing is trained on. `levels`: what the model for photographs gains there under cameras most of
+which denoise, at factors on the true level (--model: other weights). PolyU, CBSD68 and BSD100 are scoring sets: no
+number is fitted to them (docs/photographs.md says which decisions were looked at on PolyU).
 
 OpenCV and BM3D (not free for commercial use) are only used here: pip install opencv-python-headless==5.0.0.93
 bm3d==4.0.3. Where one is missing its lines are left out. Results are added to results/photographs.json as they come.
@@ -28,7 +28,7 @@ from PIL import Image
 
 import nlrn
 from nlrn.evaluation.protocols import machine
-from nlrn.functional.camera import CAMERA_LEVELS, at_level, draw_camera, jpeg, noisy_at, with_even_noise
+from nlrn.functional.camera import CAMERA_LEVELS, DENOISING, at_level, draw_camera, jpeg, noisy_at, with_even_noise
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.metrics import psnr, quantize8, ssim
@@ -186,7 +186,7 @@ def route(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any]
 
 def levels(options: argparse.Namespace, lines: dict[str, Any]) -> None:
     """dB gained at LEVEL_FACTORS times the level of flat areas, on centre crops of the images of SunHays80 that nothing
-    is trained on, as they are and enlarged twice, under the cameras of training."""
+    is trained on, as they are and enlarged twice, under the cameras of the estimator's samples (DENOISING)."""
     photo = nlrn.load(options.model)
     for i, (name, image) in enumerate(validation_images(options.data, "sunhays80", ("sunhays80",), channels=3)):
         if i % options.every:
@@ -197,7 +197,7 @@ def levels(options: argparse.Namespace, lines: dict[str, Any]) -> None:
         for kind, clean in (("sharp", sharp), ("soft", soft)):
             for level in CAMERA_LEVELS:
                 random = np.random.default_rng([i, int(level)])
-                one = at_level(draw_camera(random, denoises=True), level)
+                one = at_level(draw_camera(random, DENOISING), level)
                 noisy, noise = with_even_noise(clean, one, random)
                 noisy, true = noisy.astype(np.float32), 255 * float(np.std(noise))
                 found = {f: photo.denoise(noisy, min(f * true, MAX_SIGMA)) for f in LEVEL_FACTORS}
@@ -225,6 +225,8 @@ def main() -> None:
     parser.add_argument("--model", default="denoise-photo-small", help="of `levels`: weights")
     parser.add_argument("--resume", action="store_true", help="keep the lines that are there")
     options = parser.parse_args()
+    if unknown := set(options.what) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
     options.data = data_root(options.data)
     restorer = nlrn.load("denoise-color-small")
     options.run = machine(restorer.device) | {"precision": "bf16" if restorer.bf16 else "fp32"}

@@ -17,6 +17,7 @@ from nlrn.errors import ConfigError, InputError
 from nlrn.functional.camera import (
     CAMERA_LEVELS,
     DEMOSAICING,
+    DENOISING,
     SUBSAMPLING,
     Camera,
     add_camera_noise,
@@ -205,9 +206,13 @@ def test_denoising_spares_detail_and_the_noise_there() -> None:
     np.testing.assert_array_equal(denoised(noise, content, everywhere), soft)
 
 
-def test_most_cameras_spare_detail_where_that_is_wanted() -> None:
-    plain, some = ([draw_camera(generator(seed), denoises) for seed in range(200)] for denoises in (False, True))
+def test_a_share_of_cameras_spares_detail() -> None:
+    plain, some, half, every = (
+        [draw_camera(generator(seed), share) for seed in range(200)] for share in (0.0, DENOISING, 0.5, 1.0)
+    )
     assert all(camera.flat == 1 for camera in plain)
+    assert 80 < sum(camera.flat < 1 for camera in half) < 120
+    assert all(camera.flat < 1 for camera in every)
     assert [x for x, y in zip(plain, some, strict=True) if y.flat == 1] == [y for y in some if y.flat == 1]
     assert 150 < sum(camera.flat < 1 for camera in some) < 190
     assert 0.1 < min(camera.flat for camera in some) < 0.15

@@ -78,8 +78,8 @@ def test_several_processes_see_the_photographs_of_one(recipe: Path, tmp_path: Pa
 def draws(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     """From here on every camera that training draws has these changes."""
 
-    def changed(random: np.random.Generator, denoises: bool = False) -> Camera:
-        return dataclasses.replace(draw_camera(random, denoises), **changes)  # type: ignore[arg-type]
+    def changed(random: np.random.Generator, denoising: float = 0.0) -> Camera:
+        return dataclasses.replace(draw_camera(random, denoising), **changes)  # type: ignore[arg-type]
 
     monkeypatch.setattr(degradations, "draw_camera", changed)
 
@@ -251,6 +251,22 @@ def test_a_batch_is_enlarged_before_the_camera_takes_it(recipe: Path, tmp_path: 
     assert detail[1] < 0.9 * detail[0]
 
 
+@pytest.mark.parametrize(("share", "spared"), [(0.0, False), (1.0, True)])
+def test_the_recipe_sets_the_share_of_cameras_that_spare_detail(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, spared: bool
+) -> None:
+    drawn: list[Camera] = []
+
+    def watched(random: np.random.Generator, denoising: float = 0.0) -> Camera:
+        drawn.append(draw_camera(random, denoising))
+        return drawn[-1]
+
+    monkeypatch.setattr(degradations, "draw_camera", watched)
+    photographer(recipe, tmp_path, noise=dataclasses.replace(CAMERA, denoising=share)).batches(0)
+    assert drawn
+    assert all((camera.flat < 1) == spared for camera in drawn)
+
+
 # -- recipes -------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +287,7 @@ def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
     plain = read_recipe(ROOT / "recipes" / "denoise-color-small.toml")
     header = json.loads(plain.header())
     assert "start" not in header
-    assert not {"kind", "enlarge"} & set(header["noise"])
+    assert not {"kind", "enlarge", "denoising"} & set(header["noise"])
     assert "noise" not in header["model"]
     others = [dataclasses.replace(plain, start=StartConfig(name)) for name in ("denoise-color-small", "other")]
     model = dataclasses.replace(plain.model, noise="camera")
@@ -288,6 +304,8 @@ def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
         ('[start]\nfrom = ""', "must name a shipped model"),
         ("[noise]\nenlarge = 2.0", "for camera noise, from 1 to 4, not 2"),
         ('[noise]\nkind = "camera"\nenlarge = 5.0', "from 1 to 4, not 5"),
+        ("[noise]\ndenoising = 0.5", "for camera noise, from 0 to 1, not 0.5"),
+        ('[noise]\nkind = "camera"\ndenoising = 1.5', "from 0 to 1, not 1.5"),
         ('[noise]\nkind = "film"', "gaussian or camera or pairs or noise2noise or neighbor2neighbor, not 'film'"),
         ('[noise]\nkind = "camera"\nhigh = 50.0', "leave noise.low and noise.high out"),
         ('[noise]\nkind = "camera"', "in_channels = 3"),

@@ -30,7 +30,8 @@ SUBSAMPLING = ("4:4:4", "4:2:2", "4:2:0")  # at Pillow's numbers
 _LEAST_SHOT = 1e-12  # below, a deviation of 1e-6 of white, and counts that no integer holds
 CAMERA_LEVELS = (3.0, 6.0, 12.0)  # of scores: a good camera's, a small sensor's, a telephone's at night
 _AROUND = 1.5  # standard deviation, in pixels, of the window in which content deviates
-_DENOISING, _FLAT, _EDGE = 0.85, (0.1, 0.8), (0.5, 3.0)  # share of training's cameras that spare detail, and theirs
+DENOISING = 0.85  # share of cameras that spare detail, in the estimator's samples
+_FLAT, _EDGE = (0.1, 0.8), (0.5, 3.0)  # of those
 _NO_EDGE = 1e6  # times the noise; no content deviates by that
 GREY = 0.5  # where the level of a camera's noise is measured: a grey area of 128
 
@@ -120,12 +121,12 @@ class Camera:
         return dataclasses.replace(self, edge=_NO_EDGE)
 
 
-def draw_camera(random: np.random.Generator, denoises: bool = False) -> Camera:
-    """A camera at random; with `denoises` most of them spare detail where they denoise (`Camera.flat`).
+def draw_camera(random: np.random.Generator, denoising: float = 0.0) -> Camera:
+    """A camera at random; with probability `denoising` one that spares detail where it denoises (`Camera.flat`).
 
     A model is trained with them; the protocol of scores, `noisy_at`, draws cameras that smooth everywhere alike. Of the
     noise of simulated photographs that are soft at 100 %, the tenth of the 16 x 16 blocks that deviate least show 0.53
-    with `denoises` and 0.75 without (medians); of photographs of eight cameras with known truth they show 0.44 to 0.70.
+    with DENOISING and 0.75 without (medians); of photographs of eight cameras with known truth they show 0.44 to 0.70.
 
     White balance, colour matrix (a mixture of four cameras') and the relation of read to shot noise are those of Brooks
     et al. 2019; the strength, the blurs and the JPEG's parameters span, and exceed, what the noisy images of a Canon 5D
@@ -154,7 +155,7 @@ def draw_camera(random: np.random.Generator, denoises: bool = False) -> Camera:
         quality=int(random.integers(60, 101)) if random.random() < 0.9 else None,
         subsampling=SUBSAMPLING[random.integers(3)],
     )
-    if denoises and random.random() < _DENOISING:
+    if denoising > 0 and random.random() < denoising:
         flat, edge = (math.exp(random.uniform(math.log(low), math.log(high))) for low, high in (_FLAT, _EDGE))
         camera = dataclasses.replace(camera.amplified(flat**-0.5), flat=flat, edge=edge)  # more noise, more denoising
     return camera

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nlrn.errors import ConfigError
+from nlrn.functional.camera import DENOISING
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.models.nlrn import MAX_SIZE, NLRNConfig
 from nlrn.training.degradations import NOISES, degradation_of
@@ -19,6 +20,13 @@ from nlrn.training.tables import FORMER_KEYS, build
 MAX_RECIPE = 1 << 20  # bytes
 MAX_NAME = 200  # bytes, with room for a suffix below the 255 that file systems take
 MAX_BATCH_PIXELS = 1 << 26
+_YOUNGER: dict[str | None, tuple[str, ...]] = {  # fields by their part (None: of the whole), newer than released states
+    "model": ("distance", "noise"),
+    "noise": ("kind", "enlarge", "regularization", "denoising"),
+    "data": ("noisy", "validation_noisy", "depth"),
+    "schedule": ("halve_at",),
+    None: ("loss_region", "image_range"),
+}
 
 
 def _check_name(name: str, what: str) -> None:
@@ -65,6 +73,7 @@ class NoiseConfig:
     enlarge, with "camera": a third of the patches are used unchanged, the others are enlarged by a factor drawn,
     uniform in its logarithm, from 1 to this one: at 100 % a photograph holds less detail a pixel than the reduced
     images of the usual training sets.
+    denoising, with "camera": the share of cameras that spare detail where they denoise.
     kinds "pairs", "noise2noise" and "neighbor2neighbor": the noise of the user's files (nlrn.training.recorded).
     regularization: the weight of the second term of "neighbor2neighbor".
     """
@@ -73,6 +82,7 @@ class NoiseConfig:
     high: float = MAX_SIGMA
     kind: str = "gaussian"
     enlarge: float = 1.0
+    denoising: float = DENOISING
     regularization: float = 2.0
 
     def __post_init__(self) -> None:
@@ -80,6 +90,8 @@ class NoiseConfig:
             raise ConfigError(f"noise.regularization must not be negative, but is {self.regularization:g}")
         if not 1 <= self.enlarge <= 4 or (self.kind != "camera" and self.enlarge != 1):
             raise ConfigError(f"noise.enlarge is for camera noise, from 1 to 4, not {self.enlarge:g}")
+        if not 0 <= self.denoising <= 1 or (self.kind != "camera" and self.denoising != DENOISING):
+            raise ConfigError(f"noise.denoising is for camera noise, from 0 to 1, not {self.denoising:g}")
         if self.kind not in NOISES:
             raise ConfigError(f"noise.kind must be {' or '.join(NOISES)}, not {self.kind!r}")
         if self.kind == "camera" and (self.low, self.high) != (NoiseConfig.low, NoiseConfig.high):
@@ -330,12 +342,11 @@ class TrainConfig:
         """Every field that has a meaning here; those newer than released states unless they have their defaults."""
         values = dataclasses.asdict(self)
         del values["noise" if self.model.task == "sr" else "resize"]
-        younger = (("model", "distance"), ("model", "noise"), ("noise", "kind"), ("noise", "enlarge"))
-        files = (("data", "noisy"), ("data", "validation_noisy"), ("data", "depth"), ("noise", "regularization"))
-        for part, key in (*younger, *files, ("schedule", "halve_at"), (None, "loss_region"), (None, "image_range")):
+        for part, keys in _YOUNGER.items():
             owner, table = (getattr(self, part), values.get(part, {})) if part else (self, values)
-            if getattr(owner, key) == getattr(type(owner), key):
-                table.pop(key, None)
+            for key in keys:
+                if getattr(owner, key) == getattr(type(owner), key):
+                    table.pop(key, None)
         for table, old, new in FORMER_KEYS:
             values[table][old] = values[table].pop(new)
         start = values.pop("start")

@@ -96,8 +96,7 @@ class CameraNoise(Degradation):
         The level is the standard deviation of the noise in the patch, as its file holds it, with an error as estimates
         have. What no estimate could see is no part of it: the detail that a JPEG alone loses, and the noise that the
         camera leaves in detail beyond what it leaves on flat areas.
-        clean [B, 3, side, side], 0..255: a part of each is used, anywhere on the JPEG's grid and away from the border,
-        where demosaicing has fewer neighbours.
+        clean [B, 3, side, side], 0..255: a part of each is used, anywhere on the JPEG's grid.
         """
         noisy, targets = [], []
         levels = np.empty(len(clean), np.float32)
@@ -107,7 +106,7 @@ class CameraNoise(Degradation):
                 image = enlarged_part(image, self.config.noise.enlarge, random)
             down, right = random.integers(0, image.shape[0] - patch + 1, 2)
             part = np.s_[down : down + patch, right : right + patch]
-            camera = draw_camera(random, denoises=True)
+            camera = draw_camera(random, self.config.noise.denoising)
             taken, noise = with_even_noise(image, camera, random)
             noisy.append(taken[part])
             targets.append(image[part])
