@@ -28,7 +28,7 @@ class Entry:
     cpu_seconds: of all processes and threads; None where it was not measured. steps, pixels: of the whole way to the
     end of the slice; slice_pixels: of this slice. psnr: on the recipe's validation images at its end, by noise level or
     scale, empty where it was stopped before. decay: the share of the slice. decision: "continued", "stopped",
-    "released", "not released" or "not better" (scored below the released one).
+    "failed", "released", "not released" or "not better" (scored below the released one).
     """
 
     model: str

@@ -5,9 +5,10 @@
 
 It resumes from runs/<name> or from training/state/<name>, whichever stands at the later step, and trains at idle
 priority on all cores. --minutes is CPU time divided by the threads, so that a slice that was paused (SIGSTOP) or
-starved loses nothing; --until ends it by the clock. It does not decay without --release. Ctrl-C and SIGTERM end it
-after the step under way. Whatever ends it, the state before any decay goes to training/state/<name>, its momenta
-rounded to bfloat16, and a line into training/ledger.jsonl.
+starved loses nothing; --until ends it by the clock. It does not decay without --release, but for a decay that was
+interrupted, which it finishes. Ctrl-C and SIGTERM end it after the step under way. Whatever ends it, once it has made
+steps, the state before any decay goes to training/state/<name>, its momenta rounded to bfloat16, and a line into
+training/ledger.jsonl.
 
 --release decays over a share of the slice (--decay), scores the outcome by `nlrn evaluate --attention`, and if the mean
 PSNR over all sets and levels is above that of results/<name>.json puts weights, digest and scores in place. Of
@@ -268,15 +269,15 @@ def main() -> None:
         f"{'x' if torch.cuda.is_available() else 'threads of'} {here['device']}"
     )
     code = wait(start(options.recipe, folder, options, resume), options.until)
-    if code not in (0, *STOPPED):
+    spent, failed = cpu_seconds(), code not in (0, *STOPPED)
+    newest = newest_verified(folder) if folder.is_dir() else None
+    if failed and (newest is None or newest.step <= first):
         sys.exit(code)
-    spent = cpu_seconds()
-    keep_state(folder, state)
-    newest = newest_verified(folder)
     if newest is None:
         sys.exit(f"the training left no state in {folder}")
+    keep_state(folder, state)
     step = newest.step
-    decision = "stopped" if code else "continued"
+    decision = "failed" if failed else "stopped" if code else "continued"
     if options.release and not code:
         weights = folder / f"{config.name}.safetensors"
         decision = "released" if judged(weights, config, options, hardware) else "not better"
@@ -296,6 +297,8 @@ def main() -> None:
     )
     ledger.append(book, entry)
     print(f"{decision}: step {step}, {entry.pixels:.3g} pixels; {state} and {book} are to be committed")
+    if failed:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

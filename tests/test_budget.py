@@ -18,6 +18,7 @@ from toy import RECIPE, make, trainer
 
 from nlrn.cli import run as command
 from nlrn.errors import ConfigError
+from nlrn.models.checkpoint import model_metadata
 from nlrn.models.nlrn import NLRNConfig
 from nlrn.training import state
 from nlrn.training.budget import Budget
@@ -153,6 +154,38 @@ def test_a_stopped_run_that_resumes_with_another_decay_ends_in_its_time(
     assert lr[-1] < 0.2 * lr[0]
 
 
+def test_a_resumed_run_ends_in_its_time_though_its_decay_begins_by_steps(
+    recipe: Path, slow_start: SimpleNamespace
+) -> None:
+    """The decay of 60 steps begins ten steps later, when 8 seconds are left."""
+    slow_start.first, slow_start.stop = 1.0, 230
+    folder, options = recipe.parent / "run", {"data": recipe.parent, "steps": 300, "decay": 0.2, "quiet": True}
+    with pytest.raises(KeyboardInterrupt):
+        train_from_recipe(recipe, output=folder, minutes=60, **options)
+    began, slow_start.stop = slow_start.now, -1
+    train_from_recipe(recipe, output=folder, minutes=0.3, resume=True, **options)
+    meta = state.read_state(state.rolling(folder)[0]).meta
+    assert 10 < slow_start.now - began <= 18
+    assert meta["step"] == meta["end"] < 300
+
+
+def test_one_training_at_a_time_in_a_folder(recipe: Path) -> None:
+    folder, options = recipe.parent / "run", {"data": recipe.parent, "quiet": True}
+    with state.prepared(folder, create=True), pytest.raises(ConfigError, match="another training goes on in"):
+        train_from_recipe(recipe, output=folder, steps=2, **options)
+    train_from_recipe(recipe, output=folder, steps=2, **options)
+
+
+def test_weights_that_were_moved_away_are_written_again(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, data = recipe.parent / "run", recipe.parent
+    weights = train_from_recipe(recipe, output=folder, data=data, steps=8, quiet=True)
+    weights.unlink()
+    for made, said in ((8, "its weights are written again; the same command once more resumes"), (12, "")):
+        train_from_recipe(recipe, output=folder, data=data, steps=12, resume=True)
+        assert said in capfd.readouterr().out
+        assert model_metadata(weights)["steps"] == str(made)
+
+
 # -- signals
 
 
@@ -198,7 +231,7 @@ def test_a_signal_ends_a_run_with_its_state_saved(recipe: Path, number: int, cod
 def test_a_signal_leaves_a_validation_at_once(recipe: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe.write_text(recipe.read_text().replace("start = 4000", "start = 30"))
     subject = trainer(recipe, recipe.parent / "run")
-    state.prepare(recipe.parent / "run", create=True)
+    (recipe.parent / "run").mkdir()
     subject.start(resume=False)
     before = signal.getsignal(signal.SIGTERM)
 

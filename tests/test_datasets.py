@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from nlrn.errors import InputError
 from nlrn.io.datasets import SCORING_SETS, PatchSet, data_root, read_folder, scoring_set
+from nlrn.io.image import ImageData, write_image
 
 PATCH = 3
 SIZES = [(5, 6), (4, 4), (2, 9), (3, 3)]  # the third holds no 3 x 3 patch
@@ -152,8 +154,46 @@ def test_unreadable_images_are_refused_by_name(folder: Path) -> None:
     with pytest.raises(InputError, match=r"c\.png"):
         read_folder(folder)
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(folder / "c.png")
-    with pytest.raises(InputError, match="8-bit"):
+    with pytest.raises(InputError, match=r"c\.png has pixel mode I;16, and 8 bits|16 bits a sample"):
         read_folder(folder)
+
+
+def deep(folder: Path, name: str) -> None:
+    """Files of more than 8 bits, or several pages, that Pillow shows as 8 bits and one page."""
+    values = np.random.default_rng(0).integers(1000, 2000, (12, 10, 3)).astype(np.uint16)
+    path = folder / name
+    if path.suffix == ".png":
+        write_image(path, ImageData(values / np.float32(65535), depth=16))
+    elif path.suffix == ".ppm":
+        path.write_bytes(b"P6 10 12 65535 " + values.astype(">u2").tobytes())
+    elif name.startswith("pages"):
+        tifffile.imwrite(path, np.zeros((5, 12, 10), np.uint8), photometric="minisblack")
+    else:
+        tifffile.imwrite(path, values, photometric="rgb")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("deep.png", "16 bits a sample.*depth = 16"),
+        ("deep.tif", "deep.tif"),
+        ("deep.ppm", "16 bits a sample.*depth = 16"),
+        ("pages.tif", "5 pages"),
+    ],
+)
+def test_more_than_8_bits_and_one_page_are_refused(folder: Path, name: str, reason: str) -> None:
+    deep(folder, name)
+    with pytest.raises(InputError, match=reason):
+        read_folder(folder)
+    with pytest.raises(InputError, match=reason):
+        read_folder(folder, channels=1)
+
+
+def test_a_telephone_s_jpeg_of_several_pictures_is_read(tmp_path: Path) -> None:
+    views = [Image.fromarray(np.full((16, 16, 3), v, np.uint8)) for v in (40, 90)]
+    views[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=views[1:])
+    ((_, image),) = read_folder(tmp_path)
+    assert abs(int(image.mean()) - 40) <= 1
 
 
 def test_missing_folders_and_names_are_refused(tmp_path: Path) -> None:

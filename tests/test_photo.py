@@ -251,6 +251,19 @@ def test_a_batch_is_enlarged_before_the_camera_takes_it(recipe: Path, tmp_path: 
     assert detail[1] < 0.9 * detail[0]
 
 
+def test_values_beyond_the_range_of_16_bits_reach_no_camera(recipe: Path, tmp_path: Path) -> None:
+    """Images of a small range may lie beyond 0..1 (nlrn.functional.ranges); a camera stores none of that."""
+    noise = photographer(recipe, tmp_path).batches.degradation
+    clean = torch.rand(2, 3, noise.side(16), noise.side(16)) * 510 - 127
+    batch = noise.pairs(0, 0, clean, 16)
+    for values in (batch.degraded, batch.clean):
+        assert 0 <= float(values.min()) < float(values.max()) <= 1
+    for _, degrade in noise.conditions().values():
+        noisy, target = degrade(clean[0].permute(1, 2, 0).double().numpy() / 255, 0)
+        assert noisy.min() >= 0
+        assert target.max() <= 1
+
+
 @pytest.mark.parametrize(("share", "spared"), [(0.0, False), (1.0, True)])
 def test_the_recipe_sets_the_share_of_cameras_that_spare_detail(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, spared: bool

@@ -48,48 +48,68 @@ def test_an_unknown_or_missing_key_is_named_with_its_nearest(tmp_path: Path, tex
     assert message in str(error.value)
 
 
+def valid_but_for(text: str) -> str:
+    """A recipe with these lines, and a model that receives the level."""
+    if "sigma_input" in text or text in ("model = 3", "not toml"):
+        return text
+    if "[model]\n" in text:
+        return text.replace("[model]\n", "[model]\nsigma_input = true\n")
+    return f"{text}\n[model]\nsigma_input = true\n"
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        "ema = '0.9'",
-        "ema = nan",
-        "seed = 1.5",
-        "seed = true",
-        "seed = -1",
-        "loss = 1",
-        "loss = 'mae'",
-        "compile = 1",
-        "stages = 5",
-        "stages = []",
-        "stages = [3]",
-        "model = 3",
-        "name = 'a/b'",
-        "name = 'state-9'",
-        "name = 'before-decay'",
-        "[model]\nwindow = 4",
-        "[model]\nwindow = '15'",
-        "[model]\nsigma_input = 1",
-        "[data]\nfolders = 'train'",
-        "[data]\nfolders = [1]",
-        "[data]\nfolders = []",
-        "[optim]\nbetas = [0.9]",
-        "[optim]\nbetas = [0.9, 1.0]",
-        "[optim]\nlr = inf",
-        "[optim]\nlr = false",
-        "[optim]\noptimizer = 'sgd'",
-        "[noise]\nlow = 30.0\nhigh = 20.0",
-        "[schedule]\nkind = 'cosine'",
-        "[schedule]\ndecay = 1.0",
-        "[[stages]]\nstart = 5\npatch = 8\nbatch = 1",
-        "[[stages]]\nstart = 0\npatch = 8\nbatch = 4\naccumulate = 5",
-        "[[stages]]\nstart = 0\npatch = 8\nbatch = 4\naccumulate = 0",
-        "[noise]\nlow = 0.0\nhigh = 50.0",  # a range of levels, and a model that does not receive the level
-        "not toml",
+        ("ema = '0.9'", "ema must be float"),
+        ("ema = nan", "ema must be float, not nan"),
+        ("seed = 1.5", "seed must be int"),
+        ("seed = true", "seed must be int, not True"),
+        ("seed = -1", "seed between 0"),
+        ("loss = 1", "loss must be str"),
+        ("loss = 'mae'", "loss must be rms"),
+        ("compile = 1", "compile must be bool"),
+        ("stages = 5", "stages must be tuple"),
+        ("stages = []", "stages must start at step 0"),
+        ("stages = [3]", "stages must be a table"),
+        ("model = 3", "model must be a table"),
+        ("name = 'a/b'", "'a/b' cannot be"),
+        ("name = 'state-9'", "'state-9' cannot be"),
+        ("name = 'before-decay'", "'before-decay' cannot be"),
+        ("[model]\nwindow = 4", "window must be odd"),
+        ("[model]\nwindow = '15'", "window must be int"),
+        ("[model]\nsigma_input = 1", "sigma_input must be bool"),
+        ("[data]\nfolders = 'train'", "data.folders must be tuple"),
+        ("[data]\nfolders = [1]", "data.folders must be tuple"),
+        ("[data]\nfolders = []", "data requires a folder"),
+        ("[optim]\nbetas = [0.9]", "betas must be tuple"),
+        ("[optim]\nbetas = [0.9, 1.0]", "betas must lie in"),
+        ("[optim]\nlr = inf", "lr must be float, not inf"),
+        ("[optim]\nlr = false", "lr must be float, not False"),
+        ("[optim]\noptimizer = 'sgd'", "not 'sgd'"),
+        ("[noise]\nlow = 30.0\nhigh = 20.0", "low <= high"),
+        ("[noise]\nregularization = 1.0", "is for neighbor2neighbor"),
+        ("[resize]\nscales = [2]", "[resize] is for models of the task"),
+        ("[schedule]\nkind = 'cosine'", "not 'cosine'"),
+        ("[schedule]\ndecay = 1.0", "decay < 1"),
+        ("[schedule]\nhalve_every = 5", "halve_every are for the kind"),
+        ("[[stages]]\nstart = 5\npatch = 8\nbatch = 1", "start at step 0 and rise, not [5]"),
+        ("[[stages]]\nstart = 0\npatch = 8\nbatch = 4\naccumulate = 5", "in 1 to 4 parts"),
+        ("[[stages]]\nstart = 0\npatch = 8\nbatch = 4\naccumulate = 0", "in 1 to 4 parts"),
+        ("[model]\nsigma_input = false", "a range of noise levels requires"),
+        ("[model]\ntask = 'sr'\nsigma_input = false\n[noise]\nlow = 5.0", "[noise] is for models of the task"),
+        (
+            "image_range = 255\n[start]\nfrom = 'denoise-gray-small'\n"
+            "[model]\nsigma_input = false\n[noise]\nlow = 25.0\nhigh = 25.0",
+            "[start] begins with weights for 0..1",
+        ),
+        ("not toml", "cannot read the recipe"),
     ],
 )
-def test_wrong_types_and_values_are_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError):
-        read_recipe(write(tmp_path, text))
+def test_wrong_types_and_values_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    read_recipe(write(tmp_path, valid_but_for("")))
+    with pytest.raises(ConfigError) as error:
+        read_recipe(write(tmp_path, valid_but_for(text)))
+    assert message in str(error.value)
 
 
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_clean_images_of_16_bits(files: Path) -> None:
         ("noise2noise", {"loss": "rms"}, "its targets are noisy"),
         ("neighbor2neighbor", {"loss": "rms"}, "its targets are noisy"),
         ("neighbor2neighbor", {"data": {"noisy": ("noisy",)}}, "no data.noisy"),
-        ("neighbor2neighbor", {"noise": {"regularization": -1.0}}, "must not be negative"),
+        ("neighbor2neighbor", {"noise": {"regularization": -1.0}}, "from 0 on, not -1"),
         ("pairs", {"model": {"sigma_input": True}}, "sigma_input = false"),
         ("pairs", {"noise": {"low": 5.0}}, "leave noise.low and noise.high out"),
         ("pairs", {"noise": {"kind": "gaussian", "low": 5.0, "high": 5.0}}, "for noise that stands in files"),
@@ -255,3 +255,14 @@ def test_files_that_are_no_pairs_are_named(files: Path, tmp_path: Path) -> None:
     (tmp_path / "noisy" / "a.tiff").write_bytes((tmp_path / "noisy" / "a.tif").read_bytes())
     with pytest.raises(InputError, match="two files of the name a, with different endings"):
         Batches(config, tmp_path, Processes(CPU))
+
+
+def test_two_exposures_of_other_brightness_are_no_pair(tmp_path: Path) -> None:
+    """Of a target four times as bright half would be cut off."""
+    random = np.random.default_rng(0)
+    short = random.integers(20000, 30000, (SIDE, SIDE))
+    for name, image in (("noisy", short // 4), ("clean", short)):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "a.tif", image.astype(np.uint16))
+    with pytest.raises(InputError, match=r"target of a lies far beyond the range of its input: .* equally bright"):
+        Batches(config_of(tmp_path, "pairs"), tmp_path, Processes(CPU))

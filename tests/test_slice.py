@@ -230,7 +230,7 @@ def test_the_queue_of_the_repository_can_be_trained() -> None:
         for bars in (*model.first.values(), *model.goal.values()):
             assert len(bars) == 3
     for entry in entries(ROOT):
-        assert entry.decision in ("continued", "stopped", "released", "not released", "not better")
+        assert entry.decision in ("continued", "stopped", "failed", "released", "not released", "not better")
         assert entry.pixels >= entry.slice_pixels > 0
 
 

@@ -7,13 +7,15 @@ batch, so a resumed run and a run spread over several processes see exactly the 
 from __future__ import annotations
 
 import copy
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from nlrn.errors import InputError
 from nlrn.functional.ranges import scale_of
@@ -57,7 +59,7 @@ def read_folder(path: str | Path, *, channels: int | None = None) -> list[NamedI
     channels=1 gives HW: grey files unchanged, colour by Pillow's convert("L"), which is full-range BT.601
     luma (299 R + 587 G + 114 B) / 1000 rounded to 8 bits. channels=3 gives HWC, a grey image three
     times. channels=None keeps grey HW and colour HWC. Alpha is dropped.
-    Raises InputError for a folder without images and for a file that cannot be read or has over 8 bits.
+    Raises InputError for a folder without images and for a file that cannot be read, has over 8 bits or several pages.
     """
     if channels not in (1, 3, None):
         raise InputError(f"channels is {channels!r}; expected 1, 3 or None (as the files are)")
@@ -134,15 +136,22 @@ def _read(folder: Path, channels: int | None, depth: int) -> list[NamedImage]:
 
 
 def _read_image8(file: Path, channels: int | None) -> np.ndarray:
+    from nlrn.io.decode import bits_of  # with its checks of every format
+
     try:
-        with Image.open(file) as image:
-            mode = image.mode
-            if mode in _GREY_MODES | _COLOUR_MODES:
+        data = file.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            mode, bits = image.mode, bits_of(cast(ImageFile.ImageFile, image), data)
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            if mode in _GREY_MODES | _COLOUR_MODES and bits <= 8 and pages == 1:
                 keep = "L" if mode in _GREY_MODES else "RGB"
                 return np.array(image.convert({1: "L", 3: "RGB", None: keep}[channels]))
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise InputError(f"cannot read the image {file}: {error}") from error
-    raise InputError(f"{file} has pixel mode {mode}; data sets are read from 8-bit images only")
+    if pages > 1:
+        raise InputError(f"{file} has {pages} pages; data sets are read from single images")
+    what = f"{bits} bits a sample" if bits > 8 else f"pixel mode {mode}"
+    raise InputError(f"{file} has {what}, and 8 bits are read here; a recipe with data.depth = 16 trains on more")
 
 
 class PatchSet:

@@ -20,7 +20,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from nlrn.errors import InputError
@@ -194,7 +194,7 @@ def _readable_exif(image: Image.Image) -> Image.Exif:
 
 def _check_depth(image: ImageFile, data: bytes) -> None:
     """Raises InputError for an image whose 8 or 16 bits Pillow does not read exactly."""
-    bits, mode = _bits(image, data), image.mode
+    bits, mode = bits_of(image, data), image.mode
     if isinstance(image, PpmImageFile) and mode == "I":  # grey with a maximum over 255, scaled to 65535
         return
     if mode not in _MODES:
@@ -206,8 +206,10 @@ def _check_depth(image: ImageFile, data: bytes) -> None:
         )
 
 
-def _bits(image: ImageFile, data: bytes) -> int:
+def bits_of(image: ImageFile, data: bytes) -> int:
     """Bits a sample in the file, which Pillow's mode does not always show."""
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(BITSPERSAMPLE, (1,)))
     if isinstance(image, PngImageFile):
         return png_header(data).bits
     if isinstance(image, AvifImageFile):

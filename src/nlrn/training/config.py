@@ -86,8 +86,8 @@ class NoiseConfig:
     regularization: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.regularization < 0:
-            raise ConfigError(f"noise.regularization must not be negative, but is {self.regularization:g}")
+        if self.regularization < 0 or (self.kind != "neighbor2neighbor" and self.regularization != 2):
+            raise ConfigError(f"noise.regularization is for neighbor2neighbor, from 0 on, not {self.regularization:g}")
         if not 1 <= self.enlarge <= 4 or (self.kind != "camera" and self.enlarge != 1):
             raise ConfigError(f"noise.enlarge is for camera noise, from 1 to 4, not {self.enlarge:g}")
         if not 0 <= self.denoising <= 1 or (self.kind != "camera" and self.denoising != DENOISING):
@@ -179,8 +179,8 @@ class ScheduleConfig:
             raise ConfigError("schedule requires steps >= 1, warmup >= 0, 0 <= decay < 1, halve_every >= 1")
         if list(self.halve_at) != sorted(set(self.halve_at)) or min(self.halve_at, default=1) < 1:
             raise ConfigError(f"schedule.halve_at must be steps that rise from 1 on, not {list(self.halve_at)}")
-        if self.halve_at and self.kind != "halving":
-            raise ConfigError('schedule.halve_at is for the kind "halving"')
+        if (self.halve_at or self.halve_every != type(self).halve_every) and self.kind != "halving":
+            raise ConfigError('schedule.halve_at and schedule.halve_every are for the kind "halving"')
 
 
 @dataclass(frozen=True)
@@ -290,8 +290,12 @@ class TrainConfig:
 
     def _check_task(self) -> None:
         """Raises ConfigError where task, model, data and degradation do not fit together."""
-        if self.model.task != "denoise" and self.noise.kind != NoiseConfig.kind:
-            raise ConfigError(f'{self.noise.kind} noise is for models of the task "denoise", not {self.model.task!r}')
+        if self.model.task != "denoise" and self.noise != NoiseConfig():
+            raise ConfigError(f'[noise] is for models of the task "denoise", not {self.model.task!r}')
+        if self.model.task != "sr" and self.resize != ResizeConfig():
+            raise ConfigError(f'[resize] is for models of the task "sr", not {self.model.task!r}')
+        if self.start is not None and self.image_range != 1:
+            raise ConfigError("[start] begins with weights for 0..1, and image_range is not 1")
         if (self.data.noisy or self.data.validation_noisy) and self.noise.kind in ("gaussian", "camera"):
             raise ConfigError("data.noisy and data.validation_noisy are for noise that stands in files (noise.kind)")
         if self.data.depth != 8 and self.model.task != "denoise":

@@ -100,7 +100,8 @@ class CameraNoise(Degradation):
         """
         noisy, targets = [], []
         levels = np.empty(len(clean), np.float32)
-        for i, image in enumerate(clean.permute(0, 2, 3, 1).cpu().numpy() / np.float32(255)):
+        unit = (clean.permute(0, 2, 3, 1).cpu().numpy() / np.float32(255)).clip(0, 1)  # of 16 bits some lie beyond
+        for i, image in enumerate(unit):
             random = random_of(self.config, step, first + i, CAMERA_STREAM)
             if self.config.noise.enlarge > 1:
                 image = enlarged_part(image, self.config.noise.enlarge, random)
@@ -220,6 +221,7 @@ def _noisy(sigma: float, clean: np.ndarray, number: int) -> tuple[np.ndarray, np
 
 
 def _photographed(level: float, clean: np.ndarray, _: int) -> tuple[np.ndarray, np.ndarray]:
+    clean = clean.clip(0, 1)
     return noisy_at(clean, level), clean
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nlrn.training.config import TrainConfig
 
 ORDER_STREAM, CELL_STREAM = 4, 5  # keep the counters apart from the other degradations'
+MOST_BEYOND = 0.05  # of a target: more is another exposure, no noise
 # Two neighbours of the four pixels of a cell, numbered row by row, in either order
 NEIGHBORS = np.array([(0, 1), (1, 0), (2, 3), (3, 2), (0, 2), (2, 0), (1, 3), (3, 1)])
 
@@ -61,7 +62,7 @@ class PairedImages(Degradation):
         for name, image in inputs.items():
             if image.shape != targets[name].shape:
                 raise InputError(f"{name} is {image.shape} in {data / noisy}, but {targets[name].shape} in {target}")
-        return [_on_range_of_the_first(image, targets[name]) for name, image in inputs.items()]
+        return [_on_range_of_the_first(image, targets[name], name) for name, image in inputs.items()]
 
     def _by_name(self, folder: Path) -> dict[str, np.ndarray]:
         found = exact_images(folder, channels=self.config.model.in_channels)
@@ -168,8 +169,15 @@ def _halves_of_cells(image: np.ndarray, number: int) -> tuple[np.ndarray, np.nda
     return first, second
 
 
-def _on_range_of_the_first(image: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _on_range_of_the_first(image: np.ndarray, target: np.ndarray, name: str) -> np.ndarray:
+    """Both, HWC with the channels of both. Raises InputError where much of the target lies beyond the input's range."""
     scale = scale_of(image)
+    beyond = np.mean(scale.beyond(target) != 0)
+    if beyond > MOST_BEYOND:
+        raise InputError(
+            f"{100 * beyond:.0f} % of the target of {name} lies far beyond the range of its input: the two images of a"
+            " pair must be equally bright"
+        )
     both = [np.atleast_3d(scale.unit(x)) for x in (image, target)]
     return np.float32(255) * np.concatenate(both, axis=2)
 

@@ -12,7 +12,8 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from nlrn.errors import CheckpointError, ConfigError, ModelError
 from nlrn.models.checkpoint import model_metadata, read_tensors
-from nlrn.system.atomic import publish
+from nlrn.system.atomic import locked, publish
 from nlrn.training.config import ScheduleConfig, TrainConfig
 from nlrn.training.optim import Muon
 
@@ -63,8 +64,12 @@ class FoundState:
         return self.step >= int(self.meta["end"])
 
 
-def prepare(folder: Path, *, create: bool) -> None:
-    """Make the run folder and find out whether files can be written there; ConfigError if not."""
+@contextmanager
+def prepared(folder: Path, *, create: bool) -> Iterator[None]:
+    """Around a run in this folder, which is made. Raises ConfigError where files cannot be written, or another run is.
+
+    Of two runs in one folder, each would remove the other's newest states.
+    """
     try:
         if create:
             folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +77,13 @@ def prepare(folder: Path, *, create: bool) -> None:
             tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ConfigError(f"cannot write a run into {folder}: {error.strerror or error}") from error
+    with ExitStack() as kept:
+        with suppress(OSError):  # a missing folder, from which nothing resumes; Windows, where none can be opened
+            handle = os.open(folder, os.O_RDONLY)
+            kept.callback(os.close, handle)
+            if not locked(handle, otherwise=True):
+                raise ConfigError(f"another training goes on in {folder}: wait for its end, or give another folder")
+        yield
 
 
 def pack(model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -267,6 +279,12 @@ def to_resume(folder: Path, weights: Path, schedule: ScheduleConfig) -> tuple[Fo
     if not more or (found.step >= schedule.warmup and not _written_at(weights, found.step)):
         return found, False
     return first_verified([folder / BEFORE_DECAY, *rolling(folder)]) or found, True
+
+
+def how_ended(end: int, steps: int) -> str:
+    """The line about a run that is at its end where `steps` are asked for: more where its weights are missing."""
+    how = "its weights are written again; the same command once more resumes" if steps > end else "more steps resume"
+    return f"this run ended at step {end}: {how} from before its decay"
 
 
 def _written_at(weights: Path, step: int) -> bool:

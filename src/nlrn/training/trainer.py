@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +73,18 @@ def train(
     that had ended resumes from its state before the decay when there are more steps to make, as does a folder that
     holds only that state. minutes: stop by the clock, the last part of them spent on the decay branch (a resumed run
     that is in its decay already finishes it). cpu_minutes: the same by the CPU time of the process divided by its
-    threads, so that neither a pause nor other programs shorten the run. Raises ConfigError, InputError,
-    CheckpointError, UnfinishedError where the clock ended the run within its warm-up (the state is kept), or
-    TrainingError when the loss stops being finite (the last good state is kept). Ctrl-C and SIGTERM end it as usual,
-    but after the current step, with its state saved.
+    threads, so that neither a pause nor other programs shorten the run. Ctrl-C and SIGTERM end it after the current
+    step, with its state saved. Raises ConfigError, InputError, CheckpointError, UnfinishedError where the clock ended
+    the run within its warm-up, or TrainingError when the loss stops being finite (the last good state is kept).
     """
     budget = Budget(minutes, cpu_minutes)
     folder = Path(output or Path("runs") / config.name)
-    with joined() as processes:
+    with joined() as processes, ExitStack() as kept:
         leads = processes.leads
         with processes.as_one():
             trainer = Trainer(config, folder, data_root(data), processes, budget)
             if leads:
-                state.prepare(folder, create=not resume)
+                kept.enter_context(state.prepared(folder, create=not resume))
             trainer.start(resume)
         trainer.align()
         log = TrainingLog(folder, show=leads and not quiet, keep=leads, tensorboard=leads and tensorboard)
@@ -205,6 +204,7 @@ class Trainer:
             self._plan()
         else:  # exactly the plan from before
             self.decay_start, self.decay_steps, self.end = (meta[k] for k in ("decay_start", "decay_steps", "end"))
+            self.by_steps = self.step < self.decay_start  # the clock places a decay at its own step
 
     def save(self) -> None:
         """Rank 0 writes the rolling state, and the state before the decay when the decay begins."""
@@ -226,7 +226,7 @@ class Trainer:
     def run(self, log: TrainingLog) -> None:
         """Train until the planned end or the end of the time, decay included. Raises TrainingError, UnfinishedError."""
         if self.step >= self.end:
-            log.say(f"this run ended at step {self.end}; ask for more steps to resume from before its decay")
+            log.say(state.how_ended(self.end, self.config.schedule.steps))
             return
         looks = 1 if self.device.type == "cpu" and self.processes.world == 1 else LOOKS
         began, self.saved, since = self.step, -math.inf, self.step
