@@ -211,6 +211,48 @@ def test_what_is_no_file_is_listed_and_never_opened(tmp_path: Path, weights: Pat
     assert {f.name for f in (tmp_path / "out").glob("*.png")} == {"001.png", long, odd}
 
 
+def test_an_input_that_can_no_longer_be_read_stops_no_other(tmp_path: Path, weights: Path) -> None:
+    """On the second run, when its result is there."""
+    fill(tmp_path / "in", 3)
+    words = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(weights), "--sigma", "25"]
+    assert command([*words, "-r"]) == 0
+    shutil.copy(tmp_path / "in" / "002.png", tmp_path / "in" / "003.png")
+    (tmp_path / "in" / "001.png").unlink()
+    (tmp_path / "in" / "001.png").symlink_to(tmp_path / "gone.png")
+    assert command([*words, "-r"]) == 1
+    assert [r["in"] for r in records(tmp_path / "out") if "failed" in r] == ["001.png"]
+    assert (tmp_path / "out" / "003.png").exists()
+
+
+def test_existing_results_are_skipped_whatever_made_them(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of an image that changed since, and those that were edited."""
+    fill(tmp_path / "in", 3)
+    words = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(weights), "--sigma", "25"]
+    assert command(words) == 0
+    shutil.copy(tmp_path / "in" / "001.png", tmp_path / "in" / "002.png")
+    (tmp_path / "out" / "001.png").write_bytes(b"edited")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
+    capsys.readouterr()
+    assert command([*words, "--skip-existing", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["done"], sorted(found["skipped"])) == ([], sorted(path.name for path in before))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_plan_has_bitmaps_and_no_result_among_the_inputs(tmp_path: Path) -> None:
+    folder = tmp_path / "photos" / "raw"
+    (folder / "raw").mkdir(parents=True)
+    Image.new("1", (8, 8)).save(folder / "a.pbm")
+    Image.new("RGB", (8, 8)).save(folder / "b.mpo", "JPEG")
+    (folder / "c.btf").touch()
+    assert [job.target.name for job in plan(folder, tmp_path / "out")] == ["a.png", "b.jpg", "c.tif"]
+    Image.new("L", (8, 8)).save(folder / "raw" / "d.png")
+    with pytest.raises(ConfigError, match=r"raw/d.png lies inside .*next run"):
+        plan(folder, tmp_path / "photos", recursive=True)
+
+
 def test_what_a_format_cannot_hold_is_found_before_the_work(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,6 +264,16 @@ def test_a_model_for_enlarging_neither_denoises_nor_explains(
         assert shown.out == ""
 
 
+def test_tiles_are_planned_for_what_the_network_sees(
+    noisy: Path, enlarger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below a factor of 2 the network sees twice the image: 120 x 120 pixels for 90 x 90."""
+    Image.fromarray(np.zeros((60, 60), np.uint8)).save(tmp_path / "in.png")
+    command = ["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--model", str(enlarger)]
+    assert run([*command, "-s", "1.5", "--tile", "100", "--keep-noise"]) == 0
+    assert "120 x 120 pixels in tiles of 100" in capsys.readouterr().out
+
+
 def test_upscale_brings_exif_up_to_date(enlarger: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = "me"

@@ -268,3 +268,11 @@ def test_every_suffix_belongs_to_one_kind_and_counts_as_an_image() -> None:
     assert len(every) == len(set(every))
     assert set(every) <= OTHER_IMAGES
     assert set(further.suffixes()) == set(every)  # all extras are here
+
+
+def test_the_name_of_a_result_does_not_wait_for_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the file is opened, whose error names the extra; a name that cannot be written would come first."""
+    from nlrn.batch.plan import written_as
+
+    monkeypatch.setattr(further, "suffixes", dict)
+    assert [written_as(suffix) for suffix in (".heic", ".JXL", ".dng")] == [".png", ".png", ".tif"]

@@ -92,10 +92,11 @@ def test_the_command_says_what_was_found_and_the_very_command(here: Path, capsys
     assert "noise removed before enlarging; to keep it: --keep-noise" in capsys.readouterr().out
     assert run(["upscale", "white.png", "--keep-noise", "-o", "kept.png", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["said"] == []
-    assert run(["upscale", "a camera's.png", "-o", "x.png", "-s", "1.5"]) == 0
+    assert run(["upscale", "a camera's.png", "-o", "x.png", "-s", "1.5", "--depth", "8", "--range", "type"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "camera-like noise" in line)
     words = shlex.split(line.partition("to remove it first: ")[2])
-    assert words[:4] == ["nlrn", "upscale", "a camera's.png", "-o"]
+    assert words[1:4] == ["upscale", "--denoise-first", "--overwrite"]
+    assert words[4:] == ["a camera's.png", "-o", "x.png", "-s", "1.5", "--depth", "8", "--range", "type"]
     before = np.asarray(Image.open("x.png"))
     assert run(words[1:]) == 0
     assert "by the model for photographs" in capsys.readouterr().out

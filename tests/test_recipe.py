@@ -88,7 +88,7 @@ def valid_but_for(text: str) -> str:
         ("[optim]\noptimizer = 'sgd'", "not 'sgd'"),
         ("[noise]\nlow = 30.0\nhigh = 20.0", "low <= high"),
         ("[noise]\nregularization = 1.0", "is for neighbor2neighbor"),
-        ("[resize]\nscales = [2]", "[resize] is for models of the task"),
+        ("[resize]\nscales = [2]", "[resize] is not for models of the task 'denoise'"),
         ("[schedule]\nkind = 'cosine'", "not 'cosine'"),
         ("[schedule]\ndecay = 1.0", "decay < 1"),
         ("[schedule]\nhalve_every = 5", "halve_every are for the kind"),
@@ -96,7 +96,10 @@ def valid_but_for(text: str) -> str:
         ("[[stages]]\nstart = 0\npatch = 8\nbatch = 4\naccumulate = 5", "in 1 to 4 parts"),
         ("[[stages]]\nstart = 0\npatch = 8\nbatch = 4\naccumulate = 0", "in 1 to 4 parts"),
         ("[model]\nsigma_input = false", "a range of noise levels requires"),
-        ("[model]\ntask = 'sr'\nsigma_input = false\n[noise]\nlow = 5.0", "[noise] is for models of the task"),
+        (
+            "[model]\ntask = 'sr'\nsigma_input = false\n[data]\nvalidation_size = 120\n[noise]\nlow = 5.0",
+            "[noise] is not for models of the task 'sr'",
+        ),
         (
             "image_range = 255\n[start]\nfrom = 'denoise-gray-small'\n"
             "[model]\nsigma_input = false\n[noise]\nlow = 25.0\nhigh = 25.0",

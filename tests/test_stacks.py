@@ -420,6 +420,58 @@ def stop_at(patched: pytest.MonkeyPatch, planes: int) -> None:
     patched.setattr(TiffStackWriter, "put", stopping)
 
 
+def test_a_map_that_changed_begins_anew(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The planes of two maps are not mixed, though the map keeps its name."""
+    stack, levels, out = (tmp_path / f"{name}.tif" for name in ("stack", "map", "out"))
+    tifffile.imwrite(stack, noisy((4, 48, 40)), photometric="minisblack")
+    options = ["--model", str(weights), "--sigma-map", str(levels), "--range", "type"]
+    tifffile.imwrite(levels, np.full((48, 40), 1.0, np.float32))
+    with monkeypatch.context() as patched:
+        stop_at(patched, 2)
+        assert run(["denoise", str(stack), "-o", str(out), *options]) == 130
+    tifffile.imwrite(levels, np.full((48, 40), 9.0, np.float32))
+    capsys.readouterr()
+    assert run(["denoise", str(stack), "-o", str(out), *options]) == 0
+    assert "resumed" not in capsys.readouterr().out
+    whole = tmp_path / "whole.tif"
+    assert run(["denoise", str(stack), "-o", str(whole), "-q", *options]) == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_name_that_was_not_typed_is_no_pattern(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """cells_0.1%dmso.tif is the name of one file, beside it, in a folder, and in a folder of results."""
+    stack, options = tmp_path / "in" / "cells_0.1%dmso.tif", ["--model", str(weights), "--sigma", "20"]
+    stack.parent.mkdir()
+    tifffile.imwrite(stack, noisy((3, 48, 40)), photometric="minisblack")
+    (tmp_path / "there").mkdir()
+    assert run(["denoise", str(stack), *options]) == 0
+    beside = stack.with_name("cells_0.1%dmso-restored.tif")
+    assert f"wrote {beside}" in capsys.readouterr().out
+    beside = beside.rename(tmp_path / "restored.tif")
+    assert run(["denoise", str(stack), "-o", str(tmp_path / "there"), *options]) == 0
+    for _ in range(2):
+        assert run(["denoise", str(stack.parent), "-o", str(tmp_path / "out"), *options]) == 0
+    for folder in ("there", "out"):
+        (result,) = (tmp_path / folder).glob("*.tif")
+        assert result.name == stack.name
+        assert result.read_bytes() == beside.read_bytes()
+    assert "1 there already" in capsys.readouterr().out
+    assert run(["denoise", str(stack), "-o", str(tmp_path / "plane%d.png"), *options]) == 0
+    assert len(list(tmp_path.glob("plane?.png"))) == 3
+
+
+def test_the_place_of_a_stack_is_not_kept(
+    tmp_path: Path, stack_file: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["denoise", str(stack_file), "-o", str(tmp_path / "out.tif"), "--model", str(weights), "--sigma", "20"]
+    assert run([*command, "--keep-gps"]) == 0
+    assert "--keep-gps has no effect on a stack" in capsys.readouterr().out
+
+
 def test_limits_are_named(tmp_path: Path, stack_file: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["denoise", str(stack_file), "-o", str(tmp_path / "out.tif"), "--model", str(weights), "-q"]
     for option, value in (("--max-planes", "11"), ("--max-pixels", "1900")):

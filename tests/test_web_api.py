@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any, cast
 import httpx
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 from webserver import Service, image_file
 
@@ -170,6 +172,22 @@ def test_a_preview_is_the_image_itself_in_8_bits(client: httpx.Client, files: di
     for name in ("deep.tif", "wide.tif", "alpha.png", "floats.tif"):
         answer = ask(client, "/v1/preview", files[name])
         assert answer.content == encode_image(read_image(files[name]).with_depth(8), "PNG"), name
+
+
+def test_floats_that_are_counts_are_shown_as_they_are_restored(client: httpx.Client, tmp_path: Path) -> None:
+    """0..4000 is of 16 bits: dark, and not white."""
+    counts = np.linspace(0, 4000, 48 * 40, dtype=np.float32).reshape(48, 40)
+    tifffile.imwrite(tmp_path / "counts.tif", counts)
+    shown = np.asarray(Image.open(io.BytesIO(ask(client, "/v1/preview", tmp_path / "counts.tif").content)))
+    np.testing.assert_array_equal(shown, np.rint(counts / 65535 * 255))
+    found = ask(client, "/v1/explain", tmp_path / "counts.tif", x="7", y="11", sigma="20", model="toy")
+    assert found.status_code == 200
+
+
+def test_tiles_are_refused_with_patches_as_by_the_command(client: httpx.Client, files: dict[str, Path]) -> None:
+    answer = ask(client, "/v1/denoise", files["grey.png"], sigma="20", mode="patch", tile="64")
+    assert answer.status_code == 422
+    assert "tiles are for window mode" in answer.json()["error"]
 
 
 def test_a_map_is_the_one_that_nlrn_explain_draws(client: httpx.Client, files: dict[str, Path], folder: Path) -> None:

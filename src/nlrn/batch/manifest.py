@@ -257,7 +257,10 @@ def _is_of(record: dict[str, Any], job: Job) -> bool:
     """Whether a result was made of the image as it is now: of the same object, or of a file of the same content."""
     if isinstance(job.source, ObjectPath):
         return bool(record.get("etag") == job.source.etag)
-    return bool(record.get("input") == sha256(job.source))
+    try:
+        return job.source.is_file() and bool(record.get("input") == sha256(job.source))
+    except OSError:  # refused where it is read
+        return False
 
 
 def _plain(name: str) -> str:

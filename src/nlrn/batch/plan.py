@@ -69,10 +69,10 @@ def plan(
     Files with the suffix of an image count, hidden ones do not. recursive: those of the folders below too, links to
     folders left out; the results lie in the same order of folders. ending: put at the end of names. form: the suffix
     of all results, such as ".png"; None keeps each image's own, and makes TIFFs of stacks. is_stack: which files those
-    are. Raises ConfigError for an output folder inside the input folder, for two results of one name (also where names
-    differ in how an accent is written, or in case where the disk does not tell it apart), for a result that would lie
-    on an input or behind a linked folder of the output, and for an object whose key is no way through folders;
-    InputError for a folder that is not there.
+    are. Raises ConfigError for an output folder, or a result, inside the input folder, for two results of one name
+    (also where names differ in how an accent is written, or in case where the disk does not tell it apart), for a
+    result that would lie on an input or behind a linked folder of the output, and for an object whose key is no way
+    through folders; InputError for a folder that is not there.
     """
     if not root.is_dir():
         raise InputError(f"there is no folder {root}")
@@ -92,12 +92,14 @@ def plan(
     for target in (job.target for job in jobs):
         if isinstance(output, Path) and isinstance(target, Path):
             check_no_links(output, target)
+        if _inside(target, root):
+            raise ConfigError(f"{target} lies inside {root}: it would be one of the next run's images")
     return jobs
 
 
 def written_as(suffix: str) -> str:
     """The suffix of the result of an image: its own, or another where files of its format are not written."""
-    return (INSTEAD | further.suffixes()).get(suffix.lower(), suffix)
+    return (INSTEAD | further.BECOMES).get(suffix.lower(), suffix)
 
 
 def stack_written_as(suffix: str) -> str:

@@ -80,7 +80,7 @@ def run(
         if unknown and not (overwrite or skip_existing):
             more = f" and {len(unknown) - 1} more exist" if len(unknown) > 1 else " exists"
             raise ConfigError(f"{unknown[0].target}{more} already: see --skip-existing and --overwrite")
-        left = {job.name for job in unknown} if skip_existing else set()
+        left = {job.name for job in jobs if skip_existing and manifest.exists(job)}
         for job in jobs:
             if job.name in left or manifest.holds(job):
                 manifest.complete(job)

@@ -60,6 +60,7 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         handler.setFormatter(_Lines("nlrn: %(message)s"))
     try:
         options = parser.parse_args([_as_file(argument) for argument in arguments])
+        options.words = list(arguments)
         if not hasattr(options, "run"):
             parser.print_help()
             return 2

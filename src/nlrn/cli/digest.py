@@ -28,6 +28,8 @@ _FREE = {
     "run",
     "command",
     "model",
+    "derived",
+    "words",
 }
 # Options that came later, at what they did before: a folder that was done without them is done.
 _YOUNGER = {
@@ -42,6 +44,8 @@ def digest(options: argparse.Namespace) -> str:
 
     left_out = _FREE | {name for name, usual in _YOUNGER.items() if getattr(options, name, usual) == usual}
     chosen = {name: str(value) for name, value in vars(options).items() if name not in left_out}
+    if (levels := getattr(options, "sigma_map", None)) is not None and levels.is_file():
+        chosen["sigma_map"] = sha256(levels)  # what it holds, as of the weights
     kinds = [(1, False), (3, False)] + [(3, True)] * (ships_photo_model() and options.command == "denoise")
     models = {sha256(resolve_model(model_name(options, *kind))) for kind in kinds}
     if getattr(options, "denoise_first", False) is not False:  # of upscale, which removes noise by what is shipped

@@ -134,8 +134,6 @@ def restore_input(
     restored(asked, image, say, tick): a function of a module or class, the result of one image. task(options,
     asked): what is done with a file of many planes.
     """
-    if options.mode == "patch" and options.tile is not None:
-        raise ConfigError("tiles are for window mode: patch mode has its own patches")
     stored = isinstance(options.input, ObjectPath)
     if not (stored or options.input.exists()):  # before OUT is checked, which of a folder has no suffix
         raise InputError(f"there is no file or folder {options.input}")
@@ -154,7 +152,8 @@ def restore_input(
     say = lines.append if options.json else reporter(options)
     if many:
         options.quiet |= options.json
-        for line in _without_effect(options, kind):
+        lost = ["--keep-gps has no effect on a stack, which keeps no place"] * options.keep_gps
+        for line in (*_without_effect(options, kind), *lost):
             say(line)
         found = restore_stack(options, task(options, asked), say)
         size = f", {found['planes']} planes"
@@ -177,6 +176,7 @@ def restore_input(
 
 def _name_result(options: argparse.Namespace, many: bool, unnamed: bool) -> None:
     """The name of the result in a folder that was given, and of a stack that was not named."""
+    options.derived = unnamed or (isinstance(options.output, Path) and options.output.is_dir())
     if isinstance(options.output, Path) and options.output.is_dir():
         from nlrn.batch.plan import stack_written_as, written_as
 

@@ -68,7 +68,9 @@ def stack_of_folder(
 ) -> list[str]:
     """Restore a stack of the folder IN as the command for its file does; returns what that prints."""
     lines: list[str] = []
-    alone = argparse.Namespace(**{**vars(options), "input": job.source, "output": job.target, "quiet": True})
+    alone = argparse.Namespace(
+        **{**vars(options), "input": job.source, "output": job.target, "quiet": True, "derived": True}
+    )
     restore_stack(alone, task(alone, asked), lines.append, ready)
     return lines
 
@@ -90,11 +92,12 @@ def restore_stack(
     from nlrn.system.journal import Journal
 
     decides, inputs = digest(options), [options.input]
+    numbers = is_numbered(options.output) and not getattr(options, "derived", False)  # a pattern that was given
     inputs += [path] if (path := getattr(options, "sigma_map", None)) is not None else []
     with _opened(options) as stack:
-        if not is_numbered(options.output) and options.depth is not None and options.depth != stack.read(0).depth:
+        if not numbers and options.depth is not None and options.depth != stack.read(0).depth:
             raise ConfigError("a stack keeps its depth; --depth is for an image, or numbered files")
-        if not is_numbered(options.output) and options.compression is not None:
+        if not numbers and options.compression is not None:
             raise ConfigError("a stack keeps its compression; --compression is for an image, or numbered files")
         output, asked = options.output, task.asked
         check_folder(output)
@@ -107,18 +110,19 @@ def restore_stack(
                 if not resumed:
                     check_stack_output(
                         output, result, asked.expected(asked.prepared(stack.read(0))),
+                        numbers=numbers,
                         overwrite=options.overwrite,
                         inputs=inputs,
                     )  # fmt: skip
                 _say_stack(say, result, asked.neighbors)
-                if is_numbered(output):
+                if numbers:
                     say("numbered files hold the planes alone, without what IN says of axes, scale, time and channels")
                 levels, channels = _plan(options, stack, task, journal, say)
             except BaseException:
                 if not resumed:
                     journal.remove()
                 raise
-            kind = NumberedWriter if is_numbered(output) else TiffStackWriter
+            kind = NumberedWriter if numbers else TiffStackWriter
             with kind(output, result, journal, overwrite=options.overwrite) as writer:
                 if writer.done:
                     say(f"resumed: {writer.done} of {len(stack)} planes were done")

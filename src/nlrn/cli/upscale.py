@@ -56,8 +56,5 @@ def _command(options: argparse.Namespace) -> str:
     """The same command with the noise removed first; of a folder what is added to it."""
     if isinstance(options.input, ObjectPath) or options.input.is_dir():
         return "--denoise-first"
-    words = ["nlrn", "upscale", str(options.input)] + (["-o", str(options.output)] if options.output else [])
-    for name in ("scale", "width", "height", "model"):
-        if (value := getattr(options, name)) is not None:
-            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
-    return " ".join(map(shlex.quote, [*words, "--denoise-first", "--overwrite"]))
+    added = [word for word in ("--denoise-first", "--overwrite") if word not in options.words]
+    return " ".join(map(shlex.quote, ["nlrn", options.words[0], *added, *options.words[1:]]))

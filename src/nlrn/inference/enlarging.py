@@ -32,7 +32,7 @@ from nlrn.inference.pipeline import (
 )
 from nlrn.inference.restorer import Restorer
 from nlrn.inference.self_ensemble import Progress, tick_of_part
-from nlrn.inference.super_resolution import enlarged_size, passes_of
+from nlrn.inference.super_resolution import enlarged_size, passes_of, seen_size
 from nlrn.io.image import MAX_RESULT_PIXELS, ImageData
 
 # Levels, 0-255 units, from which on noise is removed before (white), or reported (a camera's)
@@ -135,12 +135,13 @@ def upscaled_array(
         say(f"noise removed before enlarging; to keep it: {first.how_not}")
         seen = result.array.clip(seen.min(), seen.max())
         progress = progress and partial(tick_of_part, progress, 1, 2)
-    say_plan(restorer, say, height, width)
+    largest = seen_size(image.shape[:2], (height, width))  # in the last pass
+    say_plan(restorer, say, *largest)
     scale = restorer.scale(seen, value_range=chosen)
     say_range(say, scale, levels, value_range)
     array, tile = backing_off(
         restorer,
-        (height, width),
+        largest,
         lambda tried: tried.upscale(seen, height, width, value_range=chosen, progress=progress),
     )
     larger = None if alpha is None else enlarged_alpha(alpha, height, width)

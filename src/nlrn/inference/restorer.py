@@ -209,7 +209,8 @@ class Restorer:
         image = given = checked_image(given, value_range)
         if self._largest is None:
             again = partial(Restorer.upscale, image=image, height=height, width=width)
-            return backing_off(self, (height, width), partial(again, value_range=value_range, progress=progress))[0]
+            shape = seen_size(image.shape[:2], (height, width))
+            return backing_off(self, shape, partial(again, value_range=value_range, progress=progress))[0]
         scale = self.scale(image, value_range=value_range)
         beyond, image = scale.beyond(given), scale.unit(given)
         passes = passes_of(image.shape[:2], (height, width))

@@ -11,11 +11,10 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image
 
 from nlrn.errors import InputError
 from nlrn.functional.ranges import scale_of
@@ -141,7 +140,7 @@ def _read_image8(file: Path, channels: int | None) -> np.ndarray:
     try:
         data = file.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            mode, bits = image.mode, bits_of(cast(ImageFile.ImageFile, image), data)
+            mode, bits = image.mode, bits_of(image, data)
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             if mode in _GREY_MODES | _COLOUR_MODES and bits <= 8 and pages == 1:
                 keep = "L" if mode in _GREY_MODES else "RGB"

@@ -56,6 +56,7 @@ _RAW_SUFFIXES = (
 )  # fmt: skip
 RAW = Kind("a camera's raw file", "raw", ("rawpy",), _RAW_SUFFIXES, ".tif")
 KINDS = (HEIC, JPEG2000, JPEGXL, RAW)
+BECOMES = {suffix: kind.becomes for kind in KINDS for suffix in kind.suffixes}  # of results, by suffix
 
 
 def kind_of(data: bytes) -> Kind | None:

@@ -204,9 +204,14 @@ def numbered(pattern: Path, index: int) -> Path:
     return pattern.with_name(_NUMBERED.sub(lambda found: found[0] % (index + 1), pattern.name))
 
 
-def check_stack_output(path: Path, stack: Stack, first: ImageData, *, overwrite: bool, inputs: Sequence[Path]) -> None:
-    """Find out before any work whether the result can be written under that name. Raises InputError."""
-    if is_numbered(path):
+def check_stack_output(
+    path: Path, stack: Stack, first: ImageData, *, numbers: bool, overwrite: bool, inputs: Sequence[Path]
+) -> None:
+    """Find out before any work whether the result can be written under that name, or under `numbers` made of it.
+
+    Raises InputError.
+    """
+    if numbers:
         for index in range(len(stack)):
             check_output(numbered(path, index), overwrite=overwrite, inputs=inputs, image=None if index else first)
         return

@@ -49,5 +49,6 @@ WRITTEN = {  # by Pillow's name
     "BMP": Written((".bmp",), "image/bmp", resolution=True, described=False),
     "PPM": Written((".ppm", ".pgm", ".pnm"), "image/x-portable-anymap", bits=16, described=False),
 }
-INSTEAD = {".gif": ".png"}  # suffixes of files that Pillow reads and that are not written, and of their results
+# Suffixes of files that are read and not written, and of their results
+INSTEAD = {".gif": ".png", ".pbm": ".png", ".mpo": ".jpg", ".btf": ".tif", ".tf8": ".tif", ".tf2": ".tif"}
 SUFFIXES = dict(sorted((suffix, name) for name, kind in WRITTEN.items() for suffix in kind.suffixes))

@@ -290,10 +290,8 @@ class TrainConfig:
 
     def _check_task(self) -> None:
         """Raises ConfigError where task, model, data and degradation do not fit together."""
-        if self.model.task != "denoise" and self.noise != NoiseConfig():
-            raise ConfigError(f'[noise] is for models of the task "denoise", not {self.model.task!r}')
-        if self.model.task != "sr" and self.resize != ResizeConfig():
-            raise ConfigError(f'[resize] is for models of the task "sr", not {self.model.task!r}')
+        if self.model.task != "denoise" and self.noise.kind != NoiseConfig.kind:
+            raise ConfigError(f'{self.noise.kind} noise is for models of the task "denoise", not {self.model.task!r}')
         if self.start is not None and self.image_range != 1:
             raise ConfigError("[start] begins with weights for 0..1, and image_range is not 1")
         if (self.data.noisy or self.data.validation_noisy) and self.noise.kind in ("gaussian", "camera"):
@@ -397,4 +395,6 @@ def read_recipe(path: str | Path) -> TrainConfig:
     if isinstance(model := values.get("model"), dict) and model.get("window") == 0:
         model["window"] = None
     recipe: TrainConfig = build(TrainConfig, values, str(Path(path).name))
+    if (other := "noise" if recipe.model.task == "sr" else "resize") in values:
+        raise ConfigError(f"[{other}] is not for models of the task {recipe.model.task!r}")
     return recipe

@@ -50,7 +50,7 @@ class Handlers:
                 case "explain":
                     return self._explain(image, task.options)
                 case _:
-                    image = image.with_depth(8)
+                    image = Options().prepared(image).with_depth(8)
                     self._check_result(image, "PNG")
                     return _encoded(image, "PNG")
         except InputError as error:
@@ -91,8 +91,10 @@ class Handlers:
         return _encoded(result, form, lines)
 
     def _explain(self, image: ImageData, options: dict[str, Any]) -> Answer:
+        asked = Options.of(options, **self._own)
+        image = asked.prepared(image)
         seen = fill_hidden(image.array, image.alpha)
-        restorer = self._restorer(Options.of(options, **self._own), 1)
+        restorer = self._restorer(asked, 1)
         restorer.require("denoise")
         level = restorer.noise_level(seen, options["sigma"])
         maps = correlation_maps(restorer, seen, (options["x"], options["y"]), float(np.max(level)))
