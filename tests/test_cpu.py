@@ -429,6 +429,40 @@ def test_the_network_runs_on_it_and_gives_what_the_others_give(network: NLRN) ->
         assert float((a - b).norm()) <= 1e-5 * max(float(b.norm()), 1e-3 * largest)
 
 
+def test_a_correlation_that_is_only_read_stays_as_it_was_for_its_gradient() -> None:
+    case = Case.draw(SHAPES[4], 2)
+    (q, k, v), second = ([x.float() for x in state] for state in case.states)
+    leaf = q.clone().requires_grad_()
+    expected, _ = neighborhood_attention(leaf, k, v, window=15, return_correlation=True, backend="cpu")
+    (wanted,) = torch.autograd.grad(expected.sum(), leaf)
+    out, first = neighborhood_attention(leaf, k, v, window=15, return_correlation=True, backend="cpu")
+    with torch.no_grad():
+        neighborhood_attention(*second, window=15, correlation=first, backend="cpu")
+    (found,) = torch.autograd.grad(out.sum(), leaf)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tiled", "reference"])
+def test_second_derivatives_are_refused_or_right(backend: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 6, 7, 4, dtype=torch.float32, requires_grad=True) for _ in range(3))
+
+    def penalty(name: str, dtype: torch.dtype) -> Tensor:
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        out = neighborhood_attention(*leaves, window=3, backend=name)
+        gradients = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        torch.stack([g.square().sum() for g in gradients]).sum().backward()
+        assert leaves[0].grad is not None
+        return leaves[0].grad
+
+    if backend == "reference":
+        exact = penalty(backend, torch.float64)
+        assert float((penalty(backend, torch.float32) - exact).norm()) < 1e-4 * float(exact.norm())
+    else:
+        with pytest.raises(RuntimeError, match=r"no second derivatives|differentiate twice"):
+            penalty(backend, torch.float32)
+
+
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
 def test_the_network_exports_and_compiles_whole(network: NLRN) -> None:
     x = torch.rand(1, 1, 33, 21)

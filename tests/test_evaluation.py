@@ -33,6 +33,7 @@ from nlrn.functional.noise import estimate_sigma
 from nlrn.inference.restorer import Restorer
 from nlrn.io.datasets import scoring_set
 from nlrn.models.checkpoint import save_model
+from nlrn.system.atomic import publish_json
 
 
 def images(*shapes: tuple[int, ...]) -> list[tuple[str, np.ndarray]]:
@@ -281,3 +282,37 @@ def test_an_image_too_small_at_one_of_the_scales_is_named_before_any_is_scored(t
     assert len(find_sets(tmp_path, task="sr", scales=[2, 3])) == 1
     with pytest.raises(InputError, match=r"small of .* inside a border of 4"):
         find_sets(tmp_path, task="sr", scales=[2, 3, 4])
+
+
+@pytest.mark.parametrize(("side", "scale"), [(18, 2.5), (18, 1.9)])
+def test_images_too_small_for_a_fractional_scale_are_refused_before_the_work(
+    tmp_path: Path, side: int, scale: float
+) -> None:
+    """An image is cropped to a multiple of the scale's numerator, 15 for 18 and 2.5, less a border of 3."""
+    Image.fromarray(np.zeros((side, 60), np.uint8)).save(tmp_path / "a.png")
+    assert len(find_sets(tmp_path, task="sr", scales=[1.5])) == 1
+    with pytest.raises(InputError, match=r"a of .* is too small to score"):
+        find_sets(tmp_path, task="sr", scales=[scale])
+
+
+def test_numbers_that_json_has_no_word_for_are_null(tmp_path: Path) -> None:
+    found = {"a": {"psnr": float("inf"), "ssim": 1.0}, "b": [float("nan"), 2], "c": (1, None)}
+    text = publish_json(tmp_path / "a.json", found).read_text()
+    expected = {"a": {"psnr": None, "ssim": 1.0}, "b": [None, 2], "c": [1, None]}
+    assert json.loads(text, parse_constant=pytest.fail) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--scale", "3"), "--scale and --protocol are for super-resolution"),
+        (("--protocol", "8bit-lr"), "--scale and --protocol are for super-resolution"),
+        (("--task", "sr", "--sigma", "25"), "--sigma is for models that denoise"),
+    ],
+)
+def test_options_of_the_other_task_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / "a.png")
+    assert run(["evaluate", "--data", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err

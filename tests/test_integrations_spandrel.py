@@ -18,7 +18,8 @@ from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelLoader, Unsupport
 import nlrn
 import nlrn.integrations
 from nlrn.errors import BackendError, CheckpointError, ConfigError
-from nlrn.functional.degradations import add_gaussian_noise
+from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
+from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.integrations.spandrel import register
 from nlrn.models.checkpoint import load_model, resolve_model, save_model
 
@@ -46,6 +47,21 @@ def test_the_shipped_model_by_spandrels_own_loader() -> None:
     found = descriptor(image)[0, 0].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found - image[0, 0].numpy()).mean() > 0.03
+
+
+def test_the_model_for_photographs_receives_the_level_of_camera_noise(registry: Any) -> None:
+    """And not the sigma that a model for white noise is given for it."""
+    random = np.random.default_rng(3)
+    smooth = resize_bicubic(random.random((6, 6, 3)), 128, 128).clip(0, 1)
+    image = add_camera_noise(smooth, at_level(draw_camera(random), 14.0), random).astype(np.float32)
+    found = nlrn.estimate_noise(image)
+    assert found.kind == "camera"
+    assert found.sigma > 1.2 * found.level
+    register("denoise-photo-small", registry=registry)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    descriptor = ModelLoader(registry=registry).load_from_file(resolve_model("denoise-photo-small"))
+    expected = load_model("denoise-photo-small").eval()(planes, found.level / 255).clamp(0, 1)
+    np.testing.assert_allclose(descriptor(planes).numpy(), expected.detach().numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,18 @@ def test_a_number_a_batch_and_a_map_of_one_sigma_are_the_same() -> None:
 
 
 # ---------------------------------------------------------------------------------------- reconfiguration
+def test_a_reconfigured_network_leaves_frozen_parameters_frozen() -> None:
+    model, _ = random_model(NLRNConfig(states=2, window=5, **NARROW))
+    for frozen in (True, False):
+        model.requires_grad_(not frozen)
+        first = next(iter(model.parameters()))
+        first.requires_grad_(frozen)
+        flags = [p.requires_grad for p in model.parameters()]
+        other = model.reconfigured(window=3)
+        assert [p.requires_grad for p in model.parameters()] == flags
+        assert [p.requires_grad for p in other.parameters()] == flags
+
+
 def test_a_reconfigured_network_shares_its_parameters() -> None:
     model, params = random_model(NLRNConfig(states=3, window=5, **NARROW))
     x = random_image(1, 1, 11, 12)

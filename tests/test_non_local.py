@@ -238,3 +238,21 @@ def test_a_name_that_does_not_exist_lists_the_six() -> None:
     with pytest.raises(ConfigError) as caught:
         NonLocal2d(CHANNELS, distance="cosine")
     assert all(name in str(caught.value) for name in DISTANCES)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter warns of what it does itself
+@pytest.mark.parametrize("options", [{"distance": "dot_product"}, {"backend": "tiled"}])
+def test_an_export_leaves_nothing_behind_for_what_runs_later(options: dict[str, str]) -> None:
+    """The masks of tiles are kept, and those of an export hold no numbers."""
+    torch.manual_seed(0)
+    block, x = NonLocal2d(4, window=5, **options).eval(), torch.rand(1, 4, 9, 9)  # type: ignore[arg-type]
+    nn.init.normal_(block.g.weight)
+    for kept in (tiled._mask, tiled._shares):
+        kept.cache_clear()
+    program = torch.export.export(block, (x,))
+    found = block(x)
+    for kept in (tiled._mask, tiled._shares):
+        kept.cache_clear()
+    torch.testing.assert_close(found, block(x))
+    torch.testing.assert_close(program.module()(x), found)
+    torch.testing.assert_close(torch.export.export(block, (x,)).module()(x), found)  # with masks that are kept

@@ -30,6 +30,7 @@ nlrn evaluate --data DATA --sigma 15 25 50 --json scores.json
 """
 
 _STANDARD_OUTPUT = Path("-")
+SCALES = (2, 3, 4)
 
 
 def add(commands: Any) -> None:
@@ -51,13 +52,12 @@ def add(commands: Any) -> None:
     )
     group.add_argument("--auto", action="store_true", help="give the model the estimated noise level instead")
     group.add_argument(
-        "--scale", type=number("scale", 1.5, 4), nargs="+", default=[2, 3, 4], help="1.5 to 4 (default: 2 3 4)"
+        "--scale", type=number("scale", 1.5, 4), nargs="+", help="of super-resolution, 1.5 to 4 (default: 2 3 4)"
     )
     group.add_argument(
         "--protocol",
         choices=("float-lr", "8bit-lr"),
-        default="float-lr",
-        help="of super-resolution: is the small image rounded to 8 bit?",
+        help="of super-resolution: is the small image rounded to 8 bit? (default: float-lr)",
     )
     group.add_argument("--attention", action="store_true", help="also what the attention is worth (first set)")
     group = parser.add_argument_group("result")
@@ -84,7 +84,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     )
     from nlrn.io.datasets import data_root
     from nlrn.models.checkpoint import model_metadata, resolve_model, sha256
-    from nlrn.system.atomic import publish_json
+    from nlrn.system.atomic import finite, publish_json
 
     if options.precision == "auto":
         options.precision = "fp32"  # scores are reproducible numbers
@@ -102,7 +102,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         options.sets,
         channels=config.in_channels,
         task=options.task,
-        scales=options.scale if options.task == "sr" else (),
+        scales=(options.scale or SCALES) if options.task == "sr" else (),
     )
     protocol, conditions = _conditions(options, config)
     say = reporter(options)
@@ -120,7 +120,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         result["attention"] = attention_study(restorer, next(iter(sets.values())), conditions, say=say)
     _table(result, options.quiet)
     if printed:
-        print(json.dumps(result))
+        print(json.dumps(finite(result)))
     elif options.json is not None:
         publish_json(options.json, result)
         say(f"wrote {options.json}")
@@ -132,6 +132,10 @@ def _check(options: argparse.Namespace, config: NLRNConfig) -> None:
     camera, given = options.noise == "camera", config.sigma_input
     if config.task != options.task:
         raise ConfigError(f"this model is for {config.task}: give --task {config.task}")
+    if options.task == "sr" and options.sigma is not None:
+        raise ConfigError("--sigma is for models that denoise")
+    if options.task != "sr" and (options.scale is not None or options.protocol is not None):
+        raise ConfigError("--scale and --protocol are for super-resolution: give --task sr")
     if camera and (options.task == "sr" or config.in_channels != 3):
         raise ConfigError("--noise camera is for models that denoise colour")
     if config.noise == "camera" and not camera:
@@ -150,7 +154,8 @@ def _conditions(options: argparse.Namespace, config: NLRNConfig) -> tuple[str, l
     from nlrn.functional.camera import CAMERA_LEVELS
 
     if options.task == "sr":
-        return options.protocol, super_resolution(options.scale, options.protocol)
+        protocol = options.protocol or "float-lr"
+        return protocol, super_resolution(options.scale or SCALES, protocol)
     if options.noise == "camera":
         given = "auto" if options.given_sigma is None else options.given_sigma
         return "camera", photographs(options.sigma or CAMERA_LEVELS, given)

@@ -103,15 +103,19 @@ def find_sets(
         for stem, image in images:
             side = min(image.shape[:2])
             borders = [math.ceil(scale) for scale in scales]
-            if (
-                min([side, *(side // scale * scale - 2 * b for scale, b in zip(scales, borders, strict=True))])
-                < LEAST_SIDE
-            ):
+            steps = [_ratio(scale).numerator for scale in scales]  # of the crop that is scored
+            inside = [side // step * step - 2 * border for step, border in zip(steps, borders, strict=True)]
+            if min([side, *inside]) < LEAST_SIDE:
                 border = f" inside a border of {max(borders)}" if scales else ""
                 raise InputError(
                     f"{stem} of {name} is too small to score: SSIM needs {LEAST_SIDE} x {LEAST_SIDE} pixels{border}"
                 )
     return sets
+
+
+def _ratio(scale: float) -> Fraction:
+    """A scale in whole numbers: an image is cropped to a multiple of its numerator, and its denominator is kept."""
+    return Fraction(scale).limit_denominator(10)
 
 
 # -- what is scored ------------------------------------------------------------------------------------------------
@@ -198,7 +202,7 @@ def super_resolution(scales: Iterable[float], protocol: str = "float-lr") -> lis
 
 
 def _reduction(scale: float, protocol: str) -> Condition:
-    ratio, border = Fraction(scale).limit_denominator(10), math.ceil(scale)
+    ratio, border = _ratio(scale), math.ceil(scale)
 
     def pair(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The luminance of the image, and of the small one."""

@@ -87,7 +87,8 @@ class NLRNArch(Architecture[NLRN]):  # type: ignore[misc]
         return model(image, self._estimated(image) / 255 if isinstance(self.sigma, str) else level)
 
     def _estimated(self, image: Tensor) -> float:
-        return min(estimate_noise(image[0].detach().movedim(0, -1).float().cpu().numpy()).sigma, MAX_SIGMA)
+        found = estimate_noise(image[0].detach().movedim(0, -1).float().cpu().numpy())
+        return min(found.level if self.model.config.noise == "camera" else found.sigma, MAX_SIGMA)
 
 
 def register(

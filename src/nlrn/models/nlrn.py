@@ -306,7 +306,10 @@ class NLRN(nn.Module):
         """A network of this class whose parameters and statistics are those of `model`: the same tensors."""
         with torch.device("meta"):  # its own take no memory
             other = cls(config, backend=model.block.non_local.backend)
-        other.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+        trained = {name: p.requires_grad for name, p in model.named_parameters()}
+        other.load_state_dict(model.state_dict(keep_vars=True), assign=True)  # which sets the flag by that of its own
+        for name, p in other.named_parameters():
+            p.requires_grad_(trained[name])
         return other.train(model.training)
 
     def backend(self, height: int, width: int) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from nlrn.ops import cpu
-from nlrn.ops.custom_ops import LIBRARY, operator
+from nlrn.ops.custom_ops import LIBRARY, once_only, operator
 
 
 def weight_gradient(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,6 +72,9 @@ def convolution_weights(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
 def _(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     inputs, outputs = x.shape[1], gradient.shape[1]
     return x.new_empty(outputs, 3, 3, inputs).permute(0, 3, 1, 2), x.new_empty(outputs)
+
+
+once_only("convolution_weights")
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

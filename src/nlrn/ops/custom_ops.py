@@ -100,6 +100,18 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), torch.empty_like(after)
 
 
+def once_only(name: str) -> None:
+    """Make the operator nlrn::<name>, a gradient, refuse to be differentiated: else autograd falls through, wrongly."""
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError('the fused kernels have no second derivatives: use backend="reference", which does')
+
+    torch.library.register_autograd(f"nlrn::{name}", refuse, lib=LIBRARY)
+
+
+once_only("attention_backward")
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     q, k, v, before, ctx.window, _, ctx.kernel = inputs
     out, exact, norms, after = output
@@ -178,7 +190,7 @@ def _state(
         state = correlation.clone(memory_format=torch.contiguous_format)
     else:
         state = correlation.contiguous()
-    if not (torch.compiler.is_compiling() or state.is_inference()):
+    if return_correlation and not (torch.compiler.is_compiling() or state.is_inference()):  # it is written into
         increment_version(state)  # so that a gradient that needs the former values is refused, not wrong
     return state
 

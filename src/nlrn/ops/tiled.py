@@ -88,12 +88,18 @@ class Strip:
 
     def mask(self, window: int | None, like: Tensor) -> Tensor | None:
         """[Q, K], 0 inside the window and MASKED outside; None when every key is inside."""
-        return None if window is None else _mask(self._spans, window // 2, like.dtype, like.device)
+        return None if window is None else _kept(_mask, self._spans, window // 2, like)
 
     def shares(self, window: int | None, like: Tensor) -> Tensor:
         """[Q, K], 1 / number of the query's keys inside the window and 0 outside."""
         assert window is not None
-        return _shares(self._spans, window // 2, like.dtype, like.device)
+        return _kept(_shares, self._spans, window // 2, like)
+
+
+def _kept(make: Any, spans: _Spans, r: int, like: Tensor) -> Tensor:
+    """What `make` keeps for queries and keys of these spans; made anew for tensors without numbers, as of an export."""
+    found: Tensor = (make if type(like) is Tensor else make.__wrapped__)(spans, r, like.dtype, like.device)
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -110,7 +116,7 @@ def _mask(spans: _Spans, r: int, dtype: torch.dtype, device: torch.device) -> Te
 
 @lru_cache(maxsize=64)
 def _shares(spans: _Spans, r: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    inside = _mask(spans, r, dtype, device) == 0
+    inside = _mask.__wrapped__(spans, r, dtype, device) == 0
     return inside.to(dtype) / inside.sum(1, keepdim=True)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
@@ -119,7 +120,16 @@ def _named(temporary: Path, file: IO[bytes], path: Path, *, overwrite: bool) -> 
 
 def publish_json(path: str | Path, result: dict[str, Any]) -> Path:
     """Write a result as JSON, atomically; an existing file is replaced. Raises InputError."""
-    return publish(path, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)
+    return publish(path, (json.dumps(finite(result), indent=1) + "\n").encode(), overwrite=True)
+
+
+def finite(result: Any) -> Any:
+    """A result with None for numbers that JSON has no word for, such as the PSNR of equal images."""
+    if isinstance(result, dict):
+        return {key: finite(value) for key, value in result.items()}
+    if isinstance(result, list | tuple):
+        return [finite(value) for value in result]
+    return None if isinstance(result, float) and not math.isfinite(result) else result
 
 
 def open_record(path: Path, mode: str = "a+b") -> IO[bytes]:
