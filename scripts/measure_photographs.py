@@ -32,6 +32,7 @@ from nlrn.functional.camera import CAMERA_LEVELS, DENOISING, at_level, draw_came
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.metrics import psnr, quantize8, ssim
+from nlrn.inference.pipeline import for_photographs
 from nlrn.inference.restorer import Restorer
 from nlrn.io.datasets import data_root, read_folder, scoring_set, validation_images
 from nlrn.system.atomic import publish_json
@@ -87,9 +88,13 @@ def camera(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any
         name = file.stem.removesuffix("_real")
         noisy, truth = (np.asarray(Image.open(p).convert("RGB")) / 255 for p in (file, file.with_stem(f"{name}_mean")))
         line = lines.setdefault(name, {})
+        found = restorer.found_noise(noisy)
         if "auto" not in line:
-            line["found"] = [one.record() for one in restorer.found_noise(noisy)]
-        for method in tools.keys() - line.keys():
+            line["found"] = [one.record() for one in found]
+        for method in [method for method in tools if method not in line]:
+            if method == "photo" and for_photographs(found, 1.0):  # what nothing given takes, too
+                line[method] = line["auto"]
+                continue
             restored = quantize8(tools[method](noisy.astype(np.float32)).astype(np.float64))
             shift = float(np.abs(restored.mean((0, 1)) - truth.mean((0, 1))).max() * 255)
             line[method] = [psnr(truth, restored), ssim(truth, restored), shift]

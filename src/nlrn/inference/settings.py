@@ -43,7 +43,7 @@ class Settings:
             raise ConfigError(f"precision must be {', '.join(PRECISIONS)}, not {self.precision!r}")
         if self.tile is not None and (number(self.tile, "tile", ConfigError) < 0 or self.tile % 1):
             raise ConfigError(f"tile must be a number of pixels, or 0 for the whole image, not {self.tile}")
-        if self.tile is not None and self.mode != "window":
+        if self.tile and self.mode != "window":  # 0: the whole image
             raise ConfigError("tiles are for window mode: patch mode has its own patches")
         if not 0 <= number(self.level, "level", ConfigError) <= MAX_LEVEL:
             raise ConfigError(f"level must lie in 0..{MAX_LEVEL:g}, not be {self.level:g}")
