@@ -4,8 +4,7 @@ Between a model and what further training on other data made of it, the mean kee
 et al., Robust fine-tuning of zero-shot models, CVPR 2022). The metadata are the second's.
 
   git show 37186c7:src/nlrn/models/weights/denoise-photo-small.safetensors > before.safetensors
-  git show cce1a44:src/nlrn/models/weights/denoise-photo-small.safetensors > after.safetensors
-  python scripts/average_weights.py before.safetensors after.safetensors -o denoise-photo-small.safetensors
+  python scripts/average_weights.py before.safetensors after.safetensors -o denoise-photo-small.safetensors --share 0.65
 """
 
 from __future__ import annotations

@@ -286,7 +286,7 @@ def test_the_recipe_sets_the_share_of_cameras_that_spare_detail(
 def test_the_recipe_of_the_small_model_for_photographs() -> None:
     config = read_recipe(ROOT / "recipes" / "denoise-photo-small.toml")
     assert config.start == StartConfig("denoise-photo-small")
-    assert config.noise == dataclasses.replace(CAMERA, enlarge=3.0)
+    assert config.noise == dataclasses.replace(CAMERA, enlarge=3.0, denoising=0.65)
     assert config.model == NLRNConfig(3, 64, 32, 6, 15, sigma_input=True, noise="camera")
     assert config.freeze == 0
     assert config.data.folders == ("bsds500/train", "bsds500/test", "sunhays80")
