@@ -250,18 +250,22 @@ def photons_text(noise: PoissonNoise, levels: float) -> str:
     return f"gain {seen.gain:.4g}, read noise {seen.read_noise:.3g}, black {seen.black:.4g} (sample values)"
 
 
-def sample_range(scale: Scale, levels: float) -> tuple[float, float]:
-    """What was seen as black and white, in sample values of the file, six digits of each."""
+def sample_range(scale: Scale, levels: float, sigma: float = 0.0) -> tuple[float, float]:
+    """What was seen as black and white, in sample values of the file, six digits of each.
+
+    sigma: a level, 0-255 units, that the range has to allow: a rounding that made it smaller goes outwards.
+    """
     low, high = (limit * levels for limit in scale.limits)
-    return -_rounded_up(-low), _rounded_up(high)
+    near = float(f"{low:.6g}"), float(f"{high:.6g}")
+    return (-_rounded_up(-low), _rounded_up(high)) if MAX_SIGMA * (near[1] - near[0]) < sigma * levels else near
 
 
 def _rounded_up(value: float) -> float:
-    """To six digits, so that a range never becomes smaller than its largest sigma allows."""
+    """To six digits."""
     if value == 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(abs(value))) - 5)
-    return float(f"{math.ceil(value / unit - 1e-6) * unit:.6g}")
+    return float(f"{math.ceil(value / unit) * unit:.6g}")
 
 
 def say_range(say: Report, scale: Scale, levels: float, chosen: Range) -> None:

@@ -179,7 +179,7 @@ def _channel(
     scale = restorer.scale(image, level, value_range=chosen)
     if scale.limits == (0.0, 1.0):
         return Channel(dataclasses.replace(asked, sigma=sigma, value_range="type"), len(members), found)
-    low, high = sample_range(scale, levels)
+    low, high = sample_range(scale, levels, 0.0 if found is not None else level)
     if found is not None and not isinstance(sigma, str):  # the range may be smaller by its rounding
         sigma = _rounded_down(min(float(np.max(plain(sigma))), MAX_SIGMA * (high - low) / levels))
     return Channel(dataclasses.replace(asked, sigma=sigma, value_range=(low, high)), len(members), found)
