@@ -92,7 +92,7 @@ def restore_stack(
     from nlrn.system.journal import Journal
 
     decides, inputs = digest(options), [options.input]
-    numbers = is_numbered(options.output) and not getattr(options, "derived", False)  # a pattern that was given
+    numbers = is_numbered(options.output) and not options.derived  # a pattern that was given
     inputs += [path] if (path := getattr(options, "sigma_map", None)) is not None else []
     with _opened(options) as stack:
         if not numbers and options.depth is not None and options.depth != stack.read(0).depth:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nlrn.errors import BackendError, ConfigError
+from nlrn.functional.levels import level_of
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.noise import estimate_noise
 from nlrn.integrations import require
@@ -88,7 +89,7 @@ class NLRNArch(Architecture[NLRN]):  # type: ignore[misc]
 
     def _estimated(self, image: Tensor) -> float:
         found = estimate_noise(image[0].detach().movedim(0, -1).float().cpu().numpy())
-        return min(found.level if self.model.config.noise == "camera" else found.sigma, MAX_SIGMA)
+        return float(level_of((found,), camera=1.0 if self.model.config.noise == "camera" else None))
 
 
 def register(

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from nlrn.ops import cpu
-from nlrn.ops.custom_ops import LIBRARY, once_only, operator
+from nlrn.ops.custom_ops import LIBRARY, operator
 
 
 def weight_gradient(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,19 @@ def _(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(outputs, 3, 3, inputs).permute(0, 3, 1, 2), x.new_empty(outputs)
 
 
-once_only("convolution_weights")
+def _keep_both(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_again(ctx: Any, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of a kernel and a bias are linear in the input and in the gradient of the output."""
+    x, gradient = ctx.saved_tensors
+    return conv2d_input(x.shape, weights, gradient, padding=1), F.conv2d(x, weights, bias, padding=1)  # type: ignore[no-untyped-call]
+
+
+torch.library.register_autograd(
+    "nlrn::convolution_weights", _differentiate_again, setup_context=_keep_both, lib=LIBRARY
+)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

@@ -100,16 +100,12 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), torch.empty_like(after)
 
 
-def once_only(name: str) -> None:
-    """Make the operator nlrn::<name>, a gradient, refuse to be differentiated: else autograd falls through, wrongly."""
-
-    def refuse(*_: Any) -> None:
-        raise RuntimeError('the fused kernels have no second derivatives: use backend="reference", which does')
-
-    torch.library.register_autograd(f"nlrn::{name}", refuse, lib=LIBRARY)
+def _refuse(*_: Any) -> None:
+    """Without it autograd would fall through the operator, and second derivatives would be silently wrong."""
+    raise RuntimeError('the fused kernels have no second derivatives: use backend="reference", which does')
 
 
-once_only("attention_backward")
+torch.library.register_autograd("nlrn::attention_backward", _refuse, lib=LIBRARY)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
