@@ -23,7 +23,7 @@ from nlrn.io.axes import split
 from nlrn.io.directories import Form
 from nlrn.io.image import ImageData, read_image
 from nlrn.io.stacks import Limits, TiffStack, float_levels, is_tiff_stack
-from nlrn.io.stackwriting import TiffStackWriter
+from nlrn.io.stackwriting import NumberedWriter, TiffStackWriter
 from nlrn.system.journal import Journal
 
 RNG = np.random.default_rng(0)
@@ -418,6 +418,62 @@ def stop_at(patched: pytest.MonkeyPatch, planes: int) -> None:
         put(self, index, image)
 
     patched.setattr(TiffStackWriter, "put", stopping)
+    write = NumberedWriter.put
+
+    def stopping_numbered(self: NumberedWriter, index: int, image: ImageData) -> None:
+        if index == planes:
+            raise KeyboardInterrupt
+        write(self, index, image)
+
+    patched.setattr(NumberedWriter, "put", stopping_numbered)
+
+
+@pytest.mark.parametrize("form", ["tif", "numbered"])
+def test_a_command_that_is_refused_or_stopped_leaves_what_another_has_done(
+    tmp_path: Path, weights: Path, stack_file: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], form: str,
+) -> None:  # fmt: skip
+    out = tmp_path / ("out.tif" if form == "tif" else "out_%02d.png")
+    words = ["denoise", str(stack_file), "-o", str(out), "--model", str(weights)]
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5)
+        assert run([*words, "--sigma", "20"]) == 130
+    if form == "numbered":
+        assert run([*words, "--sigma", "30"]) == 1
+        assert "exists already" in capsys.readouterr().err
+    else:
+        with monkeypatch.context() as patched:
+
+            def stopped(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            patched.setattr("nlrn.inference.stacks.samples_of", stopped)
+            assert run([*words, "--sigma", "30"]) == 130
+    capsys.readouterr()
+    assert run([*words, "--sigma", "20"]) == 0
+    assert "resumed: 5 of 12 planes were done" in capsys.readouterr().out
+
+
+def test_a_stack_that_was_killed_between_its_two_names_is_whole(
+    tmp_path: Path, weights: Path, stack_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has its name and still the temporary one, and a journal."""
+    out = tmp_path / "out.tif"
+    words = ["denoise", str(stack_file), "-o", str(out), "--model", str(weights), "--sigma", "20"]
+    assert run(words) == 0
+    whole = out.read_bytes()
+    part, journal = Path(f"{out}.nlrn-part"), Path(f"{out}.nlrn-journal")
+    part.hardlink_to(out)
+    journal.write_text('{"nlrn-journal": 1}\n')
+    assert run(words) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert not part.exists()
+    assert not journal.exists()
+    assert out.read_bytes() == whole
+    part.hardlink_to(out)
+    assert run([*words, "--overwrite"]) == 0
+    assert out.read_bytes() == whole
+    assert not part.exists()
 
 
 def test_a_map_that_changed_begins_anew(

@@ -86,9 +86,9 @@ def restore_stack(
     say: receives the lines. ready: called with the sha256 of IN, the whole file, a TIFF, and what is returned, before
     it gets its name.
     """
-    from nlrn.io.stackwriting import NumberedWriter, TiffStackWriter, check_stack_output, is_numbered
+    from nlrn.io.stackwriting import PART, NumberedWriter, TiffStackWriter, check_stack_output, is_numbered
     from nlrn.models.checkpoint import sha256
-    from nlrn.system.atomic import check_folder
+    from nlrn.system.atomic import check_folder, remove_second_name
     from nlrn.system.journal import Journal
 
     decides, inputs = digest(options), [options.input]
@@ -102,6 +102,8 @@ def restore_stack(
         output, asked = options.output, task.asked
         check_folder(output)
         result = task.result(stack)
+        if not numbers and remove_second_name(output.with_name(output.name + PART), output):
+            Journal(output, {}).remove()
         source = sha256(options.input)
         work = {"input": source, "work": decides, "axes": options.axes, "planes": len(stack)}
         with Journal(output, work) as journal:
@@ -120,7 +122,7 @@ def restore_stack(
                 levels, channels = _plan(options, stack, task, journal, say)
             except BaseException:
                 if not resumed:
-                    journal.remove()
+                    journal.give_up()
                 raise
             kind = NumberedWriter if numbers else TiffStackWriter
             with kind(output, result, journal, overwrite=options.overwrite) as writer:

@@ -105,6 +105,15 @@ def publish_file(temporary: Path, file: IO[bytes], path: Path, *, overwrite: boo
     return path
 
 
+def remove_second_name(temporary: Path, path: Path) -> bool:
+    """Delete the temporary name of a file that `publish_file` gave its own before it was killed; whether it did."""
+    with contextlib.suppress(OSError):
+        if not path.is_symlink() and not temporary.is_symlink() and temporary.samefile(path):
+            temporary.unlink()
+            return True
+    return False
+
+
 def _named(temporary: Path, file: IO[bytes], path: Path, *, overwrite: bool) -> None:
     """The file with all its content gets the name."""
     file.flush()

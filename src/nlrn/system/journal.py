@@ -27,25 +27,29 @@ class Journal:
         self.work = work
         self.records: list[dict[str, Any]] = []
         self._file: IO[bytes] | None = None
+        self._begun = self._another = False
 
     def __enter__(self) -> Journal:
         self._file = file = open_record(self.path)
         try:
             self._hold(file)
             first, *lines = _records(file)
-            if first == self._first:
+            self._begun = first == self._first
+            self._another = bool(first) and not self._begun
+            if self._begun:
                 self.records = lines
-            else:
-                file.truncate(0)
-                self._line(self._first)
         except BaseException:
             file.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    @property
+    def _opened(self) -> IO[bytes]:
         assert self._file is not None
-        self._file.close()
+        return self._file
 
     @property
     def _first(self) -> dict[str, Any]:
@@ -60,21 +64,33 @@ class Journal:
             raise ConfigError(f"{self.path} is not a journal of nlrn: move it, or choose another name")
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append a record, on the disk when this returns. Raises InputError where it cannot be written."""
+        """Append a record, on the disk when this returns. Raises InputError where it cannot be written.
+
+        The first record of this work removes those of another.
+        """
+        if not self._begun:
+            with writing(self.path):
+                self._opened.truncate(0)
+            self._line(self._first)
+            self._begun, self._another = True, False
         self._line(record)
         self.records.append(record)
 
     def _line(self, record: dict[str, Any]) -> None:
-        assert self._file is not None
         with writing(self.path):
-            self._file.write(json.dumps(record).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._opened.write(json.dumps(record).encode() + b"\n")
+            self._opened.flush()
+            os.fsync(self._opened.fileno())
 
     def remove(self) -> None:
         """The work is done."""
         with contextlib.suppress(OSError):
             self.path.unlink()
+
+    def give_up(self) -> None:
+        """The work ends before any part is done; the records of another work stay."""
+        if not self._another:
+            self.remove()
 
 
 def _records(file: IO[bytes]) -> list[dict[str, Any]]:
