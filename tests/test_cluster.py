@@ -215,6 +215,20 @@ def test_killed_runs_end_as_an_uninterrupted_one_and_nothing_is_done_twice(
         time.sleep(0.2)
 
 
+@pytest.mark.slow
+def test_sigterm_is_no_refused_image(tmp_path: Path, weights: Path) -> None:
+    """A scheduler sees that the work is not done: 143, not the 1 of Ray's own handler."""
+    fill(tmp_path / "in", 200)
+    words = [*words_of(tmp_path / "in", tmp_path / "out", weights), "-q", "--engine", "ray"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "nlrn", *words], env=environment, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "out").glob("*.png")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(120) == 143
+
+
 TWICE = """
 import sys
 from nlrn.cli import run

@@ -11,13 +11,15 @@ import logging
 import os
 import pickle
 import secrets
+import signal
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from threading import Timer
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -98,12 +100,15 @@ def _connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    before = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         more = {"include_dashboard": False, "object_store_memory": _OBJECTS}
         options |= {"address": "local", **more}
     with _own_token() if address is None else nullcontext():
-        slow = Timer(_SLOW, _log.warning, (f"Ray has not answered for {_SLOW:.0f} s; it gives up after some minutes",))
+        slow = threading.Timer(
+            _SLOW, _log.warning, (f"Ray has not answered for {_SLOW:.0f} s; it gives up after some minutes",)
+        )
         slow.start()
         try:
             _check_reachable(address)
@@ -114,9 +119,21 @@ def _connected(address: str | None) -> Iterator[Any]:
         finally:
             slow.cancel()
         try:
+            _handle_sigterm(_terminated if before == signal.SIG_DFL else before)
             yield ray
         finally:
             ray.shutdown()
+            _handle_sigterm(before)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Exit with 143, as shells report a process that SIGTERM ended: Ray's handler exits with 1, a refused image."""
+    raise SystemExit(128 + number)
+
+
+def _handle_sigterm(handler: Any) -> None:
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str | None) -> None:
