@@ -72,7 +72,7 @@ def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
     assert _group_memory(tmp_path / "groups", own) == {}
     folder.mkdir(parents=True)
     (folder / "memory.current").write_text(f"{700 << 20}\n")
-    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {200 << 20}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {120 << 20}\nactive_file {80 << 20}\n")
     (folder / "memory.max").write_text("max\n")
     assert _group_memory(tmp_path / "groups", own) == {}
     (folder / "memory.max").write_text(f"{1 << 30}\n")
@@ -87,7 +87,7 @@ def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
     for name, text in (
         ("limit_in_bytes", 600 << 20),
         ("usage_in_bytes", 100 << 20),
-        ("stat", f"inactive_file 1\ntotal_inactive_file {50 << 20}"),
+        ("stat", f"inactive_file 1\ntotal_inactive_file {20 << 20}\ntotal_active_file {30 << 20}"),
     ):
         (older / f"memory.{name}").write_text(f"{text}\n")
     assert _group_memory(tmp_path / "groups", own) == {"total": 600, "available": 550}

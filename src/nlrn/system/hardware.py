@@ -22,16 +22,16 @@ def memory() -> dict[str, int] | None:
     return {name: min(size, group[name]) for name, size in found.items()} if group else found
 
 
-_GROUP_FILES = {  # version: limit, used, and in memory.stat the pages of files that are not in use
-    2: ("memory.max", "memory.current", "inactive_file"),
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+_GROUP_FILES = {  # version: limit, used, and what the pages of files begin with in memory.stat
+    2: ("memory.max", "memory.current", ""),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 }
 
 
 def _group_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> dict[str, int]:
     """The same by the limits of this process's control group and those above it, a container's for example; {} without.
 
-    Pages of files that are not in use count as available, as in MemAvailable.
+    Pages of files count as available, as in MemAvailable.
     """
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
@@ -48,13 +48,14 @@ def _group_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
 
 
 def _limits_of(folder: Path, version: int) -> dict[str, int]:
-    limit, used, idle = _GROUP_FILES[version]
+    limit, used, prefix = _GROUP_FILES[version]
     try:
         total, taken = int((folder / limit).read_text()), int((folder / used).read_text())
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # ValueError: "max", no limit
         return {}
-    return {"total": total >> 20, "available": max(0, total - taken + int(stat.get(idle, 0))) >> 20}
+    cached = sum(int(stat.get(f"{prefix}{pages}_file", 0)) for pages in ("inactive", "active"))
+    return {"total": total >> 20, "available": min(total, max(0, total - taken + cached)) >> 20}
 
 
 def hardware_bf16(device: torch.device) -> bool:
