@@ -83,6 +83,8 @@ def test_names_of_other_kinds(here: Path, capsys: pytest.CaptureFixture[str]) ->
     Path("-x.jpg").write_bytes(Path("photo.jpg").read_bytes())
     assert run(["-x.jpg", "-q"]) == 0
     assert Path("-x-restored.jpg").is_file()
+    assert run(["denoise", "/"]) == 2
+    assert "-o/--output, for no folder lies beside /" in capsys.readouterr().err
     assert run(["denoise", "s3://bucket/folder"]) == 2
     assert "-o/--output" in capsys.readouterr().err
 

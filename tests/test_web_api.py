@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import tifffile
+from networks import random_model
 from PIL import Image, ImageCms
 from webserver import Service, image_file
 
@@ -23,6 +24,7 @@ from nlrn.evaluation.explain import correlation_maps
 from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
 from nlrn.inference.restorer import Restorer
 from nlrn.io.image import ImageData, encode_image, read_image, write_image
+from nlrn.models.checkpoint import save_model
 from nlrn.web.app import application
 from nlrn.web.limits import Limits
 from nlrn.web.queue import Jobs
@@ -246,6 +248,7 @@ def test_the_document_describes_every_route_and_asks_no_other_host(client: httpx
     [
         (("--model", "missing.safetensors"), 3, "no model and no file is called"),
         (("--model", "README"), 3, "cannot be read as safetensors|not a safetensors file"),
+        (("--model", "a/twin.safetensors", "--model", "b/twin.safetensors"), 3, "two models are called twin"),
         (("--port", "taken"), 3, "cannot listen on 127.0.0.1, port"),
         (("--host", "no-such-host.invalid"), 3, "cannot listen on"),
         (("--queue", "0"), 2, "queue must be above 0"),
@@ -258,6 +261,9 @@ def test_where_it_cannot_start_it_says_why_in_one_line(
     words: tuple[str, ...], code: int, said: str, running: Service, tmp_path: Path
 ) -> None:
     (tmp_path / "README").write_text("no weights")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        save_model(tmp_path / folder / "twin.safetensors", random_model())
     given = [str(running.port) if word == "taken" else word for word in words]
     port = [] if "--port" in given else ["--port", "0"]
     command = [sys.executable, "-m", "nlrn", "serve", *port, *given]

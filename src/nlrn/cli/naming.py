@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from nlrn.batch.s3 import ObjectPath, Place
+from nlrn.batch.s3 import SCHEME, ObjectPath, Place
 from nlrn.errors import ConfigError, InputError
 
 SUFFIXES = {"denoise": "-restored", "upscale": "-enlarged"}
@@ -22,7 +22,7 @@ def with_command(arguments: Sequence[str], commands: Sequence[str]) -> list[str]
     first = arguments[0] if arguments else "-h"
     if first in (*commands, "-h", "--help", "--version"):
         return list(arguments)
-    if Path(first).exists():
+    if Path(first).exists() or first.startswith(SCHEME):
         return ["denoise", *arguments]
     if first.startswith("-"):
         named = any(not word.startswith("-") or Path(word).exists() for word in arguments)  # more than options
@@ -37,7 +37,7 @@ def with_command(arguments: Sequence[str], commands: Sequence[str]) -> list[str]
 def result_beside(options: argparse.Namespace) -> Place:
     """OUT where none is given: photo-restored.jpg beside photo.jpg, photos-restored beside the folder photos.
 
-    Raises ConfigError for a folder in a store.
+    Raises ConfigError for a folder in a store, and for one that has no name.
     """
     from nlrn.batch.plan import written_as
 
@@ -47,5 +47,7 @@ def result_beside(options: argparse.Namespace) -> Place:
         raise ConfigError(f"the following arguments are required: -o/--output, for {source} is in a store")
     if source.is_dir():
         whole: Path = source.resolve()  # the name of "." too
+        if not whole.name:
+            raise ConfigError(f"the following arguments are required: -o/--output, for no folder lies beside {source}")
         return whole.with_name(f"{whole.name}{ending}") if source.name in ("", "..") else Path(f"{source}{ending}")
     return Path(source.with_name(f"{source.stem}{ending}{written_as(source.suffix)}"))

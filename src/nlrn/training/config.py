@@ -179,8 +179,9 @@ class ScheduleConfig:
             raise ConfigError("schedule requires steps >= 1, warmup >= 0, 0 <= decay < 1, halve_every >= 1")
         if list(self.halve_at) != sorted(set(self.halve_at)) or min(self.halve_at, default=1) < 1:
             raise ConfigError(f"schedule.halve_at must be steps that rise from 1 on, not {list(self.halve_at)}")
-        if (self.halve_at or self.halve_every != type(self).halve_every) and self.kind != "halving":
-            raise ConfigError('schedule.halve_at and schedule.halve_every are for the kind "halving"')
+        other = ("decay",) if self.kind == "halving" else ("halve_at", "halve_every")
+        if found := [name for name in other if getattr(self, name) != getattr(type(self), name)]:
+            raise ConfigError(f"schedule.{found[0]} is not for the kind {self.kind!r}")
 
 
 @dataclass(frozen=True)
@@ -218,18 +219,17 @@ class Stage:
 class TrainConfig:
     """One training run.
 
-    loss: "rms", the root-mean-square error of each patch, or "log", its logarithm, in which a patch of weak noise
-    weighs as much as one of strong noise, or "mse"; of all of it, or of the middle loss_region x loss_region
-    pixels. image_range: the largest value of the images that the network is trained on, 1 or
-    255, which decides what the clip of the gradients touches; the weights written are for 0..1 in any case.
+    loss: "rms", the root-mean-square error of each patch, or "log", its logarithm, in which weak noise weighs as much
+    as strong noise, or "mse"; of all of a patch, or of the middle loss_region x loss_region pixels. image_range: the
+    largest value of the training images, 1 or 255, which decides what the clip of the gradients touches; the weights
+    are for 0..1 in any case.
 
     ema: decay of the averaged weights that are scored and shipped, their batch-norm statistics measured over
     norm_batches batches; 0 ships the last weights and statistics. embedding_gain: the factor on the kernels of theta
     and phi at the start, embedding_lr: on their learning rate; 1 is the paper. embedding_tied: phi starts as a copy of
     theta. A model for many noise levels needs less: its features grow with the noise and the logits with their square,
     are summed over the states, and a softmax that is saturated from the start never learns. precision "auto": bf16
-    autocast on CUDA and on CPUs with bf16 units, else float32. compile: on CUDA, one recurrent state through
-    torch.compile.
+    autocast on CUDA and on CPUs with bf16 units, else float32. compile: on CUDA, one state through torch.compile.
     """
 
     name: str

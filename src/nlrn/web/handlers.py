@@ -27,11 +27,17 @@ _FLAGS = {"pixels": "--max-pixels", "result": "--max-result-pixels"}
 
 
 class Handlers:
-    """Does tasks one after the other. Raises ModelError for a file of the operator's that is no model."""
+    """Does tasks one after the other. Raises ModelError for a file of the operator's that is no model.
+
+    Raises ConfigError for two of one name.
+    """
 
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
         own = [describe(resolve_model(name)) for name in config.models]
+        names = [info.name for info in own]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"two models are called {min(twice)}: rename the file of one")
         self.offered: dict[str, ModelInfo] = {info.name: info for info in (*list_models(), *own)}
         self._own = {"device": config.device, "memory": config.memory}
 
