@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -180,7 +181,7 @@ def test_upscale_takes_folders_too(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_is_for_folders_or_for_images_is_said(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fill(tmp_path / "in", 2)
+    fill(tmp_path / "in", 3)
     one, out = str(tmp_path / "in" / "001.png"), ["--model", str(weights), "-o", str(tmp_path / "out.png")]
     for words in (["-r"], ["-j", "2"], ["--skip-existing"], ["--suffix", "x"], ["--format", "png"]):
         assert command(["denoise", one, *out, *words]) == 2
@@ -189,7 +190,7 @@ def test_what_is_for_folders_or_for_images_is_said(
     folder = ["--model", str(weights), "-o", str(tmp_path / "out")]
     assert command(["denoise", str(tmp_path / "empty"), *folder]) == 3
     assert "there is no image" in capsys.readouterr().err
-    assert command(["denoise", str(tmp_path / "in"), *folder, "-j", "999"]) == 2
+    assert command(["denoise", str(tmp_path / "in"), *folder, "-j", "999", "--memory", "999999999"]) == 2
     assert "fewer --jobs" in capsys.readouterr().err
     assert command(["denoise", str(tmp_path / "in"), *folder, "--sigma-map", one]) == 2
     assert not (tmp_path / "out.png").exists()
@@ -222,6 +223,91 @@ def test_an_input_that_can_no_longer_be_read_stops_no_other(tmp_path: Path, weig
     assert command([*words, "-r"]) == 1
     assert [r["in"] for r in records(tmp_path / "out") if "failed" in r] == ["001.png"]
     assert (tmp_path / "out" / "003.png").exists()
+
+
+def test_a_folder_that_cannot_be_read_is_refused_alone(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its images were passed over in silence; the folder IN itself is an error."""
+    fill(tmp_path / "in", 3)
+    fill(tmp_path / "in" / "locked", 2)
+    listed, locked = os.scandir, tmp_path / "in" / "locked"
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    words = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(weights), "--sigma", "25"]
+    assert command([*words, "-r"]) == 1
+    assert "locked: cannot read the folder: Permission denied" in capsys.readouterr().err
+    results = {f.relative_to(tmp_path / "out").as_posix() for f in (tmp_path / "out").rglob("*.[pj]*g")}
+    assert results == {"001.png", "002.png", "deep/000.jpg"}
+    locked = tmp_path / "in"
+    assert command(words) == 1
+    assert f"{locked}: cannot read the folder: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changed", ["image", "result"])
+def test_an_image_that_cannot_be_published_is_refused_before_the_work(tmp_path: Path, changed: str) -> None:
+    """Its result was computed and thrown away, at each repetition."""
+    fill(tmp_path / "in", 3)
+    jobs = plan(tmp_path / "in", tmp_path / "out")
+    assert len(run(jobs, partial(give, same), tmp_path / "out", "work").done) == 2
+    if changed == "image":
+        shutil.copy(tmp_path / "in" / "001.png", tmp_path / "in" / "002.png")
+    else:
+        (tmp_path / "out" / "002.png").write_bytes(b"edited")
+    outcome = run(jobs, _never, tmp_path / "out", "work")
+    assert list(outcome.failed) == ["002.png"]
+    assert "has changed since its result was made, or the result has: see --overwrite" in outcome.failed["002.png"]
+    assert outcome.skipped == ["001.png"]
+    assert run(jobs, partial(give, same), tmp_path / "out", "work", overwrite=True).done == ["002.png"]
+
+
+def _never() -> Any:
+    raise AssertionError("a model was loaded although nothing is to be done")
+
+
+def test_a_reader_that_goes_away_refuses_no_image(tmp_path: Path) -> None:
+    """The output is a pipe that is closed: what was published stays published in the manifest."""
+    fill(tmp_path / "in", 3)
+
+    def report(*_: object) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run(plan(tmp_path / "in", tmp_path / "out"), partial(give, same), tmp_path / "out", "work", report=report)
+    lines = records(tmp_path / "out")
+    assert [line["in"] for line in lines if line.get("published")] == ["001.png"]
+    assert not [line for line in lines if "failed" in line]
+
+
+def test_two_results_of_an_image_are_two(tmp_path: Path, weights: Path) -> None:
+    """In two formats in one folder; each is known again."""
+    fill(tmp_path / "in", 3)
+    words = ["denoise", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(weights), "--sigma", "25"]
+    for _ in range(2):
+        for form in ("png", "tif"):
+            assert command([*words, "--format", form]) == 0
+    assert len([line for line in records(tmp_path / "out") if line.get("published")]) == 4
+
+
+def test_a_file_that_is_no_result_is_not_listed_as_one(tmp_path: Path) -> None:
+    """A run was killed before it published a result; then another file appears under that name."""
+    fill(tmp_path / "in", 2)
+    jobs = plan(tmp_path / "in", tmp_path / "out")
+    run(jobs, partial(give, same), tmp_path / "out", "work")
+    manifest = tmp_path / "out" / MANIFEST
+    manifest.write_bytes(manifest.read_bytes().splitlines(keepends=True)[0])
+    result = (tmp_path / "out" / "001.png").read_bytes()
+    (tmp_path / "out" / "001.png").write_bytes(b"another")
+    assert run(jobs, _never, tmp_path / "out", "work", skip_existing=True).skipped == ["001.png"]
+    assert not [line for line in records(tmp_path / "out") if line.get("published")]
+    (tmp_path / "out" / "001.png").write_bytes(result)
+    assert run(jobs, _never, tmp_path / "out", "work", skip_existing=True).skipped == ["001.png"]
+    assert len([line for line in records(tmp_path / "out") if line.get("published")]) == 1
 
 
 def test_existing_results_are_skipped_whatever_made_them(

@@ -13,6 +13,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -45,7 +46,7 @@ class Manifest:
 
     def __init__(self, folder: Path, work: str) -> None:
         self.folder, self.work = folder, work
-        self.records: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, dict[str, Any]] = {}  # the last of every result, by its name
         self._lock: IO[bytes] | None = None
         self._file: IO[bytes] | None = None
 
@@ -63,7 +64,8 @@ class Manifest:
     def __exit__(self, *_: object) -> None:
         for file in (self._file, self._lock):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # a full disk refuses what was not written
+                    file.close()
 
     def _hold(self) -> None:
         """Lock the folder. The lock file is rewritten only where it holds what a run writes into it."""
@@ -98,17 +100,17 @@ class Manifest:
 
     def knows(self, job: Job) -> bool:
         """Whether a run with the same options published the image's result, or was about to."""
-        record = self.records.get(job.name, {})
-        return (record.get("out"), record.get("work")) == (self._out(job), self.work)
+        record = self.records.get(self._out(job), {})
+        return (record.get("in"), record.get("work")) == (job.name, self.work)
 
     def holds(self, job: Job) -> bool:
         """Whether the existing file is that result, made of the image as it is now."""
-        return self._lies_there(job) and _is_of(self.records[job.name], job)
+        return self._lies_there(job) and _is_of(self.records[self._out(job)], job)
 
     def complete(self, job: Job) -> None:
         """Record that a result was published, where the run that did was killed before it could."""
-        record = self.records.get(job.name, {})
-        if self.knows(job) and not record.get("published"):
+        record = self.records.get(self._out(job), {})
+        if not record.get("published") and self._lies_there(job):
             self._write(job, {**record, "published": True})
 
     def publish(self, job: Job, encoded: Encoded, *, overwrite: bool) -> None:
@@ -151,13 +153,13 @@ class Manifest:
         self._note(record)
 
     def _note(self, record: dict[str, Any]) -> None:
-        """Keep the last result of an image; a failure since then does not change whose it is."""
-        if "output" in record:
-            self.records[record["in"]] = record
+        """Keep the last record of a result; a failure since then does not change whose it is."""
+        if "output" in record and isinstance(record.get("out"), str):
+            self.records[record["out"]] = record
 
     def _lies_there(self, job: Job) -> bool:
         target = _path(job)
-        return self.knows(job) and target.is_file() and sha256(target) == self.records[job.name]["output"]
+        return self.knows(job) and target.is_file() and sha256(target) == self.records[self._out(job)]["output"]
 
     def _out(self, job: Job) -> str:
         return _path(job).relative_to(self.folder).as_posix()

@@ -63,16 +63,18 @@ def plan(
     ending: str = "",
     form: str | None = None,
     is_stack: Callable[[Path], bool] = lambda source: False,
+    unread: dict[str, str] | None = None,
 ) -> list[Job]:
     """Every image of a folder, by name, and where its result goes; nothing is read or made.
 
     Files with the suffix of an image count, hidden ones do not. recursive: those of the folders below too, links to
     folders left out; the results lie in the same order of folders. ending: put at the end of names. form: the suffix
     of all results, such as ".png"; None keeps each image's own, and makes TIFFs of stacks. is_stack: which files those
-    are. Raises ConfigError for an output folder, or a result, inside the input folder, for two results of one name
+    are. unread: receives the folders below that cannot be read, each with the reason.
+    Raises ConfigError for an output folder, or a result, inside the input folder, for two results of one name
     (also where names differ in how an accent is written, or in case where the disk does not tell it apart), for a
     result that would lie on an input or behind a linked folder of the output, and for an object whose key is no way
-    through folders; InputError for a folder that is not there.
+    through folders; InputError for a folder that is not there or cannot be read.
     """
     if not root.is_dir():
         raise InputError(f"there is no folder {root}")
@@ -83,7 +85,8 @@ def plan(
     if _inside(output, root):
         raise ConfigError(f"{output} lies inside {root}: its results would be the next run's images")
     jobs = []
-    found = _objects(root, recursive) if isinstance(root, ObjectPath) else _files(root, recursive)
+    unread = {} if unread is None else unread
+    found = _objects(root, recursive) if isinstance(root, ObjectPath) else _files(root, recursive, unread=unread)
     for way, source in sorted(found, key=lambda pair: pair[0].parts):
         stack = isinstance(source, Path) and is_stack(source)
         suffix = form or (stack_written_as if stack else written_as)(way.suffix)
@@ -170,10 +173,18 @@ def _is_other(name: str) -> bool:
 
 
 def _files(
-    root: Path, recursive: bool, wanted: Callable[[str], bool] = _is_image
+    root: Path, recursive: bool, wanted: Callable[[str], bool] = _is_image, *, unread: dict[str, str] | None = None
 ) -> Iterator[tuple[PurePosixPath, Place]]:
     """The way from the folder to an image, and the image."""
-    for folder, folders, files in os.walk(root):
+
+    def failed(error: OSError) -> None:
+        reason = f"cannot read the folder: {error.strerror or error}"
+        if Path(error.filename) == root:
+            raise InputError(f"{root}: {reason}") from error
+        if unread is not None:
+            unread[Path(error.filename).relative_to(root).as_posix()] = reason
+
+    for folder, folders, files in os.walk(root, onerror=failed):
         folders[:] = [name for name in folders if not name.startswith(".")] if recursive else []
         for source in (Path(folder, name) for name in files if wanted(name)):
             yield PurePosixPath(source.relative_to(root).as_posix()), source

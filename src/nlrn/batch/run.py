@@ -88,6 +88,8 @@ def run(
                 tick(len(outcome))
             else:
                 open_jobs.append(job)
+        if not overwrite:
+            open_jobs = [job for job in open_jobs if not _cannot_appear(job, outcome, manifest, tick)]
         chosen = engine or (partial(_by_processes, workers) if workers > 1 else _by_threads)
         images = [job for job in open_jobs if not job.stack]
         with closing(chosen(images, make, partial(_read, reading))) as results:
@@ -97,11 +99,12 @@ def run(
                     manifest.publish(job, encoded, overwrite=overwrite)
                     outcome.done.append(job.name)
                     outcome.said[job.name] = list(encoded.said)
-                    report(job.name, encoded.said, encoded.seconds)
                 except (ConfigError, StoreError):  # not of the image: the next would fail likewise
                     raise
                 except Exception as error:  # whatever it is, it is this image's
                     _refuse(job, error, outcome, manifest)
+                else:
+                    report(job.name, encoded.said, encoded.seconds)
                 tick(len(outcome))
         if stacked is not None and isinstance(manifest, Manifest):
             _restore_stacks([job for job in open_jobs if job.stack], stacked, manifest, outcome, tick, report)
@@ -122,12 +125,25 @@ def _restore_stacks(
         try:
             outcome.said[job.name] = lines = list(manifest.publish_stack(job, stacked))
             outcome.done.append(job.name)
-            report(job.name, lines, time.monotonic() - began)
         except StoreError:
             raise
         except Exception as error:  # also a setting that is not for this stack
             _refuse(job, error, outcome, manifest)
+        else:
+            report(job.name, lines, time.monotonic() - began)
         tick(len(outcome))
+
+
+def _cannot_appear(job: Job, outcome: Outcome, manifest: Manifest | StoreManifest, tick: Callable[[int], None]) -> bool:
+    """Refuse an image whose result has its name already and is not what would be made now, before the work."""
+    if not manifest.exists(job):
+        return False
+    if isinstance(job.source, ObjectPath) or job.source.is_file():
+        reason = f"{job.source} has changed since its result was made, or the result has: see --overwrite"
+        _refuse(job, InputError(reason), outcome, manifest)
+        tick(len(outcome))
+        return True
+    return False  # refused where it is read
 
 
 def _refuse(job: Job, error: Exception, outcome: Outcome, manifest: Manifest | StoreManifest) -> None:

@@ -30,6 +30,7 @@ from nlrn.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from nlrn.batch.ray import RayEngine
+    from nlrn.batch.run import Outcome
     from nlrn.functional.ranges import Range
     from nlrn.inference.options import Options
     from nlrn.inference.self_ensemble import Progress
@@ -260,20 +261,26 @@ def _restore_folder(options: argparse.Namespace, asked: Options, restored: Resto
             asked = dataclasses.replace(asked, model=options.model)
     work = digest(options)
     form = options.format and f".{options.format.lower().lstrip('.')}"
-    if options.engine == "local":
-        _check_memory(options)
+    unread: dict[str, str] = {}
     jobs = plan(
         options.input, options.output,
         recursive=options.recursive,
         ending=options.suffix,
         form=form,
         is_stack=is_stack if isinstance(options.output, Path) else lambda source: False,
+        unread=unread,
     )  # fmt: skip
     others = left_out(options.input, recursive=options.recursive)
-    listed = ", ".join(f"{number} {suffix}" for suffix, number in others.items())
     if not jobs:
-        complain(f"there is no image in {options.input}" + (f"; left out, not read: {listed}" if listed else ""))
+        for name, reason in unread.items():
+            complain(f"{name}: {reason}")
+        complain(
+            f"there is no image in {options.input}" + (f"; left out, not read: {_listed(others)}" if others else "")
+        )
         return 3
+    workers = min(options.jobs or 1, len(jobs))
+    if options.engine == "local":
+        _check_memory(options, workers)
     started, say = time.monotonic(), (lambda line: None) if options.json else reporter(options)
 
     def report(name: str, lines: Sequence[str], seconds: float) -> None:
@@ -282,7 +289,7 @@ def _restore_folder(options: argparse.Namespace, asked: Options, restored: Resto
     with ProgressBar(options, what, total=len(jobs)) as tick:
         outcome = run(
             jobs, partial(partial, _one_of_many, restored, asked), options.output, work,
-            workers=min(options.jobs or 1, len(jobs)),
+            workers=workers,
             engine=_engine(options, work),
             overwrite=options.overwrite,
             skip_existing=options.skip_existing,
@@ -291,20 +298,29 @@ def _restore_folder(options: argparse.Namespace, asked: Options, restored: Resto
             report=report,
             stacked=partial(stack_of_folder, options, asked, task),
         )  # fmt: skip
-    seconds = time.monotonic() - started
+    outcome.failed |= unread
+    _say_outcome(options, outcome, time.monotonic() - started, others)
+    return 1 if outcome.failed else 0
+
+
+def _say_outcome(options: argparse.Namespace, outcome: Outcome, seconds: float, others: dict[str, int]) -> None:
+    """What was refused, and the last line, or all as JSON. others: files left out, by suffix."""
     for name, reason in outcome.failed.items():
         complain(f"{name}: {reason}")
     if options.json:
         print(json.dumps({"seconds": seconds, **vars(outcome), "left_out": others}))
-    else:
-        if listed:
-            reporter(options)(f"left out, not read: {listed}")
-        pace = f" in {seconds:.0f} s ({len(outcome.done) / seconds:.2f} a second)" if outcome.done else ""
-        reporter(options)(
-            f"{len(outcome.done)} images restored{pace}, {len(outcome.skipped)} there already,"
-            f" {len(outcome.failed)} refused; {_account(options.output)}"
-        )
-    return 1 if outcome.failed else 0
+        return
+    if others:
+        reporter(options)(f"left out, not read: {_listed(others)}")
+    pace = f" in {seconds:.0f} s ({len(outcome.done) / seconds:.2f} a second)" if outcome.done else ""
+    reporter(options)(
+        f"{len(outcome.done)} images restored{pace}, {len(outcome.skipped)} there already,"
+        f" {len(outcome.failed)} refused; {_account(options.output)}"
+    )
+
+
+def _listed(others: dict[str, int]) -> str:
+    return ", ".join(f"{number} {suffix}" for suffix, number in others.items())
 
 
 def _check_folder(output: Place) -> None:
@@ -324,12 +340,12 @@ def _account(output: Place) -> str:
     return f"{output / MANIFEST} lists them" if isinstance(output, Path) else f"metadata in {output} says of what"
 
 
-def _check_memory(options: argparse.Namespace) -> None:
+def _check_memory(options: argparse.Namespace, several: int) -> None:
     """Raises ConfigError where several images at once may exceed the free memory: the system would kill silently."""
     from nlrn.inference.restorer import MEMORY
     from nlrn.system.hardware import memory
 
-    each, found, several = (options.memory or MEMORY) >> 20, memory(), options.jobs or 1
+    each, found = (options.memory or MEMORY) >> 20, memory()
     if several > 1 and found is not None and several * each > found["available"]:
         raise ConfigError(
             f"{several} images at once may take {each:,} MiB each, and {found['available']:,} are free:"
