@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for benchmarks, also in the processes of the lines
 MODEL = "denoise-gray-small"
 WAYS = ("onnxruntime", "fp32", "bf16")
 

@@ -2,9 +2,9 @@
 
 `noisy`: images of BSDS500's training part, reduced by bicubic, noise added to the small image: white of several
 sigmas, and that of simulated cameras. PSNR (RGB, without a border of the scale) against the image, and what the
-estimator finds. `textured`: of more of these images, without noise, those in which a camera's noise of TEXTURED or more
-is found. By these numbers the limits of nlrn.inference.enlarging were chosen, so no scoring set is used. The result is
-results/upscale-noise.json; docs/upscaling.md shows its tables.
+estimator finds. `textured`: of more of these images, without noise, those in which a camera's noise is found that
+would be reported (nlrn.inference.enlarging.CAMERA). By these numbers the limits of nlrn.inference.enlarging were
+chosen, so no scoring set is used. The result is results/upscale-noise.json; docs/upscaling.md shows its tables.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from nlrn.evaluation.protocols import machine
 from nlrn.functional.camera import CAMERA_LEVELS, noisy_at
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.functional.metrics import psnr, quantize8
+from nlrn.inference.enlarging import CAMERA
 from nlrn.inference.restorer import Restorer
 from nlrn.io.datasets import data_root, training_images
 from nlrn.system.atomic import publish_json
@@ -30,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "upscale-noise.json"
 SCALES = (2, 3)
 WHITE = (0, 2, 5, 10, 15, 25)
-TEXTURED = 6.0
 
 
 def given(small: np.ndarray) -> dict[str, np.ndarray]:
@@ -75,7 +75,7 @@ def main() -> None:
             made = given(small) if what == "noisy" else {"white 0": small.astype(np.float32)}
             for noise, noisy in made.items():
                 (one,) = finder.found_noise(noisy)
-                if what == "noisy" or (one.kind == "camera" and one.level >= TEXTURED):
+                if what == "noisy" or (one.kind == "camera" and one.level >= CAMERA):
                     lines[f"{name} x{scale} {noise}"] = line_of(restorer, finder, clean, noisy, scale)
             whole = json.loads(RESULT.read_text()) if RESULT.exists() else {}
             publish_json(RESULT, whole | {what: {"run": run, "images": i + 1, "lines": lines}})

@@ -120,7 +120,7 @@ def front() -> str:
             published[colour.published]["methods"].get(in_colour),
         )
         scores = [method[name] for name in grey.sets] + [other[name] for name in colour.sets if other]
-        rows.append([_title(name, method), *(f"{score[at]:.2f}" for score in scores), *([] if other else [""])])
+        rows.append([_title(name, {}), *(f"{score[at]:.2f}" for score in scores), *([] if other else [""])])
     sets = [TITLES[name] for name in grey.sets] + [f"{TITLES[name]}, colour" for name in colour.sets]
     return markdown(["PSNR (dB) at sigma 25", *sets], rows)
 
@@ -342,7 +342,7 @@ def texture_first() -> str:
         means = [f"{np.mean([line[way] for line in found]):.2f}" for way in ("alone", "denoised")]
         row = [f"{scale}: {len(found)} of {result['images'] // 2}", *means, f"{min(gains):+.2f} to {max(gains):+.2f}"]
         rows.append(row)
-    header = ["images without noise, level 6 or more is found", "network", "noise removed first", "gained"]
+    header = ["images without noise, a reported level is found", "network", "noise removed first", "gained"]
     return markdown(header, rows) + _measured(result)
 
 
@@ -354,15 +354,17 @@ def untouched() -> str:
     lost = [line["true"] - line["auto"] for line in wrong]
     changed = np.array([line["changed"] for line in clean])
     gains = np.array([line["restored"] - line["given"] for line in jpeg])
+    images = {name.rsplit(" ", 1)[0] for name in found["white"]["lines"]}
     rows = [
         [f"BSD100 as it is ({len(clean)} images): PSNR of the result against it", f"{changed.mean():.1f} dB",
          f"{changed.min():.1f} dB"],
         [f"BSD100 as JPEG of quality 70 ({len(jpeg)}): PSNR gained", f"{gains.mean():+.2f} dB",
          f"{gains.min():+.2f} dB"],
-        [f"CBSD68 with white noise ({len(white)}): {len(wrong)} taken for camera noise, PSNR lost by that",
+        [f"CBSD68 with white noise ({len(images)} images at {len(white) // len(images)} levels): {len(wrong)} taken for"
+         " camera noise, PSNR lost by that",
          f"{sum(lost) / len(white):.3f} dB", f"{max(lost, default=0):.2f} dB"],
     ]  # fmt: skip
-    return markdown(["", "mean", "worst"], rows) + _measured(found["clean"])
+    return markdown(["", "mean", "worst"], rows) + _measured(found["clean"]) + _measured(found["white"], "White noise")
 
 
 def inference() -> str:
@@ -515,12 +517,12 @@ def photons() -> str:
     )
 
 
-def _measured(result: dict[str, Any]) -> str:
+def _measured(result: dict[str, Any], what: str = "Measured") -> str:
     run = result["run"]
     threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
     precision = f"{run['precision']}, " if "precision" in run else ""
     machine = f"{precision}{run['device']}, {threads}, torch {run['torch']}"
-    return f"\nMeasured: {run['date']}, commit {run['commit']}, {machine}.\n"
+    return f"\n{what}: {run['date']}, commit {run['commit']}, {machine}.\n"
 
 
 def study(name: str) -> str:

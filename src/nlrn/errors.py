@@ -32,7 +32,7 @@ class ConfigError(NLRNError, ValueError):
 class InputError(NLRNError, ValueError):
     """An image, array or file that is refused.
 
-    limit: "pixels" or "frames" where it exceeds that limit, else None.
+    limit: "pixels", "frames" or "result" where it exceeds that limit, else None.
     """
 
     def __init__(self, message: object = "", *, limit: str | None = None) -> None:
