@@ -6,6 +6,7 @@ Run as a program it prints what was spent on each model and draws docs/training-
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -142,6 +143,7 @@ def bars(model: Queued, result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     entries = read_ledger(ROOT / "training/ledger.jsonl")
     print("\n".join(hours(entries)))
     draw(entries, PLOT)

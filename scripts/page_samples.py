@@ -6,6 +6,7 @@ Varshney): Grace Hopper, U.S. Navy, in the public domain, as matplotlib's sample
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,7 @@ def sheet(path: Path, arrays: list[np.ndarray]) -> None:
 
 def main() -> None:
     """Write the samples of the page and the sheets of the documentation."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     image, grey = noisy(), white()
     print(nlrn.estimate_noise(image / np.float32(255)))
     restored = nlrn.denoise(image)
