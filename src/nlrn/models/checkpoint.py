@@ -36,8 +36,10 @@ def save_model(
 ) -> None:
     """Write a weights file atomically: parameters and statistics in float32, the configuration and ``metadata``.
 
-    Raises InputError where the file exists and `overwrite` is False, or cannot be written.
+    A compiled network is written as what it was before. Raises InputError where the file exists and `overwrite` is
+    False, or cannot be written.
     """
+    model = getattr(model, "_orig_mod", model)
     header = {**(metadata or {}), "config": json.dumps(dataclasses.asdict(model.config), sort_keys=True)}
     publish(path, save(_state(model), header), overwrite=overwrite)
 

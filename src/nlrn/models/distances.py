@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nlrn.ops import neighborhood_attention, tiled
+from nlrn.ops import neighborhood_attention, reference, tiled
 
 Logits = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 Weighting = Callable[[Tensor, Tensor, Tensor, int | None, str], Tensor]
@@ -26,9 +26,12 @@ def products(q: Tensor, k: Tensor, log_h: Tensor | None) -> tuple[Tensor, Tensor
 def negative_squares(q: Tensor, k: Tensor, log_h: Tensor | None) -> tuple[Tensor, Tensor]:
     """q and k [B, H, W, C] with one channel more, whose products are -|q - k|^2 / h^2 up to a term in q only.
 
-    -|a - b|^2 / h^2 = (2 a.b - |b|^2) / h^2 - |a|^2 / h^2, whose last term a softmax over b cancels.
+    -|a - b|^2 / h^2 = (2 a.b - |b|^2) / h^2 - |a|^2 / h^2, whose last term a softmax over b cancels. What all features
+    have in common is taken off before: it changes no difference, and its square would cost their digits.
     """
     assert log_h is not None
+    common = k.detach().mean((1, 2), keepdim=True)
+    q, k = q - common, k - common
     scale = torch.exp(-2 * log_h).to(q.dtype)
     q = torch.cat([2 * scale * q, -scale.expand(*q.shape[:3], 1)], -1)
     return q, torch.cat([k, k.square().sum(-1, keepdim=True)], -1)
@@ -44,7 +47,7 @@ def softmax(q: Tensor, k: Tensor, v: Tensor, window: int | None, backend: str) -
 def average(q: Tensor, k: Tensor, v: Tensor, window: int | None, backend: str) -> Tensor:
     """sum_j (q_i . k_j) v_j / number of neighbours, [B, H, W, C]: of the whole image linear in q, so summed first."""
     if window is not None:
-        return tiled.average(q, k, v, window)
+        return (reference if backend == "reference" else tiled).average(q, k, v, window)
     _, height, width, _ = q.shape
     return torch.einsum("bhwm,bmc->bhwc", q, torch.einsum("byxm,byxc->bmc", k, v)) / (height * width)
 

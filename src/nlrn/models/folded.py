@@ -24,6 +24,7 @@ from nlrn.errors import InputError
 from nlrn.models.nlrn import NLRN, with_sigma_plane
 from nlrn.ops import attention_over_planes, neighborhood_attention
 from nlrn.ops.forking import note_computation
+from nlrn.ops.interface import no_autocast
 
 _Conv = tuple[Tensor, Tensor]  # weight, bias
 Carried = Tensor | list[Tensor] | None  # a correlation, or one for each pair of planes
@@ -82,7 +83,7 @@ class FoldedNLRN:
     def __call__(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """The restored image [B, C, H, W], float32, as NLRN's forward defines it."""
         note_computation()
-        with torch.autocast(x.device.type, enabled=False):  # the dtype is this network's, not the caller's
+        with no_autocast(x.device.type):  # the dtype is this network's, not the caller's
             return self.restored(x, sigma)
 
     def restored(self, x: Tensor, sigma: float | Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,6 +23,7 @@ from nlrn.errors import ConfigError, InputError
 from nlrn.models.distances import CARRIED, DISTANCES
 from nlrn.ops import convolve3, neighborhood_attention, select_backend
 from nlrn.ops.forking import note_computation
+from nlrn.ops.interface import no_autocast
 
 TASKS = ("denoise", "sr")
 NOISES = ("white", "camera")
@@ -82,6 +84,7 @@ class NonLocal2d(nn.Module):
         super().__init__()
         if distance not in DISTANCES:
             raise ConfigError(f"distance must be one of {', '.join(DISTANCES)}, not {distance!r}")
+        window = None if window is None else operator.index(window)
         if window is not None and (window < 1 or window % 2 == 0):
             raise ConfigError(f"window must be odd and positive, or None, not {window}")
         if not 0 < h < math.inf:
@@ -109,7 +112,9 @@ class NonLocal2d(nn.Module):
         return [getattr(self, name) for name in DISTANCES[self.distance].embeddings]
 
     def forward(self, x: Tensor) -> Tensor:
-        """X + Z, [B, C, H, W] of x's dtype."""
+        """X + Z, [B, C, H, W] of x's dtype. Raises InputError for another shape, and for one that holds nothing."""
+        if x.dim() != 4 or x.numel() == 0:
+            raise InputError(f"x must be a filled [B, C, H, W] tensor, not of shape {tuple(x.shape)}")
         kind = DISTANCES[self.distance]
         maps = [embedding(x) for embedding in self.embeddings] or [x]
         theta, phi, g = maps[0], maps[-1], self.g(x)
@@ -117,7 +122,7 @@ class NonLocal2d(nn.Module):
         if kind.wide:
             dtype = torch.promote_types(dtype, torch.float32)
         q, k, v = (t.to(dtype).permute(0, 2, 3, 1) for t in (theta, phi, g))  # [B, H, W, C]
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             q, k = kind.logits(q, k, self.log_h)
             z = kind.weighting(q, k, v, self.window, self.backend)
         return x + z.to(x.dtype).permute(0, 3, 1, 2)
@@ -310,7 +315,10 @@ class NLRN(nn.Module):
         other.load_state_dict(model.state_dict(keep_vars=True), assign=True)  # which sets the flag by that of its own
         for name, p in other.named_parameters():
             p.requires_grad_(trained[name])
-        return other.train(model.training)
+        training = {name: module.training for name, module in model.named_modules()}  # batch norms may be frozen
+        for name, module in other.named_modules():
+            module.training = training[name]
+        return other
 
     def backend(self, height: int, width: int) -> str:
         """The attention backend that an image of this size runs on."""

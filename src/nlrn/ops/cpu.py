@@ -187,7 +187,7 @@ def _run(name: str, problem: _Problem | _WeightsProblem, tensors: Sequence[Tenso
     if _library is None:
         raise BackendError(_problem_found)
     size = getattr(_library, problem.workspace)(_number, ctypes.byref(problem), *kind)
-    memory = torch.empty(size + 64, dtype=torch.uint8)
+    memory = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
     start = ctypes.c_void_p((memory.data_ptr() + 63) // 64 * 64)
     assert all(x is None or x.is_contiguous() for x in tensors[3:])  # the kernel receives no strides of these
     arrays = (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
@@ -214,6 +214,16 @@ def state_elements(at: Queries) -> int:
     return at.batch * at.height * -(-at.width // _lanes) * _effective(at) ** 2 * _lanes + 2 * _lanes
 
 
+def _check_states(at: Queries, *states: Tensor | None) -> None:
+    """Raises BackendError for one of another size, as an exported program has it on a processor of other vectors."""
+    for state in states:
+        if state is not None and state.numel() != (expected := state_elements(at)):
+            raise BackendError(
+                f"the carried correlation has {state.numel()} entries, and this processor's kernel {expected}: export"
+                " the program on a processor of the same instruction set, or with another backend"
+            )
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -230,6 +240,7 @@ def forward(
     backward pass, in float32: norms [2, B, H, W], where to put a maximum M of the logits and the sum of exp(logit - M),
     and exact [B, H, W, C], where to put out before it is rounded.
     """
+    _check_states(Queries.of(q, window), before, after)
     if before is not None and after is not None and before.dtype != after.dtype:
         raise BackendError(f"a correlation of {before.dtype} cannot be carried on as {after.dtype}")
     state = before if before is not None else after
@@ -258,9 +269,10 @@ def backward(
     """
     if grad_dtype not in (torch.float32, torch.bfloat16):
         raise BackendError(f"the gradient of a correlation is kept in float32 or bfloat16, not in {grad_dtype}")
+    _check_states(Queries.of(q, window), after, None if after is None else after_gradient)
     problem, qkv = _problem(q, k, v, window, None if after is None else after.dtype, grad_dtype)
     out_gradient = out_gradient.contiguous()
-    before_gradient = None if after is None else torch.empty(after.shape, dtype=grad_dtype)
+    before_gradient = None if after is None else torch.empty(after.shape, dtype=grad_dtype, device=after.device)
     if after_gradient is not None:
         after_gradient = after_gradient.to(grad_dtype).contiguous()
     gradients = [x.new_empty(x.shape) for x in (q, k, v)]
@@ -282,8 +294,8 @@ def to_dense(correlation: Tensor, at: Queries) -> Tensor:
     effective = state.shape[-1]
     inner = state.reshape(batch, height, -1, effective, effective)[:, :, :width]
     if window is None:  # the pixel (y', x') lies at the offset (y' - y, x' - x)
-        dy, dx = (torch.arange(n) - torch.arange(n)[:, None] + effective // 2 for n in (height, width))
-        y, x = torch.arange(height), torch.arange(width)
+        y, x = (torch.arange(n, device=correlation.device) for n in (height, width))
+        dy, dx = (place - place[:, None] + effective // 2 for place in (y, x))
         return inner[:, y[:, None, None, None], x[:, None, None], dy[:, None, :, None], dx[:, None, :]]
     return F.pad(inner, [(window - effective) // 2] * 4)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.autograd.graph import increment_version
 
 from nlrn.ops import cpu, triton
@@ -164,6 +165,8 @@ def attend(
     Where no gradient is needed, the correlation of 16-bit queries is float16, clamped to +-65504.
     """
     tensors = (q, k, v) if correlation is None else (q, k, v, correlation)
+    if not torch.compiler.is_compiling() and any(unpack_dual(x).tangent is not None for x in tensors):  # type: ignore[no-untyped-call]
+        raise RuntimeError('the fused kernels have no forward-mode derivatives: use backend="reference", which does')
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         if correlation is not None:
             correlation = correlation.float()
@@ -182,7 +185,7 @@ def _state(
     if correlation is None:
         dtype = torch.float32 if q.dtype == torch.float32 else torch.float16
         state = q.new_empty(_state_size(kernel, q, window) if return_correlation else 0, dtype=dtype)
-    elif return_correlation and not (overwrite and correlation.is_contiguous()):
+    elif return_correlation and not (overwrite and correlation.is_contiguous() and not correlation.requires_grad):
         state = correlation.clone(memory_format=torch.contiguous_format)
     else:
         state = correlation.contiguous()

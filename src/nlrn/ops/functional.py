@@ -8,7 +8,7 @@ from torch import Tensor
 from nlrn.errors import BackendError, InputError
 from nlrn.ops import cpu, custom_ops, reference, tiled
 from nlrn.ops.forking import note_computation
-from nlrn.ops.interface import BELOW_ALL_LOGITS, Backend, DirectBackend, Queries
+from nlrn.ops.interface import BELOW_ALL_LOGITS, Backend, DirectBackend, Queries, no_autocast
 
 DIRECT: dict[str, DirectBackend] = {"tiled": tiled, "reference": reference}
 BACKENDS: dict[str, Backend] = {**custom_ops.KERNELS, **DIRECT}  # in the order in which "auto" tries them
@@ -99,7 +99,7 @@ def _directly(
     name: str, q: Tensor, k: Tensor, v: Tensor, window: int | None, correlation: Tensor | None, carry: bool
 ) -> tuple[Tensor, Tensor | None]:
     """By a backend of torch, in float32 or wider."""
-    with torch.autocast(q.device.type, enabled=False):  # logits are summed over the states: never in 16 bits
+    with no_autocast(q.device.type):  # logits are summed over the states: never in 16 bits
         wide = torch.promote_types(q.dtype, torch.float32)
         qw, kw, vw = (x.to(wide) for x in (q, k, v))
         return DIRECT[name].attend(qw, kw, vw, window, correlation, carry)

@@ -7,6 +7,7 @@ against them. Both begin with ``Backend``: whether it runs here, and what its ca
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +16,11 @@ from torch import Tensor
 MASKED = -1e30  # the logit of a key outside the image or the window; adding logits to it does not change it
 BELOW_ALL_LOGITS = -1e29  # a logit below it is MASKED, possibly with something added
 Block = tuple[slice, slice, slice]  # images of the batch, rows, columns
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """A context without autocast; of the device "meta" there is none to leave."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 class Queries(NamedTuple):

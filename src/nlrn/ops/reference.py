@@ -60,6 +60,13 @@ def attend(
     return out, logits if return_correlation else None
 
 
+def average(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """sum_j (q_i . k_j) v_j / number of the keys j inside the window and the image, [B, H, W, C]."""
+    count = valid_offsets(q.shape[1], q.shape[2], window, q.device).sum((2, 3))
+    logits = torch.einsum("bhwc,bhwcij->bhwij", q, _neighbours(k, window))  # 0 outside the image
+    return torch.einsum("bhwij,bhwcij->bhwc", logits, _neighbours(v, window)) / count[..., None]
+
+
 def state_elements(at: Queries) -> int:
     """Numbers of a correlation."""
     return at.batch * at.height * at.width * math.prod(at.keys)

@@ -22,9 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from nlrn.ops.interface import MASKED, Block, Queries
+from nlrn.ops.interface import MASKED, Block, Queries, no_autocast
 from nlrn.ops.reference import unsupported as unsupported
 
 BLOCK = 1 << 20  # logits worked on at once: 4 MiB in float32, some part of a last-level cache
@@ -210,21 +209,33 @@ class _TiledAttention(torch.autograd.Function):
         return out, after
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, later: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, before, after = ctx.saved_tensors
-        window = ctx.at.window
+        gradients: tuple[Tensor | None, ...] = _TiledGradient.apply(  # type: ignore[no-untyped-call]
+            dout, later, *ctx.saved_tensors, ctx.at, ctx.mean, ctx.needs_input_grad[3]
+        )
+        return *gradients, None, None, None
+
+
+class _TiledGradient(torch.autograd.Function):
+    """A function of its own, so that its derivative is refused wherever a graph reaches it, not left out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, dout: Tensor | None, later: Tensor | None, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None,
+        after: Tensor | None, at: Queries, mean: bool, carried_on: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+        window = at.window
         dout = torch.zeros_like(v) if dout is None else dout
         later = None if later is None else later.contiguous()
-        earlier = v.new_empty(state_elements(ctx.at)) if ctx.needs_input_grad[3] else None
+        earlier = v.new_empty(state_elements(at)) if carried_on else None
         dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
         states = (before, after, later, earlier)
-        with torch.autocast(v.device.type, enabled=False):  # it may run inside the caller's
-            for tiles, b, (carried, kept, ds_later, ds) in _blocks(ctx.at, *states):
+        with no_autocast(v.device.type):  # it may run inside the caller's
+            for tiles, b, (carried, kept, ds_later, ds) in _blocks(at, *states):
                 s = _logits(tiles, q[b], k[b], window, carried, None) if kept is None else kept
                 qt, do = (_flat(tiles.cut_queries(x[b])) for x in (q, dout))
                 kt, vt = (_flat(tiles.cut_keys(x[b])) for x in (k, v))
-                shares = tiles.shares(window, s) if ctx.mean else None
+                shares = tiles.shares(window, s) if mean else None
                 p = s.softmax(-1) if shares is None else s.mul_(shares)
                 dp = torch.bmm(do, vt.transpose(1, 2))
                 _add_to_keys(tiles, dv[b], torch.bmm(p.transpose(1, 2), do))
@@ -237,7 +248,11 @@ class _TiledAttention(torch.autograd.Function):
                 block = tiles.cut_queries(dq[b])
                 block.copy_(torch.bmm(ds_here, kt).view(block.shape))
                 _add_to_keys(tiles, dk[b], torch.bmm(ds_here.transpose(1, 2), qt))
-        return dq, dk, dv, earlier, None, None, None
+        return dq, dk, dv, earlier
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> None:
+        raise RuntimeError('this attention has no second derivatives: use backend="reference", which does')
 
 
 def average(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
