@@ -116,10 +116,13 @@ def test_overwriting_a_correlation_that_a_gradient_needs_is_refused() -> None:
     found = neighborhood_attention(q, k, v, window=5, return_correlation=True, backend="cpu")
     assert isinstance(found, tuple)
     out, correlation = found
-    with torch.no_grad():
-        neighborhood_attention(
-            q, k, v, window=5, correlation=correlation, return_correlation=True, overwrite=True, backend="cpu"
-        )
+    before = correlation.detach().clone()
+    for given in (correlation, correlation.detach()):  # one that needs a gradient is never overwritten
+        assert torch.equal(correlation, before)
+        with torch.no_grad():
+            neighborhood_attention(
+                q, k, v, window=5, correlation=given, return_correlation=True, overwrite=True, backend="cpu"
+            )
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (out.sum() + correlation.sum()).backward()
 

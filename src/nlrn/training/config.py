@@ -179,9 +179,8 @@ class ScheduleConfig:
             raise ConfigError("schedule requires steps >= 1, warmup >= 0, 0 <= decay < 1, halve_every >= 1")
         if list(self.halve_at) != sorted(set(self.halve_at)) or min(self.halve_at, default=1) < 1:
             raise ConfigError(f"schedule.halve_at must be steps that rise from 1 on, not {list(self.halve_at)}")
-        other = ("decay",) if self.kind == "halving" else ("halve_at", "halve_every")
-        if found := [name for name in other if getattr(self, name) != getattr(type(self), name)]:
-            raise ConfigError(f"schedule.{found[0]} is not for the kind {self.kind!r}")
+        if (self.halve_at or self.halve_every != type(self).halve_every) and self.kind != "halving":
+            raise ConfigError('schedule.halve_at and schedule.halve_every are for the kind "halving"')
 
 
 @dataclass(frozen=True)
