@@ -1,7 +1,7 @@
 """Sheets of crops for docs/: what goes in, what comes out, what was there.
 
 `crops.py sr` enlarges images made smaller by MATLAB's bicubic to 8 bits; `crops.py denoise` restores them under
-Gaussian noise; `crops.py photograph` under the noise of simulated cameras, nothing given, beside OpenCV's non-local
+Gaussian noise; `crops.py photograph` under the noise of simulated cameras, default settings, beside OpenCV's non-local
 means and scikit-image's total variation and wavelets (pip install opencv-python-headless PyWavelets). Of every image
 the square with the strongest edges is shown, enlarged without smoothing. The images are scikit-image's: public domain
 (`astronaut`, NASA) and CC0; those of the data sets may not be published everywhere.

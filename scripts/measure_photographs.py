@@ -92,7 +92,7 @@ def camera(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any
         if "auto" not in line:
             line["found"] = [one.record() for one in found]
         for method in [method for method in tools if method not in line]:
-            if method == "photo" and for_photographs(found, 1.0):  # what nothing given takes, too
+            if method == "photo" and for_photographs(found, 1.0):  # what the default settings take, too
                 line[method] = line["auto"]
                 continue
             restored = quantize8(tools[method](noisy.astype(np.float32)).astype(np.float64))

@@ -1,5 +1,5 @@
 """The sample that the page of nlrn serve opens with: a CC0 photograph (Stefan van der Walt, scikit-image's `chelsea`)
-with the noise of a simulated camera, and what nlrn makes of it with nothing given. The same pair is
+with the noise of a simulated camera, and what nlrn makes of it with default settings. The same pair is
 docs/camera-noise.png. docs/front.jpg has a real photograph with its own grain beside one with Gaussian noise (CC0, Lav
 Varshney): Grace Hopper, U.S. Navy, in the public domain, as matplotlib's sample data hold it
 (matplotlib/matplotlib#1599; the file names commons.wikimedia.org/wiki/File:Grace_Hopper.jpg as its source)."""
@@ -41,7 +41,7 @@ def white() -> np.ndarray:
 
 
 def grain() -> list[np.ndarray]:
-    """The photograph as it is, and restored as a whole with nothing given: uint8 [240, 320, 3] of each."""
+    """The photograph as it is, and restored as a whole with default settings: uint8 [240, 320, 3] of each."""
     with Image.open(Path(get_data_path()) / "sample_data" / "grace_hopper.jpg") as file:
         image = np.asarray(file.convert("RGB"))
     print(nlrn.estimate_noise(image / np.float32(255)))

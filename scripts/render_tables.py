@@ -192,8 +192,8 @@ def estimate() -> str:
 
 FITTED = "Canon5D2"  # the camera of PolyU whose noisy images the simulated noise was looked at with
 METHODS = {
-    "noisy": "as it is",
-    "auto": "**nlrn, nothing given**",
+    "noisy": "noisy input",
+    "auto": "**nlrn, default settings**",
     "photo": "nlrn, `--noise photo`",
     "gaussian": "nlrn, `--noise gaussian`",
     "sigma": "nlrn, the best single sigma",
@@ -233,7 +233,7 @@ def camera() -> str:
     photo = load("denoise-photo-small")
     found = photo["scores"]["cbsd68"]
     rows = [
-        ["as it is", *(f"{one['psnr_noisy']:.2f}" for one in found.values())],
+        ["noisy input", *(f"{one['psnr_noisy']:.2f}" for one in found.values())],
         ["**denoise-photo-small**", *(f"{one['psnr']:.2f} / {one['ssim']:.4f}" for one in found.values())],
     ]
     header = ["PSNR (dB) / SSIM, CBSD68, camera noise", *(f"level {level}" for level in found)]
@@ -282,7 +282,7 @@ def route() -> str:
         for (kind, level), found in lines.items()
     ]
     count = len(next(iter(lines.values())))
-    header = [f"PSNR (dB), {count} crops", "as it is", "denoise-color-small, sigma estimated", "denoise-photo-small"]
+    header = [f"PSNR (dB), {count} crops", "noisy input", "denoise-color-small, sigma estimated", "denoise-photo-small"]
     return markdown(header, rows) + _measured(result)
 
 
@@ -296,7 +296,7 @@ def levels() -> str:
         before, *gains = (np.mean([one[key] for one in found]) for key in ("noisy", *factors))
         rows.append([f"{kind}, level {level}", f"{before:.2f}", *(f"{gain:+.2f}" for gain in gains)])
     count = len(next(iter(lines.values())))
-    return markdown([f"PSNR (dB), {count} crops", "as it is", *(f"level x {f}" for f in factors)], rows) + _measured(
+    return markdown([f"PSNR (dB), {count} crops", "noisy input", *(f"level x {f}" for f in factors)], rows) + _measured(
         result
     )
 
@@ -356,7 +356,7 @@ def untouched() -> str:
     gains = np.array([line["restored"] - line["given"] for line in jpeg])
     images = {name.rsplit(" ", 1)[0] for name in found["white"]["lines"]}
     rows = [
-        [f"BSD100 as it is ({len(clean)} images): PSNR of the result against it", f"{changed.mean():.1f} dB",
+        [f"BSD100 without added noise ({len(clean)} images): PSNR of the result against it", f"{changed.mean():.1f} dB",
          f"{changed.min():.1f} dB"],
         [f"BSD100 as JPEG of quality 70 ({len(jpeg)}): PSNR gained", f"{gains.mean():+.2f} dB",
          f"{gains.min():+.2f} dB"],

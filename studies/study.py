@@ -58,7 +58,7 @@ def _along(name: str, *values: int) -> dict[str, dict[str, Any]]:
 
 STUDIES = {
     "attention": Study(
-        "Does the attention earn its place?",
+        "Does the attention help?",
         {
             "full": {},
             "no propagation": {"model": {"propagation": False}},
@@ -67,7 +67,7 @@ STUDIES = {
         ("set12", "bsd68"),
     ),
     "choices": Study(
-        "Which choices of the recipe pay?",
+        "Which choices of the recipe help?",
         {
             "the recipe": {},
             "AdamW, 1e-3": {"optim": {"optimizer": "adamw", "lr": 1e-3}},
