@@ -91,7 +91,7 @@ def test_a_run_that_ends_in_its_warmup_is_a_failure_and_resumes(
 ) -> None:
     words = ["train", str(recipe), "--data", str(recipe.parent), "-o", str(recipe.parent / "run"), "-q"]
     assert command([*words, "--minutes", "1"]) == 1  # the first step takes 100 seconds
-    assert "the time was over after 1 steps, within the warm-up of 5" in capsys.readouterr().err
+    assert "the time limit was reached after 1 steps, within the warm-up of 5" in capsys.readouterr().err
     assert not (recipe.parent / "run" / "tiny.safetensors").exists()
     assert state.newest_verified(recipe.parent / "run") is not None
     assert command([*words, "--minutes", "1", "--resume"]) == 0
@@ -171,7 +171,7 @@ def test_a_resumed_run_ends_in_its_time_though_its_decay_begins_by_steps(
 
 def test_one_training_at_a_time_in_a_folder(recipe: Path) -> None:
     folder, options = recipe.parent / "run", {"data": recipe.parent, "quiet": True}
-    with state.prepared(folder, create=True), pytest.raises(ConfigError, match="another training goes on in"):
+    with state.prepared(folder, create=True), pytest.raises(ConfigError, match="another training is running in"):
         train_from_recipe(recipe, output=folder, steps=2, **options)
     train_from_recipe(recipe, output=folder, steps=2, **options)
 

@@ -85,7 +85,7 @@ def test_an_image_that_ends_its_worker_twice_is_left_and_the_rest_is_done(ray: A
     Image.new("L", (9, 9), 255).save(tmp_path / "in" / "005b.png")
     jobs = plan(tmp_path / "in", tmp_path / "out")
     outcome = run(jobs, partial(give, deadly), tmp_path / "out", "work", engine=RayEngine(workers=1))
-    assert outcome.failed == {"005b.png": "its worker ended, 2 times, by its memory perhaps"}
+    assert outcome.failed == {"005b.png": "its worker ended, 2 times, probably out of memory"}
     assert len(outcome.done) == len(jobs) - 1
     assert run(jobs, partial(give, same), tmp_path / "out", "work", engine=RayEngine(workers=1)).done == ["005b.png"]
 

@@ -37,7 +37,7 @@ def test_it_tells_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
         assert info.sha256 in found["models"][info.name]
     assert run(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert "all is well" in text
+    assert "no problems found" in text
     assert f"torch: {torch.__version__}" in text
 
 

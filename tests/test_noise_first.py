@@ -117,4 +117,4 @@ def test_a_folder_is_decided_image_by_image(here: Path, capsys: pytest.CaptureFi
     records = [json.loads(line) for line in Path("in-enlarged/nlrn-manifest.jsonl").read_text().splitlines()]
     assert {r["in"]: r["noise"][0]["level"] > 3 for r in records} == {"white.png": True, "clean.png": False}
     assert run(["upscale", "in", "-s", "1.5"]) == 0
-    assert "2 there already" in capsys.readouterr().out
+    assert "2 already done" in capsys.readouterr().out

@@ -515,7 +515,7 @@ def test_a_name_that_was_not_typed_is_no_pattern(
         (result,) = (tmp_path / folder).glob("*.tif")
         assert result.name == stack.name
         assert result.read_bytes() == beside.read_bytes()
-    assert "1 there already" in capsys.readouterr().out
+    assert "1 already done" in capsys.readouterr().out
     assert run(["denoise", str(stack), "-o", str(tmp_path / "plane%d.png"), *options]) == 0
     assert len(list(tmp_path.glob("plane?.png"))) == 3
 
@@ -708,7 +708,7 @@ def test_a_folder_resumes_inside_a_stack(
     printed = capsys.readouterr().out
     assert "resumed: 5 of 12 planes were done" in printed
     assert "1 images restored" in printed
-    assert "2 there already" in printed
+    assert "2 already done" in printed
     with monkeypatch.context() as patched:  # killed when the file has its name and the manifest does not say so yet
 
         def killed(*_: object) -> None:

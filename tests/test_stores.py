@@ -267,7 +267,7 @@ def test_results_that_are_there_are_refused_left_or_replaced(
     assert command([*words, "--skip-existing"]) == 0
     metadata = capfd.readouterr().out
     assert "3 images restored" in metadata
-    assert metadata.endswith("1 there already, 0 refused; metadata in s3://album/out says of what\n")
+    assert metadata.endswith("1 already done, 0 refused; metadata in s3://album/out says of what\n")
     assert store.files("out")["001.png"] == b"mine"
     assert command([*words, "--overwrite"]) == 0
     assert store.files("out")["001.png"] != b"mine"

@@ -72,7 +72,7 @@ def test_a_folder_that_is_done_is_not_done_again(
     before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
     options = ["--model", "weights.safetensors", "--sigma", "25", "--precision", "fp32"]
     assert cli.run(["denoise", "folder/in", "-o", "folder/out", *options]) == 1  # one is damaged
-    assert "2 there already, 1 refused" in capsys.readouterr().out
+    assert "2 already done, 1 refused" in capsys.readouterr().out
     assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
 
 

@@ -236,7 +236,7 @@ def _by_processes(workers: int, jobs: Iterable[Job], make: Make, read: Read) -> 
             with pool(1, first) as alone:
                 future = alone.submit(_work, job, made, read)
                 if isinstance(future.exception(), BrokenProcessPool):
-                    future = completed(InputError("its process was killed, by its memory perhaps"))
+                    future = completed(InputError("its process was killed, probably out of memory"))
             yield job, future
 
 

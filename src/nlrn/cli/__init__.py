@@ -31,7 +31,7 @@ COMMANDS = tuple(import_module(f"nlrn.cli.{name}") for name in NAMES)
 EXAMPLES = """\
 examples:
   nlrn photo.jpg                           remove the noise; writes photo-restored.jpg
-  nlrn denoise noisy.png -o clean.png      the same, under a name of yours
+  nlrn denoise noisy.png -o clean.png      the same, to a named file
   nlrn denoise photos -o restored -r       a folder, resumed by the same command
   nlrn upscale image.png --scale 3         enlarge; writes image-enlarged.png
   nlrn serve                               the same on a page, in a browser

@@ -16,7 +16,7 @@ nlrn doctor --json
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn doctor` to the subparsers of argparse."""
-    parser = add_command(commands, "doctor", "what this installation can do here, and why not more", EXAMPLES)
+    parser = add_command(commands, "doctor", "check this installation: backends, models, extras", EXAMPLES)
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=_doctor)
 
@@ -35,7 +35,7 @@ def _doctor(options: argparse.Namespace) -> int:
                 print(f"  {name}: {_plain(what)}")
         else:
             print(f"{title}: {_plain(value)}")
-    print("all is well" if is_well(found) else "something is wrong: see above")
+    print("no problems found" if is_well(found) else "problems found: see above")
     return 0 if is_well(found) else 3
 
 

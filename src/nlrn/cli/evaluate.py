@@ -40,7 +40,9 @@ def add(commands: Any) -> None:
     group.add_argument("--data", type=Path, help="folder of the data sets, or of images (default: $NLRN_DATA)")
     group.add_argument("--set", dest="sets", nargs="+", default=[], metavar="NAME", help="set12, bsd68, cbsd68 ...")
     group.add_argument("--task", choices=("denoise", "sr"), default="denoise", help="sr: super-resolution")
-    group.add_argument("--noise", choices=("gaussian", "camera"), default="gaussian", help="camera: as cameras make it")
+    group.add_argument(
+        "--noise", choices=("gaussian", "camera"), default="gaussian", help="camera: simulated camera noise"
+    )
     group.add_argument("--sigma", type=sigma_level, nargs="+", help="default: 15 25 50, of camera noise 3 6 12")
     group.add_argument(
         "--given-sigma",
@@ -48,7 +50,7 @@ def add(commands: Any) -> None:
         dest="given_sigma",
         type=sigma_level,
         metavar="SIGMA",
-        help="under camera noise (default: the estimate)",
+        help="sigma given to the model under camera noise (default: estimated)",
     )
     group.add_argument("--auto", action="store_true", help="give the model the estimated noise level instead")
     group.add_argument(
@@ -96,7 +98,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     config = restorer.model.config
     _check(options, config)
     if config.window is None and options.mode == "window":
-        raise ConfigError("this model looks at the whole image, more than a memory holds: use --mode patch")
+        raise ConfigError("this model attends to the whole image, which does not fit in memory: use --mode patch")
     sets = find_sets(
         data_root(options.data),
         options.sets,

@@ -76,14 +76,16 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--compression", choices=("none", "lzw", "deflate"), help="of TIFF, without loss (default: none)"
     )
-    group.add_argument("--keep-gps", action="store_true", help="leave the place in EXIF and XMP")
+    group.add_argument("--keep-gps", action="store_true", help="keep GPS data in EXIF and XMP")
     group.add_argument("--json", action="store_true", help="print what was done as JSON")
     add_model_options(parser)
     group = parser.add_argument_group("memory")
     group.add_argument("-t", "--tile", type=_tile, metavar="PIXELS", help="side of a tile; 0: the whole image")
     group.add_argument("--overlap", type=count, metavar="PIXELS", help="shared by tiles (default: 32)")
-    group.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
-    group.add_argument("--max-pixels", type=side, metavar="COUNT", help="refuse images of more (default: 100,000,000)")
+    group.add_argument("--memory", type=mebibytes, metavar="MIB", help="memory limit in MiB (default: 4096)")
+    group.add_argument(
+        "--max-pixels", type=side, metavar="COUNT", help="refuse images with more pixels (default: 100,000,000)"
+    )
     group = parser.add_argument_group("where IN is a folder")
     group.add_argument("-r", "--recursive", action="store_true", help="the folders below it too")
     group.add_argument("--suffix", default="", metavar="TEXT", help="at the end of the results' names: --suffix=-clean")
@@ -314,7 +316,7 @@ def _say_outcome(options: argparse.Namespace, outcome: Outcome, seconds: float, 
         reporter(options)(f"left out, not read: {_listed(others)}")
     pace = f" in {seconds:.0f} s ({len(outcome.done) / seconds:.2f} a second)" if outcome.done else ""
     reporter(options)(
-        f"{len(outcome.done)} images restored{pace}, {len(outcome.skipped)} there already,"
+        f"{len(outcome.done)} images restored{pace}, {len(outcome.skipped)} already done,"
         f" {len(outcome.failed)} refused; {_account(options.output)}"
     )
 

@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
         "--model", action="append", default=[], metavar="FILE", help="weights to offer in addition to the shipped ones"
     )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="what a computation may take (default: 4096)")
+    parser.add_argument("--memory", type=mebibytes, metavar="MIB", help="memory limit in MiB (default: 4096)")
     group = parser.add_argument_group("limits")
     for option, kind, sign, words in _LIMITS:
         usual = getattr(Limits, option[2:].replace("-", "_"))

@@ -19,7 +19,7 @@ nlrn train recipes/denoise-gray-small.toml --resume --minutes 60
 
 def add(commands: Any) -> None:
     """Add the parser of `nlrn train` to the subparsers of argparse."""
-    parser = add_command(commands, "train", "train a model as a recipe says", EXAMPLES)
+    parser = add_command(commands, "train", "train a model from a recipe", EXAMPLES)
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="what is trained, and how (docs/training.md)")
     group = parser.add_argument_group("run")
     group.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: runs/<recipe name>")

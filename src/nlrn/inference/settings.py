@@ -16,7 +16,7 @@ MEMORY = 4 << 30  # bytes; fixed, so that the same command gives the same tiles 
 
 @dataclass(frozen=True)
 class Settings:
-    """How an image is run. mode: "window" (over the whole image) or "patch" (the authors' protocol).
+    """How an image is processed. mode: "window" (over the whole image) or "patch" (the authors' protocol).
 
     precision: "bf16", "fp32" or "auto", bf16 where the hardware multiplies it. tile: None chooses by `memory`
     (bytes the computation may take), 0 forces the whole image, else the side of a tile in pixels; tiles overlap

@@ -58,7 +58,7 @@ def decode_apart(data: bytes, max_pixels: int, *, gps: bool = False) -> Decoded:
     try:
         process = subprocess.Popen(command, env={**os.environ, **_LEAN, "PYTHONPATH": path}, **pipes)  # type: ignore[call-overload]
     except OSError as error:
-        raise BackendError(f"no process to decode in can be had: {error}") from error
+        raise BackendError(f"cannot start the decoding process: {error}") from error
     timer = threading.Timer(_SECONDS, process.kill)
     timer.start()
     feeder = threading.Thread(target=_feed, args=(process.stdin, data), daemon=True)

@@ -78,6 +78,6 @@ class Budget:
         warmup = config.schedule.warmup
         if self.limited and step < warmup:
             raise UnfinishedError(
-                f"the time was over after {step} steps, within the warm-up of {warmup}: no weights are written; the "
-                "state is kept, resume with more minutes"
+                f"the time limit was reached after {step} steps, within the warm-up of {warmup}: no weights are "
+                "written; the state is kept, resume with more minutes"
             )

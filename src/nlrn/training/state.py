@@ -82,7 +82,9 @@ def prepared(folder: Path, *, create: bool) -> Iterator[None]:
             handle = os.open(folder, os.O_RDONLY)
             kept.callback(os.close, handle)
             if not locked(handle, otherwise=True):
-                raise ConfigError(f"another training goes on in {folder}: wait for its end, or give another folder")
+                raise ConfigError(
+                    f"another training is running in {folder}: wait until it ends, or give another folder"
+                )
         yield
 
 

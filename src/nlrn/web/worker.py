@@ -68,7 +68,7 @@ class Worker:
             self.kill()
             if stop.is_set():
                 raise StoppedError from error
-            raise RefusedError(503, "the process that did the work ended, by its memory perhaps") from error
+            raise RefusedError(503, "the process that did the work ended, probably out of memory") from error
 
     def _answer(self, connection: Connection, tick: Callable[[int, int], None], stop: threading.Event) -> Answer:
         asked = 0.0
