@@ -264,9 +264,11 @@ def main() -> None:
     resume = prepare(folder, state)
     first = max(0, standing(folder))
     here = machine(usable_device("auto"))
+    threads = here["threads"]
     hardware = options.hardware or (
-        f"{options.processes if torch.cuda.is_available() else here['threads']} "
-        f"{'x' if torch.cuda.is_available() else 'threads of'} {here['device']}"
+        f"{options.processes} x {here['device']}"
+        if torch.cuda.is_available()
+        else f"{threads} thread{'s' if threads > 1 else ''} of {here['device']}"
     )
     code = wait(start(options.recipe, folder, options, resume), options.until)
     spent, failed = cpu_seconds(), code not in (0, *STOPPED)

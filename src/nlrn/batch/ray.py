@@ -73,7 +73,7 @@ class RayEngine:
             needs = {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory}
             worker = ray.remote(_Worker).options(max_restarts=0, max_task_retries=0, **needs)
             settings = (ray.put(pickle.dumps((make, read, self.check))), self.expected, self.cpus)
-            yield from _Crew(ray, worker, settings, waiting).results(count)
+            yield from _Workers(ray, worker, settings, waiting).results(count)
 
     def _fit(self, nodes: list[dict[str, Any]]) -> int:
         """How many workers the machines hold."""
@@ -184,7 +184,7 @@ class _Worker:
             return InputError(f"{type(error).__name__}: {error}")
 
 
-class _Crew:
+class _Workers:
     """The workers, what each is at, and what comes of it.
 
     A worker takes its images in their order. When it ends, what it was at is tried again on another, once, and the
@@ -258,7 +258,7 @@ class _Crew:
         else:
             self.tries[job.name] += 1
             if self.tries[job.name] == TRIES:
-                yield job, completed(InputError(f"its worker ended, {TRIES} times, by its memory perhaps"))
+                yield job, completed(InputError(f"its worker ended, {TRIES} times, probably out of memory"))
             else:
                 self.waiting.append(job)
         if self.waiting:
