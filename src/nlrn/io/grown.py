@@ -43,11 +43,11 @@ def grown_tags(
     are damaged, and what size_of raises.
     """
     kept, lost = dict(entries), []
-    before = _number(entries[_LENGTH], form), _number(entries[_WIDTH], form)
+    before = number(entries[_LENGTH], form), number(entries[_WIDTH], form)
     size = size_of(*before)
     grown = Fraction(size[0], before[0]), Fraction(size[1], before[1])
     kept[_LENGTH], kept[_WIDTH] = form.places([size[0]]), form.places([size[1]])
-    if calibrated or (_UNIT in entries and _number(entries[_UNIT], form) == _NO_UNIT):
+    if calibrated or (_UNIT in entries and number(entries[_UNIT], form) == _NO_UNIT):
         for tag, times in zip(_RESOLUTIONS, grown, strict=True):
             if tag in entries:
                 kept[tag] = _times(entries[tag], times, form)
@@ -55,7 +55,7 @@ def grown_tags(
         lost.append(_COUNTING[tag])
         del kept[tag]
     if XMP in entries:
-        packet = xmp.held_to(kept.pop(XMP)[2], size, _number(entries[_BITS], form))
+        packet = xmp.held_to(kept.pop(XMP)[2], size, number(entries[_BITS], form))
         kept |= {XMP: (BYTE, len(packet), packet)} if packet else {}
         lost += [] if packet else ["XMP"]
     for key in [key for key in entries if key % AGAIN == _DESCRIPTION]:
@@ -72,8 +72,8 @@ def grown_tags(
     return kept, tuple(dict.fromkeys(lost))
 
 
-def _number(entry: Entry, form: Form) -> int:
-    """The first of whole numbers. Raises InputError."""
+def number(entry: Entry, form: Form) -> int:
+    """The first of a tag's whole numbers. Raises InputError."""
     kind, _, raw = entry
     try:
         return int(struct.unpack_from(form.order + {1: "B", 3: "H", 4: "I", 16: "Q"}[kind], raw)[0])
@@ -109,8 +109,8 @@ def _described(raw: bytes, entries: Mapping[int, Entry], before: tuple[int, int]
         grown = {b"y": size[0] / before[0], b"x": size[1] / before[1]}
         return _ORIGIN.sub(lambda found: b"%borigin=%.12g" % (found[1], float(found[2]) * grown[found[1]]), raw)
     if raw.startswith(b"{") and b'"shape"' in raw:
-        separate = _PLANAR in entries and _number(entries[_PLANAR], form) == 2
-        samples = _number(entries[_SAMPLES], form) if _SAMPLES in entries else 1
+        separate = _PLANAR in entries and number(entries[_PLANAR], form) == 2
+        samples = number(entries[_SAMPLES], form) if _SAMPLES in entries else 1
         return _shaped(raw, before, size, behind=samples > 1 and not separate)
     return raw
 
@@ -169,14 +169,14 @@ def _without_regions(entries: dict[int, Entry], form: Form) -> bool:
     _, count, packed = entries[_IMAGEJ_SIZES]
     data, sizes = entries[_IMAGEJ][2], struct.unpack(f"{form.order}{count}I", packed[: 4 * count])
     order = ">" if data[:4] == b"IJIJ" else "<"
-    parts, place, number = list[tuple[bytes, list[bytes]]](), sizes[0], 1
+    parts, place, first = list[tuple[bytes, list[bytes]]](), sizes[0], 1
     for at in range(4, sizes[0], 8):
         name, several = struct.unpack_from(f"{order}4sI", data, at)
         values = list[bytes]()
-        for index in range(number, number + several):
+        for index in range(first, first + several):
             values.append(data[place : place + sizes[index]])
             place += sizes[index]
-        number += several
+        first += several
         parts.append((name, values))
     kept = [(name, values) for name, values in parts if name not in (b"roi ", b"over", b" ior", b"revo")]
     if len(kept) == len(parts):

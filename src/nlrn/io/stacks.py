@@ -24,6 +24,7 @@ from nlrn.io.directories import BYTE, Entry, Form, entries_of
 from nlrn.io.formats import tiff_pages
 from nlrn.io.image import MAX_PIXELS, ImageData, read_image
 from nlrn.io.metadata import XMP
+from nlrn.io.stackpages import stack_kind
 from nlrn.io.tiffs import images_behind, is_raw, silent
 from nlrn.io.tiffsamples import BLACK_IS_ZERO, COMPRESSIONS, PALETTE, PIXEL_TAGS, RGB, WHITE_IS_ZERO, YCBCR, each_of
 from nlrn.io.xmp import upright
@@ -174,6 +175,7 @@ class TiffStack(Stack):
             self._tiff = TiffFile(self._file, _multifile=False)  # whose pages are parsed whole, each by itself
         self.form = Form(self._tiff.byteorder, bool(self._tiff.is_bigtiff))
         self._check_pages()
+        self._check_planes()
 
     def _find_planes(self, tiff: Any, axes: str | None) -> None:
         """Which page, and which image behind it, is a plane, and of which channel."""
@@ -221,6 +223,15 @@ class TiffStack(Stack):
         compression = int(first.compression)
         if compression not in WRITTEN:
             self.notes += (f"{COMPRESSIONS.get(compression, compression)} would lose detail: written with deflate",)
+
+    def _check_planes(self) -> None:
+        """Raises InputError for a plane whose page could not be written as it was read."""
+        for index, (number, *_) in enumerate(self.planes[:1] if self.one_directory else self.planes):
+            page = self._page(number)
+            try:
+                stack_kind(page, lookup=self._is_lookup(page))
+            except InputError as error:
+                raise InputError(f"plane {index + 1} of {len(self)}: {error}", limit=error.limit) from None
 
     def __exit__(self, *_: object) -> None:
         self._tiff.close()

@@ -11,7 +11,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -20,6 +20,8 @@ import numpy as np
 
 from nlrn.errors import InputError
 from nlrn.io.chunks import chunks
+from nlrn.io.directories import Entry
+from nlrn.io.grown import number
 from nlrn.io.image import ImageData, check_output, samples, write_image
 from nlrn.io.stacks import Stack
 from nlrn.system.atomic import check_target, keep_rights, open_record, publish_file, sha256, writing
@@ -27,6 +29,7 @@ from nlrn.system.journal import Journal
 
 PART = ".nlrn-part"
 _HEADER = 16  # bytes kept for the header of either form
+_BITS, _SAMPLES = 258, 277  # tags
 _TIFF_ENDS = 2**32 - 2**20
 _NUMBERED = re.compile(r"%0?\d{0,2}d")
 
@@ -94,7 +97,19 @@ class TiffStackWriter:
         return block
 
     def _chunks(self, index: int, image: ImageData) -> Iterator[bytes]:
-        return chunks(self.stack.stored(index, np.atleast_3d(samples(image))), self.stack.layout(index))
+        values = self.stack.stored(index, np.atleast_3d(samples(image)))
+        if index == 0 or not self.stack.one_directory:
+            self._check_declared(index, values, self.stack.entries(index))
+        return chunks(values, self.stack.layout(index))
+
+    def _check_declared(self, index: int, values: np.ndarray, entries: Mapping[int, Entry]) -> None:
+        """Raises InputError for samples [H, W, samples] that are not what the tags say of them."""
+        bits, channels = (number(entries[tag], self.form) if tag in entries else 1 for tag in (_BITS, _SAMPLES))
+        if (8 * values.itemsize, values.shape[2]) != (bits, channels):
+            raise InputError(
+                f"{self.path}: plane {index + 1} has {values.shape[2]} samples a pixel of {8 * values.itemsize} bits,"
+                f" and its tags say {channels} of {bits}; nothing of it was written"
+            )
 
     def put(self, index: int, image: ImageData) -> None:
         """Write a plane behind the others, and list it in the journal."""

@@ -80,7 +80,7 @@ def read_tiff(
         if min(width, height) < 1:
             raise InputError("damaged or truncated: tags are missing")
         check_size(width, height)
-        kind = _kind(page)
+        kind = kind_of(page)
         images = images_behind(file, page)
         if images > 1:
             raise InputError(
@@ -188,9 +188,12 @@ def _photometric(page: Any) -> int:
     return int(page.tags.valueof(Base.PhotometricInterpretation, -1))
 
 
-def _kind(page: Any) -> Kind:
-    """What the samples are. Raises InputError for what is not read, and names it."""
-    photometric, samples = _photometric(page), page.samplesperpixel
+def kind_of(page: Any, *, lookup: bool = False) -> Kind:
+    """What the samples are. Raises InputError for what is not read, and names it.
+
+    lookup: they are grey, and the palette is how they are shown.
+    """
+    photometric, samples = BLACK_IS_ZERO if lookup else _photometric(page), page.samplesperpixel
     bits = {int(bit) for bit in each_of(page.tags.valueof(Base.BitsPerSample, 1))}
     formats = set(each_of(page.tags.valueof(339, UINT)))
     if photometric < 0 or 256 not in page.tags or 257 not in page.tags:

@@ -1,0 +1,80 @@
+"""Pages of stacks that would be lost or changed: refused, left out with a line, or kept, as tifffile and Pillow say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from test_stacks import copied, values
+
+from nlrn.cli import run
+from nlrn.errors import InputError
+from nlrn.io.image import ImageData
+from nlrn.io.stacks import TiffStack
+from nlrn.io.stackwriting import TiffStackWriter
+from nlrn.system.journal import Journal
+
+
+def saved(path: Path, mode: str, compression: str | None = None) -> None:
+    """Two pages of Pillow's: the first grey of 8 bits unless they are compressed, the second of this mode."""
+    grey, colour = Image.fromarray(values((24, 32), "uint8")), Image.fromarray(values((24, 32, 3), "uint8"))
+    second = {"1": grey.convert("1"), "P": colour.quantize(16), "CMYK": colour.convert("CMYK")}.get(mode) or colour
+    first = second if compression else grey
+    first.save(path, "TIFF", save_all=True, append_images=[second.convert(mode)], compression=compression)
+
+
+@pytest.mark.parametrize(
+    ("mode", "compression", "words"),
+    [
+        ("1", None, "samples of 1 bit,.*save it as grey of 8 bits"),
+        ("1", "group4", "samples of 1 bit,.*save it as grey of 8 bits"),
+        ("P", None, "a palette.*save it as grey of 8 bits, or as RGB"),
+        ("CMYK", None, "CMYK.*save it as RGB"),
+        ("YCbCr", None, "YCbCr outside of JPEG.*save it as RGB"),
+    ],
+)
+def test_pages_that_cannot_be_written_as_they_are_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, compression: str | None, words: str
+) -> None:
+    """Before any work, and any page of the file, not only the first."""
+    source = tmp_path / "in.tif"
+    saved(source, mode, compression)
+    with pytest.raises(InputError, match=f"plane {1 if compression else 2} of 2: {words}"):
+        TiffStack(source)
+    assert run(["denoise", str(source), "-o", str(tmp_path / "out.tif"), "--sigma", "9", "-q"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_planes_of_colour_in_jpeg_are_written_as_rgb(tmp_path: Path) -> None:
+    source = tmp_path / "in.tif"
+    pages = [Image.fromarray(np.full((24, 32, 3), level, np.uint8)) for level in ((200, 30, 60), (20, 130, 90))]
+    pages[0].save(source, save_all=True, append_images=pages[1:], compression="jpeg")
+    with tifffile.TiffFile(copied(source, tmp_path / "out.tif")) as after, Image.open(source) as before:
+        assert {int(page.photometric) for page in after.pages} == {2}
+        for index, page in enumerate(after.pages):
+            before.seek(index)
+            assert np.abs(page.asarray().astype(int) - np.asarray(before.convert("RGB"))).max() <= 1
+
+
+@pytest.mark.parametrize("made", [lambda grey: np.dstack([grey] * 3), lambda grey: grey])
+def test_samples_that_their_tags_do_not_declare_are_not_written(
+    tmp_path: Path, made: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Of other channels, and of another depth."""
+    source, target = tmp_path / "in.tif", tmp_path / "out.tif"
+    tifffile.imwrite(source, values((2, 24, 32), "uint16"), metadata=None, photometric="minisblack")
+    array = made(np.zeros((24, 32), np.float32))
+    image = ImageData(array, depth=16 if array.ndim == 3 else 8)
+    with (
+        TiffStack(source) as stack,
+        Journal(target, {}) as journal,
+        TiffStackWriter(target, stack, journal, overwrite=False) as writer,
+    ):
+        writer.put(0, stack.read(0))
+        with pytest.raises(InputError, match=r"plane 2 has . samples a pixel of .*, and its tags say 1 of 16"):
+            writer.put(1, image)
