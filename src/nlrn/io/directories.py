@@ -18,6 +18,8 @@ from nlrn.io.formats import TAG_BYTES, Bytes
 Entry = tuple[int, int, bytes]  # type and count of a tag's value, its bytes
 BYTE, ASCII, SHORT, LONG, UNDEFINED, LONG_8 = 1, 2, 3, 4, 7, 16  # types
 LONG8 = {16: 4, 17: 9, 18: 13}  # types of a BigTIFF and what they are in a TIFF
+_POINTERS = frozenset({34665, 34853})  # tags: EXIF, GPS
+_BELOW = {34665: frozenset({40965}), 34853: frozenset[int](), 40965: frozenset[int]()}  # of those in these directories
 AGAIN = 1 << 16  # added to a tag that its directory has already, as tifffile writes two descriptions
 
 
@@ -114,3 +116,42 @@ def entries_of(
             found[code + seen[code] * AGAIN] = int(tag.dtype), int(tag.count), raw_value(tag, data)
         seen[code] += 1
     return found
+
+
+def entries_at(data: Bytes, place: int, form: Form) -> dict[int, Entry]:
+    """The tags of a directory at a place of the file, but for those whose values do not lie in it."""
+    order, wide, letter = form.order, form.wide, "Q" if form.big else "I"
+    head, each = (8, 20) if form.big else (2, 12)
+    (count,) = struct.unpack(order + ("Q" if form.big else "H"), data[place : place + head])
+    found: dict[int, Entry] = {}
+    for at in range(place + head, min(place + head + count * each, len(data) - each + 1), each):
+        tag, kind, number = struct.unpack(order + "HH" + letter, data[at : at + 4 + wide])
+        start, size = at + 4 + wide, number * TAG_BYTES.get(kind, 0)
+        if size > wide:
+            (start,) = struct.unpack(order + letter, data[start : start + wide])
+        raw = data[start : start + size]
+        if kind in TAG_BYTES and len(raw) == size:
+            found.setdefault(tag, (kind, number, raw))
+    return found
+
+
+def with_pointed(
+    entries: Mapping[int, Entry], data: Bytes, form: Form, start: int, pointers: frozenset[int] = _POINTERS
+) -> bytes:
+    """A TIFF's directory at this place, of tags of the file `data`; EXIF and GPS, to which they point there, follow it.
+
+    form: the file's, which may be a BigTIFF. pointers: those of the tags that point. Its length is even.
+    """
+    small = Form(form.order)
+    kept = {tag: narrow(entry, form.order, clamped=True) for tag, entry in entries.items()}
+    pointing = sorted(pointers & entries.keys())
+    kept |= {tag: small.places([0]) for tag in pointing}
+    size = len(small.block(kept, start, last=True))
+    behind = bytes(size % 2)
+    for tag in pointing:
+        kind, _, raw = entries[tag]
+        place = int.from_bytes(raw[: TAG_BYTES[kind]], "little" if form.order == "<" else "big")
+        at = start + size + len(behind)
+        kept[tag] = small.places([at])
+        behind += with_pointed(entries_at(data, place, form), data, form, at, _BELOW[tag])
+    return small.block(kept, start, last=True) + behind

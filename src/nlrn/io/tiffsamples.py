@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import TiffImageFile
 
 from nlrn.errors import InputError
-from nlrn.io.directories import Entry, Form, entries_of, narrow
+from nlrn.io.directories import Entry, Form, entries_of, narrow, with_pointed
 from nlrn.io.formats import inflated_size
 from nlrn.io.further import planes
+from nlrn.io.metadata import IPTC, LAYERS, PHOTOSHOP, XMP
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, _MASK, CMYK, YCBCR = range(7)  # of the tag PhotometricInterpretation
 UINT, FLOAT = 1, 3  # of the tag SampleFormat
@@ -35,6 +35,7 @@ COMPRESSIONS = {
 _LOSSLESS = frozenset({1, 5, 8, 32773, 32946, 34925, 50000})
 _COEFFICIENTS, _REFERENCE = 529, 532
 _COLOUR_TAGS = frozenset({332, 338, 529, 530, 532})  # what the samples are, beside how many
+_LARGE = frozenset({XMP, IPTC, PHOTOSHOP, LAYERS})  # tags of blocks that are read apart, or not at all
 PIXEL_TAGS = frozenset(
     {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347}
     | {*range(512, 522), 529, 530, 532}
@@ -140,18 +141,20 @@ def samples_of(
         values = _by_tifffile(page, kind, parts)
     elif kind.bits > 8:
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
-        values = np.concatenate([_by_libtiff(page, kind, data, i, len(parts) // planes) for i in range(planes)], axis=2)
+        values = np.concatenate(
+            [_by_libtiff(page, kind, data, parts, i, len(parts) // planes) for i in range(planes)], axis=2
+        )
     elif page.planarconfig == 2 and page.samplesperpixel > 1:
         each = len(parts) // page.samplesperpixel
-        values = np.dstack([_plane(page, kind, data, i, each) for i in range(page.samplesperpixel)])
+        values = np.dstack([_plane(page, kind, data, parts, i, each) for i in range(page.samplesperpixel)])
     else:
-        return _by_pillow(page, kind, data)
+        return _by_pillow(page, kind, data, parts)
     if values.shape[2] != kind.colours + (kind.alpha != 0):
         raise InputError(f"damaged: {values.shape[2]} samples a pixel where {page.samplesperpixel} were declared")
     return _converted(page, kind, values)
 
 
-def _by_libtiff(page: Any, kind: Kind, data: bytes, index: int, each: int) -> np.ndarray:
+def _by_libtiff(page: Any, kind: Kind, data: bytes, parts: list[memoryview], index: int, each: int) -> np.ndarray:
     """[H, W, samples] of 16 bits or floats, or one plane of those that lie apart: through Pillow, as rows of bytes.
 
     libtiff undoes the compression; byte order and predictor are undone here. each: strips or tiles of a plane.
@@ -165,7 +168,9 @@ def _by_libtiff(page: Any, kind: Kind, data: bytes, index: int, each: int) -> np
     changed = _of_one_plane(page, index, each)
     sides = {256: across * row, 257: height} | ({322: row} if tiled else {})
     changed |= {tag: Form(order).places([side]) for tag, side in sides.items()}
-    rows = _grey(_alone(page, data, changed, without=_COLOUR_TAGS | {317}), (across * row, height))
+    rows = _grey(
+        _alone(page, data, parts[index * each :][:each], changed, without=_COLOUR_TAGS | {317}), (across * row, height)
+    )
     blocks = rows.reshape(height, across, row)
     number, predictor = np.dtype(f"{order}{'f' if kind.format == FLOAT else 'u'}{size}"), int(page.predictor)
     predictor = 1 if page.compression == _PLAIN else predictor  # it belongs to a compression
@@ -181,14 +186,17 @@ def _by_libtiff(page: Any, kind: Kind, data: bytes, index: int, each: int) -> np
     return values.astype(number.newbyteorder("="), copy=False)
 
 
-def _plane(page: Any, kind: Kind, data: bytes, index: int, each: int) -> np.ndarray:
+def _plane(page: Any, kind: Kind, data: bytes, parts: list[memoryview], index: int, each: int) -> np.ndarray:
     """One of the planes of an image whose samples of 8 bits lie apart, [H, W] as stored: as a grey image by itself."""
     if kind.bits < 8:
         raise InputError(f"{page.samplesperpixel} samples a pixel of {kind.bits} bits; expected 8 bits of colour")
     if kind.photometric == YCBCR and page.is_subsampled:
         raise InputError("YCbCr with fewer samples of colour is read from JPEG only; save the image as RGB")
     changed = _of_one_plane(page, index, each)
-    return _grey(_alone(page, data, changed, without=_COLOUR_TAGS), (page.imagewidth, page.imagelength))
+    return _grey(
+        _alone(page, data, parts[index * each :][:each], changed, without=_COLOUR_TAGS),
+        (page.imagewidth, page.imagelength),
+    )
 
 
 def _of_one_plane(page: Any, index: int, each: int) -> dict[int, Entry]:
@@ -274,12 +282,14 @@ def _coloured(page: Any, kind: Kind, values: np.ndarray) -> np.ndarray:
     return (table if table.max() < 256 else table // 256).astype(np.uint8)[values.astype(np.intp)]  # some give 8 bits
 
 
-def _by_pillow(page: Any, kind: Kind, data: bytes) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+def _by_pillow(
+    page: Any, kind: Kind, data: bytes, parts: list[memoryview]
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
     """By libtiff, up to 8 bits."""
     _check_colours(page, kind) if kind.photometric == CMYK else None
     if kind.bits < 8 and page.samplesperpixel > 1:
         raise InputError(f"{page.samplesperpixel} samples a pixel of {kind.bits} bits; expected 8 bits of colour")
-    with TiffImageFile(io.BytesIO(_alone(page, data))) as image:
+    with TiffImageFile(io.BytesIO(_alone(page, data, parts))) as image:
         if image.size != (page.imagewidth, page.imagelength):
             raise InputError("damaged: its decoder finds another size")
         image.load()
@@ -298,31 +308,37 @@ def _by_pillow(page: Any, kind: Kind, data: bytes) -> tuple[np.ndarray, np.ndarr
 
 
 def _alone(
-    page: Any, data: bytes, changed: Mapping[int, Entry] = MappingProxyType({}), without: frozenset[int] = frozenset()
+    page: Any,
+    data: bytes,
+    parts: list[memoryview],
+    changed: Mapping[int, Entry] = MappingProxyType({}),
+    without: frozenset[int] = frozenset(),
 ) -> bytes:
-    """The file with one directory, of the tags of its pixels: a TIFF, of a BigTIFF too."""
-    return _with_directory(page, data, lambda tag: tag in PIXEL_TAGS - without, changed)
+    """A TIFF, of a BigTIFF too, of the tags of the page's pixels and these strips or tiles. changed: other tags."""
+    form, every = Form(page.parent.byteorder), entries_of(page, data, _LARGE)
+    entries = {tag: narrow(every[tag], form.order, clamped=True) for tag in every.keys() & (PIXEL_TAGS - without)}
+    entries |= changed
+    sizes = [len(part) for part in parts]
+    body: list[Any] = [memoryview(data)[8:]]  # where its tags point into it, or parts overlap
+    if page.compression != _OLD_JPEG and sum(sizes) <= len(data):
+        entries |= form.parts(8, sizes, tiled=page.is_tiled)
+        body = list(parts)
+    length = sum(map(len, body))
+    body.append(bytes(length % 2))
+    start = 8 + length + length % 2
+    return b"".join((form.header(start), *body, form.block(entries, start, last=True)))
 
 
 def tags_of(page: Any, data: bytes) -> Image.Exif:
-    """The tags of the page that are not of its pixels; those that point on are kept where their directories are."""
-    exif = Image.Exif()
-    pointers = {Base.ExifOffset, Base.GPSInfo} if page.parent.is_bigtiff else set()
+    """The tags of the page that are not of its pixels, with EXIF and GPS; of layers only that there are any."""
+    exif, form = Image.Exif(), Form(page.parent.byteorder, bool(page.parent.is_bigtiff))
     try:
-        exif.load(_with_directory(page, data, lambda tag: tag not in PIXEL_TAGS | pointers))
+        entries = entries_of(page, data, PIXEL_TAGS | _LARGE)
+        exif.load(Form(form.order).header(8) + with_pointed(entries, data, form, 8))
+    except MemoryError:
+        raise
     except Exception:  # what cannot be read is left out
-        return Image.Exif()
+        exif = Image.Exif()
+    if LAYERS in page.tags:
+        exif[LAYERS] = b""
     return exif
-
-
-def _with_directory(
-    page: Any, data: bytes, chosen: Callable[[int], bool], changed: Mapping[int, Entry] = MappingProxyType({})
-) -> bytes:
-    """changed: tags that are others."""
-    form = Form(page.parent.byteorder)
-    entries = {
-        tag: narrow(entry, form.order, clamped=True) for tag, entry in entries_of(page, data).items() if chosen(tag)
-    }
-    start = len(data) + len(data) % 2
-    block = form.block(entries | dict(changed), start, last=True)
-    return b"".join((form.header(start), memoryview(data)[8:], bytes(start - len(data)), block))

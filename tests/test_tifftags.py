@@ -1,0 +1,67 @@
+"""What a TIFF says besides its pixels, as Pillow and tifffile read it: profile, resolution, EXIF, layers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+from PIL.ExifTags import IFD
+
+from nlrn.io.image import encode_image, read_image
+
+RNG = np.random.default_rng(0)
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("compression", "order"), [(None, "<"), ("zlib", ">"), ("lzw", "<"), ("packbits", ">"), ("jpeg", "<")]
+)
+def test_large_layers_take_nothing_with_them(compression: str | None, order: str) -> None:
+    """96 MiB of them, in the process whose memory is limited: all but they is read, and a line names them."""
+    colour, file = RNG.integers(0, 256, (96, 64, 3), np.uint8), io.BytesIO()
+    layers = b"Adobe Photoshop Document Data Block\0".ljust(96 << 20, b"\0")
+    tags = [(37724, 7, len(layers), layers, True), (274, 3, 1, 6, True), (271, 2, 0, "Canon", True)]
+    tifffile.imwrite(
+        file, colour, photometric="rgb", resolution=(300, 200), resolutionunit=2, iccprofile=PROFILE, metadata=None,
+        compression=compression, extratags=tags, byteorder=order, rowsperstrip=16,
+    )  # fmt: skip
+    image = read_image(file.getvalue())
+    assert (image.icc, image.dpi) == (PROFILE, (200, 300))
+    assert image.notes == ("left out of the metadata: layers",)
+    exif = Image.Exif()
+    exif.load(image.exif or b"")
+    assert exif[271] == "Canon"
+    file.seek(0)
+    wanted = np.rot90(tifffile.imread(file), -1)
+    assert np.abs(np.rint(image.array * 255) - wanted).max() <= (compression == "jpeg")
+
+
+def described() -> Any:
+    exif = Image.Exif()
+    exif[271] = "Canon"
+    exif[IFD.Exif] = {33434: 0.008, 36867: "2020:01:01 00:00:00", 42036: "a lens", 37510: b"ASCII\0\0\0hello"}
+    exif[IFD.GPSInfo] = {1: "N", 2: (1.0, 2.0, 3.5)}
+    loaded = Image.Exif()
+    loaded.load(exif.tobytes())
+    return loaded
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("gps", [False, True])
+def test_exif_and_the_place_are_kept_of_a_bigtiff_too(tmp_path: Path, big: bool, gps: bool) -> None:
+    source = tmp_path / "in.tif"
+    Image.fromarray(RNG.integers(0, 256, (24, 32, 3), np.uint8)).save(source, exif=described(), big_tiff=big)
+    with tifffile.TiffFile(source) as file:
+        assert file.is_bigtiff == big
+        assert file.pages.first.tags[34665].value["LensModel"] == "a lens"
+    (tmp_path / "out.tif").write_bytes(encode_image(read_image(source, gps=gps), "TIFF"))
+    with Image.open(source) as before, Image.open(tmp_path / "out.tif") as after:
+        was, found = before.getexif(), after.getexif()
+        assert found[271] == "Canon"
+        assert found.get_ifd(IFD.Exif) == was.get_ifd(IFD.Exif) != {}
+        assert found.get_ifd(IFD.GPSInfo) == (was.get_ifd(IFD.GPSInfo) if gps else {})
