@@ -78,3 +78,29 @@ def test_samples_that_their_tags_do_not_declare_are_not_written(
         writer.put(0, stack.read(0))
         with pytest.raises(InputError, match=r"plane 2 has . samples a pixel of .*, and its tags say 1 of 16"):
             writer.put(1, image)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        (("uint8", "uint16"), "planes of 8 bits and of 16 bits in one file: save them apart"),
+        (("uint16", "uint8"), "planes of 8 bits and of 16 bits in one file: save them apart"),
+        (("uint16", "float32"), "planes of 16 bits and of floats in one file: save them apart"),
+    ],
+)
+@pytest.mark.parametrize("ome", [False, True])
+def test_planes_of_several_types_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kinds: tuple[str, ...], words: str, ome: bool
+) -> None:
+    """Images of one OME-TIFF, or pages, as tifffile writes and reads them: no values are taken for those of a type."""
+    source = tmp_path / "in.tif"
+    with tifffile.TiffWriter(source, ome=ome) as writer:
+        for kind in kinds:
+            metadata = {"axes": "ZYX"} if ome else None
+            writer.write(values((2, 24, 32), kind), photometric="minisblack", metadata=metadata)
+    with tifffile.TiffFile(source) as file:
+        assert {str(series.dtype) for series in file.series} == set(kinds)
+    for command in (["denoise", "--sigma", "9"], ["upscale"]):
+        assert run([command[0], str(source), "-o", str(tmp_path / "out.tif"), *command[1:]]) == 1
+        assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [source]

@@ -26,7 +26,17 @@ from nlrn.io.image import MAX_PIXELS, ImageData, read_image
 from nlrn.io.metadata import XMP
 from nlrn.io.stackpages import stack_kind
 from nlrn.io.tiffs import images_behind, is_raw, silent
-from nlrn.io.tiffsamples import BLACK_IS_ZERO, COMPRESSIONS, PALETTE, PIXEL_TAGS, RGB, WHITE_IS_ZERO, YCBCR, each_of
+from nlrn.io.tiffsamples import (
+    BLACK_IS_ZERO,
+    COMPRESSIONS,
+    FLOAT,
+    PALETTE,
+    PIXEL_TAGS,
+    RGB,
+    WHITE_IS_ZERO,
+    YCBCR,
+    each_of,
+)
 from nlrn.io.xmp import upright
 
 MAX_PLANES = 100_000
@@ -225,13 +235,17 @@ class TiffStack(Stack):
             self.notes += (f"{COMPRESSIONS.get(compression, compression)} would lose detail: written with deflate",)
 
     def _check_planes(self) -> None:
-        """Raises InputError for a plane whose page could not be written as it was read."""
+        """Raises InputError for a plane that could not be written as it was read, and for planes of several types."""
+        types = set[str]()
         for index, (number, *_) in enumerate(self.planes[:1] if self.one_directory else self.planes):
             page = self._page(number)
             try:
-                stack_kind(page, lookup=self._is_lookup(page))
+                kind = stack_kind(page, lookup=self._is_lookup(page))
             except InputError as error:
                 raise InputError(f"plane {index + 1} of {len(self)}: {error}", limit=error.limit) from None
+            types.add("floats" if kind.format == FLOAT else f"{kind.bits:2} bits")
+        if len(types) > 1:
+            raise InputError(f"planes of {' and of '.join(map(str.strip, sorted(types)))} in one file: save them apart")
 
     def __exit__(self, *_: object) -> None:
         self._tiff.close()
