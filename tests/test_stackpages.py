@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_stacks import copied, values
 
 from nlrn.cli import run
 from nlrn.errors import InputError
+from nlrn.io.directories import LONG, Form
 from nlrn.io.image import ImageData
 from nlrn.io.stacks import TiffStack
 from nlrn.io.stackwriting import TiffStackWriter
@@ -104,3 +106,86 @@ def test_planes_of_several_types_are_refused(
         assert run([command[0], str(source), "-o", str(tmp_path / "out.tif"), *command[1:]]) == 1
         assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [source]
+
+
+def microscope_file(path: Path, planes: np.ndarray, pages: int, private: list[tuple[int, int, int, bytes]]) -> None:
+    """Planes of 8 bits in so many directories, each second a reduced copy, and the first with private tags.
+
+    Their counts may not be those of their bytes.
+    """
+    form, (_, height, width), data = Form(), planes.shape, bytearray(8)
+    places = []
+    for *_, value in private:
+        places.append(len(data))
+        data += value
+    start = len(data)
+    data += planes.tobytes()
+    first = len(data)
+    for index in range(pages):
+        tags = {256: form.places([width]), 257: form.places([height]), 258: form.short(8), 259: form.short(1)}
+        tags |= {262: form.short(1), 277: form.short(1), 278: form.places([height])}
+        tags[254] = form.places([index % 2])
+        tags |= form.parts(start + index * height * width, [height * width], tiled=False)
+        tags |= {code: (LONG, 2, bytes(8)) for code, *_ in private if index == 0}
+        block = form.block(tags, len(data), last=index == pages - 1)
+        for (code, kind, number, _), place in zip(private, places, strict=True):
+            at = block.find(struct.pack("<HHI", code, LONG, 2))
+            if at >= 0:
+                block = block[:at] + struct.pack("<HHII", code, kind, number, place) + block[at + 12 :]
+        data += block + bytes(len(block) % 2)
+    data[:8] = form.header(first)
+    path.write_bytes(data)
+
+
+def test_the_private_tags_of_zeiss_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = np.dtype([(name, "<" + kind) for name, kind in tifffile.TIFF.CZ_LSMINFO])
+    said = np.zeros(1, fields)[0]
+    sizes = {"DimensionX": 32, "DimensionY": 24, "DimensionZ": 1, "DimensionChannels": 1, "DimensionTime": 3}
+    for name, value in {"MagicNumber": 67127628, "StructureSize": fields.itemsize, "ScanType": 3, **sizes}.items():
+        said[name] = value
+    source, out, planes = tmp_path / "in.tif", tmp_path / "out.tif", values((3, 24, 32), "uint8")
+    microscope_file(source, planes.repeat(2, axis=0), 6, [(34412, 1, fields.itemsize, said.tobytes())])
+    with tifffile.TiffFile(source) as file:
+        assert file.is_lsm
+        np.testing.assert_array_equal(file.asarray(), planes)
+    assert run(["denoise", str(source), "-o", str(out), "--sigma", "0", "--range", "type"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "left out: the tags of LSM, with what they say of places, times and scale, 3 reduced copies of its planes\n"
+        in printed
+    )
+    np.testing.assert_array_equal(tifffile.imread(copied(source, tmp_path / "copy.tif")), planes)
+    with tifffile.TiffFile(out) as file:
+        assert not file.is_lsm
+        assert len(file.pages) == 3
+
+
+def test_planes_that_metamorphs_tags_alone_declare_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, planes = tmp_path / "in.tif", values((3, 24, 32), "uint8")
+    uic2 = b"".join(struct.pack("<6I", 1000 * i, 1, 2455000, 3600000 * i, 2455000, 0) for i in range(3))
+    microscope_file(source, planes, 1, [(33628, 4, 2, bytes(16)), (33629, 5, 3, uic2)])
+    with tifffile.TiffFile(source) as file:
+        assert file.is_stk
+        np.testing.assert_array_equal(file.asarray(), planes)
+    assert run(["denoise", str(source), "-o", str(tmp_path / "out.tif"), "--sigma", "9", "-q"]) == 1
+    assert "its planes are declared by STK: save it as a plain TIFF stack" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("thumbs", ["same type", "colour of 8 bits"])
+def test_reduced_copies_among_the_pages_are_left_out_and_named(tmp_path: Path, thumbs: str) -> None:
+    """One behind each page, as Pillow and tifffile see them; also of another type, which is no plane of another."""
+    source, planes = tmp_path / "in.tif", values((3, 24, 32), "uint16")
+    with tifffile.TiffWriter(source) as writer:
+        for plane in planes:
+            small = plane[::4, ::4] if thumbs == "same type" else values((6, 8, 3), "uint8")
+            writer.write(plane, metadata=None, photometric="minisblack")
+            writer.write(small, metadata=None, photometric="rgb" if small.ndim == 3 else "minisblack", subfiletype=1)
+    with TiffStack(source) as stack:
+        assert stack.notes == ("left out: 3 reduced copies of its planes",)
+        assert (len(stack), stack.channels) == (3, 1)
+    with tifffile.TiffFile(copied(source, tmp_path / "out.tif")) as file:
+        assert len(file.pages) == 3
+        np.testing.assert_array_equal(file.asarray(), planes)

@@ -6,7 +6,6 @@ in the file: it is read, checked and refused as an image file would be. Memory i
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 from contextlib import suppress
@@ -18,13 +17,13 @@ import numpy as np
 
 from nlrn.errors import InputError
 from nlrn.io.axes import Lines, channels_of, leading, lines_of, split
-from nlrn.io.chunks import DEFLATE, PLAIN, WRITTEN, Layout
+from nlrn.io.chunks import DEFLATE, WRITTEN, Layout
 from nlrn.io.decode import check_size
 from nlrn.io.directories import BYTE, Entry, Form, entries_of
 from nlrn.io.formats import tiff_pages
 from nlrn.io.image import MAX_PIXELS, ImageData, read_image
 from nlrn.io.metadata import XMP
-from nlrn.io.stackpages import stack_kind
+from nlrn.io.stackpages import PRIVATE, places_of, stack_kind
 from nlrn.io.tiffs import images_behind, is_raw, silent
 from nlrn.io.tiffsamples import (
     BLACK_IS_ZERO,
@@ -195,8 +194,9 @@ class TiffStack(Stack):
         self.notes: tuple[str, ...] = ()
         self.sizes: tuple[int, ...] = ()
         self.one_directory = False
-        for number, series in enumerate(tiff.series):
-            places = _places_of(series, len(tiff.pages))
+        whole = [series for series in tiff.series if not series.keyframe.is_reduced]
+        for number, series in enumerate(whole or tiff.series):
+            places = places_of(series, len(tiff.pages))
             letters, sizes = leading(series, len(places))
             if axes is not None and number == 0:
                 said, (letters, sizes) = (letters, sizes), split(axes, len(places))
@@ -228,6 +228,13 @@ class TiffStack(Stack):
         pointers = {int(tag.code) for tag in first.tags} & _POINTERS
         names = {_SUB: "images below its planes (the levels of a pyramid)", _EXIF: "EXIF", _GPS: "GPS"}
         left = [names[code] for code in (_SUB, _EXIF, _GPS) if code in pointers]
+        private = list(dict.fromkeys(PRIVATE[tag] for tag in PRIVATE if tag in first.tags))
+        if private and self.one_directory and self.kind == "TIFF":
+            raise InputError(f"its planes are declared by {private[0]}: save it as a plain TIFF stack")
+        left += [f"the tags of {name}, with what they say of places, times and scale" for name in private]
+        others = set(range(len(self._tiff.pages))) - {page for page, *_ in self.planes}
+        if copies := sum(bool(self._page(number).is_reduced) for number in others):
+            left.append(f"{copies} reduced {'copy' if copies == 1 else 'copies'} of its planes")
         if left:
             self.notes += (f"left out: {', '.join(left)}",)
         compression = int(first.compression)
@@ -329,7 +336,9 @@ class TiffStack(Stack):
     def entries(self, index: int) -> dict[int, Entry]:
         """The tags of the result's page, all but where its strips or tiles lie."""
         page, form = self._page(self.planes[index][0]), self.form
-        entries = entries_of(page, self._data, _PLACES | _SIZES | _POINTERS | {_FILL_ORDER}, again=_DESCRIPTION)
+        entries = entries_of(
+            page, self._data, _PLACES | _SIZES | _POINTERS | PRIVATE.keys() | {_FILL_ORDER}, again=_DESCRIPTION
+        )
         if int(page.compression) not in WRITTEN:
             entries = {tag: entry for tag, entry in entries.items() if tag not in _JPEG_TAGS | {317}}
             entries[259] = form.short(DEFLATE)
@@ -366,22 +375,3 @@ def scaled(image: ImageData, levels: float) -> ImageData:
         return image
     array = image.array * np.float32(image.levels / levels)
     return replace(image, array=array, levels=levels, float_levels=levels)
-
-
-def _places_of(series: Any, pages: int) -> list[tuple[int, int]]:
-    """(page, image behind it) of each plane of a series, in its order."""
-    listed = list(series._pages)
-    if any(page is None or page.parent is not series.parent for page in listed):
-        raise InputError("some of its planes lie in other files, or nowhere: save the stack as one file")
-    count = math.prod(series.get_shape(False)) // max(1, series.keyframe.size)
-    if count == len(listed):
-        return [(int(page.index), 0) for page in listed]
-    if len(listed) == 1 and pages == count:
-        return [(number, 0) for number in range(pages)]
-    page = listed[0]
-    if len(listed) == 1 and int(page.compression) == PLAIN and page.is_contiguous and series.dataoffset is not None:
-        end = int(page.dataoffsets[0]) + count * int(page.nbytes)
-        if end > series.parent.filehandle.size:
-            raise InputError("truncated: planes are missing")
-        return [(int(page.index), number) for number in range(count)]
-    raise InputError(f"{count} planes are declared, and {len(listed)} found: planes are missing")
