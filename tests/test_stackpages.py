@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 from test_stacks import copied, values
 
 from nlrn.cli import run
 from nlrn.errors import InputError
 from nlrn.io.directories import LONG, Form
-from nlrn.io.image import ImageData
+from nlrn.io.image import ImageData, write_image
 from nlrn.io.stacks import TiffStack
 from nlrn.io.stackwriting import TiffStackWriter
 from nlrn.system.journal import Journal
@@ -172,6 +172,9 @@ def test_planes_that_metamorphs_tags_alone_declare_are_refused(
     assert run(["denoise", str(source), "-o", str(tmp_path / "out.tif"), "--sigma", "9", "-q"]) == 1
     assert "its planes are declared by STK: save it as a plain TIFF stack" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [source]
+    words = ["--sigma", "0", "--range", "type", "-q"]
+    assert run(["denoise", str(source), "-o", str(tmp_path / "out_%d.png"), *words]) == 0
+    assert len(list(tmp_path.glob("out_?.png"))) == 3
 
 
 @pytest.mark.parametrize("thumbs", ["same type", "colour of 8 bits"])
@@ -189,3 +192,47 @@ def test_reduced_copies_among_the_pages_are_left_out_and_named(tmp_path: Path, t
     with tifffile.TiffFile(copied(source, tmp_path / "out.tif")) as file:
         assert len(file.pages) == 3
         np.testing.assert_array_equal(file.asarray(), planes)
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_numbered_files_are_those_of_single_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], turned: int, suffix: str
+) -> None:
+    """Upright as Pillow turns the pages, with their profile and resolution; a TIFF keeps both tags and samples."""
+    source, profile = tmp_path / "in.tif", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pages = [Image.fromarray(values((24, 32, 3), "uint8")) for _ in range(2)]
+    info = {"tiffinfo": {274: turned}, "icc_profile": profile, "dpi": (300, 200)}
+    pages[0].save(source, save_all=True, append_images=pages[1:], **info)
+    with TiffStack(source, alone=True) as stack:
+        assert stack.size(1) == stack.read(1).array.shape[:2]
+        for index in range(2):
+            write_image(tmp_path / f"page_{index + 1}.{suffix}", stack.read(index))
+    command = ["denoise", str(source), "--sigma", "0", "--range", "type", "-o"]
+    assert run([*command, str(tmp_path / f"out_%d.{suffix}")]) == 0
+    for index in range(2):
+        with Image.open(source) as before, Image.open(tmp_path / f"page_{index + 1}.{suffix}") as after:
+            before.seek(index)
+            upright = ImageOps.exif_transpose(before)
+            np.testing.assert_array_equal(np.asarray(after), np.asarray(upright))
+        with Image.open(tmp_path / f"out_{index + 1}.{suffix}") as after:
+            assert after.size == upright.size
+            assert after.info["icc_profile"] == profile
+            assert after.info["dpi"] == pytest.approx((200, 300) if turned > 4 else (300, 200), abs=0.1)
+            assert after.getexif().get(274, 1) == 1
+    with tifffile.TiffFile(source) as file:
+        before = file.asarray()
+    with tifffile.TiffFile(copied(source, tmp_path / "out.tif")) as file:
+        assert {int(page.tags[274].value) for page in file.pages} == {turned}
+        np.testing.assert_array_equal(file.asarray(), before)
+
+
+def test_frames_that_are_numbered_keep_their_profile(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    frames = [Image.fromarray(values((24, 32, 3), "uint8")) for _ in range(2)]
+    frames[0].save(tmp_path / "in.png", save_all=True, append_images=frames[1:], icc_profile=profile)
+    command = ["denoise", str(tmp_path / "in.png"), "-q", "--sigma", "9", "--range", "type"]
+    assert run([*command, "-o", str(tmp_path / "out_%d.png")]) == 0
+    for index in (1, 2):
+        with Image.open(tmp_path / f"out_{index}.png") as image:
+            assert image.info["icc_profile"] == profile

@@ -94,7 +94,7 @@ def restore_stack(
     decides, inputs = digest(options), [options.input]
     numbers = is_numbered(options.output) and not options.derived  # a pattern that was given
     inputs += [path] if (path := getattr(options, "sigma_map", None)) is not None else []
-    with _opened(options) as stack:
+    with _opened(options, alone=numbers) as stack:
         if not numbers and options.depth is not None and options.depth != stack.read(0).depth:
             raise ConfigError("a stack keeps its depth; --depth is for an image, or numbered files")
         if not numbers and options.compression is not None:
@@ -135,7 +135,7 @@ def restore_stack(
     return record
 
 
-def _opened(options: argparse.Namespace) -> Stack:
+def _opened(options: argparse.Namespace, *, alone: bool) -> Stack:
     from nlrn.io.frames import FrameStack
     from nlrn.io.image import MAX_PIXELS
     from nlrn.io.stacks import MAX_PLANES, MAX_STACK_BYTES, Limits, TiffStack, is_tiff_stack
@@ -144,7 +144,7 @@ def _opened(options: argparse.Namespace) -> Stack:
         options.max_pixels or MAX_PIXELS, options.max_planes or MAX_PLANES, options.max_bytes or MAX_STACK_BYTES
     )
     if is_tiff_stack(options.input):
-        return TiffStack(options.input, axes=options.axes, limits=limits)
+        return TiffStack(options.input, axes=options.axes, limits=limits, alone=alone)
     if options.axes is not None:
         raise ConfigError("--axes is for a TIFF: frames have one axis, time")
     return FrameStack(options.input, limits=limits)

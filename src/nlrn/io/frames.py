@@ -7,7 +7,6 @@ import json
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL.GifImagePlugin import GifImageFile
@@ -131,7 +130,11 @@ class FrameStack(Stack):
             raise InputError(f"{self.path}: frame {index + 1}: damaged ({error})") from error
         colour = values[..., :3] if self._colour else values[..., 0]
         alpha = values[..., 3].copy() if self._alpha else None
-        return ImageData(np.divide(colour, 255, dtype=np.float32), alpha, 8, "TIFF")
+        return ImageData(np.divide(colour, 255, dtype=np.float32), alpha, 8, "TIFF", icc=self._profile())
+
+    def _profile(self) -> bytes | None:
+        """Of colour; where all frames are grey it would not fit."""
+        return (self._image.info.get("icc_profile") or None) if self._colour else None
 
     def layout(self, index: int) -> Layout:
         """One strip a frame, deflated."""
@@ -143,8 +146,7 @@ class FrameStack(Stack):
         entries = page_tags(self.layout(index), self.size(index), samples, np.dtype(np.uint8))
         if index == 0:
             entries[270] = self._description(samples)
-            icc: Any = self._image.info.get("icc_profile")
-            if icc and self._colour:
+            if icc := self._profile():
                 entries[34675] = (UNDEFINED, len(icc), icc)
         return entries
 

@@ -48,7 +48,8 @@ _MOST_CHUNKS = 1 << 16  # of a plane
 _ROOM = 1 << 16  # bytes by which a compressed plane may be larger than its samples
 _SUB, _EXIF, _GPS, _INTEROPERABILITY = 330, 34665, 34853, 40965
 _POINTERS = frozenset({_SUB, _EXIF, _GPS, _INTEROPERABILITY})
-_FILL_ORDER, _EXTRA_SAMPLES = 266, 338
+_FILL_ORDER, _EXTRA_SAMPLES, _ORIENTATION = 266, 338, 274
+_OF_A_FILE, _RESOLUTION = frozenset({_ORIENTATION, 34675}), frozenset({282, 283, 296})  # 34675: the profile
 _UNNAMED = frozenset("QI")  # tifffile's letters where a file names no axis
 _DESCRIPTION = frozenset({270})
 _JPEG_TAGS = frozenset({347, *range(512, 522), 529, 530, 532})
@@ -149,11 +150,12 @@ def is_tiff_stack(path: Path) -> bool:
 class TiffStack(Stack):
     """A TIFF of many planes; a context. axes: letters of the planes' axes where the file names none (see `split`).
 
+    alone: each plane is to become a file of its own: it is read upright, with its profile and a print's resolution.
     Raises InputError for what cannot be read as one, and where it is beyond the limits, before any plane is decoded.
     """
 
-    def __init__(self, path: Path, *, axes: str | None = None, limits: Limits = Limits()) -> None:
-        self.path, self.limits = path, limits
+    def __init__(self, path: Path, *, axes: str | None = None, limits: Limits = Limits(), alone: bool = False) -> None:
+        self.path, self.limits, self.alone = path, limits, alone
         try:
             self._file = path.open("rb")
         except OSError as error:
@@ -229,7 +231,7 @@ class TiffStack(Stack):
         names = {_SUB: "images below its planes (the levels of a pyramid)", _EXIF: "EXIF", _GPS: "GPS"}
         left = [names[code] for code in (_SUB, _EXIF, _GPS) if code in pointers]
         private = list(dict.fromkeys(PRIVATE[tag] for tag in PRIVATE if tag in first.tags))
-        if private and self.one_directory and self.kind == "TIFF":
+        if private and self.one_directory and self.kind == "TIFF" and not self.alone:
             raise InputError(f"its planes are declared by {private[0]}: save it as a plain TIFF stack")
         left += [f"the tags of {name}, with what they say of places, times and scale" for name in private]
         others = set(range(len(self._tiff.pages))) - {page for page, *_ in self.planes}
@@ -268,7 +270,8 @@ class TiffStack(Stack):
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a plane."""
         page = self._page(self.planes[index][0])
-        return int(page.imagelength), int(page.imagewidth)
+        sides = int(page.imagelength), int(page.imagewidth)
+        return sides[::-1] if self.alone and page.tags.valueof(_ORIENTATION, 1) in (5, 6, 7, 8) else sides
 
     def read(self, index: int) -> ImageData:
         """One plane. Raises InputError as read_image does."""
@@ -299,7 +302,9 @@ class TiffStack(Stack):
             raise InputError("damaged: its strips or tiles are larger than its samples")
         form = Form(self.form.order)
         without = _PLACES | _SIZES | ({320} if self._is_lookup(page) else frozenset())
-        entries = {tag: entry for tag, entry in entries_of(page, self._data, without).items() if tag in PIXEL_TAGS}
+        kept = PIXEL_TAGS | (_OF_A_FILE if self.alone else frozenset())
+        kept |= _RESOLUTION if self.alone and self.kind == "TIFF" else frozenset()
+        entries = {tag: entry for tag, entry in entries_of(page, self._data, without).items() if tag in kept}
         if self._is_lookup(page):
             entries[262] = form.short(BLACK_IS_ZERO)
         if self.one_directory:
