@@ -65,3 +65,16 @@ def test_exif_and_the_place_are_kept_of_a_bigtiff_too(tmp_path: Path, big: bool,
         assert found[271] == "Canon"
         assert found.get_ifd(IFD.Exif) == was.get_ifd(IFD.Exif) != {}
         assert found.get_ifd(IFD.GPSInfo) == (was.get_ifd(IFD.GPSInfo) if gps else {})
+
+
+def test_what_imagej_says_of_an_image_is_named_where_it_goes(tmp_path: Path) -> None:
+    """Texts and overlays of a single plane; without any there is no line."""
+    grey, source, out = RNG.integers(0, 4096, (24, 32), np.uint16), tmp_path / "in.tif", tmp_path / "out.tif"
+    for said, notes in (({"Info": "hello"}, ("left out of the metadata: ImageJ's metadata",)), ({}, ())):
+        tifffile.imwrite(source, grey, imagej=True, metadata=said)
+        image = read_image(source)
+        assert image.notes == notes
+        out.write_bytes(encode_image(image, "TIFF"))
+        with tifffile.TiffFile(source) as before, tifffile.TiffFile(out) as after:
+            assert (50839 in before.pages.first.tags) == bool(said)
+            assert 50839 not in after.pages.first.tags

@@ -19,7 +19,9 @@ from nlrn.io.formats import tiff_pages
 from nlrn.io.texts import NO_TEXTS, Texts
 
 XMP, IPTC, PHOTOSHOP, LAYERS = 700, 33723, 34377, 37724
-_BLOCKS = {XMP: "XMP", IPTC: "IPTC", PHOTOSHOP: "Photoshop's data", LAYERS: "layers"}  # tags that no EXIF block keeps
+_BLOCKS = {  # tags that no EXIF block keeps
+    XMP: "XMP", IPTC: "IPTC", PHOTOSHOP: "Photoshop's data", LAYERS: "layers", 50839: "ImageJ's metadata",
+}  # fmt: skip
 # Not carried over: how a TIFF stores its pixels, orientation, position, other blocks of metadata.
 _DROPPED_TAGS = frozenset(
     {*range(254, 260), 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 292, 293, 301, 317, 320, *range(322, 326)}
