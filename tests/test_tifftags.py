@@ -78,3 +78,24 @@ def test_what_imagej_says_of_an_image_is_named_where_it_goes(tmp_path: Path) -> 
         with tifffile.TiffFile(source) as before, tifffile.TiffFile(out) as after:
             assert (50839 in before.pages.first.tags) == bool(said)
             assert 50839 not in after.pages.first.tags
+
+
+@pytest.mark.parametrize("resolution", [1e4, 1e7, 2e8])
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_the_resolution_of_a_microscope_grows_however_fine_it_is(
+    tmp_path: Path, resolution: float, suffix: str
+) -> None:
+    """Pixels per centimetre of a single plane of OME's, made 2 times as wide and 3 times as high."""
+    source, out = tmp_path / "in.ome.tif", tmp_path / f"out.{suffix}"
+    size: dict[str, Any] = {"PhysicalSizeX": 1e4 / resolution, "PhysicalSizeY": 1e4 / resolution}
+    tifffile.imwrite(
+        source, RNG.integers(0, 4096, (24, 32), np.uint16), ome=True, resolution=(resolution, resolution),
+        resolutionunit="CENTIMETER", metadata={"axes": "YX", **size},
+    )  # fmt: skip
+    image = read_image(source).of_size(72, 64)
+    out.write_bytes(encode_image(image, suffix.upper().replace("TIF", "TIFF")))
+    with Image.open(out) as after:
+        tags = after.getexif()
+    inches = {2: 1.0, 3: 2.54}[tags[296]]
+    assert float(tags[282]) * inches == pytest.approx(2 * 2.54 * resolution)
+    assert float(tags[283]) * inches == pytest.approx(3 * 2.54 * resolution)

@@ -161,8 +161,8 @@ def held_to(
 ) -> tuple[bytes | None, tuple[str, ...]]:
     """The EXIF block of an image of this (height, width), with so many channels and bits, and what had to go.
 
-    Sizes are brought up to date, a resolution without a unit (ImageJ's) grows with the sides. A description that names
-    another size or type, as OME's, ImageJ's or tifffile's does, is left out.
+    Sizes are brought up to date, a resolution without a unit, or in ImageJ's and OME's files, grows with the sides. A
+    description that names another size or type, as OME's, ImageJ's or tifffile's does, is left out.
     """
     found = loaded_exif(exif)
     details = found.get_ifd(IFD.Exif) if IFD.Exif in found else {}
@@ -174,7 +174,7 @@ def held_to(
     if kind := _stale(description, size, channels, depth, grown):
         del found[Base.ImageDescription]
         notes = (f"left out: {kind}, which no longer holds",)
-    if found.get(Base.ResolutionUnit) == _NO_UNIT:
+    if found.get(Base.ResolutionUnit) == _NO_UNIT or _of_a_microscope(description):
         for tag, times in ((Base.XResolution, grown[1]), (Base.YResolution, grown[0])):
             if tag in found and times != 1:
                 found[tag] = float(found[tag]) * times
@@ -188,7 +188,10 @@ def is_worth_naming(exif: bytes) -> bool:
 
 def is_calibrated(exif: bytes | None) -> bool:
     """Whether the resolution is that of the thing itself, as a microscope gives it, and not of a print."""
-    description = text_of(loaded_exif(exif or b"").get(Base.ImageDescription))
+    return _of_a_microscope(text_of(loaded_exif(exif or b"").get(Base.ImageDescription)))
+
+
+def _of_a_microscope(description: str) -> bool:
     return "<OME" in description[:2000] or description.startswith("ImageJ=")
 
 
