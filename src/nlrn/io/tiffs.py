@@ -209,6 +209,8 @@ def kind_of(page: Any, *, lookup: bool = False) -> Kind:
     if bit not in ((32,) if form == FLOAT else (1, 2, 4, 8, 16)):
         if form == UINT and 8 < bit < 16:
             raise InputError(f"{bit}-bit samples would be cut or misread here; save the image with 8 bits, or with 16")
+        if form == FLOAT:
+            raise InputError(f"floats of {bit} bits, which are not read: save the image with floats of 32 bits")
         raise InputError(f"samples of [{bit}] bits; expected 8 or 16 bits, or floats of 32")
     form = FLOAT if form == FLOAT else UINT
     names = {RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1}
