@@ -15,6 +15,7 @@ from test_stacks import copied, values
 from nlrn.cli import run
 from nlrn.errors import InputError
 from nlrn.io.directories import LONG, Form
+from nlrn.io.frames import FrameStack
 from nlrn.io.image import ImageData, write_image
 from nlrn.io.stacks import TiffStack
 from nlrn.io.stackwriting import TiffStackWriter
@@ -236,3 +237,25 @@ def test_frames_that_are_numbered_keep_their_profile(tmp_path: Path) -> None:
     for index in (1, 2):
         with Image.open(tmp_path / f"out_{index}.png") as image:
             assert image.info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_image_in_place_of_the_animation_is_no_frame(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    """A PNG's frames are those of its chunks fcTL; Pillow counts the image before them, too."""
+    source, out = tmp_path / "in.png", tmp_path / "out.tif"
+    still, *frames = (Image.fromarray(values((24, 32, 3), "uint8")) for _ in range(1 + count))
+    durations = [100 * (index + 1) for index in range(count)]
+    still.save(source, save_all=True, append_images=frames, default_image=True, duration=durations)
+    data = source.read_bytes()
+    assert struct.unpack_from(">I", data, data.index(b"acTL") + 4) == (count,)
+    with FrameStack(source) as stack:
+        assert len(stack) == count
+        for index, frame in enumerate(frames):
+            np.testing.assert_array_equal(np.rint(stack.read(index).array * 255), np.asarray(frame))
+    assert run(["denoise", str(source), "-o", str(out), "--sigma", "9", "--range", "type"]) == 0
+    assert "left out: the image that is shown in place of the animation" in capsys.readouterr().out
+    with tifffile.TiffFile(out) as file:
+        assert len(file.pages) == count
+        assert file.shaped_metadata[0]["duration_ms"] == durations

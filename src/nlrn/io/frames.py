@@ -39,7 +39,8 @@ def is_animation(path: Path) -> bool:
                 )
                 if not marked and not (start.startswith(b"\x89PNG") and b"acTL" in start + file.read(1 << 16)):
                     return False
-            return _frames(_opened(file_bytes(path, MAX_BYTES))) > 1
+            image = _opened(file_bytes(path, MAX_BYTES))
+            return _skipped(image) + _frames(image) > 1
     return False
 
 
@@ -57,7 +58,12 @@ def _opened(data: bytes) -> ImageFile:
 
 
 def _frames(image: ImageFile) -> int:
-    return int(getattr(image, "n_frames", 1))
+    return int(getattr(image, "n_frames", 1)) - _skipped(image)
+
+
+def _skipped(image: ImageFile) -> int:
+    """1 where the first that Pillow counts is what a PNG shows instead of its animation, and no frame of it."""
+    return int(bool(getattr(image, "default_image", False)))
 
 
 class FrameStack(Stack):
@@ -97,7 +103,8 @@ class FrameStack(Stack):
         self.sizes: tuple[int, ...] = (self._count,)
         self.lines = Lines(lines_of(self.axes, self.sizes))
         texts = texts_of(self._data, str(self._image.format))
-        self.notes = left_out([*texts.lost_in(""), *texts.notes])
+        still = ("left out: the image that is shown in place of the animation",) * _skipped(self._image)
+        self.notes = left_out([*texts.lost_in(""), *texts.notes]) + still
         self._colour = self._alpha = False
         self._milliseconds: list[float] = []
         for index in range(self._count):
@@ -108,7 +115,7 @@ class FrameStack(Stack):
 
     def _frame(self, index: int) -> np.ndarray:
         """RGBA, uint8."""
-        self._image.seek(index)
+        self._image.seek(index + _skipped(self._image))
         return np.asarray(self._image.convert("RGBA"))
 
     def __exit__(self, *_: object) -> None:
