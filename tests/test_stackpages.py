@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from test_stacks import copied, values
 
 from nlrn.cli import run
 from nlrn.errors import InputError
+from nlrn.inference.stacks import samples_of
 from nlrn.io.directories import LONG, Form
 from nlrn.io.frames import FrameStack
 from nlrn.io.image import ImageData, write_image
@@ -259,3 +261,31 @@ def test_an_image_in_place_of_the_animation_is_no_frame(
     with tifffile.TiffFile(out) as file:
         assert len(file.pages) == count
         assert file.shaped_metadata[0]["duration_ms"] == durations
+
+
+@dataclass(frozen=True)
+class Channels:
+    """So many channels of 2 planes of one size, of values that rise evenly from 0 to 1."""
+
+    channels: int
+    side: int
+
+    def __len__(self) -> int:
+        return 2 * self.channels
+
+    def channel(self, index: int) -> int:
+        return index % self.channels
+
+    def read(self, index: int) -> tuple[np.ndarray, None]:
+        return np.linspace(0, 1, self.side**2, dtype=np.float32).reshape(self.side, self.side), None
+
+
+@pytest.mark.parametrize(("channels", "most"), [(1, 2**21), (4, 2**21), (5, 2**23 // 5), (32, 2**18), (300, 2**16)])
+def test_what_is_held_of_many_channels_is_no_more_than_of_four(channels: int, most: int) -> None:
+    """Pixels of each channel; their range is that of all pixels."""
+    found = samples_of(Channels(channels, side := 256 if channels > 32 else 1100))
+    assert len(found) == channels
+    for sample in found:
+        assert min(most, 2 * side**2) / 4 <= sample.size <= 1.01 * most
+        np.testing.assert_allclose(np.quantile(sample, (0.001, 0.5, 0.999)), (0.001, 0.5, 0.999), atol=0.005)
+    assert sum(sample.nbytes for sample in found) <= max(4 * 2**23, channels * 4 * 2**16) * 1.01

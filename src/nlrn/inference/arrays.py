@@ -234,10 +234,10 @@ def _lazily(image: Any, letters: str, restorer_for: RestorerFor, asked: Denoisin
     axes, dtype = Axes(letters, tuple(image.shape)), _checked_type(image.dtype)
     whole = image.rechunk({axis: -1 for axis, letter in enumerate(letters) if letter in "YXS"})
     members = axes.channels()
-    of_channel = max(1, len(members) // (max(members) + 1))
+    shares = max(1, len(members) // (max(members) + 1)), max(members) + 1
     firsts = _first_channels(whole, axes)
     samples = [
-        delayed(_block_samples)(block, axes, firsts[place], of_channel)
+        delayed(_block_samples)(block, axes, firsts[place], shares)
         for place, block in np.ndenumerate(whole.to_delayed())
     ]
     channels = [[i for i, c in enumerate(members) if c == channel] for channel in range(max(members) + 1)]
@@ -265,11 +265,11 @@ def _first_channels(whole: Any, axes: Axes) -> dict[tuple[int, ...], int]:
     return {place: int(starts[place[axis]]) for place in np.ndindex(whole.numblocks)}
 
 
-def _block_samples(block: np.ndarray, axes: Axes, first: int, of_channel: int) -> list[tuple[int, np.ndarray]]:
-    """(channel, an even choice of the pixels) of each plane of a block."""
+def _block_samples(block: np.ndarray, axes: Axes, first: int, shares: tuple[int, int]) -> list[tuple[int, np.ndarray]]:
+    """(channel, an even choice of the pixels) of each plane of a block. shares: planes of a channel, and channels."""
     planes = axes.planes(block)
     return [
-        (channel, sample_of(unit(plane, 1.0), of_channel))
+        (channel, sample_of(unit(plane, 1.0), *shares))
         for plane, channel in zip(planes, Axes(axes.letters, block.shape).channels(first), strict=True)
     ]
 

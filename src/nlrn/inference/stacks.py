@@ -27,7 +27,8 @@ from nlrn.inference.self_ensemble import planes_of
 from nlrn.io.axes import Lines
 
 PER_PLANE = "per-plane"
-_MOST_PIXELS = 1 << 21  # of a channel, that its range is found from
+_MOST_PIXELS = 1 << 21  # of a channel, that its range is found from; of more than _FEW channels as many as of these
+_FEW, _LEAST_OF_MANY = 4, 1 << 16  # channels; pixels of one of many
 _LEAST_PIXELS = 256  # of a plane
 _MOST_PLANES = 32  # of a channel, evenly chosen, that its noise is estimated from
 Plane = tuple[np.ndarray, np.ndarray | None]  # float HW or HWC in sample values / levels; alpha or None
@@ -110,14 +111,15 @@ def samples_of(planes: Planes, tick: Callable[[int], None] = lambda done: None) 
     found: list[list[np.ndarray]] = [[] for _ in members]
     for index in range(len(planes)):
         channel = planes.channel(index)
-        found[channel].append(sample_of(fill_hidden(*planes.read(index)), len(members[channel])))
+        found[channel].append(sample_of(fill_hidden(*planes.read(index)), len(members[channel]), len(members)))
         tick(index + 1)
     return [np.concatenate(parts) for parts in found]
 
 
-def sample_of(plane: np.ndarray, planes: int) -> np.ndarray:
-    """An even choice of the pixels of one of so many planes, float32 [N] or [N, C]."""
-    most = max(_LEAST_PIXELS, _MOST_PIXELS // planes)
+def sample_of(plane: np.ndarray, planes: int, channels: int) -> np.ndarray:
+    """An even choice of the pixels of one of so many planes of its channel, float32 [N] or [N, C]."""
+    most = max(_LEAST_OF_MANY, _MOST_PIXELS * _FEW // max(_FEW, channels))
+    most = max(_LEAST_PIXELS, most // planes)
     step = math.ceil(math.sqrt(plane.shape[0] * plane.shape[1] / most))
     return plane[::step, ::step].reshape(-1, *plane.shape[2:]).astype(np.float32)
 
