@@ -130,8 +130,8 @@ def test_other_wide_samples_are_refused() -> None:
         (tiff(4, 3, (16,) * 3, 2, bytes(70)), "truncated"),
         (tiff(4, 3, (32,) * 2, 1, bytes(96), extra=(2,), kind=3), "2 samples a pixel"),
         (tiff(4, 3, (32,), 0, bytes(48), kind=3), "grey or RGB only"),  # white is zero: not inverted by libvips
-        (tiff(4, 3, (64,), 1, bytes(96), kind=3), "samples of .64. bits"),
-        (tiff(4, 3, (16,), 1, bytes(24), kind=3), "samples of .16. bits"),
+        (tiff(4, 3, (64,), 1, bytes(96), kind=3), "floats of 64 bits"),
+        (tiff(4, 3, (16,), 1, bytes(24), kind=3), "floats of 16 bits"),
     ):
         with pytest.raises(InputError, match=reason):
             read_image(data)
