@@ -85,8 +85,9 @@ def test_names_of_other_kinds(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert Path("-x-restored.jpg").is_file()
     assert run(["denoise", "/"]) == 2
     assert "-o/--output, for no folder lies beside /" in capsys.readouterr().err
-    assert run(["denoise", "s3://bucket/folder"]) == 2
-    assert "-o/--output" in capsys.readouterr().err
+    for words in (["denoise", "s3://bucket/folder"], ["s3://bucket/folder"]):
+        assert run(words) == 2
+        assert "-o/--output" in capsys.readouterr().err
 
 
 def test_options_may_stand_before_a_file_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

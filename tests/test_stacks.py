@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from nlrn.io.axes import split
 from nlrn.io.directories import Form
 from nlrn.io.image import ImageData, read_image
 from nlrn.io.stacks import Limits, TiffStack, float_levels, is_tiff_stack
-from nlrn.io.stackwriting import NumberedWriter, TiffStackWriter
+from nlrn.io.stackwriting import NumberedWriter, TiffStackWriter, Writer
 from nlrn.system.journal import Journal
 
 RNG = np.random.default_rng(0)
@@ -410,22 +411,14 @@ def test_a_torn_part_is_done_again(
 
 def stop_at(patched: pytest.MonkeyPatch, planes: int) -> None:
     """Ctrl-C once so many planes are written."""
-    put = TiffStackWriter.put
+    for kind in (TiffStackWriter, NumberedWriter):
+        patched.setattr(kind, "put", partialmethod(_put_until, kind.put, planes))
 
-    def stopping(self: TiffStackWriter, index: int, image: ImageData) -> None:
-        if index == planes:
-            raise KeyboardInterrupt
-        put(self, index, image)
 
-    patched.setattr(TiffStackWriter, "put", stopping)
-    write = NumberedWriter.put
-
-    def stopping_numbered(self: NumberedWriter, index: int, image: ImageData) -> None:
-        if index == planes:
-            raise KeyboardInterrupt
-        write(self, index, image)
-
-    patched.setattr(NumberedWriter, "put", stopping_numbered)
+def _put_until(self: Writer, put: Callable[..., None], planes: int, index: int, image: ImageData) -> None:
+    if index == planes:
+        raise KeyboardInterrupt
+    put(self, index, image)
 
 
 @pytest.mark.parametrize("form", ["tif", "numbered"])
