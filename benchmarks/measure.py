@@ -145,17 +145,6 @@ def _path() -> str:
     return os.pathsep.join(filter(None, found))
 
 
-def clipped_pairs(height: int, width: int, window: int | None) -> int:
-    """(query, key) pairs inside the image: the logits of one state."""
-    if window is None:
-        return (height * width) ** 2
-    return _pairs(height, window // 2) * _pairs(width, window // 2)
-
-
-def _pairs(length: int, radius: int) -> int:
-    return sum(min(length, i + radius + 1) - max(0, i - radius) for i in range(length))
-
-
 def leaves(*tensors: Tensor) -> Iterator[Tensor]:
     """The same numbers, asking for gradients."""
     return (x.detach().clone().requires_grad_() for x in tensors)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import DTYPES, Cell, Limit, available_bytes, clipped_pairs, peak_bytes, reset_peak
-from benchmarks.operator import FLOP
+from benchmarks.measure import DTYPES, Cell, Limit, available_bytes, peak_bytes, reset_peak
 from nlrn.functional.tiling import PATCH, patch_size, patches
 from nlrn.inference.restorer import Restorer, Settings
 from nlrn.models.checkpoint import to_device
 from nlrn.models.nlrn import NLRN, PRESETS, NLRNConfig
+from nlrn.ops.flops import PER_PAIR, clipped_pairs
 from nlrn.system.hardware import hardware_bf16
 from nlrn.training.config import TrainConfig
 from nlrn.training.norms import freeze_norms
@@ -63,10 +63,10 @@ def flop(config: NLRNConfig, height: int, width: int, *, training: bool = False)
     """Useful operations of one image: 2 a multiplication in a convolution, 2 (Cm + C) a pair inside the image.
     training: with the backward pass, twice the convolutions and what the operator's own counts a pair."""
     c, cm = config.channels, config.embed_channels
-    back = FLOP["backward carried" if config.propagation and config.states > 1 else "backward"](cm, c)
+    back = PER_PAIR["backward carried" if config.propagation and config.states > 1 else "backward"](cm, c)
     ends = 2 * 9 * c * (config.head_channels + config.in_channels)
     state = 2 * (2 * 9 * c * c + c * (2 * cm + c))
-    a_pair = FLOP["forward"](cm, c) + (back if training else 0)
+    a_pair = PER_PAIR["forward"](cm, c) + (back if training else 0)
     convolutions = height * width * (ends + config.states * state) * (3 if training else 1)
     return float(convolutions + config.states * a_pair * clipped_pairs(height, width, config.window))
 

@@ -13,21 +13,15 @@ from benchmarks.measure import (
     Cell,
     Limit,
     available_bytes,
-    clipped_pairs,
     leaves,
     peak_bytes,
     reset_peak,
 )
 from nlrn.ops import convolution, cpu, neighborhood_attention
+from nlrn.ops.flops import PER_PAIR, clipped_pairs
 from nlrn.system.hardware import hardware_bf16
 
 SHAPES = {"base": (64, 128, 45), "small": (32, 64, 15)}  # channels of q and of v, window
-FLOP: dict[str, Callable[[int, int], int]] = {  # useful operations of a pair inside the image, by channels of q and v
-    "forward": lambda cm, c: 2 * (cm + c),
-    "forward carried": lambda cm, c: 2 * (cm + c),
-    "backward": lambda cm, c: 2 * (3 * cm + 2 * c),
-    "backward carried": lambda cm, c: 2 * (2 * cm + 2 * c),  # the logits are read, not found again
-}
 SIZES = (128, 256, 512, 1024)
 WINDOWS = (7, 15, 31, 45, 61)
 BATCHES = ((8, 32), (8, 48), (6, 64), (2, 96))  # patches of a training step: how many, and their side
@@ -61,11 +55,11 @@ def cells(device: str, threads: int, *, quick: bool) -> Iterator[Cell]:
 
 def _limit(common: Cell, ours: str, dtype: str, quick: bool) -> Iterator[Cell]:
     row = common | {"section": "limit", "contestant": ours}
-    for work in FLOP if dtype == "bf16" else ():
+    for work in PER_PAIR if dtype == "bf16" else ():
         yield row | {"dtype": "bf16", "size": 24 if quick else 256, "work": work}
     sets = [s for s in ("avx512", "avx2") if s in _sets()] if ours == "cpu" else [None]
     for name in sets or ["portable"]:
-        for work in FLOP:
+        for work in PER_PAIR:
             yield row | {"dtype": "fp32", "size": 24 if quick else 128, "work": work, "instruction_set": name}
 
 
@@ -87,7 +81,7 @@ def _weights(device: str, dtype: str, quick: bool) -> Iterator[Cell]:
 
 def flop(cell: Cell) -> float:
     """Useful operations of a pass."""
-    a_pair = FLOP[cell["work"]](cell["embed"], cell["channels"])
+    a_pair = PER_PAIR[cell["work"]](cell["embed"], cell["channels"])
     return float(a_pair * clipped_pairs(cell["size"], cell["size"], cell["window"]))
 
 

@@ -19,6 +19,7 @@ from benchmarks.contestants import CONTESTANTS, call_of, why_not
 from nlrn.cli import execute
 from nlrn.models.nlrn import NLRN, PRESETS
 from nlrn.ops import reference
+from nlrn.ops.flops import clipped_pairs
 
 CPU = torch.device("cpu")
 OPERATOR = list(operator.cells("cpu", 2, quick=True))
@@ -47,11 +48,9 @@ def test_every_contestant_computes_the_definition(name: str, size: tuple[int, in
 @pytest.mark.parametrize(("height", "width", "window"), [(5, 9, 3), (1, 7, 5), (6, 6, 13), (4, 3, None)])
 def test_pairs_are_those_inside_the_image(height: int, width: int, window: int | None) -> None:
     if window is None:
-        assert measure.clipped_pairs(height, width, None) == (height * width) ** 2
+        assert clipped_pairs(height, width, None) == (height * width) ** 2
         return
-    assert measure.clipped_pairs(height, width, window) == int(
-        reference.valid_offsets(height, width, window, CPU).sum()
-    )
+    assert clipped_pairs(height, width, window) == int(reference.valid_offsets(height, width, window, CPU).sum())
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -71,11 +70,11 @@ def test_the_work_of_the_network_is_that_of_its_convolutions_and_its_attention(p
     with torch.no_grad():
         model(torch.rand(1, 1, 8, 11), 0.1)
     attention = config.states * 2 * (config.channels + config.embed_channels)
-    attention *= measure.clipped_pairs(8, 11, config.window)
+    attention *= clipped_pairs(8, 11, config.window)
     embeddings = config.states * 2 * 8 * 11 * config.channels * (config.channels + 2 * config.embed_channels)
     assert whole.flop(config, 8, 11) == counted + attention + embeddings
     cm, c = config.embed_channels, config.channels
-    backward = config.states * 4 * (cm + c) * measure.clipped_pairs(8, 11, config.window)  # two products, twice
+    backward = config.states * 4 * (cm + c) * clipped_pairs(8, 11, config.window)  # two products, twice
     expected = 3 * (counted + embeddings) + attention + backward
     assert whole.flop(config, 8, 11, training=True) == expected
 
