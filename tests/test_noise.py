@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from nlrn.errors import InputError
-from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
+from nlrn.functional.camera import Camera, add_camera_noise, at_level, draw_camera
 from nlrn.functional.correlated import measurements
 from nlrn.functional.degradations import add_gaussian_noise
 from nlrn.functional.noise import NoiseEstimate, _texture, _texture_of_noise, estimate_noise, estimate_sigma
@@ -187,6 +187,19 @@ def test_an_image_that_grows_or_has_equal_channels_is_judged_alike() -> None:
     once, tiled = estimate_noise(noisy), estimate_noise(np.tile(noisy, (2, 2, 1)))
     assert tiled.kind == once.kind == "camera"
     assert tiled.level == pytest.approx(once.level, rel=0.25)
+
+
+@pytest.mark.parametrize("background", [0.03, 0.96])
+def test_a_background_where_the_tone_curve_compresses_the_noise_hides_none_of_it(background: float) -> None:
+    """Half of the image is nearly black or white, where the noise is much weaker than elsewhere."""
+    rows, columns = np.mgrid[:256, :512] / 255
+    scene = np.repeat((0.45 + 0.15 * np.sin(3 * rows + 2 * columns))[..., None], 3, axis=2)
+    scene[:, 256:] = background
+    camera = at_level(Camera(tone=1.0, quality=92, luma_blur=0.5, subsampling="4:4:4"), 4.0)
+    noisy = add_camera_noise(scene, camera, np.random.default_rng(1))
+    whole, alone = estimate_noise(noisy), estimate_noise(noisy[:, :256])
+    assert whole.kind == alone.kind == "camera"
+    assert whole.level >= 0.8 * alone.level
 
 
 def test_images_that_show_too_little_are_taken_to_have_white_noise() -> None:

@@ -101,7 +101,7 @@ def test_the_plane_holds_the_level_of_the_noise_with_the_error_of_an_estimate(
     error = (plane[some] / true[some]).log().numpy()
     assert error.mean() == pytest.approx(0, abs=4 * LEVEL_ERROR / math.sqrt(len(error)))
     assert error.std() == pytest.approx(LEVEL_ERROR, rel=4 / math.sqrt(2 * len(error)))
-    assert float(plane.max()) <= 75 / 255
+    assert float(plane.max()) <= np.float32(75 / 255)
 
 
 def test_the_level_is_that_of_flat_areas(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,9 @@ _LAGS = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (2, 2), (0, 3), (3, 0), (0, 4),
 _FLATTEST = ((0.0, 0.1), (0.1, 0.3))  # shares of the blocks, by their deviation
 _FLOOR = 0.2  # added to a deviation, 0-255 units, before its logarithm is taken
 _LEAST_VARIANCE = 1e-4  # of a block; below it the block has one value
-_BLACK, _WHITE = 3, 252  # means of blocks that may be clipped lie beyond
+# Means of blocks, and their share: of the first range that holds it the others are left out, those that a tone curve may
+# have compressed, then those that may be clipped
+_RANGES = ((15, 200, 0.1), (3, 252, 0.0))
 OUTLIER = 3.5  # standard deviations; what lies farther than the network has seen counts as this
 
 
@@ -104,16 +106,22 @@ def _windows(image: np.ndarray) -> np.ndarray | None:
     return np.stack(parts).astype(np.float64) * 255
 
 
-def _residuals(planes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """(blocks [M, side, side] less their fitted planes, their variances [M]), of those that vary and do not clip."""
+def _residuals(
+    planes: np.ndarray, side: int, ranges: tuple[tuple[float, float, float], ...] = _RANGES
+) -> tuple[np.ndarray, np.ndarray]:
+    """(blocks [M, side, side] less their fitted planes, their variances [M]), of those that vary, by `ranges`."""
     n, height, width = planes.shape
     blocks = planes.reshape(n, height // side, side, width // side, side).swapaxes(2, 3).reshape(-1, side * side)
     basis = _plane(side)
     residuals = blocks - (blocks @ basis) @ basis.T
     variances = np.mean(residuals**2, axis=1)
     varies, means = variances > _LEAST_VARIANCE, blocks.mean(axis=1)
-    inside = varies & (means > _BLACK) & (means < _WHITE)
-    chosen = inside if np.count_nonzero(inside) >= _LEAST_BLOCKS else varies
+    chosen = varies
+    for low, high, share in ranges:
+        inside = varies & (means > low) & (means < high)
+        if np.count_nonzero(inside) >= max(_LEAST_BLOCKS, share * len(blocks)):
+            chosen = inside
+            break
     return residuals[chosen].reshape(-1, side, side), variances[chosen]
 
 
@@ -135,7 +143,7 @@ def _deviations(planes: np.ndarray, side: int) -> np.ndarray | None:
 
 
 def _chroma(planes: np.ndarray) -> np.ndarray:
-    variances = _residuals(planes, 16)[1]
+    variances = _residuals(planes, 16, _RANGES[1:])[1]  # differences of colours, whose means no tone curve concerns
     return _logarithms(variances if len(variances) else np.zeros(1), (0.1, 0.5))
 
 
