@@ -29,8 +29,8 @@ _LAGS = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (2, 2), (0, 3), (3, 0), (0, 4),
 _FLATTEST = ((0.0, 0.1), (0.1, 0.3))  # shares of the blocks, by their deviation
 _FLOOR = 0.2  # added to a deviation, 0-255 units, before its logarithm is taken
 _LEAST_VARIANCE = 1e-4  # of a block; below it the block has one value
-# Means of blocks, and their share: of the first range that holds it the others are left out, those that a tone curve may
-# have compressed, then those that may be clipped
+# Means of blocks, and their share: of the first range that holds it the others are left out, those that a tone curve
+# may have compressed, then those that may be clipped
 _RANGES = ((15, 200, 0.1), (3, 252, 0.0))
 OUTLIER = 3.5  # standard deviations; what lies farther than the network has seen counts as this
 
