@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nlrn.models.nlrn import NLRN, NLRNConfig
-from nlrn.ops import FORMULAS, neighborhood_attention
+from nlrn.ops import FLOP_FORMULAS, neighborhood_attention
 from nlrn.ops.flops import clipped_pairs
 from nlrn.training.norms import freeze_norms
 
@@ -18,7 +18,7 @@ EMBED, CHANNELS, STATES = 8, 16, 3
 
 
 def counted(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         run()
     return int(counter.get_total_flops())
 

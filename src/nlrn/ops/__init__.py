@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nlrn.ops.convolution import convolve3 as convolve3
 from nlrn.ops.custom_ops import KERNELS as KERNELS
-from nlrn.ops.flops import FORMULAS as FORMULAS
+from nlrn.ops.flops import FLOP_FORMULAS as FLOP_FORMULAS
 from nlrn.ops.functional import BACKENDS as BACKENDS
 from nlrn.ops.functional import correlation_of_pixel as correlation_of_pixel
 from nlrn.ops.functional import correlation_statistics as correlation_statistics

@@ -3,7 +3,7 @@
 A multiplication and an addition count as two, and a pair of a query and a key only where both lie inside the image;
 softmax, norms and sums are not counted, as PyTorch's own formulas do not.
 
-    with FlopCounterMode(custom_mapping=FORMULAS) as counter:
+    with FlopCounterMode(custom_mapping=FLOP_FORMULAS) as counter:
         model(image)
 """
 
@@ -65,7 +65,7 @@ def _convolution_weights(x: Shape, gradient: Shape, *_: Any, **__: Any) -> int:
     return _convolution(x, (gradient[1], x[1], 3, 3))
 
 
-FORMULAS: dict[Any, Callable[..., int]] = {
+FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
     torch.ops.nlrn.attention: _forward,
     torch.ops.nlrn.attention_: _in_place,
     torch.ops.nlrn.attention_backward: _backward,
