@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from nlrn.models.nlrn import NLRN, NLRNConfig
 from nlrn.ops import FLOP_FORMULAS, neighborhood_attention
@@ -18,6 +17,8 @@ EMBED, CHANNELS, STATES = 8, 16, 3
 
 
 def counted(run: Callable[[], object]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which test_gpu.py must do first
+
     with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         run()
     return int(counter.get_total_flops())
