@@ -9,6 +9,7 @@ the measurements are kept, the level of the noise, and what the shipped Gaussian
 `fit`: the network learns the level, whether the noise is white, and the sigma that gains most: its loss is what is
 lost by the sigma that it names. `level`: the network gets hidden units of their own for the level, fitted anew, and all
 else stays; `measure --every 0` makes samples for it in a tenth of the time. No scoring set is read by any.
+The shipped numbers were fitted to blocks with means of 3 to 252; those of 15 to 200 are preferred since then.
 """
 
 from __future__ import annotations
