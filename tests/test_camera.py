@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from pathlib import Path
@@ -218,6 +219,23 @@ def test_a_share_of_cameras_spares_detail() -> None:
     assert 0.1 < min(camera.flat for camera in some) < 0.15
     for x, y in zip(plain, some, strict=True):
         assert y.read == pytest.approx(x.read * y.flat**-0.5)
+
+
+def test_a_share_of_cameras_has_coarse_noise() -> None:
+    plain, none, some, every = (
+        [draw_camera(generator(seed), *shares) for seed in range(200)] for shares in ((1.0,), (1, 0), (1, 0.4), (1, 1))
+    )
+    assert plain == none
+    assert 60 < sum(x != y for x, y in zip(plain, some, strict=True)) < 100
+    assert all(0.3 <= camera.luma_blur <= 1.6 and 1 <= camera.scale <= 1.8 for camera in every)
+    for x, y in zip(plain, every, strict=True):
+        assert (y.read, y.row) == pytest.approx((x.read * (1 + 2 * y.luma_blur), x.row * (1 + 2 * y.luma_blur)))
+        assert (
+            dataclasses.replace(
+                y, luma_blur=x.luma_blur, scale=x.scale, shot=x.shot, read=x.read, row=x.row, column=x.column
+            )
+            == x
+        )
 
 
 def test_a_camera_that_spares_no_detail_has_the_noise_of_flat_areas_everywhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -78,8 +79,8 @@ def test_several_processes_see_the_photographs_of_one(recipe: Path, tmp_path: Pa
 def draws(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     """From here on every camera that training draws has these changes."""
 
-    def changed(random: np.random.Generator, denoising: float = 0.0) -> Camera:
-        return dataclasses.replace(draw_camera(random, denoising), **changes)  # type: ignore[arg-type]
+    def changed(random: np.random.Generator, *shares: float) -> Camera:
+        return dataclasses.replace(draw_camera(random, *shares), **changes)  # type: ignore[arg-type]
 
     monkeypatch.setattr(degradations, "draw_camera", changed)
 
@@ -264,20 +265,25 @@ def test_values_beyond_the_range_of_16_bits_reach_no_camera(recipe: Path, tmp_pa
         assert target.max() <= 1
 
 
-@pytest.mark.parametrize(("share", "spared"), [(0.0, False), (1.0, True)])
-def test_the_recipe_sets_the_share_of_cameras_that_spare_detail(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, spared: bool
+@pytest.mark.parametrize("denoising", [0.0, 1.0])
+@pytest.mark.parametrize("coarse", [0.0, 1.0])
+def test_the_recipe_sets_the_shares_of_cameras_that_spare_detail_and_of_coarse_noise(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denoising: float, coarse: float
 ) -> None:
-    drawn: list[Camera] = []
+    drawn: list[tuple[Camera, Camera]] = []
 
-    def watched(random: np.random.Generator, denoising: float = 0.0) -> Camera:
-        drawn.append(draw_camera(random, denoising))
-        return drawn[-1]
+    def watched(random: np.random.Generator, *shares: float) -> Camera:
+        plain = draw_camera(copy.deepcopy(random), shares[0])
+        drawn.append((plain, draw_camera(random, *shares)))
+        return drawn[-1][1]
 
     monkeypatch.setattr(degradations, "draw_camera", watched)
-    photographer(recipe, tmp_path, noise=dataclasses.replace(CAMERA, denoising=share)).batches(0)
+    noise = dataclasses.replace(CAMERA, denoising=denoising, coarse=coarse)
+    photographer(recipe, tmp_path, noise=noise).batches(0)
     assert drawn
-    assert all((camera.flat < 1) == spared for camera in drawn)
+    for plain, camera in drawn:
+        assert (camera.flat < 1) == bool(denoising)
+        assert (camera != plain) == bool(coarse)
 
 
 # -- recipes -------------------------------------------------------------------------------------------------------
@@ -286,7 +292,7 @@ def test_the_recipe_sets_the_share_of_cameras_that_spare_detail(
 def test_the_recipe_of_the_small_model_for_photographs() -> None:
     config = read_recipe(ROOT / "recipes" / "denoise-photo-small.toml")
     assert config.start == StartConfig("denoise-photo-small")
-    assert config.noise == dataclasses.replace(CAMERA, enlarge=3.0, denoising=0.65)
+    assert config.noise == dataclasses.replace(CAMERA, enlarge=3.0, denoising=0.65, coarse=0.3)
     assert config.model == NLRNConfig(3, 64, 32, 6, 15, sigma_input=True, noise="camera")
     assert config.freeze == 0
     assert config.data.folders == ("bsds500/train", "bsds500/test", "sunhays80")
@@ -300,7 +306,7 @@ def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
     plain = read_recipe(ROOT / "recipes" / "denoise-color-small.toml")
     header = json.loads(plain.header())
     assert "start" not in header
-    assert not {"kind", "enlarge", "denoising"} & set(header["noise"])
+    assert not {"kind", "enlarge", "denoising", "coarse"} & set(header["noise"])
     assert "noise" not in header["model"]
     others = [dataclasses.replace(plain, start=StartConfig(name)) for name in ("denoise-color-small", "other")]
     model = dataclasses.replace(plain.model, noise="camera")
@@ -319,6 +325,8 @@ def test_what_a_recipe_does_not_use_leaves_its_digest_alone() -> None:
         ('[noise]\nkind = "camera"\nenlarge = 5.0', "from 1 to 4, not 5"),
         ("[noise]\ndenoising = 0.5", "for camera noise, from 0 to 1, not 0.5"),
         ('[noise]\nkind = "camera"\ndenoising = 1.5', "from 0 to 1, not 1.5"),
+        ("[noise]\ncoarse = 0.5", "for camera noise, from 0 to 1, not 0.5"),
+        ('[noise]\nkind = "camera"\ncoarse = -0.5', "from 0 to 1, not -0.5"),
         ('[noise]\nkind = "film"', "gaussian or camera or pairs or noise2noise or neighbor2neighbor, not 'film'"),
         ('[noise]\nkind = "camera"\nhigh = 50.0', "leave noise.low and noise.high out"),
         ('[noise]\nkind = "camera"', "in_channels = 3"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 from skimage.transform import downscale_local_mean
 
 import nlrn
@@ -21,6 +22,7 @@ from nlrn.functional.camera import add_camera_noise, at_level, draw_camera
 from nlrn.functional.degradations import resize_bicubic
 from nlrn.functional.noise import estimate_noise
 from nlrn.functional.ranges import scale_beyond
+from nlrn.inference.coarse import removal_share
 from nlrn.inference.options import DenoiseOptions
 from nlrn.inference.pipeline import PHOTO_LEVEL
 from nlrn.inference.restorer import Restorer, Settings
@@ -70,12 +72,14 @@ def test_the_level_is_the_plane_that_the_network_sees(model: NLRN, image: np.nda
 
 @pytest.mark.parametrize("shape", [(32, 40), (45, 38)])
 @pytest.mark.parametrize("mapped", [False, True])
-def test_a_second_pass_at_half_size_removes_what_is_coarse(model: NLRN, shape: tuple[int, int], mapped: bool) -> None:
+def test_a_second_pass_at_half_size_removes_what_is_coarse(shape: tuple[int, int], mapped: bool) -> None:
     """Both passes by the network itself, the means and the enlargement by scikit-image and MATLAB's bicubic."""
     random = np.random.default_rng(3)
-    image = (0.3 + 0.4 * random.random((*shape, 3))).astype(np.float32)
+    coarse = ndimage.gaussian_filter(random.normal(0, 0.2, (*shape, 3)), (2, 2, 0))
+    image = np.clip(np.linspace(0.3, 0.7, shape[1])[:, None] + coarse, 0, 1).astype(np.float32)
     sigma = 12 + 6 * random.random(shape, np.float32) if mapped else 12.0
-    network = FoldedNLRN(model)
+    restorer = nlrn.load("denoise-photo-small", device="cpu", precision="fp32")
+    network = FoldedNLRN(restorer.model)
 
     def run(x: np.ndarray, level: Any) -> np.ndarray:
         plane = torch.as_tensor(np.asarray(level, np.float32) / 255)
@@ -87,11 +91,46 @@ def test_a_second_pass_at_half_size_removes_what_is_coarse(model: NLRN, shape: t
     even = [(0, n % 2) for n in shape]
     small = downscale_local_mean(np.pad(fine, (*even, (0, 0)), mode="edge"), (2, 2, 1)).astype(np.float32)
     level = downscale_local_mean(np.pad(sigma, even, mode="edge"), (2, 2)) / 2 if mapped else 6.0
-    removed = resize_bicubic(run(small, level) - small, 2 * small.shape[0], 2 * small.shape[1])
-    expected = fine + removed[: shape[0], : shape[1]]
-    found = Restorer(model, settings=Settings(precision="fp32")).denoise(image, sigma, value_range="type")
+    removed = small - run(small, level)
+    share = expected_share(small, removed)
+    assert 0.02 < share.mean() < 0.98
+    coarse = resize_bicubic(share * removed, 2 * small.shape[0], 2 * small.shape[1])
+    expected = fine - coarse[: shape[0], : shape[1]]
+    found = restorer.denoise(image, sigma, value_range="type")
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * float(np.abs(expected).max()))
     assert np.abs(found - fine).max() > 1e-3
+
+
+def expected_share(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """`removal_share` of HWC as [H, W, 1], by scipy's uniform filter in float64."""
+
+    def mean(x: np.ndarray, side: int) -> np.ndarray:
+        inside, size = np.ones(x.shape[:2]), (side, side)
+        parts = [ndimage.uniform_filter(x[..., c], size, mode="constant") for c in range(x.shape[2])]
+        return np.stack(parts, -1) / ndimage.uniform_filter(inside, size, mode="constant")[..., None]
+
+    def energy(x: np.ndarray) -> np.ndarray:
+        return mean(x.sum(-1, keepdims=True), 13)
+
+    h, r = (x - mean(x, 3) for x in (image.astype(np.float64), removed.astype(np.float64)))
+    fits = np.clip(energy(h * r) / energy(r * r), 0, 1)
+    return np.asarray(fits * energy(r * r) / (energy(r * r) + 0.02 * energy((h - fits * r) ** 2)))
+
+
+def test_of_the_second_pass_noise_counts_and_invented_texture_does_not() -> None:
+    random = np.random.default_rng(5)
+    noise, other = random.normal(0, 0.01, (2, 1, 3, 96, 120))
+    smooth = np.broadcast_to(np.linspace(0, 1, 120), noise.shape).copy()
+    inside = np.s_[..., 6:-6, 6:-6]
+    assert removal_share(smooth + noise, noise)[inside].min() > 0.98
+    assert removal_share(smooth, noise)[inside].max() < 0.02  # the pass added it
+    assert removal_share(smooth + other, noise)[inside].mean() < 0.1  # nothing of it was there
+    assert removal_share(smooth - noise, noise)[inside].max() < 0.02  # it was amplified
+    texture = 10 * other
+    assert removal_share(smooth + texture + noise, noise)[inside].mean() < 0.5
+    assert removal_share(smooth + other / 3 + noise, noise)[inside].min() > 0.9
+    flat = np.full((1, 3, 40, 40), 0.5)
+    np.testing.assert_array_equal(removal_share(flat, np.zeros_like(flat)), 0)
 
 
 def test_values_beyond_the_range_keep_the_level(model: NLRN, image: np.ndarray) -> None:

@@ -32,6 +32,7 @@ CAMERA_LEVELS = (3.0, 6.0, 12.0)  # of scores: a good camera's, a small sensor's
 _AROUND = 1.5  # standard deviation, in pixels, of the window in which content deviates
 DENOISING = 0.85  # share of cameras that spare detail, in the estimator's samples
 _FLAT, _EDGE = (0.1, 0.8), (0.5, 3.0)  # of those
+_COARSE_BLUR, _COARSE_SCALE = (0.3, 1.6), (1.0, 1.8)  # luma_blur and scale of cameras whose noise is coarse
 _NO_EDGE = 1e6  # times the noise; no content deviates by that
 GREY = 0.5  # where the level of a camera's noise is measured: a grey area of 128
 
@@ -121,8 +122,10 @@ class Camera:
         return dataclasses.replace(self, edge=_NO_EDGE)
 
 
-def draw_camera(random: np.random.Generator, denoising: float = 0.0) -> Camera:
+def draw_camera(random: np.random.Generator, denoising: float = 0.0, coarse: float = 0.0) -> Camera:
     """A camera at random; with probability `denoising` one that spares detail where it denoises (`Camera.flat`).
+
+    With probability `coarse` its noise is as wide as after strong smoothing or digital zoom, and stronger before it.
 
     A model is trained with them; the protocol of scores, `noisy_at`, draws cameras that smooth everywhere alike. Of the
     noise of simulated photographs that are soft at 100 %, the tenth of the 16 x 16 blocks that deviate least show 0.53
@@ -158,6 +161,9 @@ def draw_camera(random: np.random.Generator, denoising: float = 0.0) -> Camera:
     if denoising > 0 and random.random() < denoising:
         flat, edge = (math.exp(random.uniform(math.log(low), math.log(high))) for low, high in (_FLAT, _EDGE))
         camera = dataclasses.replace(camera.amplified(flat**-0.5), flat=flat, edge=edge)  # more noise, more denoising
+    if coarse > 0 and random.random() < coarse:
+        blur, scale = random.uniform(*_COARSE_BLUR), random.uniform(*_COARSE_SCALE)
+        camera = dataclasses.replace(camera.amplified(1 + 2 * blur), luma_blur=blur, scale=scale)
     return camera
 
 

@@ -22,7 +22,7 @@ MAX_NAME = 200  # bytes, with room for a suffix below the 255 that file systems 
 MAX_BATCH_PIXELS = 1 << 26
 _YOUNGER: dict[str | None, tuple[str, ...]] = {  # fields by their part (None: of the whole), newer than released states
     "model": ("distance", "noise"),
-    "noise": ("kind", "enlarge", "regularization", "denoising"),
+    "noise": ("kind", "enlarge", "regularization", "denoising", "coarse"),
     "data": ("noisy", "validation_noisy", "depth"),
     "schedule": ("halve_at",),
     None: ("loss_region", "image_range"),
@@ -73,7 +73,7 @@ class NoiseConfig:
     enlarge, with "camera": a third of the patches are used unchanged, the others are enlarged by a factor drawn,
     uniform in its logarithm, from 1 to this one: at 100 % a photograph holds less detail a pixel than the reduced
     images of the usual training sets.
-    denoising, with "camera": the share of cameras that spare detail where they denoise.
+    denoising, coarse, with "camera": the shares of cameras that spare detail where they denoise, of coarse noise.
     kinds "pairs", "noise2noise" and "neighbor2neighbor": the noise of the user's files (nlrn.training.recorded).
     regularization: the weight of the second term of "neighbor2neighbor".
     """
@@ -83,15 +83,16 @@ class NoiseConfig:
     kind: str = "gaussian"
     enlarge: float = 1.0
     denoising: float = DENOISING
+    coarse: float = 0.0
     regularization: float = 2.0
 
     def __post_init__(self) -> None:
         if self.regularization < 0 or (self.kind != "neighbor2neighbor" and self.regularization != 2):
             raise ConfigError(f"noise.regularization is for neighbor2neighbor, from 0 on, not {self.regularization:g}")
-        if not 1 <= self.enlarge <= 4 or (self.kind != "camera" and self.enlarge != 1):
-            raise ConfigError(f"noise.enlarge is for camera noise, from 1 to 4, not {self.enlarge:g}")
-        if not 0 <= self.denoising <= 1 or (self.kind != "camera" and self.denoising != DENOISING):
-            raise ConfigError(f"noise.denoising is for camera noise, from 0 to 1, not {self.denoising:g}")
+        for name, unused, low, high in (("enlarge", 1, 1, 4), ("denoising", DENOISING, 0, 1), ("coarse", 0, 0, 1)):
+            value = getattr(self, name)
+            if not low <= value <= high or (self.kind != "camera" and value != unused):
+                raise ConfigError(f"noise.{name} is for camera noise, from {low} to {high}, not {value:g}")
         if self.kind not in NOISES:
             raise ConfigError(f"noise.kind must be {' or '.join(NOISES)}, not {self.kind!r}")
         if self.kind == "camera" and (self.low, self.high) != (NoiseConfig.low, NoiseConfig.high):

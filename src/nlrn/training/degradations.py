@@ -28,7 +28,7 @@ NOISE_STREAM = 1  # keep the counters of noise and scales apart from the patches
 SCALE_STREAM = 2
 CAMERA_STREAM = 3
 JPEG_GRID = 16  # pixels after which the blocks of a JPEG repeat, chroma subsampled
-LEVEL_ERROR = 0.3  # standard deviation of the logarithm of an estimated level over the true one
+LEVEL_ERROR = 0.45  # standard deviation of the logarithm of an estimated level over the true one
 
 
 class GaussianNoise(Degradation):
@@ -107,7 +107,7 @@ class CameraNoise(Degradation):
                 image = enlarged_part(image, self.config.noise.enlarge, random)
             down, right = random.integers(0, image.shape[0] - patch + 1, 2)
             part = np.s_[down : down + patch, right : right + patch]
-            camera = draw_camera(random, self.config.noise.denoising)
+            camera = draw_camera(random, self.config.noise.denoising, self.config.noise.coarse)
             taken, noise = with_even_noise(image, camera, random)
             noisy.append(taken[part])
             targets.append(image[part])
