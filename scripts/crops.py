@@ -98,7 +98,7 @@ def photographed(image: np.ndarray) -> tuple[np.ndarray, list[Column]]:
     nlm = [cv2.fastNlMeansDenoisingColored(noisy, None, h, h, 7, 21) / 255.0 for h in (4, 7, 10)]
     tv = [restoration.denoise_tv_chambolle(given, weight=w, channel_axis=2) for w in (0.02, 0.05, 0.1)]
     found = {
-        "as it is": given,
+        "noisy": given,
         "OpenCV": max(nlm, key=lambda x: psnr(truth, quantize8(x))),
         "TV": max(tv, key=lambda x: psnr(truth, quantize8(x))),
         "wavelets": restoration.denoise_wavelet(given, channel_axis=2, convert2ycbcr=True, rescale_sigma=True),

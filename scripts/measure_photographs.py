@@ -7,8 +7,9 @@ sigma for the whole set, and OpenCV's fastNlMeansDenoisingColored and BM3D with 
 relative to the level. `white`, `clean`, `jpeg`: CBSD68 under white noise, BSD100 as it is and through a JPEG of quality
 70. `route`: when the model for photographs serves better than the one for white noise, by simulated noise on images of
 SunHays80 that nothing is trained on. `levels`: what the model for photographs gains there under cameras most of
-which denoise, at factors on the true level (--model: other weights). PolyU, CBSD68 and BSD100 are scoring sets: no
-number is fitted to them (docs/photographs.md says which decisions were looked at on PolyU).
+which denoise, at factors on the true level (--model: other weights). `passes`: what the second pass at half size gains
+there at the level that is estimated, subtracted in full and by `removal_share`. PolyU, CBSD68 and BSD100 are scoring
+sets: no number is fitted to them (docs/photographs.md says which decisions were looked at on PolyU).
 
 OpenCV and BM3D (not free for commercial use) are only used here: pip install opencv-python-headless==5.0.0.93
 bm3d==4.0.3. Where one is missing its lines are left out. Results are added to results/photographs.json as they come.
@@ -19,9 +20,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -32,7 +35,8 @@ from nlrn.functional.camera import CAMERA_LEVELS, DENOISING, at_level, draw_came
 from nlrn.functional.degradations import add_gaussian_noise, resize_bicubic
 from nlrn.functional.limits import MAX_SIGMA
 from nlrn.functional.metrics import psnr, quantize8, ssim
-from nlrn.inference.pipeline import for_photographs
+from nlrn.inference import coarse
+from nlrn.inference.pipeline import PHOTO_LEVEL, for_photographs
 from nlrn.inference.restorer import Restorer
 from nlrn.io.datasets import data_root, read_folder, scoring_set, validation_images
 from nlrn.system.atomic import publish_json
@@ -48,7 +52,9 @@ LEVEL_FACTORS = (0.5, 0.7, 1.0, 1.5)
 FITTED = "Canon5D2"  # the camera whose noisy images the model of noise was looked at with
 WHITE = (5, 10, 15, 25, 50, 75)
 QUALITY = 70
-PARTS = ["camera", "simulated", "white", "clean", "jpeg", "route", "levels"]
+PASSES: dict[str, Callable[..., Any] | None] = {"one": lambda *_: 0.0, "full": lambda *_: 1.0, "share": None}
+KINDS = {"even": (0.0, 0.0), "denoising": (1.0, 0.0), "coarse": (1.0, 1.0)}  # of draw_camera
+PARTS = ["camera", "simulated", "white", "clean", "jpeg", "route", "levels", "passes"]
 Method = Callable[[np.ndarray], np.ndarray]
 
 
@@ -213,6 +219,33 @@ def levels(options: argparse.Namespace, lines: dict[str, Any]) -> None:
         print(name, flush=True)
 
 
+def passes(options: argparse.Namespace, restorer: Restorer, lines: dict[str, Any]) -> None:
+    """dB gained at the estimated level by one pass and by two (PASSES), on crops of the images of SunHays80 that
+    nothing is trained on, as they are and enlarged 2 and 3 times, each under one of KINDS of cameras at 1.5 to 8."""
+    photo = nlrn.load(options.model)
+    for i, (name, image) in enumerate(validation_images(options.data, "sunhays80", ("sunhays80",), channels=3)):
+        if i % options.every:
+            continue
+        for zoom in (1, 2, 3):
+            random, side = np.random.default_rng([i, zoom]), 192 // zoom
+            kind = tuple(KINDS)[(i + zoom) % 3]
+            top, left = (int(random.integers(0, n - side + 1)) for n in image.shape[:2])
+            clean = image[top : top + side, left : left + side] / 255
+            clean = np.rint(resize_bicubic(clean, 192, 192).clip(0, 1) * 255) / 255 if zoom > 1 else clean
+            one = at_level(draw_camera(random, *KINDS[kind]), math.exp(random.uniform(math.log(1.5), math.log(8))))
+            noisy, noise = with_even_noise(clean, one, random)
+            noisy = noisy.astype(np.float32)
+            level = max(PHOTO_LEVEL, restorer.found_noise(noisy)[0].level)
+            before = psnr(clean, noisy.astype(np.float64))
+            line: dict[str, Any] = {"noisy": before, "found": level, "true": 255 * float(np.std(noise))}
+            for way, share in PASSES.items():
+                with mock.patch.object(coarse, "removal_share", share or coarse.removal_share):
+                    line[way] = psnr(clean, quantize8(photo.denoise(noisy, level).astype(np.float64))) - before
+            lines[f"{name} {kind} {zoom}"] = line
+        keep(options, "passes", lines)
+        print(name, flush=True)
+
+
 def keep(options: argparse.Namespace, what: str, lines: dict[str, Any]) -> None:
     """Add what there is to the file."""
     whole = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -227,7 +260,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="of so many images one")
     parser.add_argument("--methods", nargs="*", default=["opencv"], help="of opencv, bm3d (default: opencv)")
     parser.add_argument("--crops", type=Path, help="a folder: noisy, restored and true crops side by side, as PNG")
-    parser.add_argument("--model", default="denoise-photo-small", help="of `levels`: weights")
+    parser.add_argument("--model", default="denoise-photo-small", help="of `levels` and `passes`: weights")
     parser.add_argument("--resume", action="store_true", help="keep the lines that are there")
     options = parser.parse_args()
     if unknown := set(options.what) - set(PARTS):
@@ -248,6 +281,8 @@ def main() -> None:
             route(options, restorer, lines)
         elif what == "levels":
             levels(options, lines)
+        elif what == "passes":
+            passes(options, restorer, lines)
         else:
             quiet(options, restorer, lines, what)
 

@@ -301,6 +301,26 @@ def levels() -> str:
     )
 
 
+def passes() -> str:
+    """dB gained by one pass and by two, of results/photographs.json: by the cameras and how sharp an image is."""
+    result = load("photographs")["passes"]
+    words = {"even": "smooth everywhere alike", "denoising": "spare detail", "coarse": "spare detail, coarse noise"}
+    groups: dict[str, list[dict[str, float]]] = {}
+    for zoom, names in (("sharp", ("1",)), ("soft", ("2", "3"))):
+        for kind, word in words.items():
+            found = [v for k, v in result["lines"].items() if k.rsplit(" ", 2)[1] == kind and k[-1] in names]
+            groups[f"{zoom}, cameras that {word} ({len(found)})"] = found
+    groups[f"**all ({len(result['lines'])})**"] = list(result["lines"].values())
+    keys = ("noisy", "one", "full", "share")
+    rows = []
+    for name, found in groups.items():
+        before, *gains = (np.mean([line[key] for line in found]) for key in keys)
+        worst = min(line["share"] for line in found)
+        rows.append([name, f"{before:.2f}", *(f"{gain:+.2f}" for gain in gains), f"{worst:+.2f}"])
+    header = ["PSNR (dB)", "noisy input", "one pass", "the second in full", "**its share**", "the least of these"]
+    return markdown(header, rows) + _measured(result)
+
+
 def noise_first() -> str:
     """What removing noise before enlarging gains, of results/upscale-noise.json."""
     result = load("upscale-noise")["noisy"]
@@ -591,6 +611,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "camera": camera,
     "route": route,
     "levels": levels,
+    "passes": passes,
     **{name: partial(scores, task) for name, task in TASKS.items()},
     "study-growth": study_growth,
     **{f"study-{name}": partial(study, name) for name in STUDIES},

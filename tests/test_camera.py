@@ -330,8 +330,15 @@ def test_images_that_no_camera_makes_are_refused() -> None:
     good = image()
     nan = good.copy()
     nan[0, 0, 0] = np.nan
-    for bad in (good[..., 0], good[:4], np.zeros((9, 9, 3), np.uint8), good * 2, good - 1, nan):
-        with pytest.raises(InputError):
+    for bad, named in (
+        (good[..., 0], "of 3 channels"),
+        (good[:4], "at least 8 x 8"),
+        (np.zeros((9, 9, 3), np.uint8), "got uint8"),
+        (good * 2, "its values are 0"),
+        (good - 1, "its values are -"),
+        (nan, "nan"),
+    ):
+        with pytest.raises(InputError, match=named):
             add_camera_noise(bad, Camera(), generator())
     with pytest.raises(ConfigError):
         demosaic(good[..., 0], 0, "nearest")

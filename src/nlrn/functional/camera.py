@@ -385,6 +385,8 @@ def _colour(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 8:
         raise InputError(f"a camera's noise is for images HWC of 3 channels and at least 8 x 8; got {image.shape}")
-    if not np.issubdtype(image.dtype, np.floating) or not (image.min() >= 0 and image.max() <= 1):
+    if not np.issubdtype(image.dtype, np.floating):
         raise InputError(f"expected a float image in [0, 1]; got {image.dtype}")
+    if not (image.min() >= 0 and image.max() <= 1):
+        raise InputError(f"expected a float image in [0, 1]; its values are {image.min():g} to {image.max():g}")
     return image
