@@ -98,23 +98,34 @@ def hours(entries: Iterable[Entry]) -> list[str]:
     return [*lines, f"together: {sum(found.values()):.2f}"]
 
 
+def curves(entries: Iterable[Entry]) -> dict[str, list[tuple[int, float, bool]]]:
+    """By model: pixels of all its slices until then, mean PSNR of the validation images, whether it had decayed.
+
+    A run that begins anew from released weights counts its own pixels from 0; here they are added to those before.
+    """
+    found: dict[str, list[tuple[int, float, bool]]] = {}
+    seen: dict[str, int] = {}
+    for entry in entries:
+        seen[entry.model] = seen.get(entry.model, entry.pixels - entry.slice_pixels) + entry.slice_pixels
+        if entry.psnr:
+            point = seen[entry.model], statistics.mean(entry.psnr.values()), entry.decay > 0
+            found.setdefault(entry.model, []).append(point)
+    return found
+
+
 def draw(entries: Iterable[Entry], path: Path) -> None:
     """Mean PSNR of the validation images against pixels seen, a line for each model, as a PNG."""
     from nlrn.evaluation.plotting import new_figure, write_figure
 
     figure = new_figure(7, 4)
     axes = figure.subplots()
-    points: dict[str, list[tuple[int, float, bool]]] = {}
-    for entry in entries:
-        if entry.psnr:
-            mean = statistics.mean(entry.psnr.values())
-            points.setdefault(entry.model, []).append((entry.pixels, mean, entry.decay > 0))
+    points = curves(entries)
     for name, found in sorted(points.items()):
         (line,) = axes.plot([p[0] for p in found], [p[1] for p in found], lw=1, label=name)
         for decayed, marker in ((False, "o"), (True, "*")):
             some = [p for p in found if p[2] == decayed]
             axes.plot([p[0] for p in some], [p[1] for p in some], marker, color=line.get_color())
-    axes.set(xscale="log", xlabel="pixels seen (star: after a decay)", ylabel="mean validation PSNR (dB)")
+    axes.set(xscale="log", xlabel="pixels of all slices (star: after a decay)", ylabel="mean validation PSNR (dB)")
     axes.grid(alpha=0.3, which="both")
     if points:
         axes.legend()

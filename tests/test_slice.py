@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
 import os
@@ -205,6 +206,15 @@ def test_the_queue_takes_what_is_furthest_behind_its_share() -> None:
     assert ledger.next_model(queue, [_entry("a", 30), _entry("b", 45, "avx2")]).name == "a"  # in order
     assert ledger.next_model(queue, [_entry("a", 30), _entry("b", 44, "avx2"), _entry("c", 1)]).name == "b"
     assert ledger.spent([_entry("a", 3600), _entry("a", 3600, "avx2"), _entry("b", None)]) == {"a": 1 + 1 / 3, "b": 0}
+
+
+def test_the_curve_of_a_model_continues_where_a_run_begins_anew() -> None:
+    one = dataclasses.replace(_entry("a", 1), pixels=70, slice_pixels=50, psnr={"25": 30.0, "50": 28.0})
+    stopped = dataclasses.replace(one, pixels=90, slice_pixels=20, psnr={})
+    anew = dataclasses.replace(one, pixels=10, slice_pixels=10, psnr={"25": 31.0}, decay=0.5)
+    other = dataclasses.replace(one, model="b", pixels=5, slice_pixels=5)
+    found = ledger.curves([one, stopped, other, anew])
+    assert found == {"a": [(70, 29.0, False), (100, 31.0, True)], "b": [(5, 29.0, False)]}
 
 
 def test_bars_say_what_was_reached() -> None:
